@@ -1,0 +1,221 @@
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{DType, Tensor, TensorData};
+
+use crate::archive::Archive;
+use crate::error::{Error, Mismatch};
+use crate::write::{LazyTensor, write_tensors};
+
+/// Where a visitor or mapper is in a module, as checkpoints name it: fields and indices joined by
+/// dots, without the variants of enums.
+#[derive(Clone, Debug, Default)]
+pub struct ModulePath(Vec<String>);
+
+impl ModulePath {
+    /// To be called from `enter_module`, with its arguments.
+    pub fn enter(&mut self, name: &str, container: &str) {
+        if !is_variant(container) {
+            self.0.push(name.to_owned());
+        }
+    }
+
+    /// To be called from `exit_module`.
+    pub fn exit(&mut self, container: &str) {
+        if !is_variant(container) {
+            self.0.pop();
+        }
+    }
+
+    /// The name, `down_blocks.0.resnets.1.conv1.weight`.
+    pub fn name(&self) -> String {
+        self.0.join(".")
+    }
+}
+
+fn is_variant(container: &str) -> bool {
+    container.starts_with("Enum:")
+}
+
+/// Loads the parameters of a module by name, each into its own place, strictly.
+///
+/// The tensors take the element type `dtype`; with `None` that of the file.
+///
+/// # Errors
+///
+/// If the file cannot be read, or lacks a parameter, holds one too many, of another shape, or with a
+/// NaN or an infinity: one error lists all of them.
+pub fn load<M: Module>(module: M, archive: &Archive, dtype: Option<DType>) -> Result<M, Error> {
+    load_prefixed(module, archive, "", dtype)
+}
+
+/// [`load`] of those tensors whose names begin with `prefix`, which the module does not know of.
+///
+/// # Errors
+///
+/// As [`load`]; tensors without the prefix are none of its business.
+pub fn load_prefixed<M: Module>(
+    module: M,
+    archive: &Archive,
+    prefix: &str,
+    dtype: Option<DType>,
+) -> Result<M, Error> {
+    let names = archive.names().into_iter();
+    let names: BTreeSet<_> =
+        names.filter_map(|name| name.strip_prefix(prefix).map(str::to_owned)).collect();
+    fill(module, archive.path(), names, |name| {
+        let data = archive.read(&format!("{prefix}{name}"))?;
+        Ok(match dtype {
+            Some(dtype) => data.convert_dtype(dtype),
+            None => data,
+        })
+    })
+}
+
+/// The module with all its parameters replaced by the tensors of those names.
+///
+/// # Errors
+///
+/// [`Error::Mismatch`] as [`load`], with `source` as its path.
+pub fn with_tensors<M: Module>(
+    module: M,
+    tensors: &BTreeMap<String, TensorData>,
+    source: &Path,
+) -> Result<M, Error> {
+    let names = tensors.keys().cloned().collect();
+    fill(module, source, names, |name| Ok(tensors[name].clone()))
+}
+
+fn fill<M: Module>(
+    module: M,
+    path: &Path,
+    unused: BTreeSet<String>,
+    read: impl Fn(&str) -> Result<TensorData, Error>,
+) -> Result<M, Error> {
+    let mut filler = Filler { path: ModulePath::default(), unused, read, mismatch: Mismatch::default(), error: None };
+    let module = module.map(&mut filler);
+    if let Some(error) = filler.error {
+        return Err(error);
+    }
+    let mut mismatch = filler.mismatch;
+    mismatch.unused = filler.unused.into_iter().collect();
+    if mismatch.is_empty() {
+        Ok(module)
+    } else {
+        Err(Error::Mismatch { path: path.to_owned(), mismatch })
+    }
+}
+
+struct Filler<R> {
+    path: ModulePath,
+    unused: BTreeSet<String>,
+    read: R,
+    mismatch: Mismatch,
+    error: Option<Error>,
+}
+
+impl<R: Fn(&str) -> Result<TensorData, Error>> ModuleMapper for Filler<R> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.path.exit(container);
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if self.error.is_some() {
+            return param;
+        }
+        let name = self.path.name();
+        if !self.unused.remove(&name) {
+            self.mismatch.missing.push(name);
+            return param;
+        }
+        let data = match (self.read)(&name) {
+            Ok(data) => data,
+            Err(error) => {
+                self.error = Some(error);
+                return param;
+            }
+        };
+        let (expected, found) = (param.lazy_shape().to_vec(), data.shape().to_vec());
+        if expected != found {
+            self.mismatch.misshapen.push((name, expected, found));
+            return param;
+        }
+        if !data.dtype().is_float() || !is_finite(&data) {
+            self.mismatch.not_finite.push(name);
+            return param;
+        }
+        let (id, dtype) = (param.id, data.dtype());
+        let tensor = Tensor::from_data(data, (&param.lazy_device(), dtype));
+        param.transform_for_load(tensor, id)
+    }
+}
+
+fn is_finite(data: &TensorData) -> bool {
+    match data.dtype() {
+        DType::F32 => data.as_slice::<f32>().is_ok_and(|values| values.iter().all(|x| x.is_finite())),
+        _ => data.iter::<f64>().all(f64::is_finite),
+    }
+}
+
+/// The parameters of a module by name, as they are stored (an adapter and the weight under it are
+/// separate tensors).
+pub fn named_tensors<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
+    let mut collector = Collector { path: ModulePath::default(), tensors: BTreeMap::new() };
+    module.visit(&mut collector);
+    collector.tensors
+}
+
+struct Collector {
+    path: ModulePath,
+    tensors: BTreeMap<String, TensorData>,
+}
+
+impl ModuleVisitor for Collector {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.path.exit(container);
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.tensors.insert(self.path.name(), param.base().into_data());
+    }
+}
+
+/// Number of elements in all parameters, without initialising any of them.
+pub fn n_parameters<M: Module>(module: &M) -> usize {
+    struct Counter(usize);
+    impl ModuleVisitor for Counter {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0 += param.lazy_shape().num_elements();
+        }
+    }
+    let mut counter = Counter(0);
+    module.visit(&mut counter);
+    counter.0
+}
+
+/// Writes the parameters of a module to a safetensors file in the element type `dtype`, atomically.
+///
+/// # Errors
+///
+/// If the file cannot be written.
+pub fn save<M: Module>(
+    module: &M,
+    path: &Path,
+    dtype: DType,
+    metadata: HashMap<String, String>,
+) -> Result<(), Error> {
+    let tensors = named_tensors(module)
+        .into_iter()
+        .map(|(name, data)| LazyTensor::ready(name, data.convert_dtype(dtype)))
+        .collect();
+    write_tensors(path, tensors, metadata)
+}

@@ -1,0 +1,324 @@
+//! The operations as an extension of burn's `Backend`, and the hand-written gradients.
+
+use burn::backend::autodiff::{
+    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    grads::Gradients,
+    ops::{Backward, Ops, OpsKind},
+};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, backend_extension};
+
+use crate::attention::{self, Mask};
+use crate::group_norm::{self, Activation};
+use crate::{gelu, layer_norm};
+
+/// What a backend has to offer; every method has a body that works on all of them.
+#[backend_extension(
+    Autodiff,
+    Flex: cfg(feature = "flex"),
+    Cube: cfg(feature = "cube"),
+    Fusion: cfg(feature = "fusion")
+)]
+pub(crate) trait Kernels: Backend {
+    /// See [`crate::attention()`].
+    #[cfg_attr(feature = "fusion", fusion(default))]
+    fn blockwise_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        mask: Mask,
+    ) -> FloatTensor<Self> {
+        attention::forward::<Self>(query, key, value, mask)
+    }
+
+    /// See [`crate::group_norm()`].
+    #[cfg_attr(feature = "fusion", fusion(default))]
+    fn fused_group_norm(
+        input: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        groups: usize,
+        epsilon: f64,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        group_norm::forward::<Self>(input, gamma, beta, groups, epsilon, activation)
+    }
+
+    /// Gradients of [`fused_group_norm`](Self::fused_group_norm) for input, gamma and beta.
+    #[cfg_attr(feature = "fusion", fusion(default))]
+    fn fused_group_norm_backward(
+        input: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        groups: usize,
+        epsilon: f64,
+        activation: Activation,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        group_norm::backward::<Self>(input, gamma, beta, grad, groups, epsilon, activation)
+    }
+
+    /// See [`crate::layer_norm()`].
+    #[cfg_attr(feature = "fusion", fusion(default))]
+    fn fused_layer_norm(
+        input: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        layer_norm::forward::<Self>(input, gamma, beta, epsilon)
+    }
+
+    /// Gradients of [`fused_layer_norm`](Self::fused_layer_norm) for input, gamma and beta.
+    #[cfg_attr(feature = "fusion", fusion(default))]
+    fn fused_layer_norm_backward(
+        input: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        layer_norm::backward::<Self>(input, gamma, grad, epsilon)
+    }
+
+    /// See [`crate::gelu()`].
+    #[cfg_attr(feature = "fusion", fusion(default))]
+    fn exact_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::gelu(input)
+    }
+
+    /// Gradient of [`exact_gelu`](Self::exact_gelu).
+    #[cfg_attr(feature = "fusion", fusion(default))]
+    fn exact_gelu_backward(
+        input: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        gelu::backward::<Self>(input, grad)
+    }
+}
+
+#[cfg(feature = "cube")]
+impl Kernels for burn::backend::Cube {}
+
+impl<B: Backend + Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+    fn blockwise_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        mask: Mask,
+    ) -> FloatTensor<Self> {
+        match AttentionBackward
+            .prepare::<C>([query.node(), key.node(), value.node()])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prepared) => {
+                let inputs = [query, key, value].map(|tensor| tensor.into_primitive());
+                let [q, k, v] = inputs.clone();
+                let output = B::blockwise_attention(q, k, v, mask);
+                prepared.finish((inputs, output.clone(), mask), output)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::blockwise_attention(
+                query.into_primitive(),
+                key.into_primitive(),
+                value.into_primitive(),
+                mask,
+            )),
+        }
+    }
+
+    fn fused_group_norm(
+        input: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        groups: usize,
+        epsilon: f64,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        match GroupNormBackward
+            .prepare::<C>([input.node(), gamma.node(), beta.node()])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prepared) => {
+                let inputs = [input, gamma, beta].map(|tensor| tensor.into_primitive());
+                let [x, g, b] = inputs.clone();
+                let output = B::fused_group_norm(x, g, b, groups, epsilon, activation);
+                prepared.finish((inputs, groups, epsilon, activation), output)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::fused_group_norm(
+                input.into_primitive(),
+                gamma.into_primitive(),
+                beta.into_primitive(),
+                groups,
+                epsilon,
+                activation,
+            )),
+        }
+    }
+
+    fn fused_group_norm_backward(
+        _input: FloatTensor<Self>,
+        _gamma: FloatTensor<Self>,
+        _beta: FloatTensor<Self>,
+        _grad: FloatTensor<Self>,
+        _groups: usize,
+        _epsilon: f64,
+        _activation: Activation,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        unreachable!("{FIRST_ORDER}")
+    }
+
+    fn fused_layer_norm(
+        input: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        match LayerNormBackward
+            .prepare::<C>([input.node(), gamma.node(), beta.node()])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prepared) => {
+                let [x, g, b] = [input, gamma, beta].map(|tensor| tensor.into_primitive());
+                let output = B::fused_layer_norm(x.clone(), g.clone(), b, epsilon);
+                prepared.finish(([x, g], epsilon), output)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::fused_layer_norm(
+                input.into_primitive(),
+                gamma.into_primitive(),
+                beta.into_primitive(),
+                epsilon,
+            )),
+        }
+    }
+
+    fn fused_layer_norm_backward(
+        _input: FloatTensor<Self>,
+        _gamma: FloatTensor<Self>,
+        _grad: FloatTensor<Self>,
+        _epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        unreachable!("{FIRST_ORDER}")
+    }
+
+    fn exact_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        match GeluBackward
+            .prepare::<C>([input.node()])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prepared) => {
+                let input = input.into_primitive();
+                prepared.finish(input.clone(), B::exact_gelu(input))
+            }
+            OpsKind::UnTracked(prepared) => {
+                prepared.finish(B::exact_gelu(input.into_primitive()))
+            }
+        }
+    }
+
+    fn exact_gelu_backward(
+        _input: FloatTensor<Self>,
+        _grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        unreachable!("{FIRST_ORDER}")
+    }
+}
+
+const FIRST_ORDER: &str =
+    "gradients are computed on the inner backend: burn's autodiff is first order";
+
+#[derive(Debug)]
+struct AttentionBackward;
+
+impl<B: Backend> Backward<B, 3> for AttentionBackward {
+    /// Query, key and value; the output, whose product with its gradient replaces the row sums of
+    /// the softmax's own backward; the mask.
+    type State = ([FloatTensor<B>; 3], FloatTensor<B>, Mask);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let ([query, key, value], output, mask) = ops.state;
+        let found = attention::backward::<B>(query, key, value, output, grad, mask);
+        for (parent, grad) in ops.parents.into_iter().zip(found) {
+            if let Some(node) = parent {
+                grads.register::<B>(node.id, grad);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct GroupNormBackward;
+
+impl<B: Backend + Kernels> Backward<B, 3> for GroupNormBackward {
+    /// Input, gamma and beta (the statistics are cheaper to recompute than to keep), and the options.
+    type State = ([FloatTensor<B>; 3], usize, f64, Activation);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let ([input, gamma, beta], groups, epsilon, activation) = ops.state;
+        let (input, gamma, beta) =
+            B::fused_group_norm_backward(input, gamma, beta, grad, groups, epsilon, activation);
+        for (parent, grad) in ops.parents.into_iter().zip([input, gamma, beta]) {
+            if let Some(node) = parent {
+                grads.register::<B>(node.id, grad);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct LayerNormBackward;
+
+impl<B: Backend + Kernels> Backward<B, 3> for LayerNormBackward {
+    /// Input and gamma, and epsilon.
+    type State = ([FloatTensor<B>; 2], f64);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let ([input, gamma], epsilon) = ops.state;
+        let (input, gamma, beta) = B::fused_layer_norm_backward(input, gamma, grad, epsilon);
+        for (parent, grad) in ops.parents.into_iter().zip([input, gamma, beta]) {
+            if let Some(node) = parent {
+                grads.register::<B>(node.id, grad);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct GeluBackward;
+
+impl<B: Backend + Kernels> Backward<B, 1> for GeluBackward {
+    type State = FloatTensor<B>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [parent] = ops.parents;
+        if let Some(node) = parent {
+            grads.register::<B>(node.id, B::exact_gelu_backward(ops.state, grad));
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! The Gaussian error linear unit with its exact gradient.
+
+use std::f64::consts::{FRAC_1_SQRT_2, PI};
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch};
+use burn::tensor::Tensor;
+
+use crate::backend::Kernels;
+
+/// `x·Φ(x)` with Φ the normal distribution function (Hendrycks and Gimpel, arXiv 1606.08415).
+///
+/// burn's own operation has the same value but the gradient of the tanh approximation.
+///
+/// # Shapes
+///
+/// - input and result: any
+pub fn gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::exact_gelu(input.into_dispatch()))
+}
+
+/// `dx = dy·(Φ(x) + x·φ(x))`
+pub(crate) fn backward<B: Backend>(input: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+    let erf = B::float_erf(B::float_mul_scalar(input.clone(), FRAC_1_SQRT_2.into()));
+    let cumulative = B::float_mul_scalar(B::float_add_scalar(erf, 1.0.into()), 0.5.into());
+    let square = B::float_mul(input.clone(), input.clone());
+    let density = B::float_exp(B::float_mul_scalar(square, (-0.5).into()));
+    let density = B::float_mul_scalar(density, (1.0 / (2.0 * PI).sqrt()).into());
+    let slope = B::float_add(cumulative, B::float_mul(input, density));
+    B::float_mul(grad, slope)
+}
+
+#[cfg(test)]
+mod tests {
+    use swiftbrush_testing::{assert_values_close, device, values};
+
+    use super::*;
+
+    /// x, gelu(x) and its derivative to nine digits (scipy's norm.cdf and norm.pdf).
+    const KNOWN: [(f32, f32, f32); 6] = [
+        (-3.0, -0.00404969409, -0.0119456472),
+        (-1.0, -0.158655254, -0.0833154706),
+        (-0.1, -0.0460172163, 0.420476908),
+        (0.0, 0.0, 0.5),
+        (0.7, 0.530625443, 0.976614101),
+        (2.5, 2.48447584, 1.03761109),
+    ];
+
+    #[test]
+    fn value_and_gradient_are_the_exact_ones() {
+        let input = Tensor::<1>::from_data(KNOWN.map(|(x, _, _)| x), &device().autodiff()).require_grad();
+        let output = gelu(input.clone());
+        assert_values_close(&values(output.clone().inner()), &KNOWN.map(|(_, y, _)| y), 1e-6);
+        let grads = output.sum().backward();
+        assert_values_close(&values(input.grad(&grads).unwrap()), &KNOWN.map(|(_, _, d)| d), 1e-6);
+    }
+}

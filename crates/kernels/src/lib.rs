@@ -1,0 +1,38 @@
+//! The one door through which the networks of this workspace call attention, group normalisation
+//! and 3×3 convolution.
+//!
+//! Use it instead of burn's own functions when a network is *trained*: burn's autodiff keeps several
+//! copies of the `[batch, heads, queries, keys]` score matrix of every attention, and splits a group
+//! normalisation into a dozen elementwise passes. Here each is one operation with a gradient written
+//! by hand; [`attention`] needs memory linear in the number of tokens, forwards and backwards.
+//!
+//! [`Linear`], [`Conv2d`], [`GroupNorm`] and [`LayerNorm`] are the layers that call them. Their fields
+//! are named and shaped as PyTorch names and shapes them (`weight` of a linear layer is
+//! `[outputs, inputs]`), so that a checkpoint loads without renaming or transposing anything.
+//!
+//! The operations are written once over burn's `Backend` operations, so they run wherever burn does;
+//! the CPU backend has native loops for normalisation in f32. This is the only crate of the
+//! workspace that knows burn's backends by name, because the macro behind backend extensions needs
+//! to; enable the features with the same names that you enable on burn.
+//!
+//! | feature | passes on |
+//! |---|---|
+//! | `flex`, `cuda`, `wgpu`, `metal` | burn's feature of the same name |
+//! | `fusion` | burn's `fusion` (the operations here stay unfused) |
+
+mod attention;
+mod backend;
+mod convolution;
+#[cfg(feature = "flex")]
+mod flex;
+mod gelu;
+mod group_norm;
+mod layer_norm;
+mod linear;
+
+pub use attention::{Mask, attention};
+pub use convolution::{Conv2d, Conv2dConfig, conv2d};
+pub use gelu::gelu;
+pub use group_norm::{Activation, GroupNorm, GroupNormConfig, group_norm};
+pub use layer_norm::{LayerNorm, LayerNormConfig, layer_norm};
+pub use linear::{Linear, LinearConfig};

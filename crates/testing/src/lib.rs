@@ -1,0 +1,155 @@
+//! What the tests of the workspace share: the device they run on, closeness, golden files.
+//!
+//! `SWIFTBRUSH_TEST_DEVICE` names the device (`flex`, `wgpu` or `cuda`; `flex` when unset); the
+//! backend has to be compiled in with the feature of the same name.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+
+/// The device that `SWIFTBRUSH_TEST_DEVICE` names.
+///
+/// # Panics
+///
+/// If the name is unknown or the backend was not compiled in.
+pub fn device() -> Device {
+    let name = std::env::var("SWIFTBRUSH_TEST_DEVICE").unwrap_or_else(|_| "flex".to_owned());
+    match name.as_str() {
+        #[cfg(feature = "flex")]
+        "flex" => Device::flex(),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "cuda")]
+        "cuda" => Device::cuda(0),
+        other => panic!("SWIFTBRUSH_TEST_DEVICE is {other:?}: not a device compiled into these tests"),
+    }
+}
+
+/// Asserts that two tensors agree within `tolerance` of the largest magnitude expected.
+///
+/// # Panics
+///
+/// If the shapes differ, a value is not finite, or one lies farther off; the message names the
+/// worst element.
+#[track_caller]
+pub fn assert_close<const D: usize>(found: Tensor<D>, expected: Tensor<D>, tolerance: f64) {
+    assert_eq!(found.dims(), expected.dims(), "the shapes differ");
+    assert_values_close(&values(found), &values(expected), tolerance);
+}
+
+/// [`assert_close`] on plain numbers.
+///
+/// # Panics
+///
+/// As there.
+#[track_caller]
+pub fn assert_values_close(found: &[f32], expected: &[f32], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "the lengths differ");
+    let scale = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+    let scale = f64::from(scale).max(f64::MIN_POSITIVE);
+    let mut worst = (0, 0.0);
+    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!(found.is_finite(), "element {index} is {found}, expected {expected}");
+        let error = f64::from((found - expected).abs()) / scale;
+        if error > worst.1 {
+            worst = (index, error);
+        }
+    }
+    let (index, error) = worst;
+    assert!(
+        error <= tolerance,
+        "element {index} is {}, expected {}: off by {error:.3e} of the largest magnitude, allowed {tolerance:.1e}",
+        found[index],
+        expected[index],
+    );
+}
+
+/// The elements of a tensor, row by row, as f32.
+pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+/// Numbers stored by a reference implementation, read from a safetensors file.
+#[derive(Debug)]
+pub struct Golden {
+    tensors: HashMap<String, TensorData>,
+    metadata: HashMap<String, String>,
+}
+
+impl Golden {
+    /// Reads a golden file; `directory` is usually `env!("CARGO_MANIFEST_DIR")`.
+    ///
+    /// # Panics
+    ///
+    /// If `tests/golden/<name>.safetensors` is missing or damaged: a parity test without its numbers
+    /// is a failure, not a skipped test.
+    pub fn open(directory: &str, name: &str) -> Self {
+        let path = Path::new(directory).join("tests/golden").join(format!("{name}.safetensors"));
+        let bytes = std::fs::read(&path)
+            .unwrap_or_else(|error| panic!("golden file {}: {error}", path.display()));
+        let file = safetensors::SafeTensors::deserialize(&bytes)
+            .unwrap_or_else(|error| panic!("golden file {}: {error}", path.display()));
+        let tensors = file.tensors().into_iter().map(|(name, view)| (name, data(&view))).collect();
+        let metadata = safetensors::SafeTensors::read_metadata(&bytes)
+            .ok()
+            .and_then(|(_, header)| header.metadata().clone())
+            .unwrap_or_default();
+        Self { tensors, metadata }
+    }
+
+    /// The stored tensor as it is.
+    ///
+    /// # Panics
+    ///
+    /// If there is none of that name.
+    pub fn data(&self, name: &str) -> TensorData {
+        self.tensors.get(name).unwrap_or_else(|| panic!("the golden file has no {name}")).clone()
+    }
+
+    /// A float tensor on a device.
+    ///
+    /// # Panics
+    ///
+    /// If there is none of that name, or its rank is not `D`.
+    pub fn tensor<const D: usize>(&self, name: &str, device: &Device) -> Tensor<D> {
+        Tensor::from_data(self.data(name).convert_dtype(DType::F32), device)
+    }
+
+    /// An integer tensor on a device.
+    ///
+    /// # Panics
+    ///
+    /// As [`tensor`](Self::tensor).
+    pub fn ints<const D: usize>(&self, name: &str, device: &Device) -> Tensor<D, Int> {
+        Tensor::from_data(self.data(name).convert_dtype(DType::I32), device)
+    }
+
+    /// A string that the reference stored beside the tensors: a config as JSON, usually.
+    ///
+    /// # Panics
+    ///
+    /// If there is none of that name.
+    pub fn metadata(&self, name: &str) -> &str {
+        self.metadata.get(name).unwrap_or_else(|| panic!("the golden file has no metadata {name}"))
+    }
+
+    /// The names of the tensors that begin with `prefix`, without it, sorted.
+    pub fn names_under(&self, prefix: &str) -> Vec<String> {
+        let mut names: Vec<_> =
+            self.tensors.keys().filter_map(|name| name.strip_prefix(prefix)).map(str::to_owned).collect();
+        names.sort();
+        names
+    }
+}
+
+fn data(view: &safetensors::tensor::TensorView<'_>) -> TensorData {
+    let dtype = match view.dtype() {
+        safetensors::Dtype::F32 => DType::F32,
+        safetensors::Dtype::F64 => DType::F64,
+        safetensors::Dtype::I64 => DType::I64,
+        safetensors::Dtype::I32 => DType::I32,
+        other => panic!("golden files hold f32, f64, i32 or i64, not {other:?}"),
+    };
+    TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype)
+}

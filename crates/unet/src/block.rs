@@ -1,0 +1,161 @@
+use burn::module::Module;
+use burn::tensor::module::interpolate;
+use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
+use burn::tensor::{Device, Tensor};
+use swiftbrush_kernels::{Conv2d, Conv2dConfig};
+
+use crate::UNetConfig;
+use crate::resnet::Resnet;
+use crate::transformer::Transformer;
+
+/// `DownBlock2D` or `CrossAttnDownBlock2D`.
+#[derive(Module, Debug)]
+pub(crate) struct DownBlock {
+    resnets: Vec<Resnet>,
+    attentions: Option<Vec<Transformer>>,
+    downsamplers: Option<Vec<Resampler>>,
+}
+
+impl DownBlock {
+    pub(crate) fn new(config: &UNetConfig, block: usize, device: &Device) -> Self {
+        let outputs = config.block_out_channels[block];
+        let inputs = config.block_out_channels[block.saturating_sub(1)];
+        let layers = 0..config.layers_per_block;
+        let is_last = block + 1 == config.block_out_channels.len();
+        let attention = |_| Transformer::new(config, outputs, config.heads(block), device);
+        let downsampler = || {
+            let padding = config.downsample_padding;
+            let conv = Conv2dConfig::new(outputs, outputs, 3).with_stride(2).with_padding((padding, padding));
+            vec![Resampler { conv: conv.init(device) }]
+        };
+        Self {
+            resnets: layers
+                .clone()
+                .map(|layer| Resnet::new(config, if layer == 0 { inputs } else { outputs }, outputs, device))
+                .collect(),
+            attentions: config.down_block_types[block]
+                .has_attention()
+                .then(|| layers.map(attention).collect()),
+            downsamplers: (!is_last).then(downsampler),
+        }
+    }
+
+    /// Returns the result; what each layer left on the way is pushed onto `skips`.
+    pub(crate) fn forward(
+        &self,
+        mut hidden: Tensor<4>,
+        time: &Tensor<2>,
+        context: &Tensor<3>,
+        skips: &mut Vec<Tensor<4>>,
+    ) -> Tensor<4> {
+        for (layer, resnet) in self.resnets.iter().enumerate() {
+            hidden = resnet.forward(hidden, time.clone());
+            if let Some(attentions) = &self.attentions {
+                hidden = attentions[layer].forward(hidden, context.clone());
+            }
+            skips.push(hidden.clone());
+        }
+        for downsampler in self.downsamplers.iter().flatten() {
+            hidden = downsampler.conv.forward(hidden);
+            skips.push(hidden.clone());
+        }
+        hidden
+    }
+}
+
+/// `UNetMidBlock2DCrossAttn`.
+#[derive(Module, Debug)]
+pub(crate) struct MidBlock {
+    attentions: Vec<Transformer>,
+    resnets: Vec<Resnet>,
+}
+
+impl MidBlock {
+    pub(crate) fn new(config: &UNetConfig, device: &Device) -> Self {
+        let last = config.block_out_channels.len() - 1;
+        let channels = config.block_out_channels[last];
+        Self {
+            attentions: vec![Transformer::new(config, channels, config.heads(last), device)],
+            resnets: (0..2).map(|_| Resnet::new(config, channels, channels, device)).collect(),
+        }
+    }
+
+    pub(crate) fn forward(&self, hidden: Tensor<4>, time: &Tensor<2>, context: &Tensor<3>) -> Tensor<4> {
+        let hidden = self.resnets[0].forward(hidden, time.clone());
+        let hidden = self.attentions[0].forward(hidden, context.clone());
+        self.resnets[1].forward(hidden, time.clone())
+    }
+}
+
+/// `UpBlock2D` or `CrossAttnUpBlock2D`.
+#[derive(Module, Debug)]
+pub(crate) struct UpBlock {
+    resnets: Vec<Resnet>,
+    attentions: Option<Vec<Transformer>>,
+    upsamplers: Option<Vec<Resampler>>,
+}
+
+impl UpBlock {
+    /// Blocks are counted from the coarsest.
+    pub(crate) fn new(config: &UNetConfig, block: usize, device: &Device) -> Self {
+        let last = config.block_out_channels.len() - 1;
+        let channels = |block: usize| config.block_out_channels[last - block.min(last)];
+        let (outputs, previous) = (channels(block), channels(block.saturating_sub(1)));
+        let layers = 0..config.layers_per_block + 1;
+        let resnet = |layer| {
+            let skip = if layer == config.layers_per_block { channels(block + 1) } else { outputs };
+            let inputs = if layer == 0 { previous } else { outputs };
+            Resnet::new(config, inputs + skip, outputs, device)
+        };
+        let attention = |_| Transformer::new(config, outputs, config.heads(last - block), device);
+        let upsampler = || vec![Resampler { conv: Conv2dConfig::same3x3(outputs, outputs).init(device) }];
+        Self {
+            resnets: layers.clone().map(resnet).collect(),
+            attentions: config.up_block_types[block]
+                .has_attention()
+                .then(|| layers.map(attention).collect()),
+            upsamplers: (block != last).then(upsampler),
+        }
+    }
+
+    /// Takes one of `skips` for each layer, the newest first.
+    pub(crate) fn forward(
+        &self,
+        mut hidden: Tensor<4>,
+        time: &Tensor<2>,
+        context: &Tensor<3>,
+        skips: &mut Vec<Tensor<4>>,
+    ) -> Tensor<4> {
+        for (layer, resnet) in self.resnets.iter().enumerate() {
+            let skip = skips.pop().expect("there is a skip for each layer on the way up");
+            hidden = resnet.forward(Tensor::cat(vec![hidden, skip], 1), time.clone());
+            if let Some(attentions) = &self.attentions {
+                hidden = attentions[layer].forward(hidden, context.clone());
+            }
+        }
+        for upsampler in self.upsamplers.iter().flatten() {
+            let skip = skips.last().expect("a block that upsamples is followed by another");
+            let [_, _, height, width] = skip.dims();
+            hidden = upsampler.conv.forward(upsample(hidden, [height, width]));
+        }
+        hidden
+    }
+}
+
+/// The convolution before or after a change of resolution.
+#[derive(Module, Debug)]
+struct Resampler {
+    conv: Conv2d,
+}
+
+/// Nearest neighbour to a given height and width (twice its own, except for odd sizes).
+fn upsample(input: Tensor<4>, to: [usize; 2]) -> Tensor<4> {
+    let [batch, channels, height, width] = input.dims();
+    if to != [2 * height, 2 * width] {
+        return interpolate(input, to, InterpolateOptions::new(InterpolateMode::Nearest));
+    }
+    input
+        .reshape([batch, channels, height, 1, width, 1])
+        .expand([batch, channels, height, 2, width, 2])
+        .reshape([batch, channels, 2 * height, 2 * width])
+}

@@ -1,0 +1,200 @@
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// `unet/config.json`. Defaults are those of SD-Turbo and Stable Diffusion 2.1-base.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UNetConfig {
+    /// Side of the latents that the model was trained on; it takes others.
+    pub sample_size: usize,
+    /// Channels of the latents.
+    pub in_channels: usize,
+    /// Channels of the prediction.
+    pub out_channels: usize,
+    /// Blocks on the way down, finest first.
+    pub down_block_types: Vec<BlockType>,
+    /// Blocks on the way up, coarsest first.
+    pub up_block_types: Vec<BlockType>,
+    /// Channels of each block on the way down.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks in each block on the way down; there is one more on the way up.
+    pub layers_per_block: usize,
+    /// **Number of heads** of each block, in spite of its name (diffusers keeps it for compatibility).
+    pub attention_head_dim: OneOrMany,
+    /// Number of heads under its proper name; where present it wins.
+    pub num_attention_heads: Option<OneOrMany>,
+    /// Width of the text states.
+    pub cross_attention_dim: usize,
+    /// Whether transformers project with linear layers (2.x) or 1×1 convolutions (1.x).
+    pub use_linear_projection: bool,
+    /// Groups of every group normalisation.
+    pub norm_num_groups: usize,
+    /// Epsilon of the residual blocks' normalisation; transformers use 1e-6.
+    pub norm_eps: f64,
+    /// Whether the cosines come first in the sinusoidal embedding.
+    pub flip_sin_to_cos: bool,
+    /// Shift of the frequencies of the sinusoidal embedding.
+    pub freq_shift: f64,
+    /// Zeros around the input of a downsampling convolution.
+    pub downsample_padding: usize,
+}
+
+/// What one entry of `down_block_types` or `up_block_types` may say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BlockType {
+    /// Residual blocks, each followed by a transformer, on the way down.
+    CrossAttnDownBlock2D,
+    /// Residual blocks on the way down.
+    DownBlock2D,
+    /// Residual blocks, each followed by a transformer, on the way up.
+    CrossAttnUpBlock2D,
+    /// Residual blocks on the way up.
+    UpBlock2D,
+}
+
+impl BlockType {
+    pub(crate) fn has_attention(self) -> bool {
+        matches!(self, Self::CrossAttnDownBlock2D | Self::CrossAttnUpBlock2D)
+    }
+}
+
+/// A number for all blocks, or one for each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMany {
+    /// The same everywhere.
+    One(usize),
+    /// One for each block on the way down.
+    Many(Vec<usize>),
+}
+
+impl OneOrMany {
+    pub(crate) fn get(&self, block: usize) -> usize {
+        match self {
+            Self::One(value) => *value,
+            Self::Many(values) => values[block],
+        }
+    }
+}
+
+impl Default for UNetConfig {
+    fn default() -> Self {
+        use BlockType::{CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, UpBlock2D};
+        Self {
+            sample_size: 64,
+            in_channels: 4,
+            out_channels: 4,
+            down_block_types: vec![
+                CrossAttnDownBlock2D,
+                CrossAttnDownBlock2D,
+                CrossAttnDownBlock2D,
+                DownBlock2D,
+            ],
+            up_block_types: vec![
+                UpBlock2D,
+                CrossAttnUpBlock2D,
+                CrossAttnUpBlock2D,
+                CrossAttnUpBlock2D,
+            ],
+            block_out_channels: vec![320, 640, 1280, 1280],
+            layers_per_block: 2,
+            attention_head_dim: OneOrMany::Many(vec![5, 10, 20, 20]),
+            num_attention_heads: None,
+            cross_attention_dim: 1024,
+            use_linear_projection: true,
+            norm_num_groups: 32,
+            norm_eps: 1e-5,
+            flip_sin_to_cos: true,
+            freq_shift: 0.0,
+            downsample_padding: 1,
+        }
+    }
+}
+
+impl UNetConfig {
+    /// A network of a few thousand parameters for tests and examples, with attention on two levels.
+    pub fn tiny() -> Self {
+        use BlockType::{CrossAttnDownBlock2D, CrossAttnUpBlock2D};
+        Self {
+            sample_size: 8,
+            down_block_types: vec![CrossAttnDownBlock2D; 2],
+            up_block_types: vec![CrossAttnUpBlock2D; 2],
+            block_out_channels: vec![8, 16],
+            layers_per_block: 1,
+            attention_head_dim: OneOrMany::Many(vec![1, 2]),
+            cross_attention_dim: 12,
+            norm_num_groups: 4,
+            ..Self::default()
+        }
+    }
+
+    /// Options of diffusers that are accepted at the value that changes nothing.
+    pub(crate) fn accepted() -> Vec<(&'static str, Value)> {
+        vec![
+            ("act_fn", json!("silu")),
+            ("addition_embed_type_num_heads", json!(64)),
+            ("attention_type", json!("default")),
+            ("center_input_sample", json!(false)),
+            ("class_embeddings_concat", json!(false)),
+            ("conv_in_kernel", json!(3)),
+            ("conv_out_kernel", json!(3)),
+            ("dropout", json!(0.0)),
+            ("dual_cross_attention", json!(false)),
+            ("mid_block_only_cross_attention", json!(false)),
+            ("mid_block_scale_factor", json!(1)),
+            ("mid_block_type", json!("UNetMidBlock2DCrossAttn")),
+            ("only_cross_attention", json!(false)),
+            ("resnet_out_scale_factor", json!(1.0)),
+            ("resnet_skip_time_act", json!(false)),
+            ("resnet_time_scale_shift", json!("default")),
+            ("time_embedding_type", json!("positional")),
+            ("transformer_layers_per_block", json!(1)),
+            // Only says that diffusers computes attention in f32 in half precision.
+            ("upcast_attention", json!(false)),
+            ("upcast_attention", json!(true)),
+        ]
+    }
+
+    /// Whether the fields agree with one another; the message names the one that does not.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let blocks = self.block_out_channels.len();
+        let same = |name: &str, found: usize| {
+            let message = || format!("{name} has {found} entries, block_out_channels has {blocks}");
+            if found == blocks { Ok(()) } else { Err(message()) }
+        };
+        same("down_block_types", self.down_block_types.len())?;
+        same("up_block_types", self.up_block_types.len())?;
+        for heads in [Some(&self.attention_head_dim), self.num_attention_heads.as_ref()].into_iter().flatten() {
+            if let OneOrMany::Many(values) = heads {
+                same("attention_head_dim", values.len())?;
+            }
+        }
+        if blocks == 0 || self.layers_per_block == 0 || self.norm_num_groups == 0 {
+            return Err("block_out_channels, layers_per_block and norm_num_groups must not be empty or zero".into());
+        }
+        let is_up = |kind: &BlockType| matches!(kind, BlockType::UpBlock2D | BlockType::CrossAttnUpBlock2D);
+        if self.down_block_types.iter().any(is_up) || !self.up_block_types.iter().all(is_up) {
+            return Err("down_block_types and up_block_types hold blocks of the other direction".into());
+        }
+        for (block, &channels) in self.block_out_channels.iter().enumerate() {
+            let heads = self.heads(block);
+            if channels == 0 || channels % self.norm_num_groups != 0 {
+                return Err(format!(
+                    "block_out_channels[{block}] = {channels} is not a multiple of norm_num_groups = {}",
+                    self.norm_num_groups
+                ));
+            }
+            if heads == 0 || channels % heads != 0 {
+                return Err(format!("block_out_channels[{block}] = {channels} does not split into {heads} heads"));
+            }
+        }
+        if self.block_out_channels[0] % 2 != 0 {
+            return Err(format!("block_out_channels[0] = {} is odd", self.block_out_channels[0]));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn heads(&self, block: usize) -> usize {
+        self.num_attention_heads.as_ref().unwrap_or(&self.attention_head_dim).get(block)
+    }
+}

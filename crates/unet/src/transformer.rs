@@ -1,0 +1,177 @@
+use burn::module::Module;
+use burn::nn::{Dropout, DropoutConfig};
+use burn::tensor::{Device, Tensor};
+use swiftbrush_kernels::{
+    Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig, Mask,
+    attention, gelu,
+};
+
+use crate::UNetConfig;
+
+/// Epsilon of the group normalisation in front of a transformer; fixed in diffusers.
+const GROUP_NORM_EPSILON: f64 = 1e-6;
+
+/// `Transformer2DModel`: pixels as tokens that attend to one another and to the text.
+#[derive(Module, Debug)]
+pub(crate) struct Transformer {
+    norm: GroupNorm,
+    proj_in: Projection,
+    transformer_blocks: Vec<TransformerBlock>,
+    proj_out: Projection,
+}
+
+impl Transformer {
+    pub(crate) fn new(config: &UNetConfig, channels: usize, heads: usize, device: &Device) -> Self {
+        Self {
+            norm: GroupNormConfig::new(config.norm_num_groups, channels)
+                .with_epsilon(GROUP_NORM_EPSILON)
+                .init(device),
+            proj_in: Projection::new(config, channels, device),
+            transformer_blocks: vec![TransformerBlock::new(config, channels, heads, device)],
+            proj_out: Projection::new(config, channels, device),
+        }
+    }
+
+    /// `[batch, channels, height, width]`, `[batch, length, context width]` → as the first
+    pub(crate) fn forward(&self, input: Tensor<4>, context: Tensor<3>) -> Tensor<4> {
+        let [batch, channels, height, width] = input.dims();
+        let tokens = self.norm.forward(input.clone());
+        let tokens = tokens.reshape([batch, channels, height * width]).swap_dims(1, 2);
+        let mut tokens = self.proj_in.forward(tokens);
+        for block in &self.transformer_blocks {
+            tokens = block.forward(tokens, context.clone());
+        }
+        let tokens = self.proj_out.forward(tokens);
+        input + tokens.swap_dims(1, 2).reshape([batch, channels, height, width])
+    }
+}
+
+/// From channels to channels, token by token: a linear layer, or a 1×1 convolution in 1.x checkpoints.
+#[derive(Module, Debug)]
+enum Projection {
+    Linear(Linear),
+    Convolution(Conv2d),
+}
+
+impl Projection {
+    fn new(config: &UNetConfig, channels: usize, device: &Device) -> Self {
+        if config.use_linear_projection {
+            Self::Linear(LinearConfig::new(channels, channels).init(device))
+        } else {
+            Self::Convolution(Conv2dConfig::new(channels, channels, 1).init(device))
+        }
+    }
+
+    fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Linear(linear) => linear.forward(tokens),
+            Self::Convolution(convolution) => {
+                let pixels = tokens.swap_dims(1, 2).unsqueeze_dim::<4>(3);
+                convolution.forward(pixels).squeeze_dim::<3>(3).swap_dims(1, 2)
+            }
+        }
+    }
+}
+
+/// Self-attention, cross-attention and a gated feed-forward layer, each on a residual path.
+#[derive(Module, Debug)]
+struct TransformerBlock {
+    norm1: LayerNorm,
+    attn1: Attention,
+    norm2: LayerNorm,
+    attn2: Attention,
+    norm3: LayerNorm,
+    ff: FeedForward,
+}
+
+impl TransformerBlock {
+    fn new(config: &UNetConfig, channels: usize, heads: usize, device: &Device) -> Self {
+        let norm = || LayerNormConfig::new(channels).init(device);
+        Self {
+            norm1: norm(),
+            attn1: Attention::new(channels, channels, heads, device),
+            norm2: norm(),
+            attn2: Attention::new(channels, config.cross_attention_dim, heads, device),
+            norm3: norm(),
+            ff: FeedForward::new(channels, device),
+        }
+    }
+
+    fn forward(&self, tokens: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
+        let normed = self.norm1.forward(tokens.clone());
+        let tokens = tokens + self.attn1.forward(normed.clone(), normed);
+        let tokens = tokens.clone() + self.attn2.forward(self.norm2.forward(tokens), context);
+        tokens.clone() + self.ff.forward(self.norm3.forward(tokens))
+    }
+}
+
+/// Multi-head attention; queries from `tokens`, keys and values from `context`.
+#[derive(Module, Debug)]
+struct Attention {
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    /// The checkpoint's `to_out.0`, and the dropout of rate 0 that follows it there.
+    to_out: (Linear, Dropout),
+    heads: usize,
+}
+
+impl Attention {
+    fn new(channels: usize, context: usize, heads: usize, device: &Device) -> Self {
+        let input = |width| LinearConfig::new(width, channels).with_bias(false).init(device);
+        Self {
+            to_q: input(channels),
+            to_k: input(context),
+            to_v: input(context),
+            to_out: (LinearConfig::new(channels, channels).init(device), DropoutConfig::new(0.0).init()),
+            heads,
+        }
+    }
+
+    fn forward(&self, tokens: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
+        let [batch, length, channels] = tokens.dims();
+        let split = |x: Tensor<3>| {
+            let [_, length, _] = x.dims();
+            x.reshape([batch, length, self.heads, channels / self.heads]).swap_dims(1, 2)
+        };
+        let query = split(self.to_q.forward(tokens));
+        let key = split(self.to_k.forward(context.clone()));
+        let value = split(self.to_v.forward(context));
+        let mixed = attention(query, key, value, Mask::None);
+        self.to_out.0.forward(mixed.swap_dims(1, 2).reshape([batch, length, channels]))
+    }
+}
+
+/// `net.0` is the gated projection, `net.1` a dropout of rate 0, `net.2` the way back.
+#[derive(Module, Debug)]
+struct FeedForward {
+    net: (GatedGelu, Dropout, Linear),
+}
+
+impl FeedForward {
+    fn new(channels: usize, device: &Device) -> Self {
+        let proj = LinearConfig::new(channels, 8 * channels).init(device);
+        let back = LinearConfig::new(4 * channels, channels).init(device);
+        Self { net: (GatedGelu { proj }, DropoutConfig::new(0.0).init(), back) }
+    }
+
+    fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
+        self.net.2.forward(self.net.0.forward(tokens))
+    }
+}
+
+/// GEGLU (Shazeer, arXiv 2002.05202): one half of the projection gated by the GELU of the other.
+#[derive(Module, Debug)]
+struct GatedGelu {
+    proj: Linear,
+}
+
+impl GatedGelu {
+    fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
+        let mut halves = self.proj.forward(tokens).chunk(2, 2).into_iter();
+        let (Some(hidden), Some(gate)) = (halves.next(), halves.next()) else {
+            unreachable!("the projection is 8 times as wide as the tokens")
+        };
+        hidden * gelu(gate)
+    }
+}
