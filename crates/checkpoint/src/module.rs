@@ -40,7 +40,8 @@ fn is_variant(container: &str) -> bool {
 
 /// Loads the parameters of a module by name, each into its own place, strictly.
 ///
-/// The tensors take the element type `dtype`; with `None` that of the file.
+/// The tensors take the element type `dtype`; with `None` that of the file. Tensors of integers are
+/// not weights (older files hold tables of positions) and pass unread.
 ///
 /// # Errors
 ///
@@ -61,9 +62,12 @@ pub fn load_prefixed<M: Module>(
     prefix: &str,
     dtype: Option<DType>,
 ) -> Result<M, Error> {
-    let names = archive.names().into_iter();
-    let names: BTreeSet<_> =
-        names.filter_map(|name| name.strip_prefix(prefix).map(str::to_owned)).collect();
+    let names = archive
+        .names()
+        .into_iter()
+        .filter(|name| archive.dtype(name).map_or(true, |dtype| dtype.is_float()))
+        .filter_map(|name| name.strip_prefix(prefix).map(str::to_owned))
+        .collect();
     fill(module, archive.path(), names, |name| {
         let data = archive.read(&format!("{prefix}{name}"))?;
         Ok(match dtype {
@@ -140,7 +144,10 @@ impl<R: Fn(&str) -> Result<TensorData, Error>> ModuleMapper for Filler<R> {
                 return param;
             }
         };
-        let (expected, found) = (param.lazy_shape().to_vec(), data.shape().to_vec());
+        let expected = param.lazy_shape().to_vec();
+        // burn has no tensors without axes; a lone number is a vector of one.
+        let data = if data.shape().is_empty() && expected == [1] { as_vector(data) } else { data };
+        let found = data.shape().to_vec();
         if expected != found {
             self.mismatch.misshapen.push((name, expected, found));
             return param;
@@ -153,6 +160,11 @@ impl<R: Fn(&str) -> Result<TensorData, Error>> ModuleMapper for Filler<R> {
         let tensor = Tensor::from_data(data, (&param.lazy_device(), dtype));
         param.transform_for_load(tensor, id)
     }
+}
+
+fn as_vector(data: TensorData) -> TensorData {
+    let (bytes, shape, dtype) = data.into_parts();
+    TensorData::from_bytes(bytes, [shape.num_elements()], dtype)
 }
 
 fn is_finite(data: &TensorData) -> bool {

@@ -1,1 +1,20 @@
-//! .
+//! CLIP (Radford et al., arXiv 2103.00020), as transformers has it.
+//!
+//! - [`Tokenizer`] turns prompts into numbers, padded as the checkpoint's own files say;
+//! - [`TextEncoder`] gives the states that the denoiser attends to;
+//! - [`Clip`] embeds texts and images in one space, where [`cosine_similarity`] compares them;
+//! - [`preprocess`] prepares decoded images for it and lets gradients through.
+
+mod config;
+mod dual;
+mod preprocess;
+mod text;
+mod tokenizer;
+mod transformer;
+mod vision;
+
+pub use config::{ClipConfig, HiddenAct, TextConfig, VisionConfig};
+pub use dual::{Clip, cosine_similarity};
+pub use preprocess::{MEAN, STD, preprocess, resize};
+pub use text::TextEncoder;
+pub use tokenizer::{Tokenizer, TokenizerError, Tokens};

@@ -3,10 +3,16 @@
 //! `SWIFTBRUSH_TEST_DEVICE` names the device (`flex`, `wgpu` or `cuda`; `flex` when unset); the
 //! backend has to be compiled in with the feature of the same name.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use safetensors::tensor::TensorView;
+use tempfile::TempDir;
+
+/// How far f32 may lie from a reference computed in f64, relative to the largest magnitude of the
+/// tensor: rounding of a few hundred operations in sequence, each within 6e-8.
+pub const F32: f64 = 2e-5;
 
 /// The device that `SWIFTBRUSH_TEST_DEVICE` names.
 ///
@@ -134,12 +140,34 @@ impl Golden {
         self.metadata.get(name).unwrap_or_else(|| panic!("the golden file has no metadata {name}"))
     }
 
-    /// The names of the tensors that begin with `prefix`, without it, sorted.
-    pub fn names_under(&self, prefix: &str) -> Vec<String> {
-        let mut names: Vec<_> =
-            self.tensors.keys().filter_map(|name| name.strip_prefix(prefix)).map(str::to_owned).collect();
-        names.sort();
-        names
+    /// The tensors whose names begin with `prefix`, under the rest of their names.
+    pub fn tensors_under(&self, prefix: &str) -> BTreeMap<String, TensorData> {
+        let tensors = self.tensors.iter();
+        tensors
+            .filter_map(|(name, data)| Some((name.strip_prefix(prefix)?.to_owned(), data.clone())))
+            .collect()
+    }
+
+    /// A model folder on disk with one component: the stored `config` as its `config.json`, the stored
+    /// tensors under `weights.` as its weights.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such metadata, or the folder cannot be written.
+    pub fn model_folder(&self, component: &str) -> TempDir {
+        let folder = TempDir::new().expect("a temporary folder can be made");
+        let path = folder.path().join(component);
+        std::fs::create_dir(&path).expect("the folder is empty");
+        std::fs::write(path.join("config.json"), self.metadata("config")).expect("there is room");
+        let weights = self.tensors_under("weights.");
+        let views = weights.iter().map(|(name, data)| {
+            let dtype = safetensors::Dtype::F32;
+            let view = TensorView::new(dtype, data.shape().to_vec(), data.as_bytes());
+            (name, view.expect("the bytes are those of the shape"))
+        });
+        safetensors::serialize_to_file(views, None, &path.join("model.safetensors"))
+            .expect("there is room");
+        folder
     }
 }
 

@@ -1,1 +1,11 @@
-//! .
+//! trainer
+
+mod adamw;
+mod ema;
+mod gradients;
+mod random;
+
+pub use adamw::{AdamW, AdamWConfig};
+pub use ema::Ema;
+pub use gradients::NamedGradients;
+pub use random::{Purpose, Random};

@@ -152,7 +152,8 @@ struct Resampler {
 fn upsample(input: Tensor<4>, to: [usize; 2]) -> Tensor<4> {
     let [batch, channels, height, width] = input.dims();
     if to != [2 * height, 2 * width] {
-        return interpolate(input, to, InterpolateOptions::new(InterpolateMode::Nearest));
+        let nearest = InterpolateOptions::new(InterpolateMode::Nearest).with_output_size(to);
+        return interpolate(input, nearest);
     }
     input
         .reshape([batch, channels, height, 1, width, 1])

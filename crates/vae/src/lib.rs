@@ -1,1 +1,13 @@
-//! .
+//! Between images and latents: diffusers' `AutoencoderKL` and `AutoencoderTiny` (TAESD).
+//!
+//! Images are RGB in −1…1. Latents are always *scaled*, as the denoiser sees them: this crate alone
+//! knows the factor (0.18215 for Stable Diffusion).
+
+mod config;
+mod kl;
+mod kl_block;
+mod tiny;
+
+pub use config::{AutoencoderKlConfig, AutoencoderTinyConfig};
+pub use kl::{AutoencoderKl, Posterior};
+pub use tiny::AutoencoderTiny;

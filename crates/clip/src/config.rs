@@ -1,0 +1,231 @@
+use serde::{Deserialize, Serialize};
+use swiftbrush_checkpoint::{Error, Folder};
+
+/// Activation of the feed-forward layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HiddenAct {
+    /// The exact Gaussian error linear unit (OpenCLIP's weights).
+    Gelu,
+    /// `x · sigmoid(1.702·x)` (OpenAI's weights).
+    QuickGelu,
+}
+
+/// `text_encoder/config.json`, or `text_config` inside the configuration of a whole CLIP. Defaults are
+/// transformers'. Keys that transformers writes for every model (generation options and the like)
+/// pass unread; dropout does not exist here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TextConfig {
+    /// Number of tokens.
+    pub vocab_size: usize,
+    /// Width of the states.
+    pub hidden_size: usize,
+    /// Width inside the feed-forward layers.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Number of attention heads.
+    pub num_attention_heads: usize,
+    /// Tokens in a prompt, padding included.
+    pub max_position_embeddings: usize,
+    /// Activation of the feed-forward layers.
+    pub hidden_act: HiddenAct,
+    /// Epsilon of the layer normalisations.
+    pub layer_norm_eps: f64,
+    /// Width of the joint space.
+    pub projection_dim: usize,
+    /// Token whose state stands for the text. 2, which older files say, means the largest token.
+    pub eos_token_id: i64,
+}
+
+impl Default for TextConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 49408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            hidden_act: HiddenAct::QuickGelu,
+            layer_norm_eps: 1e-5,
+            projection_dim: 512,
+            eos_token_id: 49407,
+        }
+    }
+}
+
+impl TextConfig {
+    /// The text encoder of SD-Turbo and Stable Diffusion 2.1: OpenCLIP ViT-H/14 less its last layer.
+    pub fn sd2() -> Self {
+        Self {
+            hidden_size: 1024,
+            intermediate_size: 4096,
+            num_hidden_layers: 23,
+            num_attention_heads: 16,
+            hidden_act: HiddenAct::Gelu,
+            eos_token_id: 2,
+            ..Self::default()
+        }
+    }
+
+    /// An encoder of a few thousand parameters for tests and examples.
+    pub fn tiny() -> Self {
+        Self {
+            vocab_size: 64,
+            hidden_size: 12,
+            intermediate_size: 24,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            max_position_embeddings: 10,
+            hidden_act: HiddenAct::Gelu,
+            projection_dim: 8,
+            eos_token_id: 63,
+            ..Self::default()
+        }
+    }
+
+    /// Reads the `config.json` of a component of a model folder, usually `text_encoder`.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read or contradicts itself.
+    pub fn from_folder(folder: &Folder, component: &str) -> Result<Self, Error> {
+        let path = format!("{component}/config.json");
+        let config: Self = folder.json(&path)?;
+        config.check().map_err(|reason| Error::Config { path: folder.path(&path), reason })?;
+        Ok(config)
+    }
+
+    pub(crate) fn check(&self) -> Result<(), String> {
+        check_heads(self.hidden_size, self.num_attention_heads)?;
+        let sizes = [self.vocab_size, self.num_hidden_layers, self.max_position_embeddings];
+        if sizes.contains(&0) {
+            return Err("vocab_size, num_hidden_layers and max_position_embeddings must not be 0".into());
+        }
+        Ok(())
+    }
+}
+
+/// `vision_config` inside the configuration of a whole CLIP. Defaults are transformers' (ViT-B/32).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VisionConfig {
+    /// Width of the states.
+    pub hidden_size: usize,
+    /// Width inside the feed-forward layers.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Number of attention heads.
+    pub num_attention_heads: usize,
+    /// Channels of the images.
+    pub num_channels: usize,
+    /// Side of the images.
+    pub image_size: usize,
+    /// Side of a patch.
+    pub patch_size: usize,
+    /// Activation of the feed-forward layers.
+    pub hidden_act: HiddenAct,
+    /// Epsilon of the layer normalisations.
+    pub layer_norm_eps: f64,
+}
+
+impl Default for VisionConfig {
+    fn default() -> Self {
+        Self {
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            num_channels: 3,
+            image_size: 224,
+            patch_size: 32,
+            hidden_act: HiddenAct::QuickGelu,
+            layer_norm_eps: 1e-5,
+        }
+    }
+}
+
+impl VisionConfig {
+    /// An encoder of a few thousand parameters for tests and examples.
+    pub fn tiny() -> Self {
+        Self {
+            hidden_size: 12,
+            intermediate_size: 24,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            image_size: 16,
+            patch_size: 4,
+            ..Self::default()
+        }
+    }
+}
+
+/// `config.json` of a whole CLIP. Defaults are ViT-B/32.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClipConfig {
+    /// The text tower.
+    pub text_config: TextConfig,
+    /// The vision tower.
+    pub vision_config: VisionConfig,
+    /// Width of the joint space.
+    pub projection_dim: usize,
+    /// Logarithm of what similarities are multiplied by, before training.
+    pub logit_scale_init_value: f64,
+}
+
+impl Default for ClipConfig {
+    fn default() -> Self {
+        Self {
+            text_config: TextConfig::default(),
+            vision_config: VisionConfig::default(),
+            projection_dim: 512,
+            logit_scale_init_value: 2.6592,
+        }
+    }
+}
+
+impl ClipConfig {
+    /// Towers of a few thousand parameters for tests and examples.
+    pub fn tiny() -> Self {
+        Self {
+            text_config: TextConfig::tiny(),
+            vision_config: VisionConfig::tiny(),
+            projection_dim: 8,
+            ..Self::default()
+        }
+    }
+
+    /// Reads the `config.json` of a component of a model folder.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read or contradicts itself.
+    pub fn from_folder(folder: &Folder, component: &str) -> Result<Self, Error> {
+        let path = format!("{component}/config.json");
+        let config: Self = folder.json(&path)?;
+        config.check().map_err(|reason| Error::Config { path: folder.path(&path), reason })?;
+        Ok(config)
+    }
+
+    pub(crate) fn check(&self) -> Result<(), String> {
+        self.text_config.check()?;
+        let vision = &self.vision_config;
+        check_heads(vision.hidden_size, vision.num_attention_heads)?;
+        if vision.patch_size == 0 || vision.image_size % vision.patch_size != 0 {
+            let (side, patch) = (vision.image_size, vision.patch_size);
+            return Err(format!("image_size = {side} does not split into patches of {patch}"));
+        }
+        Ok(())
+    }
+}
+
+fn check_heads(width: usize, heads: usize) -> Result<(), String> {
+    if heads == 0 || width == 0 || width % heads != 0 {
+        return Err(format!("hidden_size = {width} does not split into {heads} heads"));
+    }
+    Ok(())
+}

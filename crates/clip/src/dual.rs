@@ -1,0 +1,126 @@
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Int, Tensor, assert_shape};
+use swiftbrush_checkpoint::{Error, Folder, load};
+use swiftbrush_kernels::{Linear, LinearConfig};
+
+use crate::ClipConfig;
+use crate::text::TextModel;
+use crate::vision::VisionModel;
+
+/// Both towers with their projections into one space: transformers' `CLIPModel`.
+#[derive(Module, Debug)]
+pub struct Clip {
+    text_model: TextModel,
+    vision_model: VisionModel,
+    visual_projection: Linear,
+    text_projection: Linear,
+    /// Logarithm of what similarities are multiplied by in the contrastive loss, `[1]`.
+    pub logit_scale: Param<Tensor<1>>,
+}
+
+impl ClipConfig {
+    /// Towers with random weights.
+    ///
+    /// # Panics
+    ///
+    /// If the fields contradict one another.
+    pub fn init(&self, device: &Device) -> Clip {
+        if let Err(message) = self.check() {
+            panic!("{message}");
+        }
+        let projection =
+            |width| LinearConfig::new(width, self.projection_dim).with_bias(false).init(device);
+        let logit_scale = Tensor::full([1], self.logit_scale_init_value, device);
+        Clip {
+            text_model: TextModel::new(&self.text_config, device),
+            vision_model: VisionModel::new(&self.vision_config, device),
+            visual_projection: projection(self.vision_config.hidden_size),
+            text_projection: projection(self.text_config.hidden_size),
+            logit_scale: Param::from_tensor(logit_scale),
+        }
+    }
+}
+
+impl Clip {
+    /// Loads a component of a model folder; with `dtype` none, as the file has it.
+    ///
+    /// # Errors
+    ///
+    /// If its configuration or its weights cannot be read, or do not fit each other.
+    pub fn from_folder(
+        folder: &Folder,
+        component: &str,
+        dtype: Option<DType>,
+        device: &Device,
+    ) -> Result<Self, Error> {
+        let config = ClipConfig::from_folder(folder, component)?;
+        load(config.init(device), &folder.weights(component)?, dtype)
+    }
+
+    /// Embeddings of texts.
+    ///
+    /// # Shapes
+    ///
+    /// - tokens: `[batch, length]`
+    /// - returns: `[batch, projection_dim]`, of length one
+    ///
+    /// # Panics
+    ///
+    /// If there are more tokens than positions.
+    pub fn embed_texts(&self, tokens: Tensor<2, Int>) -> Tensor<2> {
+        let states = self.text_model.forward(tokens.clone());
+        normalize(self.text_projection.forward(self.text_model.pool(states, &tokens)))
+    }
+
+    /// Embeddings of images.
+    ///
+    /// # Shapes
+    ///
+    /// - images: `[batch, 3, side, side]`, as [`preprocess`](crate::preprocess) gives them, with the
+    ///   side that [`image_size`](Self::image_size) says
+    /// - returns: `[batch, projection_dim]`, of length one
+    ///
+    /// # Panics
+    ///
+    /// If the images have another side.
+    pub fn embed_images(&self, images: Tensor<4>) -> Tensor<2> {
+        normalize(self.visual_projection.forward(self.vision_model.forward(images)))
+    }
+
+    /// Side of the images that the vision tower takes.
+    pub fn image_size(&self) -> usize {
+        self.vision_model.image_size()
+    }
+
+    /// The states of the text tower, as a [`TextEncoder`](crate::TextEncoder) with the same weights
+    /// would give them.
+    ///
+    /// # Shapes
+    ///
+    /// - tokens: `[batch, length]`
+    /// - returns: `[batch, length, hidden_size]`
+    pub fn text_states(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        self.text_model.forward(tokens)
+    }
+}
+
+fn normalize(embeddings: Tensor<2>) -> Tensor<2> {
+    let length = embeddings.clone().powi_scalar(2).sum_dim(1).sqrt();
+    embeddings / length
+}
+
+/// Cosine of the angle between each image and its text.
+///
+/// # Shapes
+///
+/// - image_embeds, text_embeds: `[batch, width]`, of length one
+/// - returns: `[batch]`
+///
+/// # Panics
+///
+/// If the shapes differ.
+pub fn cosine_similarity(image_embeds: Tensor<2>, text_embeds: Tensor<2>) -> Tensor<1> {
+    let [batch, width] = image_embeds.dims();
+    assert_shape!(text_embeds, [batch, width]);
+    (image_embeds * text_embeds).sum_dim(1).squeeze_dim::<1>(1)
+}

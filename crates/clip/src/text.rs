@@ -1,0 +1,143 @@
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData, module};
+use swiftbrush_checkpoint::{Error, Folder, load_prefixed};
+use swiftbrush_kernels::{LayerNorm, Mask};
+
+use crate::TextConfig;
+use crate::transformer::{Encoder, Shape};
+
+/// Standard deviation of embeddings before training.
+const INITIAL_DEVIATION: f64 = 0.02;
+
+/// The text tower: transformers' `CLIPTextModel`.
+#[derive(Module, Debug)]
+pub struct TextEncoder {
+    pub(crate) text_model: TextModel,
+}
+
+impl TextConfig {
+    /// An encoder with random weights.
+    ///
+    /// # Panics
+    ///
+    /// If the fields contradict one another.
+    pub fn init(&self, device: &Device) -> TextEncoder {
+        if let Err(message) = self.check() {
+            panic!("{message}");
+        }
+        TextEncoder { text_model: TextModel::new(self, device) }
+    }
+}
+
+impl TextEncoder {
+    /// Loads a component of a model folder, usually `text_encoder`; with `dtype` none, as the file has
+    /// it.
+    ///
+    /// # Errors
+    ///
+    /// If its configuration or its weights cannot be read, or do not fit each other.
+    pub fn from_folder(
+        folder: &Folder,
+        component: &str,
+        dtype: Option<DType>,
+        device: &Device,
+    ) -> Result<Self, Error> {
+        let config = TextConfig::from_folder(folder, component)?;
+        let archive = folder.weights(component)?;
+        // transformers 5 saves the encoder without the prefix that all before it wrote.
+        let nested = archive.contains("text_model.final_layer_norm.weight");
+        let prefix = if nested { "text_model." } else { "" };
+        let text_model = TextModel::new(&config, device);
+        Ok(Self { text_model: load_prefixed(text_model, &archive, prefix, dtype)? })
+    }
+
+    /// The normalised states of the last layer, what the denoiser attends to.
+    ///
+    /// # Shapes
+    ///
+    /// - tokens: `[batch, length]`, length at most `max_position_embeddings`
+    /// - returns: `[batch, length, hidden_size]`
+    ///
+    /// # Panics
+    ///
+    /// If there are more tokens than positions.
+    pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        self.text_model.forward(tokens)
+    }
+}
+
+#[derive(Module, Debug)]
+pub(crate) struct TextModel {
+    embeddings: Embeddings,
+    encoder: Encoder,
+    final_layer_norm: LayerNorm,
+    eos_token_id: i64,
+}
+
+#[derive(Module, Debug)]
+struct Embeddings {
+    token_embedding: Table,
+    position_embedding: Table,
+}
+
+/// Rows to be looked up, `weight: [rows, width]`.
+#[derive(Module, Debug)]
+pub(crate) struct Table {
+    pub(crate) weight: Param<Tensor<2>>,
+}
+
+impl Table {
+    pub(crate) fn new(rows: usize, width: usize, device: &Device) -> Self {
+        let normal = Distribution::Normal(0.0, INITIAL_DEVIATION);
+        Self { weight: Param::from_tensor(Tensor::random([rows, width], normal, device)) }
+    }
+}
+
+impl TextModel {
+    pub(crate) fn new(config: &TextConfig, device: &Device) -> Self {
+        let shape = Shape {
+            width: config.hidden_size,
+            inner: config.intermediate_size,
+            layers: config.num_hidden_layers,
+            heads: config.num_attention_heads,
+            activation: config.hidden_act,
+            epsilon: config.layer_norm_eps,
+        };
+        let table = |rows| Table::new(rows, config.hidden_size, device);
+        Self {
+            embeddings: Embeddings {
+                token_embedding: table(config.vocab_size),
+                position_embedding: table(config.max_position_embeddings),
+            },
+            encoder: Encoder::new(shape, device),
+            final_layer_norm: shape.norm(device),
+            eos_token_id: config.eos_token_id,
+        }
+    }
+
+    pub(crate) fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        let [_, length] = tokens.dims();
+        let positions = self.embeddings.position_embedding.weight.val();
+        let [available, _] = positions.dims();
+        assert!(length <= available, "{length} tokens, but only {available} positions");
+        let states = module::embedding(self.embeddings.token_embedding.weight.val(), tokens);
+        let states = states + positions.slice([0..length]).unsqueeze::<3>();
+        self.final_layer_norm.forward(self.encoder.forward(states, Mask::Causal))
+    }
+
+    /// The state at the end of each text: `[batch, length, width]` → `[batch, width]`.
+    pub(crate) fn pool(&self, states: Tensor<3>, tokens: &Tensor<2, Int>) -> Tensor<2> {
+        let [batch, length, width] = states.dims();
+        let ids: Vec<i64> = tokens.to_data().iter::<i64>().collect();
+        let ends: Vec<i64> = ids.chunks(length).map(|ids| self.end(ids) as i64).collect();
+        let ends = TensorData::new(ends, [batch, 1, 1]);
+        let ends = Tensor::<3, Int>::from_data(ends, &states.device()).expand([batch, 1, width]);
+        states.gather(1, ends).squeeze_dim::<2>(1)
+    }
+
+    fn end(&self, ids: &[i64]) -> usize {
+        // Configurations that say 2 come from a time when the end was found as the largest token.
+        let end = if self.eos_token_id == 2 { ids.iter().max() } else { Some(&self.eos_token_id) };
+        ids.iter().position(|id| Some(id) == end).unwrap_or(0)
+    }
+}

@@ -1,0 +1,85 @@
+//! Against transformers: `golden/make.py` writes the numbers.
+
+use serde::Deserialize;
+use swiftbrush_checkpoint::{Folder, read_json};
+use swiftbrush_clip::{Clip, TextEncoder, Tokenizer, cosine_similarity, resize};
+use swiftbrush_testing::{F32, Golden, assert_close, device};
+
+const HERE: &str = env!("CARGO_MANIFEST_DIR");
+
+fn check_text(name: &str) {
+    let (golden, device) = (Golden::open(HERE, name), device());
+    let folder = golden.model_folder("text_encoder");
+    let folder = Folder::open(folder.path()).unwrap();
+    let encoder = TextEncoder::from_folder(&folder, "text_encoder", None, &device).unwrap();
+    let states = encoder.forward(golden.ints("tokens", &device));
+    assert_close(states, golden.tensor("states", &device), F32);
+}
+
+#[test]
+fn text_states_agree_with_gelu() {
+    check_text("text_gelu");
+}
+
+#[test]
+fn text_states_agree_with_quick_gelu() {
+    check_text("text_quick_gelu");
+}
+
+fn check_clip(name: &str) {
+    let golden = Golden::open(HERE, name);
+    let device = device().autodiff();
+    let folder = golden.model_folder("clip");
+    let folder = Folder::open(folder.path()).unwrap();
+    let clip = Clip::from_folder(&folder, "clip", None, &device).unwrap();
+
+    let images = golden.tensor::<4>("images", &device).require_grad();
+    let image_embeds = clip.embed_images(images.clone());
+    let text_embeds = clip.embed_texts(golden.ints("tokens", &device));
+    let expected = |name| golden.tensor::<2>(name, &device).inner();
+    assert_close(image_embeds.clone().inner(), expected("image_embeds"), F32);
+    assert_close(text_embeds.clone().inner(), expected("text_embeds"), F32);
+
+    let cosine = cosine_similarity(image_embeds, text_embeds);
+    assert_close(cosine.clone().inner(), golden.tensor::<1>("cosine", &device).inner(), F32);
+    let grads = cosine.sum().backward();
+    let found = images.grad(&grads).unwrap();
+    assert_close(found, golden.tensor::<4>("images_grad", &device).inner(), F32);
+}
+
+#[test]
+fn both_towers_and_their_gradient_agree_with_gelu() {
+    check_clip("clip_gelu");
+}
+
+#[test]
+fn both_towers_and_their_gradient_agree_with_quick_gelu() {
+    check_clip("clip_quick_gelu");
+}
+
+#[test]
+fn resizing_is_bicubic_with_antialiasing() {
+    let (golden, device) = (Golden::open(HERE, "resize"), device());
+    for name in ["down", "up", "same_rows"] {
+        let expected = golden.tensor::<4>(&format!("{name}.out"), &device);
+        let [_, _, height, width] = expected.dims();
+        let found = resize(golden.tensor(&format!("{name}.in"), &device), height, width);
+        assert_close(found, expected, F32);
+    }
+}
+
+#[derive(Deserialize)]
+struct Case {
+    prompt: String,
+    ids: Vec<i32>,
+}
+
+#[test]
+fn tokens_are_those_of_transformers() {
+    let here = std::path::Path::new(HERE).join("tests/golden");
+    let tokenizer = Tokenizer::from_folder(&Folder::open(&here).unwrap(), "tokenizer").unwrap();
+    let cases: Vec<Case> = read_json(&here.join("tokens.json")).unwrap();
+    for Case { prompt, ids } in cases {
+        assert_eq!(tokenizer.encode(&prompt).ids, ids, "{prompt:?}");
+    }
+}

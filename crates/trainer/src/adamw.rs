@@ -1,0 +1,142 @@
+//! AdamW with PyTorch's defaults, its state kept by parameter name.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+use swiftbrush_checkpoint::ModulePath;
+
+use crate::NamedGradients;
+
+/// Settings of [`AdamW`]; the defaults are those of PyTorch with weight decay off, as in SwiftBrush.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdamWConfig {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Share of each weight taken away per unit of learning rate.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), step for step
+/// PyTorch's `AdamW`.
+///
+/// burn's own keeps its state by parameter ids, which are drawn anew in every process; here it is kept
+/// by name, so that a run can be saved and resumed exactly.
+#[derive(Clone, Debug)]
+pub struct AdamW {
+    config: AdamWConfig,
+    /// Updates made so far.
+    step: u64,
+    moments: BTreeMap<String, [Tensor<1>; 2]>,
+}
+
+impl AdamW {
+    /// An optimiser that has seen nothing yet.
+    pub fn new(config: AdamWConfig) -> Self {
+        Self { config, step: 0, moments: BTreeMap::new() }
+    }
+
+    /// Moves every parameter that has a gradient.
+    pub fn step<M: Module>(&mut self, module: M, grads: NamedGradients, learning_rate: f64) -> M {
+        self.step += 1;
+        module.map(&mut Update { path: ModulePath::default(), optimizer: self, grads, learning_rate })
+    }
+
+    /// Updates made so far.
+    pub fn n_steps(&self) -> u64 {
+        self.step
+    }
+
+    /// The state as tensors, for a checkpoint.
+    pub fn state(&self) -> BTreeMap<String, TensorData> {
+        let moments = self.moments.iter();
+        moments
+            .flat_map(|(name, [first, second])| {
+                [
+                    (format!("{name}.exp_avg"), first.to_data()),
+                    (format!("{name}.exp_avg_sq"), second.to_data()),
+                ]
+            })
+            .collect()
+    }
+
+    /// An optimiser as [`state`](Self::state) and [`n_steps`](Self::n_steps) described it.
+    pub fn restore(
+        config: AdamWConfig,
+        step: u64,
+        state: &BTreeMap<String, TensorData>,
+        device: &Device,
+    ) -> Self {
+        let tensor = |data: &TensorData| Tensor::from_data(data.clone(), device);
+        let moments = state
+            .iter()
+            .filter_map(|(key, first)| {
+                let name = key.strip_suffix(".exp_avg")?;
+                let second = state.get(&format!("{name}.exp_avg_sq"))?;
+                Some((name.to_owned(), [tensor(first), tensor(second)]))
+            })
+            .collect();
+        Self { config, step, moments }
+    }
+
+    /// The new values of one parameter.
+    fn update(&mut self, name: &str, weight: Tensor<1>, grad: Tensor<1>, learning_rate: f64) -> Tensor<1> {
+        let AdamWConfig { beta1, beta2, epsilon, weight_decay } = self.config;
+        let (first, second) = match self.moments.remove(name) {
+            Some([first, second]) => (first * beta1, second * beta2),
+            None => (grad.zeros_like(), grad.zeros_like()),
+        };
+        let first = first + grad.clone() * (1.0 - beta1);
+        let second = second + grad.clone() * grad * (1.0 - beta2);
+        self.moments.insert(name.to_owned(), [first.clone(), second.clone()]);
+
+        let correction = |beta: f64| 1.0 - beta.powi(self.step as i32);
+        let deviation = (second.sqrt() / correction(beta2).sqrt()) + epsilon;
+        let weight = weight * (1.0 - learning_rate * weight_decay);
+        weight - first / deviation * (learning_rate / correction(beta1))
+    }
+}
+
+struct Update<'a> {
+    path: ModulePath,
+    optimizer: &'a mut AdamW,
+    grads: NamedGradients,
+    learning_rate: f64,
+}
+
+impl ModuleMapper for Update<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.path.exit(container);
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let name = self.path.name();
+        let Some(grad) = self.grads.remove(&name) else {
+            return param;
+        };
+        let (id, weight, mapper) = param.consume();
+        let (dims, dtype) = (weight.dims(), weight.dtype());
+        let is_autodiff = weight.is_autodiff();
+        let flat = weight.inner().cast(FloatDType::F32).reshape([-1]);
+        let updated = self.optimizer.update(&name, flat, grad, self.learning_rate);
+        let updated = updated.reshape(dims).cast(dtype);
+        let updated = if is_autodiff { updated.autodiff().require_grad() } else { updated };
+        Param::from_mapped_value(id, updated, mapper)
+    }
+}

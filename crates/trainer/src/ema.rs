@@ -1,0 +1,109 @@
+//! Exponential moving average of weights.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use swiftbrush_checkpoint::ModulePath;
+
+/// A running average of a module's parameters, in f32.
+///
+/// After n updates the decay is `min((1 + n) / (10 + n), decay)`, as diffusers' `EMAModel`.
+#[derive(Clone, Debug)]
+pub struct Ema {
+    decay: f64,
+    n_updates: u64,
+    averages: BTreeMap<String, Tensor<1>>,
+}
+
+impl Ema {
+    /// An average that begins at the module's present weights.
+    pub fn new<M: Module>(module: &M, decay: f64) -> Self {
+        Self { decay, n_updates: 0, averages: flat_tensors(module) }
+    }
+
+    /// Takes in the module's present weights.
+    pub fn update<M: Module>(&mut self, module: &M) {
+        self.n_updates += 1;
+        let n = self.n_updates as f64;
+        let decay = ((1.0 + n) / (10.0 + n)).min(self.decay);
+        for (name, weight) in flat_tensors(module) {
+            let average = match self.averages.remove(&name) {
+                Some(average) => average * decay + weight * (1.0 - decay),
+                None => weight,
+            };
+            self.averages.insert(name, average);
+        }
+    }
+
+    /// The module with the averages as its weights; its own are dropped.
+    pub fn apply<M: Module>(&self, module: M) -> M {
+        module.map(&mut Replace { path: ModulePath::default(), averages: &self.averages })
+    }
+
+    /// Updates made so far.
+    pub fn n_updates(&self) -> u64 {
+        self.n_updates
+    }
+
+    /// The averages as tensors, for a checkpoint.
+    pub fn state(&self) -> BTreeMap<String, TensorData> {
+        self.averages.iter().map(|(name, average)| (name.clone(), average.to_data())).collect()
+    }
+
+    /// An average as [`state`](Self::state) and [`n_updates`](Self::n_updates) described it.
+    pub fn restore(decay: f64, n_updates: u64, state: BTreeMap<String, TensorData>, device: &Device) -> Self {
+        let averages = state.into_iter();
+        let averages = averages.map(|(name, data)| (name, Tensor::from_data(data, device))).collect();
+        Self { decay, n_updates, averages }
+    }
+}
+
+fn flat_tensors<M: Module>(module: &M) -> BTreeMap<String, Tensor<1>> {
+    struct Collect(ModulePath, BTreeMap<String, Tensor<1>>);
+    impl ModuleVisitor for Collect {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.0.enter(name, container);
+        }
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.0.exit(container);
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let flat = param.base().inner().cast(FloatDType::F32).reshape([-1]);
+            self.1.insert(self.0.name(), flat);
+        }
+    }
+    let mut collect = Collect(ModulePath::default(), BTreeMap::new());
+    module.visit(&mut collect);
+    collect.1
+}
+
+struct Replace<'a> {
+    path: ModulePath,
+    averages: &'a BTreeMap<String, Tensor<1>>,
+}
+
+impl ModuleMapper for Replace<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.path.exit(container);
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(average) = self.averages.get(&self.path.name()) else {
+            return param;
+        };
+        param.map(|tensor| {
+            let average = average.clone().reshape(tensor.dims()).cast(tensor.dtype());
+            let (is_autodiff, requires_grad) = (tensor.is_autodiff(), tensor.is_require_grad());
+            match (is_autodiff, requires_grad) {
+                (true, true) => average.autodiff().require_grad(),
+                (true, false) => average.autodiff(),
+                (false, _) => average,
+            }
+        })
+    }
+}

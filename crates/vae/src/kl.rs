@@ -1,0 +1,199 @@
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor, assert_shape};
+use swiftbrush_checkpoint::{Error, Folder, load};
+use swiftbrush_kernels::{Conv2d, Conv2dConfig, GroupNorm};
+
+use crate::AutoencoderKlConfig;
+use crate::kl_block::{Level, MidBlock, group_norm};
+
+/// The variational autoencoder of Stable Diffusion (Rombach et al., arXiv 2112.10752, §3.1).
+#[derive(Module, Debug)]
+pub struct AutoencoderKl {
+    encoder: Encoder,
+    decoder: Decoder,
+    quant_conv: Conv2d,
+    post_quant_conv: Conv2d,
+    scaling_factor: f64,
+}
+
+impl AutoencoderKlConfig {
+    /// A network with random weights.
+    ///
+    /// # Panics
+    ///
+    /// If the fields contradict one another.
+    pub fn init(&self, device: &Device) -> AutoencoderKl {
+        if let Err(message) = self.check() {
+            panic!("{message}");
+        }
+        let latents = self.latent_channels;
+        AutoencoderKl {
+            encoder: Encoder::new(self, device),
+            decoder: Decoder::new(self, device),
+            quant_conv: Conv2dConfig::new(2 * latents, 2 * latents, 1).init(device),
+            post_quant_conv: Conv2dConfig::new(latents, latents, 1).init(device),
+            scaling_factor: self.scaling_factor,
+        }
+    }
+}
+
+/// The distribution of latents that the encoder gives for images, before scaling.
+#[derive(Clone, Debug)]
+pub struct Posterior {
+    /// Mean, `[batch, latent_channels, height', width']`.
+    pub mean: Tensor<4>,
+    /// Logarithm of the variance, within −30…20, the same shape.
+    pub log_variance: Tensor<4>,
+    scaling_factor: f64,
+}
+
+impl Posterior {
+    /// The most likely latents, scaled.
+    pub fn mode(&self) -> Tensor<4> {
+        self.mean.clone() * self.scaling_factor
+    }
+
+    /// Latents drawn with the given unit noise, scaled.
+    ///
+    /// # Panics
+    ///
+    /// If the noise has another shape than the mean.
+    pub fn sample(&self, noise: Tensor<4>) -> Tensor<4> {
+        assert_eq!(noise.dims(), self.mean.dims(), "the noise has another shape than the mean");
+        let deviation = (self.log_variance.clone() * 0.5).exp();
+        (self.mean.clone() + deviation * noise) * self.scaling_factor
+    }
+}
+
+impl AutoencoderKl {
+    /// Loads a component of a model folder, usually `vae`; with `dtype` none, as the file has it.
+    ///
+    /// # Errors
+    ///
+    /// If its configuration or its weights cannot be read, or do not fit each other.
+    pub fn from_folder(
+        folder: &Folder,
+        component: &str,
+        dtype: Option<DType>,
+        device: &Device,
+    ) -> Result<Self, Error> {
+        let config = AutoencoderKlConfig::from_folder(folder, component)?;
+        load(config.init(device), &folder.weights(component)?, dtype)
+    }
+
+    /// What the encoder says of images.
+    ///
+    /// # Shapes
+    ///
+    /// - images: `[batch, 3, height, width]`, RGB in −1…1, sides multiples of the downsampling (8 for
+    ///   Stable Diffusion)
+    /// - returns: mean and variance of `[batch, latent_channels, height/8, width/8]`
+    ///
+    /// # Panics
+    ///
+    /// If the channels do not agree, or the dtype is not that of the weights.
+    pub fn encode(&self, images: Tensor<4>) -> Posterior {
+        let moments = self.quant_conv.forward(self.encoder.forward(images));
+        let mut halves = moments.chunk(2, 1).into_iter();
+        let (Some(mean), Some(log_variance)) = (halves.next(), halves.next()) else {
+            unreachable!("the encoder gives a mean and a variance for each channel")
+        };
+        let log_variance = log_variance.clamp(-30.0, 20.0);
+        Posterior { mean, log_variance, scaling_factor: self.scaling_factor }
+    }
+
+    /// Images from latents.
+    ///
+    /// # Shapes
+    ///
+    /// - latents: `[batch, latent_channels, height, width]`, scaled
+    /// - returns: `[batch, 3, 8·height, 8·width]`, RGB in about −1…1
+    ///
+    /// # Panics
+    ///
+    /// If the channels do not agree, or the dtype is not that of the weights.
+    pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
+        let [batch, _, height, width] = latents.dims();
+        let [_, channels, _, _] = self.post_quant_conv.weight.lazy_shape().dims::<4>();
+        assert_shape!(latents, [batch, channels, height, width]);
+        self.decoder.forward(self.post_quant_conv.forward(latents / self.scaling_factor))
+    }
+
+    /// What raw latents are multiplied by.
+    pub fn scaling_factor(&self) -> f64 {
+        self.scaling_factor
+    }
+}
+
+#[derive(Module, Debug)]
+struct Encoder {
+    conv_in: Conv2d,
+    down_blocks: Vec<Level>,
+    mid_block: MidBlock,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Encoder {
+    fn new(config: &AutoencoderKlConfig, device: &Device) -> Self {
+        let (groups, channels) = (config.norm_num_groups, &config.block_out_channels);
+        let last = channels.len() - 1;
+        let level = |level: usize| {
+            let inputs = channels[level.saturating_sub(1)];
+            Level::down(groups, config.layers_per_block, inputs, channels[level], level != last, device)
+        };
+        Self {
+            conv_in: Conv2dConfig::same3x3(config.in_channels, channels[0]).init(device),
+            down_blocks: (0..=last).map(level).collect(),
+            mid_block: MidBlock::new(groups, channels[last], device),
+            conv_norm_out: group_norm(groups, channels[last], device),
+            conv_out: Conv2dConfig::same3x3(channels[last], 2 * config.latent_channels).init(device),
+        }
+    }
+
+    fn forward(&self, images: Tensor<4>) -> Tensor<4> {
+        let mut hidden = self.conv_in.forward(images);
+        for block in &self.down_blocks {
+            hidden = block.forward(hidden);
+        }
+        let hidden = self.mid_block.forward(hidden);
+        self.conv_out.forward(self.conv_norm_out.forward_silu(hidden))
+    }
+}
+
+#[derive(Module, Debug)]
+struct Decoder {
+    conv_in: Conv2d,
+    mid_block: MidBlock,
+    up_blocks: Vec<Level>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Decoder {
+    fn new(config: &AutoencoderKlConfig, device: &Device) -> Self {
+        let (groups, channels) = (config.norm_num_groups, &config.block_out_channels);
+        let last = channels.len() - 1;
+        // Levels are counted from the coarsest.
+        let level = |level: usize| {
+            let inputs = channels[last - level.saturating_sub(1)];
+            let (layers, outputs) = (config.layers_per_block + 1, channels[last - level]);
+            Level::up(groups, layers, inputs, outputs, level != last, device)
+        };
+        Self {
+            conv_in: Conv2dConfig::same3x3(config.latent_channels, channels[last]).init(device),
+            mid_block: MidBlock::new(groups, channels[last], device),
+            up_blocks: (0..=last).map(level).collect(),
+            conv_norm_out: group_norm(groups, channels[0], device),
+            conv_out: Conv2dConfig::same3x3(channels[0], config.out_channels).init(device),
+        }
+    }
+
+    fn forward(&self, latents: Tensor<4>) -> Tensor<4> {
+        let mut hidden = self.mid_block.forward(self.conv_in.forward(latents));
+        for block in &self.up_blocks {
+            hidden = block.forward(hidden);
+        }
+        self.conv_out.forward(self.conv_norm_out.forward_silu(hidden))
+    }
+}

@@ -1,0 +1,170 @@
+use burn::module::Module;
+use burn::nn::Relu;
+use burn::tensor::activation::relu;
+use burn::tensor::{DType, Device, Tensor};
+use swiftbrush_checkpoint::{Error, Folder, load};
+use swiftbrush_kernels::{Conv2d, Conv2dConfig};
+
+use crate::AutoencoderTinyConfig;
+use crate::kl_block::double;
+
+/// Latents beyond this are squashed before decoding.
+const LATENT_MAGNITUDE: f64 = 3.0;
+
+/// TAESD, a small stand-in for [`AutoencoderKl`](crate::AutoencoderKl) on the same latents
+/// (madebyollin/taesd; diffusers' `AutoencoderTiny`).
+#[derive(Module, Debug)]
+pub struct AutoencoderTiny {
+    encoder: Sequence,
+    decoder: Sequence,
+    scaling_factor: f64,
+}
+
+impl AutoencoderTinyConfig {
+    /// A network with random weights.
+    ///
+    /// # Panics
+    ///
+    /// If the fields contradict one another.
+    pub fn init(&self, device: &Device) -> AutoencoderTiny {
+        if let Err(message) = self.check() {
+            panic!("{message}");
+        }
+        AutoencoderTiny {
+            encoder: self.encoder(device),
+            decoder: self.decoder(device),
+            scaling_factor: self.scaling_factor,
+        }
+    }
+
+    fn encoder(&self, device: &Device) -> Sequence {
+        let channels = self.encoder_block_out_channels[0];
+        let mut layers = Vec::new();
+        for (stage, &blocks) in self.num_encoder_blocks.iter().enumerate() {
+            let conv = match stage {
+                0 => Conv2dConfig::same3x3(self.in_channels, channels),
+                _ => Conv2dConfig::same3x3(channels, channels).with_stride(2).with_bias(false),
+            };
+            layers.push(Layer::Convolution(conv.init(device)));
+            layers.extend((0..blocks).map(|_| Layer::Block(Block::new(channels, device))));
+        }
+        let conv = Conv2dConfig::same3x3(channels, self.latent_channels);
+        layers.push(Layer::Convolution(conv.init(device)));
+        Sequence { layers }
+    }
+
+    fn decoder(&self, device: &Device) -> Sequence {
+        let channels = self.decoder_block_out_channels[0];
+        let conv = Conv2dConfig::same3x3(self.latent_channels, channels);
+        let mut layers = vec![Layer::Convolution(conv.init(device)), Layer::Relu(Relu)];
+        let last = self.num_decoder_blocks.len() - 1;
+        for (stage, &blocks) in self.num_decoder_blocks.iter().enumerate() {
+            layers.extend((0..blocks).map(|_| Layer::Block(Block::new(channels, device))));
+            let conv = if stage == last {
+                Conv2dConfig::same3x3(channels, self.out_channels)
+            } else {
+                layers.push(Layer::Double(Double));
+                Conv2dConfig::same3x3(channels, channels).with_bias(false)
+            };
+            layers.push(Layer::Convolution(conv.init(device)));
+        }
+        Sequence { layers }
+    }
+}
+
+impl AutoencoderTiny {
+    /// Loads a component of a model folder; with `dtype` none, as the file has it.
+    ///
+    /// # Errors
+    ///
+    /// If its configuration or its weights cannot be read, or do not fit each other.
+    pub fn from_folder(
+        folder: &Folder,
+        component: &str,
+        dtype: Option<DType>,
+        device: &Device,
+    ) -> Result<Self, Error> {
+        let config = AutoencoderTinyConfig::from_folder(folder, component)?;
+        load(config.init(device), &folder.weights(component)?, dtype)
+    }
+
+    /// Latents of images.
+    ///
+    /// # Shapes
+    ///
+    /// - images: `[batch, 3, height, width]`, RGB in −1…1
+    /// - returns: `[batch, latent_channels, height/8, width/8]`, scaled
+    ///
+    /// # Panics
+    ///
+    /// If the channels do not agree, or the dtype is not that of the weights.
+    pub fn encode(&self, images: Tensor<4>) -> Tensor<4> {
+        self.encoder.forward((images + 1.0) / 2.0) * self.scaling_factor
+    }
+
+    /// Images from latents; differentiable, and the decoder of the clamped CLIP loss
+    /// (arXiv 2408.14176, §4.3).
+    ///
+    /// # Shapes
+    ///
+    /// - latents: `[batch, latent_channels, height, width]`, scaled
+    /// - returns: `[batch, 3, 8·height, 8·width]`, RGB in about −1…1
+    ///
+    /// # Panics
+    ///
+    /// If the channels do not agree, or the dtype is not that of the weights.
+    pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
+        let latents = latents / self.scaling_factor;
+        let squashed = (latents / LATENT_MAGNITUDE).tanh() * LATENT_MAGNITUDE;
+        self.decoder.forward(squashed) * 2.0 - 1.0
+    }
+}
+
+/// Layers one after the other, at the places that checkpoints give them.
+#[derive(Module, Debug)]
+struct Sequence {
+    layers: Vec<Layer>,
+}
+
+impl Sequence {
+    fn forward(&self, input: Tensor<4>) -> Tensor<4> {
+        self.layers.iter().fold(input, |hidden, layer| match layer {
+            Layer::Convolution(convolution) => convolution.forward(hidden),
+            Layer::Block(block) => block.forward(hidden),
+            Layer::Relu(_) => relu(hidden),
+            Layer::Double(_) => double(hidden),
+        })
+    }
+}
+
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a handful of layers, each allocated once")]
+enum Layer {
+    Convolution(Conv2d),
+    Block(Block),
+    Relu(Relu),
+    Double(Double),
+}
+
+/// Doubles height and width; has no parameters.
+#[derive(Module, Debug)]
+struct Double;
+
+/// Three convolutions on a residual path.
+#[derive(Module, Debug)]
+struct Block {
+    conv: (Conv2d, Relu, Conv2d, Relu, Conv2d),
+}
+
+impl Block {
+    fn new(channels: usize, device: &Device) -> Self {
+        let conv = || Conv2dConfig::same3x3(channels, channels).init(device);
+        Self { conv: (conv(), Relu, conv(), Relu, conv()) }
+    }
+
+    fn forward(&self, input: Tensor<4>) -> Tensor<4> {
+        let (first, _, second, _, third) = &self.conv;
+        let hidden = relu(second.forward(relu(first.forward(input.clone()))));
+        relu(third.forward(hidden) + input)
+    }
+}
