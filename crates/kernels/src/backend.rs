@@ -8,6 +8,7 @@ use burn::backend::autodiff::{
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, backend_extension};
 
+use crate::Window;
 use crate::attention::{self, Mask};
 use crate::group_norm::{self, Activation};
 use crate::{gelu, layer_norm};
@@ -29,6 +30,38 @@ pub(crate) trait Kernels: Backend {
         mask: Mask,
     ) -> FloatTensor<Self> {
         attention::forward::<Self>(query, key, value, mask)
+    }
+
+    /// See [`crate::conv2d()`]; without its bias.
+    #[cfg_attr(feature = "fusion", fusion(default))]
+    fn convolution(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        window: Window,
+    ) -> FloatTensor<Self> {
+        Self::conv2d(input, weight, None, window.options())
+    }
+
+    /// Gradient of [`convolution`](Self::convolution) for its input.
+    #[cfg_attr(feature = "fusion", fusion(default))]
+    fn convolution_input_grad(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        window: Window,
+    ) -> FloatTensor<Self> {
+        Self::conv2d_x_backward(input, weight, grad, window.options())
+    }
+
+    /// Gradient of [`convolution`](Self::convolution) for its weight.
+    #[cfg_attr(feature = "fusion", fusion(default))]
+    fn convolution_weight_grad(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        window: Window,
+    ) -> FloatTensor<Self> {
+        Self::conv2d_weight_backward(input, weight, grad, window.options())
     }
 
     /// See [`crate::group_norm()`].
@@ -124,6 +157,47 @@ impl<B: Backend + Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
                 mask,
             )),
         }
+    }
+
+    fn convolution(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        window: Window,
+    ) -> FloatTensor<Self> {
+        match ConvolutionBackward
+            .prepare::<C>([input.node(), weight.node()])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prepared) => {
+                let inputs = [input, weight].map(|tensor| tensor.into_primitive());
+                let [x, w] = inputs.clone();
+                prepared.finish((inputs, window), B::convolution(x, w, window))
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::convolution(
+                input.into_primitive(),
+                weight.into_primitive(),
+                window,
+            )),
+        }
+    }
+
+    fn convolution_input_grad(
+        _input: FloatTensor<Self>,
+        _weight: FloatTensor<Self>,
+        _grad: FloatTensor<Self>,
+        _window: Window,
+    ) -> FloatTensor<Self> {
+        unreachable!("{FIRST_ORDER}")
+    }
+
+    fn convolution_weight_grad(
+        _input: FloatTensor<Self>,
+        _weight: FloatTensor<Self>,
+        _grad: FloatTensor<Self>,
+        _window: Window,
+    ) -> FloatTensor<Self> {
+        unreachable!("{FIRST_ORDER}")
     }
 
     fn fused_group_norm(
@@ -250,6 +324,33 @@ impl<B: Backend> Backward<B, 3> for AttentionBackward {
             if let Some(node) = parent {
                 grads.register::<B>(node.id, grad);
             }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ConvolutionBackward;
+
+impl<B: Backend + Kernels> Backward<B, 2> for ConvolutionBackward {
+    /// Input and weight, and how the kernel moves.
+    type State = ([FloatTensor<B>; 2], Window);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let ([x, w], window) = ops.state;
+        let [input, weight] = ops.parents;
+        if let Some(node) = input {
+            let grad = B::convolution_input_grad(x.clone(), w.clone(), grad.clone(), window);
+            grads.register::<B>(node.id, grad);
+        }
+        if let Some(node) = weight {
+            let grad = B::convolution_weight_grad(x, w, grad, window);
+            grads.register::<B>(node.id, grad);
         }
     }
 }

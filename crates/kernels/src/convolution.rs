@@ -1,18 +1,37 @@
 //! Two-dimensional convolution.
 
+use burn::backend::Dispatch;
 use burn::config::Config;
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Device, Distribution, Tensor, module};
+use burn::tensor::{Device, Distribution, Tensor};
+
+use crate::backend::Kernels;
+
+/// How the kernel moves over the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Distance between two applications of the kernel.
+    pub stride: usize,
+    /// Zeros around the input: above and to the left, below and to the right.
+    pub padding: (usize, usize),
+}
+
+impl Window {
+    pub(crate) fn options(self) -> ConvOptions<2> {
+        ConvOptions::new_with_padding([self.stride; 2], [self.padding; 2], [1, 1], 1)
+    }
+}
 
 /// Convolution of a batch of images, the call behind every [`Conv2d`].
 ///
-/// At present burn's own on every backend; kernels for 3×3 will stand behind this function.
+/// The gradient of the weight is computed only where the weight is trained. On the CPU in f32 the
+/// kernels are our own, elsewhere burn's.
 ///
 /// # Shapes
 ///
 /// - input: `[batch, channels_in, height, width]`
-/// - weight: `[channels_out, channels_in / groups, kernel_height, kernel_width]`
+/// - weight: `[channels_out, channels_in, kernel_height, kernel_width]`
 /// - bias: `[channels_out]`
 /// - returns: `[batch, channels_out, height', width']`
 ///
@@ -23,10 +42,23 @@ pub fn conv2d(
     input: Tensor<4>,
     weight: Tensor<4>,
     bias: Option<Tensor<1>>,
-    options: ConvOptions<2>,
+    window: Window,
 ) -> Tensor<4> {
+    let ([_, found, height, width], [_, expected, rows, columns]) = (input.dims(), weight.dims());
+    let padding = window.padding.0 + window.padding.1;
+    assert_eq!(found, expected, "the kernel takes {expected} channels");
+    assert!(height + padding >= rows && width + padding >= columns, "the image is smaller than the kernel");
     assert_eq!(input.dtype(), weight.dtype(), "input and weight differ in dtype");
-    module::conv2d(input, weight, bias, options)
+
+    let output = Tensor::from_dispatch(<Dispatch as Kernels>::convolution(
+        input.into_dispatch(),
+        weight.into_dispatch(),
+        window,
+    ));
+    match bias {
+        Some(bias) => output + bias.unsqueeze_dims::<4>(&[0, 2, 3]),
+        None => output,
+    }
 }
 
 /// Configuration of a [`Conv2d`] with a square kernel.
@@ -63,7 +95,7 @@ impl Conv2dConfig {
         let weight = [channels_out, channels_in, kernel, kernel];
         Conv2d {
             weight: Param::uninitialized(
-                burn::module::ParamId::new(),
+                ParamId::new(),
                 move |device, _| Tensor::random(weight, uniform, device),
                 device.clone(),
                 true,
@@ -96,8 +128,44 @@ impl Conv2d {
     ///
     /// If the input has other channels, or another dtype than the weights.
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
-        let stride = [self.stride; 2];
-        let options = ConvOptions::new_with_padding(stride, [self.padding; 2], [1, 1], 1);
-        conv2d(input, self.weight.val(), self.bias.as_ref().map(Param::val), options)
+        let window = Window { stride: self.stride, padding: self.padding };
+        conv2d(input, self.weight.val(), self.bias.as_ref().map(Param::val), window)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::module;
+    use swiftbrush_testing::{assert_close, device};
+
+    use super::*;
+
+    fn check(input: [usize; 4], weight: [usize; 4], stride: usize, padding: (usize, usize)) {
+        let device = device().autodiff();
+        let random = |shape| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device).require_grad();
+        let (input, weight) = (random(input), random(weight));
+        let bias = Tensor::<1>::random([weight.dims()[0]], Distribution::Normal(0.0, 1.0), &device);
+        let window = Window { stride, padding };
+        let run = |output: Tensor<4>| {
+            let grads = output.clone().powi_scalar(2).sum().backward();
+            (output.inner(), input.grad(&grads).unwrap(), weight.grad(&grads).unwrap())
+        };
+        let found = run(conv2d(input.clone(), weight.clone(), Some(bias.clone()), window));
+        let expected = run(module::conv2d(input.clone(), weight.clone(), Some(bias), window.options()));
+        assert_close(found.0, expected.0, 1e-5);
+        assert_close(found.1, expected.1, 1e-5);
+        assert_close(found.2, expected.2, 1e-5);
+    }
+
+    #[test]
+    fn agrees_with_burns_own_and_so_do_its_gradients() {
+        check([2, 3, 5, 7], [4, 3, 3, 3], 1, (1, 1));
+        check([3, 5, 8, 8], [6, 5, 3, 3], 2, (1, 1));
+        check([2, 4, 6, 8], [3, 4, 3, 3], 2, (0, 1));
+        check([2, 4, 3, 5], [7, 4, 1, 1], 1, (0, 0));
+        check([1, 3, 8, 8], [5, 3, 4, 4], 4, (0, 0));
+        check([9, 16, 16, 16], [8, 16, 3, 3], 1, (1, 1));
+        check([1, 2, 1, 1], [2, 2, 3, 3], 1, (1, 1));
+        check([2, 3, 6, 5], [4, 3, 3, 3], 1, (0, 2));
     }
 }

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "calls of functions compiled for AVX2, made only where it was detected")]
 
 use burn::backend::flex::{FlexTensor, Layout};
+use burn::backend::ops::ModuleOps;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{Bytes, DType, Shape};
@@ -9,9 +10,46 @@ use rayon::prelude::*;
 
 use crate::backend::Kernels;
 use crate::group_norm::{self, Activation};
-use crate::{gelu, layer_norm};
+use crate::{Window, flex_convolution, gelu, layer_norm};
 
 impl Kernels for Flex {
+    fn convolution(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        window: Window,
+    ) -> FloatTensor<Self> {
+        if input.dtype() != DType::F32 {
+            return <Self as ModuleOps<Self>>::conv2d(input, weight, None, window.options());
+        }
+        flex_convolution::forward(&Contiguous::new(input), &Contiguous::new(weight), window)
+    }
+
+    fn convolution_input_grad(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        window: Window,
+    ) -> FloatTensor<Self> {
+        if input.dtype() != DType::F32 || !flex_convolution::can_turn(&weight.shape(), window) {
+            return <Self as ModuleOps<Self>>::conv2d_x_backward(input, weight, grad, window.options());
+        }
+        let (weight, grad) = (Contiguous::new(weight), Contiguous::new(grad));
+        flex_convolution::input_grad(&weight, &grad, window)
+    }
+
+    fn convolution_weight_grad(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        window: Window,
+    ) -> FloatTensor<Self> {
+        if input.dtype() != DType::F32 {
+            return <Self as ModuleOps<Self>>::conv2d_weight_backward(input, weight, grad, window.options());
+        }
+        let (input, grad) = (Contiguous::new(input), Contiguous::new(grad));
+        flex_convolution::weight_grad(&input, &grad, weight.shape(), window)
+    }
+
     fn fused_group_norm(
         input: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -24,7 +62,7 @@ impl Kernels for Flex {
             return group_norm::forward::<Self>(input, gamma, beta, groups, epsilon, activation);
         }
         let (input, gamma, beta) = (Contiguous::new(input), Contiguous::new(gamma), Contiguous::new(beta));
-        let geometry = Geometry::new(&input.0.shape(), groups);
+        let geometry = Geometry::new(&input.shape(), groups);
         let (gamma, beta) = (gamma.values(), beta.values());
 
         let mut output = vec![0.0f32; input.values().len()];
@@ -42,7 +80,7 @@ impl Kernels for Flex {
                     apply(output, input, scale, shift, activation);
                 }
             });
-        tensor(output, input.0.shape())
+        tensor(output, input.shape())
     }
 
     fn fused_group_norm_backward(
@@ -59,7 +97,7 @@ impl Kernels for Flex {
         }
         let (input, grad) = (Contiguous::new(input), Contiguous::new(grad));
         let (gamma, beta) = (Contiguous::new(gamma), Contiguous::new(beta));
-        let shape = input.0.shape();
+        let shape = input.shape();
         let geometry = Geometry::new(&shape, groups);
         let (gamma, beta) = (gamma.values(), beta.values());
 
@@ -122,7 +160,7 @@ impl Kernels for Flex {
             .par_chunks_mut(rows * width)
             .zip(input.values().par_chunks(rows * width))
             .for_each(|(output, input)| layer_norm_rows(output, input, gamma, beta, epsilon));
-        tensor(output, input.0.shape())
+        tensor(output, input.shape())
     }
 
     fn fused_layer_norm_backward(
@@ -156,7 +194,7 @@ impl Kernels for Flex {
             }
             tensor(sum, Shape::new([width]))
         });
-        (tensor(input_grad, input.0.shape()), gamma_grad, beta_grad)
+        (tensor(input_grad, input.shape()), gamma_grad, beta_grad)
     }
 
     fn exact_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -169,7 +207,7 @@ impl Kernels for Flex {
             .par_chunks_mut(ELEMENTS_PER_TASK)
             .zip(input.values().par_chunks(ELEMENTS_PER_TASK))
             .for_each(|(output, input)| gelu_values(output, input));
-        tensor(output, input.0.shape())
+        tensor(output, input.shape())
     }
 
     fn exact_gelu_backward(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -183,7 +221,7 @@ impl Kernels for Flex {
             .zip(input.values().par_chunks(ELEMENTS_PER_TASK))
             .zip(grad.values().par_chunks(ELEMENTS_PER_TASK))
             .for_each(|((output, input), grad)| gelu_grads(output, input, grad));
-        tensor(output, input.0.shape())
+        tensor(output, input.shape())
     }
 }
 
@@ -195,19 +233,23 @@ fn rows_per_task(width: usize) -> usize {
 }
 
 /// A tensor whose elements lie in order.
-struct Contiguous(FlexTensor);
+pub(crate) struct Contiguous(FlexTensor);
 
 impl Contiguous {
+    pub(crate) fn shape(&self) -> Shape {
+        self.0.shape()
+    }
+
     fn new(tensor: FlexTensor) -> Self {
         Self(tensor.to_contiguous())
     }
 
-    fn values(&self) -> &[f32] {
+    pub(crate) fn values(&self) -> &[f32] {
         self.0.as_slice().expect("the tensor is contiguous and f32")
     }
 }
 
-fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
+pub(crate) fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
     FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::F32)
 }
 

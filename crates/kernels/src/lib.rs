@@ -25,13 +25,15 @@ mod backend;
 mod convolution;
 #[cfg(feature = "flex")]
 mod flex;
+#[cfg(feature = "flex")]
+mod flex_convolution;
 mod gelu;
 mod group_norm;
 mod layer_norm;
 mod linear;
 
 pub use attention::{Mask, attention};
-pub use convolution::{Conv2d, Conv2dConfig, conv2d};
+pub use convolution::{Conv2d, Conv2dConfig, Window, conv2d};
 pub use gelu::gelu;
 pub use group_norm::{Activation, GroupNorm, GroupNormConfig, group_norm};
 pub use layer_norm::{LayerNorm, LayerNormConfig, layer_norm};

@@ -1,0 +1,34 @@
+use swiftbrush_clip::TokenizerError;
+
+/// Why there is no picture.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A model folder or file of weights cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] swiftbrush_checkpoint::Error),
+    /// The tokenizer cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The scheduler's configuration cannot be used.
+    #[error("{path}")]
+    Scheduler {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        source: swiftbrush_scheduler::ConfigError,
+    },
+    /// The request contradicts the model or itself.
+    #[error("{0}")]
+    Request(String),
+    /// A part of the model gave a NaN or an infinity.
+    #[error(
+        "the {part} gave a NaN or an infinity in {dtype:?}; try --dtype f32, or other weights if it was f32"
+    )]
+    NotFinite {
+        /// Which network.
+        part: &'static str,
+        /// In which element type.
+        dtype: burn::tensor::DType,
+    },
+}

@@ -1,0 +1,135 @@
+//! One training loop for all the networks of the miniature: resumable, logged, averaged.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use swiftbrush_checkpoint::{named_tensors, with_tensors};
+use swiftbrush_trainer::{AdamW, AdamWConfig, Ema, NamedGradients, Snapshot};
+
+/// What a stage is trained with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Schedule {
+    /// Steps in all.
+    pub(crate) steps: u64,
+    /// Learning rate at its highest, after the warm-up.
+    pub(crate) learning_rate: f64,
+    /// Decay of the averaged weights.
+    pub(crate) ema: f64,
+}
+
+/// Steps over which the learning rate rises.
+const WARM_UP: u64 = 100;
+/// Steps between two snapshots.
+const SAVE_EVERY: u64 = 200;
+/// Norm that gradients are clipped to.
+const MAX_NORM: f64 = 1.0;
+
+impl Schedule {
+    /// Rises linearly, then falls to a twentieth along a cosine.
+    fn learning_rate(&self, step: u64) -> f64 {
+        let rise = ((step + 1) as f64 / WARM_UP as f64).min(1.0);
+        let done = step as f64 / self.steps as f64;
+        let fall = 0.05 + 0.95 * 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
+        self.learning_rate * rise * fall
+    }
+}
+
+/// Trains a module from its present weights, or from the snapshot in `folder` if there is one, and
+/// returns it with its averaged weights, without autodiff.
+///
+/// `loss` is given the module and the step, and `look` is called after every snapshot with the averaged
+/// module.
+pub(crate) fn train<M: Module>(
+    folder: &Path,
+    module: M,
+    schedule: Schedule,
+    device: &Device,
+    loss: impl Fn(&M, u64) -> Tensor<1>,
+    look: impl Fn(&M, u64) -> Result<()>,
+) -> Result<M> {
+    std::fs::create_dir_all(folder)?;
+    let path = folder.join("snapshot.safetensors");
+    let mut state = State::new(module, schedule);
+    if path.is_file() {
+        state = state.restore(&Snapshot::open(&path)?, &path, schedule, device)?;
+    }
+    let mut log = OpenOptions::new().create(true).append(true).open(folder.join("log.jsonl"))?;
+
+    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let bar = progress_bar(name, schedule.steps, state.step);
+    while state.step < schedule.steps {
+        let begun = Instant::now();
+        let step = state.step;
+        let loss = loss(&state.module, step);
+        let value: f64 = loss.clone().into_data().iter::<f64>().sum();
+        ensure!(value.is_finite(), "the loss became {value} at step {step}; {} is from before", path.display());
+        let grads = NamedGradients::take(&state.module, &mut loss.backward());
+        let (grads, norm) = grads.clip(MAX_NORM);
+        let rate = schedule.learning_rate(step);
+        state.module = state.optimizer.step(state.module, grads, rate);
+        state.ema.update(&state.module);
+        state.step += 1;
+
+        let seconds = begun.elapsed().as_secs_f64();
+        writeln!(log, "{}", json!({"step": step, "loss": value, "norm": norm, "rate": rate, "seconds": seconds}))?;
+        bar.set_position(state.step);
+        bar.set_message(format!("loss {value:.4}"));
+        if state.step % SAVE_EVERY == 0 || state.step == schedule.steps {
+            state.snapshot().save(&path).context("the snapshot was not saved")?;
+            look(&state.averaged(), state.step)?;
+        }
+    }
+    bar.finish();
+    Ok(state.averaged())
+}
+
+fn progress_bar(name: String, steps: u64, done: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix:14} {bar:30} {pos}/{len} {msg} {eta} left");
+    let bar = ProgressBar::new(steps).with_prefix(name).with_position(done);
+    bar.set_style(style.expect("the template is valid"));
+    bar.reset_eta();
+    bar
+}
+
+struct State<M> {
+    step: u64,
+    module: M,
+    optimizer: AdamW,
+    ema: Ema,
+}
+
+impl<M: Module> State<M> {
+    fn new(module: M, schedule: Schedule) -> Self {
+        let ema = Ema::new(&module, schedule.ema);
+        Self { step: 0, module, optimizer: AdamW::new(AdamWConfig::default()), ema }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot::new(self.step);
+        snapshot.insert("module", named_tensors(&self.module));
+        snapshot.insert_adamw("adamw", &self.optimizer);
+        snapshot.insert_ema("ema", &self.ema);
+        snapshot
+    }
+
+    fn restore(self, snapshot: &Snapshot, path: &Path, schedule: Schedule, device: &Device) -> Result<Self> {
+        let inner = device.clone().inner();
+        Ok(Self {
+            step: snapshot.step(),
+            module: with_tensors(self.module, &snapshot.group("module"), path)?,
+            optimizer: snapshot.adamw("adamw", AdamWConfig::default(), &inner),
+            ema: snapshot.ema("ema", schedule.ema, &inner),
+        })
+    }
+
+    fn averaged(&self) -> M {
+        self.ema.apply(self.module.clone()).valid()
+    }
+}
