@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use burn::module::Module;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor, TensorData};
 use swiftbrush_checkpoint::{named_tensors, with_tensors};
@@ -11,7 +12,8 @@ use swiftbrush_trainer::{Purpose, Random};
 use swiftbrush_vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, AutoencoderTinyConfig};
 
 use crate::data::{Batch, LENGTH, SIDE, to_bytes};
-use crate::scorer::score;
+use crate::scorer::{Score, score};
+use crate::teacher::Tally;
 use crate::training::{Schedule, train};
 use crate::world::{Layout, Object, Scene};
 
@@ -20,7 +22,7 @@ const KL_WEIGHT: f64 = 1e-4;
 
 pub(crate) fn kl_config() -> AutoencoderKlConfig {
     AutoencoderKlConfig {
-        block_out_channels: vec![16, 32, 64],
+        block_out_channels: vec![16, 32],
         layers_per_block: 1,
         norm_num_groups: 8,
         sample_size: SIDE,
@@ -31,11 +33,11 @@ pub(crate) fn kl_config() -> AutoencoderKlConfig {
 
 pub(crate) fn tiny_config() -> AutoencoderTinyConfig {
     AutoencoderTinyConfig {
-        encoder_block_out_channels: vec![24; 3],
-        decoder_block_out_channels: vec![24; 3],
-        block_out_channels: vec![24; 3],
-        num_encoder_blocks: vec![1, 1, 1],
-        num_decoder_blocks: vec![1, 1, 1],
+        encoder_block_out_channels: vec![24; 2],
+        decoder_block_out_channels: vec![24; 2],
+        block_out_channels: vec![24; 2],
+        num_encoder_blocks: vec![1, 2],
+        num_decoder_blocks: vec![2, 1],
         ..AutoencoderTinyConfig::default()
     }
 }
@@ -57,11 +59,38 @@ pub(crate) fn train_autoencoder(folder: &Path, seed: u64, steps: u64, device: &D
     let look = |model: &AutoencoderKl, step| {
         let batch = Batch::new(seed ^ 1, u64::MAX, 256);
         let latents = model.encode(batch.images(&device.clone().inner())).mode();
-        let right = share_right(model.decode(latents), &batch.scenes);
-        eprintln!("step {step}: {right:.3} of the pictures are right after coding and decoding");
+        let tally = Tally(scores(model.decode(latents), &batch.scenes));
+        eprintln!("step {step}: coded and decoded, {tally}");
         Ok(())
     };
     train(folder, without_noise(kl_config().init(&device))?, schedule, &device, loss, look)
+}
+
+/// Goes on training the decoder alone, so that what was trained on the latents meanwhile keeps its worth.
+pub(crate) fn train_decoder(
+    folder: &Path,
+    kl: &AutoencoderKl,
+    seed: u64,
+    steps: u64,
+    device: &Device,
+) -> Result<AutoencoderKl> {
+    const BATCH: usize = 32;
+    let inner = device;
+    let device = device.clone().autodiff();
+    let schedule = Schedule { steps, learning_rate: 1.5e-3, ema: 0.998 };
+    let loss = |model: &AutoencoderKl, step| {
+        let batch = Batch::new(seed ^ 2, step, BATCH);
+        let latents = kl.encode(batch.images(inner)).mode().autodiff();
+        difference(model.decode(latents), batch.images(&device))
+    };
+    let look = |model: &AutoencoderKl, step| {
+        let batch = Batch::new(seed ^ 1, u64::MAX, 256);
+        let latents = kl.encode(batch.images(inner)).mode();
+        let tally = Tally(scores(model.decode(latents), &batch.scenes));
+        eprintln!("step {step}: coded and decoded, {tally}");
+        Ok(())
+    };
+    train(folder, kl.clone().train().unfreeze(), schedule, &device, loss, look)
 }
 
 /// Makes the encoder sure of itself to begin with: with a variance of one, which random weights give,
@@ -97,8 +126,8 @@ pub(crate) fn train_tiny(
     let look = |model: &AutoencoderTiny, step| {
         let batch = Batch::new(seed ^ 1, u64::MAX, 256);
         let latents = kl.encode(batch.images(inner)).mode();
-        let right = share_right(model.decode(latents), &batch.scenes);
-        eprintln!("step {step}: {right:.3} of the pictures are right after the tiny decoder");
+        let tally = Tally(scores(model.decode(latents), &batch.scenes));
+        eprintln!("step {step}: coded and decoded by the tiny one, {tally}");
         Ok(())
     };
     train(folder, tiny_config().init(&device), schedule, &device, loss, look)
@@ -109,10 +138,15 @@ fn difference(found: Tensor<4>, expected: Tensor<4>) -> Tensor<1> {
     difference.clone().abs().mean() + difference.powi_scalar(2).mean()
 }
 
-/// Share of pictures in which everything is right.
-pub(crate) fn share_right(images: Tensor<4>, scenes: &[Scene]) -> f64 {
-    let right = to_bytes(images).iter().zip(scenes).filter(|(image, scene)| score(image, scene).all()).count();
-    right as f64 / scenes.len() as f64
+fn scores(images: Tensor<4>, scenes: &[Scene]) -> Vec<Score> {
+    to_bytes(images).iter().zip(scenes).map(|(image, scene)| score(image, scene)).collect()
+}
+
+/// What the latents of a thousand pictures have to be multiplied by to have unit variance.
+pub(crate) fn scaling_factor(kl: &AutoencoderKl, seed: u64, device: &Device) -> f64 {
+    let latents = kl.encode(Batch::new(seed, u64::MAX - 1, 1024).images(device)).mode();
+    let variance = latents.clone().powi_scalar(2).mean() - latents.mean().powi_scalar(2);
+    1.0 / f64::from(variance.into_data().iter::<f32>().sum::<f32>()).sqrt()
 }
 
 pub(crate) fn clip_config(n_tokens: usize) -> ClipConfig {

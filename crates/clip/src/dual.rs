@@ -3,7 +3,7 @@ use burn::tensor::{DType, Device, Int, Tensor, assert_shape};
 use swiftbrush_checkpoint::{Error, Folder, load};
 use swiftbrush_kernels::{Linear, LinearConfig};
 
-use crate::ClipConfig;
+use crate::{ClipConfig, TextEncoder};
 use crate::text::TextModel;
 use crate::vision::VisionModel;
 
@@ -92,15 +92,9 @@ impl Clip {
         self.vision_model.image_size()
     }
 
-    /// The states of the text tower, as a [`TextEncoder`](crate::TextEncoder) with the same weights
-    /// would give them.
-    ///
-    /// # Shapes
-    ///
-    /// - tokens: `[batch, length]`
-    /// - returns: `[batch, length, hidden_size]`
-    pub fn text_states(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
-        self.text_model.forward(tokens)
+    /// The text tower alone, without its projection: the encoder that conditions a denoiser.
+    pub fn into_text_encoder(self) -> TextEncoder {
+        TextEncoder { text_model: self.text_model }
     }
 }
 

@@ -170,6 +170,26 @@ impl TextToImage {
         })
     }
 
+    /// Puts loaded parts together; they are taken to be on `device` and in f32.
+    pub fn from_parts(
+        tokenizer: Tokenizer,
+        text_encoder: TextEncoder,
+        unet: UNet,
+        decoder: Decoder,
+        scheduler: SchedulerConfig,
+        unet_config: &UNetConfig,
+        device: &Device,
+    ) -> Self {
+        let latents = (unet_config.in_channels, unet_config.sample_size);
+        let (dtype, device) = (DType::F32, device.clone());
+        Self { tokenizer, text_encoder, unet, decoder, scheduler, latents, dtype, device }
+    }
+
+    /// The device that everything is on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Shape of the noise for a number of pictures of the size that the model was trained on.
     pub fn latent_shape(&self, batch: usize) -> [usize; 4] {
         let (channels, side) = self.latents;

@@ -1,0 +1,301 @@
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use swiftbrush_checkpoint::{named_tensors, with_tensors};
+use swiftbrush_clamped_clip_loss::linear_decay;
+use swiftbrush_clip::{Clip, TextEncoder, Tokenizer};
+use swiftbrush_lora::{attach, materialize};
+use swiftbrush_pipeline::one_step;
+use swiftbrush_scheduler::NoiseSchedule;
+use swiftbrush_unet::UNet;
+use swiftbrush_vae::AutoencoderTiny;
+
+use crate::losses::{
+    FakeDraw, StudentDraw, clip_loss, distillation_gradient, distillation_loss, fake_loss, student_latents,
+};
+use crate::{AdamW, Ema, Error, NamedGradients, Purpose, Random, Recipe, Snapshot};
+
+/// What a run begins with; all without autodiff and in f32.
+#[derive(Clone, Debug)]
+pub struct Networks {
+    /// Prompts to numbers.
+    pub tokenizer: Tokenizer,
+    /// Numbers to what the denoisers attend to.
+    pub text_encoder: TextEncoder,
+    /// The multi-step model; never changed.
+    pub teacher: UNet,
+    /// The student as it begins: SD-Turbo in the paper.
+    pub student: UNet,
+    /// The schedule of both.
+    pub schedule: NoiseSchedule,
+    /// Channels, height and width of the latents.
+    pub latents: [usize; 3],
+    /// What the CLIP loss needs, where the recipe has one.
+    pub clip: Option<ClipNetworks>,
+}
+
+/// What the clamped CLIP loss needs.
+#[derive(Clone, Debug)]
+pub struct ClipNetworks {
+    /// Both towers.
+    pub clip: Clip,
+    /// The decoder that gradients go through.
+    pub decoder: AutoencoderTiny,
+}
+
+/// What a step did, for the log.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct Report {
+    /// The step, from 0.
+    pub step: u64,
+    /// The student's loss: ½·mean(g²), which says little about progress.
+    pub distillation_loss: f64,
+    /// The clamped CLIP loss, unweighted; 0 without one.
+    pub clip_loss: f64,
+    /// The fake teacher's loss.
+    pub fake_loss: f64,
+    /// Norm of the student's gradient before clipping.
+    pub student_norm: f64,
+    /// Norm of the fake teacher's gradient before clipping.
+    pub fake_norm: f64,
+}
+
+/// A run of SwiftBrush v2: the student, the fake teacher that follows it, and their optimisers.
+#[derive(Debug)]
+pub struct Distiller {
+    recipe: Recipe,
+    networks: Networks,
+    null_context: Tensor<3>,
+    /// On the autodiff device.
+    student: UNet,
+    fake: UNet,
+    student_adamw: AdamW,
+    fake_adamw: AdamW,
+    ema: Ema,
+    step: u64,
+    device: Device,
+}
+
+impl Distiller {
+    /// A run at its first step.
+    ///
+    /// # Errors
+    ///
+    /// If the recipe contradicts itself, or has a CLIP loss and the networks lack what it needs.
+    pub fn new(recipe: Recipe, networks: Networks, device: &Device) -> Result<Self, Error> {
+        let bad = |reason| Error::Recipe { path: "the recipe".into(), reason };
+        recipe.check().map_err(bad)?;
+        if recipe.clip.is_some() && networks.clip.is_none() {
+            return Err(Error::NoClip);
+        }
+        let student = match &recipe.student_lora {
+            Some(lora) => attach(trainable(&networks.student), lora, recipe.seed),
+            None => trainable(&networks.student),
+        };
+        let fake = attach(trainable(&networks.teacher), &recipe.fake_lora, recipe.seed ^ 1);
+        let empty = networks.tokenizer.encode_batch(&[""], device);
+        let null_context = networks.text_encoder.forward(empty);
+        Ok(Self {
+            null_context,
+            ema: Ema::new(&student, recipe.ema_decay),
+            student,
+            fake,
+            student_adamw: AdamW::new(recipe.adamw),
+            fake_adamw: AdamW::new(recipe.adamw),
+            step: 0,
+            device: device.clone(),
+            recipe,
+            networks,
+        })
+    }
+
+    /// Goes on from a snapshot that a run of the same recipe and networks saved.
+    ///
+    /// # Errors
+    ///
+    /// If the snapshot is of other networks; `source` is the file named in the error.
+    pub fn restore(mut self, snapshot: &Snapshot, source: &Path) -> Result<Self, Error> {
+        self.student = with_tensors(self.student, &snapshot.group("student"), source)?;
+        self.fake = with_tensors(self.fake, &snapshot.group("fake"), source)?;
+        self.student_adamw = snapshot.adamw("student_adamw", self.recipe.adamw, &self.device);
+        self.fake_adamw = snapshot.adamw("fake_adamw", self.recipe.adamw, &self.device);
+        self.ema = snapshot.ema("ema", self.recipe.ema_decay, &self.device);
+        self.step = snapshot.step();
+        Ok(self)
+    }
+
+    /// All that is needed to go on.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot::new(self.step);
+        snapshot.insert("student", named_tensors(&self.student));
+        snapshot.insert("fake", named_tensors(&self.fake));
+        snapshot.insert_adamw("student_adamw", &self.student_adamw);
+        snapshot.insert_adamw("fake_adamw", &self.fake_adamw);
+        snapshot.insert_ema("ema", &self.ema);
+        snapshot
+    }
+
+    /// Settings of the run.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// Steps done.
+    pub fn n_steps(&self) -> u64 {
+        self.step
+    }
+
+    /// The student with its present weights, adapters folded in, without autodiff.
+    pub fn student(&self) -> UNet {
+        materialize(self.student.valid())
+    }
+
+    /// The student with its averaged weights, adapters folded in, without autodiff.
+    pub fn averaged_student(&self) -> UNet {
+        materialize(self.ema.apply(self.student.valid()))
+    }
+
+    /// Latents that the averaged student makes for some prompts, the same at every step.
+    ///
+    /// # Shapes
+    ///
+    /// - returns: `[prompts, channels, height, width]`
+    pub fn preview(&self, prompts: &[String]) -> Tensor<4> {
+        let noise = self.noise(&mut Random::new(self.recipe.seed, Purpose::Preview, 0), prompts.len());
+        let context = self.encode(prompts);
+        one_step(&self.averaged_student(), &self.networks.schedule, noise, context)
+    }
+
+    /// One update of the student and one of the fake teacher.
+    ///
+    /// # Errors
+    ///
+    /// If a loss or a gradient is not finite; nothing has then changed.
+    ///
+    /// # Panics
+    ///
+    /// If there are not `batch · accumulation` prompts.
+    pub fn step(&mut self, prompts: &[String]) -> Result<Report, Error> {
+        let Recipe { batch, accumulation, max_grad_norm, seed, .. } = self.recipe;
+        assert_eq!(prompts.len(), batch * accumulation, "a step takes batch times accumulation prompts");
+        let mut student_random = Random::new(seed, Purpose::Student, self.step);
+        let mut fake_random = Random::new(seed, Purpose::Fake, self.step);
+
+        let mut sums = [0.0; 3];
+        let (mut student_grads, mut fake_grads) = (NamedGradients::default(), NamedGradients::default());
+        for prompts in prompts.chunks(batch) {
+            let context = self.encode(prompts);
+            let draw = self.draw_student(&mut student_random, batch);
+            let latents = student_latents(&self.student, &self.networks.schedule, &draw, context.clone());
+            let fixed = latents.clone().inner();
+            let gradient = self.gradient(fixed.clone(), &draw, context.clone());
+
+            let vsd = distillation_loss(latents.clone(), gradient);
+            let clip = self.clip_loss(latents, prompts);
+            sums[0] += scalar(&vsd);
+            let loss = match clip {
+                Some((weight, clip)) => {
+                    sums[1] += scalar(&clip);
+                    vsd + clip * weight
+                }
+                None => vsd,
+            };
+            student_grads = student_grads.add(NamedGradients::take(&self.student, &mut loss.backward()));
+
+            let draw = self.draw_fake(&mut fake_random, batch);
+            let without_prompts = fake_random.chance(self.recipe.null_probability);
+            let context = if without_prompts { self.null_context.clone().expand(context.dims()) } else { context };
+            let loss = fake_loss(&self.fake, &self.networks.schedule, fixed, &draw, context);
+            sums[2] += scalar(&loss);
+            fake_grads = fake_grads.add(NamedGradients::take(&self.fake, &mut loss.backward()));
+        }
+
+        let share = 1.0 / accumulation as f64;
+        let (student_grads, student_norm) = student_grads.scale(share).clip(max_grad_norm);
+        let (fake_grads, fake_norm) = fake_grads.scale(share).clip(max_grad_norm);
+        let [distillation_loss, clip_loss, fake_loss] = sums.map(|sum| sum * share);
+        let report =
+            Report { step: self.step, distillation_loss, clip_loss, fake_loss, student_norm, fake_norm };
+        report.check()?;
+
+        let student_rate = self.recipe.learning_rate;
+        self.student = self.student_adamw.step(self.student.clone(), student_grads, student_rate);
+        self.fake = self.fake_adamw.step(self.fake.clone(), fake_grads, self.recipe.fake_learning_rate);
+        self.ema.update(&self.student);
+        self.step += 1;
+        Ok(report)
+    }
+
+    fn encode(&self, prompts: &[String]) -> Tensor<3> {
+        self.networks.text_encoder.forward(self.networks.tokenizer.encode_batch(prompts, &self.device))
+    }
+
+    fn noise(&self, random: &mut Random, batch: usize) -> Tensor<4> {
+        let [channels, height, width] = self.networks.latents;
+        random.normal([batch, channels, height, width], &self.device)
+    }
+
+    fn draw_student(&self, random: &mut Random, batch: usize) -> StudentDraw {
+        let range = self.recipe.min_timestep..self.recipe.max_timestep + 1;
+        StudentDraw {
+            noise: self.noise(random, batch),
+            timesteps: random.integers(batch, range),
+            renoise: self.noise(random, batch),
+        }
+    }
+
+    fn draw_fake(&self, random: &mut Random, batch: usize) -> FakeDraw {
+        FakeDraw {
+            timesteps: random.integers(batch, 0..self.networks.schedule.len()),
+            noise: self.noise(random, batch),
+        }
+    }
+
+    fn gradient(&self, latents: Tensor<4>, draw: &StudentDraw, context: Tensor<3>) -> Tensor<4> {
+        distillation_gradient(
+            &self.networks.teacher,
+            &self.fake.valid(),
+            &self.networks.schedule,
+            self.recipe.guidance,
+            latents,
+            draw,
+            context,
+            self.null_context.clone(),
+        )
+    }
+
+    fn clip_loss(&self, latents: Tensor<4>, prompts: &[String]) -> Option<(f64, Tensor<1>)> {
+        let (recipe, networks) = (self.recipe.clip.as_ref()?, self.networks.clip.as_ref()?);
+        let weight = linear_decay(recipe.weight, self.step, self.recipe.steps);
+        let tokens = self.networks.tokenizer.encode_batch(prompts, &self.device);
+        let texts = networks.clip.embed_texts(tokens);
+        let frozen = (networks.clip.clone().freeze().train(), networks.decoder.clone().freeze().train());
+        Some((weight, clip_loss(&frozen.0, &frozen.1, latents, texts, recipe.threshold)))
+    }
+}
+
+/// The network on the autodiff device, all its weights trained.
+fn trainable(unet: &UNet) -> UNet {
+    unet.clone().train().unfreeze()
+}
+
+fn scalar(tensor: &Tensor<1>) -> f64 {
+    tensor.clone().into_data().iter::<f64>().sum()
+}
+
+impl Report {
+    fn check(&self) -> Result<(), Error> {
+        let values = [
+            ("distillation loss", self.distillation_loss),
+            ("CLIP loss", self.clip_loss),
+            ("fake teacher's loss", self.fake_loss),
+            ("student's gradient", self.student_norm),
+            ("fake teacher's gradient", self.fake_norm),
+        ];
+        match values.into_iter().find(|(_, value)| !value.is_finite()) {
+            Some((what, value)) => Err(Error::NotFinite { what, value, step: self.step }),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The miniature's model folder, in the layout of diffusers.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use burn::module::Module;
+use burn::tensor::{DType, Device, Shape, TensorData};
+use serde::Serialize;
+use serde_json::{Value, json};
+use swiftbrush_checkpoint::{Folder, LazyTensor, named_tensors, write_json, write_tensors};
+use swiftbrush_pipeline::TextToImage;
+use swiftbrush_scheduler::SchedulerConfig;
+use swiftbrush_unet::{BlockType, OneOrMany, UNetConfig};
+
+use crate::data::SIDE;
+
+pub(crate) fn unet_config() -> UNetConfig {
+    use BlockType::{CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, UpBlock2D};
+    UNetConfig {
+        sample_size: SIDE / 2,
+        down_block_types: vec![DownBlock2D, CrossAttnDownBlock2D, CrossAttnDownBlock2D],
+        up_block_types: vec![CrossAttnUpBlock2D, CrossAttnUpBlock2D, UpBlock2D],
+        block_out_channels: vec![32, 64, 96],
+        layers_per_block: 1,
+        attention_head_dim: OneOrMany::Many(vec![1, 2, 3]),
+        cross_attention_dim: 64,
+        norm_num_groups: 16,
+        ..UNetConfig::default()
+    }
+}
+
+/// Betas are Stable Diffusion's; the class says which sampler a folder is for.
+pub(crate) fn scheduler(class_name: &str) -> SchedulerConfig {
+    SchedulerConfig { class_name: class_name.to_owned(), ..SchedulerConfig::default() }
+}
+
+/// Writes a component of a model folder: `config.json` with the class, and the weights.
+pub(crate) fn write_component<M: Module>(
+    folder: &Path,
+    class_name: &str,
+    config: &impl Serialize,
+    module: &M,
+    dtype: DType,
+) -> Result<()> {
+    let mut config = serde_json::to_value(config)?;
+    let is_clip = class_name.starts_with("CLIP");
+    if let Value::Object(config) = &mut config {
+        config.retain(|_, value| !value.is_null());
+        let (key, value) = if is_clip {
+            ("architectures", json!([class_name]))
+        } else {
+            ("_class_name", json!(class_name))
+        };
+        config.insert(key.to_owned(), value);
+    }
+    write_json(&folder.join("config.json"), &config)?;
+    let file = if is_clip { "model.safetensors" } else { "diffusion_pytorch_model.safetensors" };
+    let tensors = named_tensors(module).into_iter().map(|(name, data)| {
+        let data = data.convert_dtype(dtype);
+        // A lone number has no axes in PyTorch.
+        let data = if name == "logit_scale" { without_axes(data) } else { data };
+        LazyTensor::ready(name, data)
+    });
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    Ok(write_tensors(&folder.join(file), tensors.collect(), metadata)?)
+}
+
+fn without_axes(data: TensorData) -> TensorData {
+    let (bytes, _, dtype) = data.into_parts();
+    TensorData::from_bytes(bytes, Shape::new([]), dtype)
+}
+
+/// Where everything lies while the miniature is being made.
+pub(crate) struct Workshop {
+    pub(crate) root: PathBuf,
+    pub(crate) device: Device,
+    pub(crate) seed: u64,
+}
+
+impl Workshop {
+    /// Folder of a training stage.
+    pub(crate) fn stage(&self, name: &str) -> PathBuf {
+        self.root.join("stages").join(name)
+    }
+
+    /// The model folder with all that is finished.
+    pub(crate) fn model(&self) -> Result<Folder> {
+        let path = self.root.join("model");
+        std::fs::create_dir_all(&path)?;
+        Ok(Folder::open(path)?)
+    }
+
+    /// Writes the scheduler's configuration.
+    pub(crate) fn write_scheduler(&self, class_name: &str) -> Result<()> {
+        let path = self.model()?.path("scheduler/scheduler_config.json");
+        Ok(write_json(&path, &scheduler(class_name))?)
+    }
+
+    /// Everything but the denoiser, which is `unet`.
+    pub(crate) fn pipeline(&self) -> Result<TextToImage> {
+        Ok(TextToImage::from_folder(&self.model()?, None, &self.device)?)
+    }
+}
