@@ -6,8 +6,8 @@ use anyhow::Result;
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use swiftbrush_checkpoint::write_json;
 use serde_json::{Map, Value, json};
+use swiftbrush_checkpoint::write_json;
 
 use crate::world::{Scene, words};
 
@@ -28,7 +28,10 @@ impl Batch {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(step);
         let scenes: Vec<_> = (0..size).map(|_| Scene::random(&mut rng, false)).collect();
-        let pictures = scenes.iter().map(|scene| scene.draw(SIDE, &mut rng)).collect();
+        let pictures = scenes
+            .iter()
+            .map(|scene| scene.draw(SIDE, &mut rng))
+            .collect();
         Self { scenes, pictures }
     }
 
@@ -38,7 +41,12 @@ impl Batch {
 
     /// `[batch, 3, SIDE, SIDE]` in −1…1
     pub(crate) fn images(&self, device: &Device) -> Tensor<4> {
-        let values: Vec<f32> = self.pictures.iter().flatten().map(|&byte| f32::from(byte) / 127.5 - 1.0).collect();
+        let values: Vec<f32> = self
+            .pictures
+            .iter()
+            .flatten()
+            .map(|&byte| f32::from(byte) / 127.5 - 1.0)
+            .collect();
         let data = TensorData::new(values, [self.pictures.len(), SIDE, SIDE, 3]);
         Tensor::<4>::from_data(data, device).permute([0, 3, 1, 2])
     }
@@ -48,11 +56,17 @@ impl Batch {
 pub(crate) fn to_bytes(images: Tensor<4>) -> Vec<Vec<u8>> {
     let [batch, channels, height, width] = images.dims();
     let values = images.permute([0, 2, 3, 1]).into_data();
-    let values: Vec<u8> = values.iter::<f32>().map(|x| ((x + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8).collect();
-    values.chunks(values.len() / batch).map(|image| {
-        debug_assert_eq!(image.len(), channels * height * width);
-        image.to_vec()
-    }).collect()
+    let values: Vec<u8> = values
+        .iter::<f32>()
+        .map(|x| ((x + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8)
+        .collect();
+    values
+        .chunks(values.len() / batch)
+        .map(|image| {
+            debug_assert_eq!(image.len(), channels * height * width);
+            image.to_vec()
+        })
+        .collect()
 }
 
 /// Writes a tokenizer in CLIP's layout whose merges make every word of the shapes world one token;
@@ -72,10 +86,16 @@ pub(crate) fn write_tokenizer(folder: &Path) -> Result<usize> {
     symbols.extend(["<|startoftext|>", "<|endoftext|>"].map(str::to_owned));
 
     std::fs::create_dir_all(folder)?;
-    let vocab: Map<String, Value> =
-        symbols.iter().enumerate().map(|(id, symbol)| (symbol.clone(), json!(id))).collect();
+    let vocab: Map<String, Value> = symbols
+        .iter()
+        .enumerate()
+        .map(|(id, symbol)| (symbol.clone(), json!(id)))
+        .collect();
     write_json(&folder.join("vocab.json"), &vocab)?;
-    std::fs::write(folder.join("merges.txt"), format!("#version: 0.2\n{}\n", merges.join("\n")))?;
+    std::fs::write(
+        folder.join("merges.txt"),
+        format!("#version: 0.2\n{}\n", merges.join("\n")),
+    )?;
     let end = "<|endoftext|>";
     let config = json!({
         "tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "do_lower_case": true,
@@ -95,7 +115,9 @@ fn byte_symbols() -> Vec<char> {
     let rest = (0..256u32).filter(|byte| !printable(byte)).enumerate();
     let rest = rest.map(|(index, _)| 256 + index as u32);
     let symbols = (0..256).filter(printable).chain(rest);
-    symbols.map(|code| char::from_u32(code).expect("none is a surrogate")).collect()
+    symbols
+        .map(|code| char::from_u32(code).expect("none is a surrogate"))
+        .collect()
 }
 
 fn letters(word: &str) -> Vec<String> {
@@ -111,11 +133,16 @@ fn most_frequent_pair(splits: &[Vec<String>]) -> Option<(String, String)> {
     let mut counts = std::collections::BTreeMap::new();
     for split in splits {
         for pair in split.windows(2) {
-            *counts.entry((pair[0].clone(), pair[1].clone())).or_insert(0) += 1;
+            *counts
+                .entry((pair[0].clone(), pair[1].clone()))
+                .or_insert(0) += 1;
         }
     }
     let highest = counts.values().copied().max()?;
-    counts.into_iter().find(|(_, count)| *count == highest).map(|(pair, _)| pair)
+    counts
+        .into_iter()
+        .find(|(_, count)| *count == highest)
+        .map(|(pair, _)| pair)
 }
 
 fn merge(split: &mut Vec<String>, pair: &(String, String)) {

@@ -7,7 +7,9 @@ use burn::module::Module;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor, TensorData};
 use swiftbrush_checkpoint::{named_tensors, with_tensors};
-use swiftbrush_clip::{Clip, ClipConfig, HiddenAct, TextConfig, Tokenizer, VisionConfig, preprocess};
+use swiftbrush_clip::{
+    Clip, ClipConfig, HiddenAct, TextConfig, Tokenizer, VisionConfig, preprocess,
+};
 use swiftbrush_trainer::{Purpose, Random};
 use swiftbrush_vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, AutoencoderTinyConfig};
 
@@ -42,10 +44,19 @@ pub(crate) fn tiny_config() -> AutoencoderTinyConfig {
     }
 }
 
-pub(crate) fn train_autoencoder(folder: &Path, seed: u64, steps: u64, device: &Device) -> Result<AutoencoderKl> {
+pub(crate) fn train_autoencoder(
+    folder: &Path,
+    seed: u64,
+    steps: u64,
+    device: &Device,
+) -> Result<AutoencoderKl> {
     const BATCH: usize = 32;
     let device = device.clone().autodiff();
-    let schedule = Schedule { steps, learning_rate: 2e-3, ema: 0.998 };
+    let schedule = Schedule {
+        steps,
+        learning_rate: 1.5e-3,
+        ema: 0.99,
+    };
     let loss = |model: &AutoencoderKl, step| {
         let images = Batch::new(seed, step, BATCH).images(&device);
         let posterior = model.encode(images.clone());
@@ -63,7 +74,14 @@ pub(crate) fn train_autoencoder(folder: &Path, seed: u64, steps: u64, device: &D
         eprintln!("step {step}: coded and decoded, {tally}");
         Ok(())
     };
-    train(folder, without_noise(kl_config().init(&device))?, schedule, &device, loss, look)
+    train(
+        folder,
+        without_noise(kl_config().init(&device))?,
+        schedule,
+        &device,
+        loss,
+        look,
+    )
 }
 
 /// Goes on training the decoder alone, so that what was trained on the latents meanwhile keeps its worth.
@@ -77,7 +95,11 @@ pub(crate) fn train_decoder(
     const BATCH: usize = 32;
     let inner = device;
     let device = device.clone().autodiff();
-    let schedule = Schedule { steps, learning_rate: 1.5e-3, ema: 0.998 };
+    let schedule = Schedule {
+        steps,
+        learning_rate: 1.5e-3,
+        ema: 0.998,
+    };
     let loss = |model: &AutoencoderKl, step| {
         let batch = Batch::new(seed ^ 2, step, BATCH);
         let latents = kl.encode(batch.images(inner)).mode().autodiff();
@@ -90,7 +112,14 @@ pub(crate) fn train_decoder(
         eprintln!("step {step}: coded and decoded, {tally}");
         Ok(())
     };
-    train(folder, kl.clone().train().unfreeze(), schedule, &device, loss, look)
+    train(
+        folder,
+        kl.clone().train().unfreeze(),
+        schedule,
+        &device,
+        loss,
+        look,
+    )
 }
 
 /// Makes the encoder sure of itself to begin with: with a variance of one, which random weights give,
@@ -99,8 +128,13 @@ fn without_noise(kl: AutoencoderKl) -> Result<AutoencoderKl> {
     const LOG_VARIANCE: f32 = -6.0;
     let mut tensors = named_tensors(&kl);
     let latents = kl_config().latent_channels;
-    let bias = (0..2 * latents).map(|i| if i < latents { 0.0 } else { LOG_VARIANCE }).collect::<Vec<f32>>();
-    tensors.insert("quant_conv.bias".to_owned(), TensorData::new(bias, [2 * latents]));
+    let bias = (0..2 * latents)
+        .map(|i| if i < latents { 0.0 } else { LOG_VARIANCE })
+        .collect::<Vec<f32>>();
+    tensors.insert(
+        "quant_conv.bias".to_owned(),
+        TensorData::new(bias, [2 * latents]),
+    );
     Ok(with_tensors(kl, &tensors, Path::new("random weights"))?)
 }
 
@@ -115,7 +149,11 @@ pub(crate) fn train_tiny(
     const BATCH: usize = 32;
     let inner = device;
     let device = device.clone().autodiff();
-    let schedule = Schedule { steps, learning_rate: 2e-3, ema: 0.998 };
+    let schedule = Schedule {
+        steps,
+        learning_rate: 1.5e-3,
+        ema: 0.99,
+    };
     let loss = |model: &AutoencoderTiny, step| {
         let batch = Batch::new(seed, step, BATCH);
         let latents = kl.encode(batch.images(inner)).mode().autodiff();
@@ -130,7 +168,14 @@ pub(crate) fn train_tiny(
         eprintln!("step {step}: coded and decoded by the tiny one, {tally}");
         Ok(())
     };
-    train(folder, tiny_config().init(&device), schedule, &device, loss, look)
+    train(
+        folder,
+        tiny_config().init(&device),
+        schedule,
+        &device,
+        loss,
+        look,
+    )
 }
 
 fn difference(found: Tensor<4>, expected: Tensor<4>) -> Tensor<1> {
@@ -139,12 +184,18 @@ fn difference(found: Tensor<4>, expected: Tensor<4>) -> Tensor<1> {
 }
 
 fn scores(images: Tensor<4>, scenes: &[Scene]) -> Vec<Score> {
-    to_bytes(images).iter().zip(scenes).map(|(image, scene)| score(image, scene)).collect()
+    to_bytes(images)
+        .iter()
+        .zip(scenes)
+        .map(|(image, scene)| score(image, scene))
+        .collect()
 }
 
 /// What the latents of a thousand pictures have to be multiplied by to have unit variance.
 pub(crate) fn scaling_factor(kl: &AutoencoderKl, seed: u64, device: &Device) -> f64 {
-    let latents = kl.encode(Batch::new(seed, u64::MAX - 1, 1024).images(device)).mode();
+    let latents = kl
+        .encode(Batch::new(seed, u64::MAX - 1, 1024).images(device))
+        .mode();
     let variance = latents.clone().powi_scalar(2).mean() - latents.mean().powi_scalar(2);
     1.0 / f64::from(variance.into_data().iter::<f32>().sum::<f32>()).sqrt()
 }
@@ -190,21 +241,44 @@ pub(crate) fn train_clip(
     device: &Device,
 ) -> Result<Clip> {
     const BATCH: usize = 96;
-    ensure!(tokenizer.length() == LENGTH, "the tokenizer is of another miniature");
+    ensure!(
+        tokenizer.length() == LENGTH,
+        "the tokenizer is of another miniature"
+    );
     let device = device.clone().autodiff();
-    let schedule = Schedule { steps, learning_rate: 1e-3, ema: 0.998 };
+    let schedule = Schedule {
+        steps,
+        learning_rate: 1e-3,
+        ema: 0.99,
+    };
     let loss = |model: &Clip, step| {
         let batch = Batch::new(seed, step, BATCH);
         let mut captions = batch.captions();
         captions.extend(batch.scenes.iter().map(|scene| exchanged(scene).caption()));
         let texts = model.embed_texts(tokenizer.encode_batch(&captions, &device));
         let images = model.embed_images(preprocess(batch.images(&device), SIDE));
-        let scale = model.logit_scale.val().clamp_max(100f32.ln()).exp().unsqueeze::<2>();
+        let scale = model
+            .logit_scale
+            .val()
+            .clamp_max(100f32.ln())
+            .exp()
+            .unsqueeze::<2>();
         let logits = images.matmul(texts.transpose()) * scale;
         // Exchanged captions of one object are the captions themselves: no negatives.
         let same: Vec<f32> = (0..BATCH)
-            .flat_map(|i| captions.iter().enumerate().map(move |(j, caption)| (i, j, caption)))
-            .map(|(i, j, caption)| if i != j && *caption == captions[i] { -1e4 } else { 0.0 })
+            .flat_map(|i| {
+                captions
+                    .iter()
+                    .enumerate()
+                    .map(move |(j, caption)| (i, j, caption))
+            })
+            .map(|(i, j, caption)| {
+                if i != j && *caption == captions[i] {
+                    -1e4
+                } else {
+                    0.0
+                }
+            })
             .collect();
         let same = TensorData::new(same, [BATCH, 2 * BATCH]);
         let logits = logits + Tensor::<2>::from_data(same, &device);
@@ -217,7 +291,11 @@ pub(crate) fn train_clip(
     let look = |model: &Clip, step| {
         let inner = device.clone().inner();
         let batch = Batch::new(seed ^ 1, u64::MAX, 128);
-        let others: Vec<_> = batch.scenes.iter().map(|scene| exchanged(scene).caption()).collect();
+        let others: Vec<_> = batch
+            .scenes
+            .iter()
+            .map(|scene| exchanged(scene).caption())
+            .collect();
         let images = model.embed_images(preprocess(batch.images(&inner), SIDE));
         let cosine = |captions: &[String]| {
             let texts = model.embed_texts(tokenizer.encode_batch(captions, &inner));
@@ -225,19 +303,48 @@ pub(crate) fn train_clip(
         };
         let (own, other) = (cosine(&batch.captions()), cosine(&others));
         let mean = |x: Tensor<1>| x.mean().into_data().iter::<f32>().sum::<f32>();
-        eprintln!("step {step}: cosine with its caption {:.3}, exchanged {:.3}", mean(own), mean(other));
+        eprintln!(
+            "step {step}: cosine with its caption {:.3}, exchanged {:.3}",
+            mean(own),
+            mean(other)
+        );
         Ok(())
     };
-    train(folder, clip_config(n_tokens).init(&device), schedule, &device, loss, look)
+    train(
+        folder,
+        clip_config(n_tokens).init(&device),
+        schedule,
+        &device,
+        loss,
+        look,
+    )
 }
 
 /// The scene with its two colours exchanged where they differ, else its two shapes.
 fn exchanged(scene: &Scene) -> Scene {
     let swap = |a: Object, b: Object| {
         if a.color == b.color {
-            (Object { shape: b.shape, ..a }, Object { shape: a.shape, ..b })
+            (
+                Object {
+                    shape: b.shape,
+                    ..a
+                },
+                Object {
+                    shape: a.shape,
+                    ..b
+                },
+            )
         } else {
-            (Object { color: b.color, ..a }, Object { color: a.color, ..b })
+            (
+                Object {
+                    color: b.color,
+                    ..a
+                },
+                Object {
+                    color: a.color,
+                    ..b
+                },
+            )
         }
     };
     let layout = match scene.layout {

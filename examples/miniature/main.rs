@@ -1,43 +1,350 @@
-//! The shapes world.
+//! Makes the miniature: SwiftBrush v2 whole, in a world of coloured shapes, on two CPU cores.
+//!
+//! Every command trains one network and writes it into `<root>/model`, a model folder in the layout of
+//! diffusers. Each can be stopped and started again: it goes on from its last snapshot.
+//!
+//! ```sh
+//! cargo run --release --example miniature -- --root runs/miniature autoencoder --steps 2000
+//! cargo run --release --example miniature -- --root runs/miniature --help
+//! ```
+#![allow(clippy::print_stderr, reason = "a program talks to its user")]
+
 mod data;
 mod first_stages;
 mod model;
 mod scorer;
+#[path = "../shared/mod.rs"]
+mod shared;
+mod students;
 mod teacher;
 mod training;
 mod world;
-use std::path::PathBuf;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
 use burn::tensor::DType;
-use model::*;
-use first_stages::*;
-fn main() -> anyhow::Result<()> {
-    let device = burn::tensor::Device::flex();
-    let shop = Workshop { root: PathBuf::from("/work/run/mini"), device, seed: 0 };
-    let steps = || -> u64 { std::env::args().nth(2).unwrap().parse().unwrap() };
-    let model = shop.model()?;
-    match std::env::args().nth(1).as_deref() {
-        Some("ae") => {
-            let kl = train_autoencoder(&shop.stage("autoencoder"), 0, steps(), &shop.device)?;
-            let scaling_factor = scaling_factor(&kl, 0, &shop.device);
-            println!("scaling factor {scaling_factor}");
-            let config = swiftbrush_vae::AutoencoderKlConfig { scaling_factor, ..kl_config() };
-            write_component(&model.path("vae"), "AutoencoderKL", &config, &kl, DType::F32)?;
+use clap::{Parser, Subcommand};
+use swiftbrush_checkpoint::{Folder, write_json};
+use swiftbrush_clip::{Clip, ClipConfig, TextConfig, TextEncoder, Tokenizer};
+use swiftbrush_pipeline::Method;
+use swiftbrush_unet::UNet;
+use swiftbrush_vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, AutoencoderTinyConfig};
+use swiftbrush_weight_interp::interpolate_files;
+
+use crate::first_stages::{
+    clip_config, kl_config, scaling_factor, tiny_config, train_autoencoder, train_clip,
+    train_decoder, train_tiny,
+};
+use crate::model::{Workshop, scheduler, unet_config, write_component};
+
+/// Makes the miniature, network by network.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Folder of the workshop: snapshots, logs and the model.
+    #[arg(long)]
+    root: PathBuf,
+    /// Everything random follows from this number.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Where to compute.
+    #[arg(long, default_value = shared::DEVICES[0])]
+    device: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The autoencoder.
+    Autoencoder {
+        #[arg(long, default_value_t = 2000)]
+        steps: u64,
+    },
+    /// More training of its decoder, which leaves the latents as they are.
+    Decoder {
+        #[arg(long, default_value_t = 2000)]
+        steps: u64,
+    },
+    /// The tiny autoencoder.
+    Tiny {
+        #[arg(long, default_value_t = 1000)]
+        steps: u64,
+    },
+    /// The tokenizer, CLIP, and the text encoder in it.
+    Clip {
+        #[arg(long, default_value_t = 1000)]
+        steps: u64,
+    },
+    /// The teacher.
+    Teacher {
+        #[arg(long, default_value_t = 6000)]
+        steps: u64,
+    },
+    /// The student that distillation begins with, the stand-in for SD-Turbo.
+    Start {
+        #[arg(long, default_value_t = 600)]
+        steps: u64,
+    },
+    /// Student A: all weights, variational score distillation.
+    StudentA {
+        #[arg(long, default_value_t = 1000)]
+        steps: u64,
+    },
+    /// Student B: low-rank, with the clamped CLIP loss.
+    StudentB {
+        #[arg(long, default_value_t = 1000)]
+        steps: u64,
+        /// Without the clamp, for the table.
+        #[arg(long)]
+        unclamped: bool,
+    },
+    /// Scores one of the denoisers on seen and unseen captions.
+    Evaluate {
+        /// teacher, start, student_a, student_b, student_b_unclamped, or one that `merge` wrote.
+        name: String,
+        /// Captions of each kind.
+        #[arg(long, default_value_t = 512)]
+        captions: usize,
+        /// Steps of DDIM with guidance; without it the one-step rule.
+        #[arg(long)]
+        ddim: Option<usize>,
+    },
+    /// Averages two denoisers into the component `merged`: λ·A + (1−λ)·B.
+    Merge {
+        #[arg(long, default_value_t = 0.5)]
+        lambda: f64,
+        #[arg(long, default_value = "student_a")]
+        a: String,
+        #[arg(long, default_value = "student_b")]
+        b: String,
+    },
+    /// Writes the folder that ships, in half precision, with one of the denoisers as `unet`.
+    Ship {
+        /// The denoiser.
+        name: String,
+        /// Where the folder goes.
+        output: PathBuf,
+    },
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let workshop = Workshop {
+        root: args.root,
+        device: shared::device(&args.device)?,
+        seed: args.seed,
+    };
+    match args.command {
+        Command::Autoencoder { steps } => make_autoencoder(&workshop, steps),
+        Command::Decoder { steps } => make_decoder(&workshop, steps),
+        Command::Tiny { steps } => make_tiny(&workshop, steps),
+        Command::Clip { steps } => make_clip(&workshop, steps),
+        Command::Teacher { steps } => teacher::train_teacher(&workshop, steps),
+        Command::Start { steps } => students::train_start(&workshop, steps),
+        Command::StudentA { steps } => {
+            students::distill(&workshop, "student_a", students::recipe_a(steps))
         }
-        Some("decoder") => {
-            let kl = swiftbrush_vae::AutoencoderKl::from_folder(&model, "vae", None, &shop.device)?;
-            let config = swiftbrush_vae::AutoencoderKlConfig::from_folder(&model, "vae")?;
-            let kl = train_decoder(&shop.stage("decoder"), &kl, 0, steps(), &shop.device)?;
-            write_component(&model.path("vae"), "AutoencoderKL", &config, &kl, DType::F32)?;
+        Command::StudentB { steps, unclamped } => {
+            let name = if unclamped {
+                "student_b_unclamped"
+            } else {
+                "student_b"
+            };
+            students::distill(&workshop, name, students::recipe_b(steps, !unclamped))
         }
-        Some("clip") => {
-            let n = data::write_tokenizer(&model.path("tokenizer"))?;
-            let tok = swiftbrush_clip::Tokenizer::from_folder(&model, "tokenizer")?;
-            let clip = train_clip(&shop.stage("clip"), &tok, n, 0, steps(), &shop.device)?;
-            write_component(&model.path("clip"), "CLIPModel", &clip_config(n), &clip, DType::F32)?;
-            write_component(&model.path("text_encoder"), "CLIPTextModel", &clip_config(n).text_config, &clip.clone().into_text_encoder(), DType::F32)?;
-        }
-        Some("teacher") => teacher::train_teacher(&shop, steps())?,
-        _ => {}
+        Command::Evaluate {
+            name,
+            captions,
+            ddim,
+        } => evaluate(&workshop, &name, captions, ddim),
+        Command::Merge { lambda, a, b } => merge(&workshop, lambda, &a, &b),
+        Command::Ship { name, output } => ship(&workshop, &name, &output),
+    }
+}
+
+fn make_autoencoder(workshop: &Workshop, steps: u64) -> Result<()> {
+    let (seed, device) = (workshop.seed, &workshop.device);
+    let kl = train_autoencoder(&workshop.stage("autoencoder"), seed, steps, device)?;
+    let scaling_factor = scaling_factor(&kl, seed, device);
+    let config = AutoencoderKlConfig {
+        scaling_factor,
+        ..kl_config()
+    };
+    write_component(
+        &workshop.model()?.path("vae"),
+        "AutoencoderKL",
+        &config,
+        &kl,
+        DType::F32,
+    )
+}
+
+fn make_decoder(workshop: &Workshop, steps: u64) -> Result<()> {
+    let folder = workshop.model()?;
+    let kl = AutoencoderKl::from_folder(&folder, "vae", None, &workshop.device)?;
+    let config = AutoencoderKlConfig::from_folder(&folder, "vae")?;
+    let kl = train_decoder(
+        &workshop.stage("decoder"),
+        &kl,
+        workshop.seed,
+        steps,
+        &workshop.device,
+    )?;
+    write_component(
+        &folder.path("vae"),
+        "AutoencoderKL",
+        &config,
+        &kl,
+        DType::F32,
+    )
+}
+
+fn make_tiny(workshop: &Workshop, steps: u64) -> Result<()> {
+    let folder = workshop.model()?;
+    let kl = AutoencoderKl::from_folder(&folder, "vae", None, &workshop.device)?;
+    let tiny = train_tiny(
+        &workshop.stage("tiny"),
+        &kl,
+        workshop.seed,
+        steps,
+        &workshop.device,
+    )?;
+    write_component(
+        &folder.path("taesd"),
+        "AutoencoderTiny",
+        &tiny_config(),
+        &tiny,
+        DType::F32,
+    )
+}
+
+fn make_clip(workshop: &Workshop, steps: u64) -> Result<()> {
+    let folder = workshop.model()?;
+    let n_tokens = data::write_tokenizer(&folder.path("tokenizer"))?;
+    let tokenizer = Tokenizer::from_folder(&folder, "tokenizer")?;
+    let config = clip_config(n_tokens);
+    let clip = train_clip(
+        &workshop.stage("clip"),
+        &tokenizer,
+        n_tokens,
+        workshop.seed,
+        steps,
+        &workshop.device,
+    )?;
+    write_component(
+        &folder.path("clip"),
+        "CLIPModel",
+        &config,
+        &clip,
+        DType::F32,
+    )?;
+    let text_encoder = clip.into_text_encoder();
+    let path = folder.path("text_encoder");
+    write_component(
+        &path,
+        "CLIPTextModel",
+        &config.text_config,
+        &text_encoder,
+        DType::F32,
+    )
+}
+
+fn evaluate(workshop: &Workshop, name: &str, count: usize, ddim: Option<usize>) -> Result<()> {
+    let pipeline = workshop.pipeline(name)?;
+    let (method, guidance) = match ddim {
+        Some(steps) => (Method::Ddim(steps), teacher::GUIDANCE),
+        None => (Method::OneStep, 1.0),
+    };
+    for (what, held_out) in [("seen", false), ("unseen", true)] {
+        let scenes = teacher::captions(workshop.seed ^ 9, count, held_out);
+        let tally = teacher::evaluate(&pipeline, method, guidance, &scenes)?;
+        eprintln!("{name}, {method:?}, {count} {what} captions: {tally}");
+    }
+    Ok(())
+}
+
+fn merge(workshop: &Workshop, lambda: f64, a: &str, b: &str) -> Result<()> {
+    let folder = workshop.model()?;
+    let file = |name: &str| {
+        folder
+            .path(name)
+            .join("diffusion_pytorch_model.safetensors")
+    };
+    interpolate_files(&file(a), &file(b), lambda, &file("merged"))?;
+    std::fs::copy(
+        folder.path(a).join("config.json"),
+        folder.path("merged").join("config.json"),
+    )?;
+    Ok(())
+}
+
+/// Copies the model with its weights in f16; the scheduler's class says that it paints in one step.
+fn ship(workshop: &Workshop, name: &str, output: &Path) -> Result<()> {
+    let (folder, device) = (workshop.model()?, &workshop.device);
+    let half = DType::F16;
+    let unet = UNet::from_folder(&folder, name, None, device)?;
+    write_component(
+        &output.join("unet"),
+        "UNet2DConditionModel",
+        &unet_config(),
+        &unet,
+        half,
+    )?;
+    let vae = AutoencoderKl::from_folder(&folder, "vae", None, device)?;
+    let config = AutoencoderKlConfig::from_folder(&folder, "vae")?;
+    write_component(&output.join("vae"), "AutoencoderKL", &config, &vae, half)?;
+    if folder.has("taesd") {
+        let tiny = AutoencoderTiny::from_folder(&folder, "taesd", None, device)?;
+        let config = AutoencoderTinyConfig::from_folder(&folder, "taesd")?;
+        write_component(
+            &output.join("taesd"),
+            "AutoencoderTiny",
+            &config,
+            &tiny,
+            half,
+        )?;
+    }
+    let text_encoder = TextEncoder::from_folder(&folder, "text_encoder", None, device)?;
+    let config = TextConfig::from_folder(&folder, "text_encoder")?;
+    write_component(
+        &output.join("text_encoder"),
+        "CLIPTextModel",
+        &config,
+        &text_encoder,
+        half,
+    )?;
+    let clip = Clip::from_folder(&folder, "clip", None, device)?;
+    let config = ClipConfig::from_folder(&folder, "clip")?;
+    write_component(&output.join("clip"), "CLIPModel", &config, &clip, half)?;
+    copy_tokenizer(&folder, &output.join("tokenizer"))?;
+    write_json(
+        &output.join("scheduler/scheduler_config.json"),
+        &scheduler("DDPMScheduler"),
+    )?;
+    let index = serde_json::json!({
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "safety_checker": [null, null],
+        "feature_extractor": [null, null],
+        "requires_safety_checker": false,
+    });
+    Ok(write_json(&output.join("model_index.json"), &index)?)
+}
+
+fn copy_tokenizer(folder: &Folder, output: &Path) -> Result<()> {
+    std::fs::create_dir_all(output)?;
+    for file in [
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    ] {
+        std::fs::copy(folder.path("tokenizer").join(file), output.join(file))?;
     }
     Ok(())
 }

@@ -32,7 +32,10 @@ pub(crate) fn unet_config() -> UNetConfig {
 
 /// Betas are Stable Diffusion's; the class says which sampler a folder is for.
 pub(crate) fn scheduler(class_name: &str) -> SchedulerConfig {
-    SchedulerConfig { class_name: class_name.to_owned(), ..SchedulerConfig::default() }
+    SchedulerConfig {
+        class_name: class_name.to_owned(),
+        ..SchedulerConfig::default()
+    }
 }
 
 /// Writes a component of a model folder: `config.json` with the class, and the weights.
@@ -55,15 +58,27 @@ pub(crate) fn write_component<M: Module>(
         config.insert(key.to_owned(), value);
     }
     write_json(&folder.join("config.json"), &config)?;
-    let file = if is_clip { "model.safetensors" } else { "diffusion_pytorch_model.safetensors" };
+    let file = if is_clip {
+        "model.safetensors"
+    } else {
+        "diffusion_pytorch_model.safetensors"
+    };
     let tensors = named_tensors(module).into_iter().map(|(name, data)| {
         let data = data.convert_dtype(dtype);
         // A lone number has no axes in PyTorch.
-        let data = if name == "logit_scale" { without_axes(data) } else { data };
+        let data = if name == "logit_scale" {
+            without_axes(data)
+        } else {
+            data
+        };
         LazyTensor::ready(name, data)
     });
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    Ok(write_tensors(&folder.join(file), tensors.collect(), metadata)?)
+    Ok(write_tensors(
+        &folder.join(file),
+        tensors.collect(),
+        metadata,
+    )?)
 }
 
 fn without_axes(data: TensorData) -> TensorData {
@@ -97,8 +112,13 @@ impl Workshop {
         Ok(write_json(&path, &scheduler(class_name))?)
     }
 
-    /// Everything but the denoiser, which is `unet`.
-    pub(crate) fn pipeline(&self) -> Result<TextToImage> {
-        Ok(TextToImage::from_folder(&self.model()?, None, &self.device)?)
+    /// The model folder with one of its denoisers.
+    pub(crate) fn pipeline(&self, denoiser: &str) -> Result<TextToImage> {
+        Ok(TextToImage::from_folder_with(
+            &self.model()?,
+            denoiser,
+            None,
+            &self.device,
+        )?)
     }
 }

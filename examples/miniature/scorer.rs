@@ -32,7 +32,10 @@ pub(crate) fn score(picture: &[u8], scene: &Scene) -> Score {
     let found = picture.objects(ground, scene.objects().len());
     let wanted = scene.objects();
     if found.len() != wanted.len() {
-        return Score { ground: ground == scene.ground, ..Score::default() };
+        return Score {
+            ground: ground == scene.ground,
+            ..Score::default()
+        };
     }
     // Two objects are matched by their places along the relation's axis.
     let relation = match scene.layout {
@@ -63,7 +66,10 @@ struct Picture {
 impl Picture {
     fn new(bytes: &[u8]) -> Self {
         let side = (bytes.len() / 3).isqrt();
-        let pixels = bytes.chunks(3).map(|rgb| [rgb[0], rgb[1], rgb[2]].map(f64::from)).collect();
+        let pixels = bytes
+            .chunks(3)
+            .map(|rgb| [rgb[0], rgb[1], rgb[2]].map(f64::from))
+            .collect();
         Self { side, pixels }
     }
 
@@ -90,7 +96,11 @@ impl Picture {
     fn objects(&self, ground: usize, count: usize) -> Vec<Found> {
         let ground = COLORS[ground].1.map(f64::from);
         let limit = nearest_pair() / 2.0;
-        let mask: Vec<_> = self.pixels.iter().map(|&pixel| distance(pixel, ground) > limit).collect();
+        let mask: Vec<_> = self
+            .pixels
+            .iter()
+            .map(|&pixel| distance(pixel, ground) > limit)
+            .collect();
         let mut regions = self.regions(&mask);
         regions.retain(|region| region.len() * 100 >= self.pixels.len());
         regions.sort_by_key(|region| std::cmp::Reverse(region.len()));
@@ -138,12 +148,18 @@ impl Picture {
             neighbours.all(|next| inside[next])
         };
         let core: Vec<_> = region.iter().copied().filter(is_core).collect();
-        let core = if core.is_empty() { region.to_vec() } else { core };
+        let core = if core.is_empty() {
+            region.to_vec()
+        } else {
+            core
+        };
 
         let rows = region.iter().map(|place| place / self.side);
         let columns = region.iter().map(|place| place % self.side);
         let span = |values: &mut dyn Iterator<Item = usize>| {
-            values.fold((usize::MAX, 0), |(low, high), value| (low.min(value), high.max(value + 1)))
+            values.fold((usize::MAX, 0), |(low, high), value| {
+                (low.min(value), high.max(value + 1))
+            })
         };
         let (rows, columns) = (span(&mut rows.into_iter()), span(&mut columns.into_iter()));
         let shape = (0..SHAPES.len()).max_by(|&a, &b| {
@@ -159,7 +175,13 @@ impl Picture {
     }
 
     /// Intersection over union of a region with a shape drawn into its bounding box.
-    fn overlap(&self, inside: &[bool], rows: (usize, usize), columns: (usize, usize), shape: usize) -> f64 {
+    fn overlap(
+        &self,
+        inside: &[bool],
+        rows: (usize, usize),
+        columns: (usize, usize),
+        shape: usize,
+    ) -> f64 {
         let outline = Outline::new(shape);
         let [left, top, right, bottom] = outline.bounds();
         let (mut both, mut either) = (0, 0);
@@ -180,7 +202,11 @@ impl Picture {
 }
 
 fn distance(a: [f64; 3], b: [f64; 3]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).powi(2))
+        .sum::<f64>()
+        .sqrt()
 }
 
 fn nearest_color(color: [f64; 3]) -> usize {
@@ -194,7 +220,9 @@ fn nearest_color(color: [f64; 3]) -> usize {
 fn nearest_pair() -> f64 {
     let color = |i: usize| COLORS[i].1.map(f64::from);
     let pairs = (0..COLORS.len()).flat_map(|a| (0..a).map(move |b| (a, b)));
-    pairs.map(|(a, b)| distance(color(a), color(b))).fold(f64::INFINITY, f64::min)
+    pairs
+        .map(|(a, b)| distance(color(a), color(b)))
+        .fold(f64::INFINITY, f64::min)
 }
 
 #[cfg(test)]
@@ -221,9 +249,16 @@ mod tests {
     fn a_picture_of_another_scene_is_wrong() {
         let mut rng = ChaCha8Rng::seed_from_u64(8);
         for _ in 0..200 {
-            let (scene, other) = (Scene::random(&mut rng, false), Scene::random(&mut rng, false));
+            let (scene, other) = (
+                Scene::random(&mut rng, false),
+                Scene::random(&mut rng, false),
+            );
             let picture = other.draw(32, &mut rng);
-            assert_eq!(score(&picture, &scene).all(), scene == other, "{scene:?} {other:?}");
+            assert_eq!(
+                score(&picture, &scene).all(),
+                scene == other,
+                "{scene:?} {other:?}"
+            );
         }
     }
 }

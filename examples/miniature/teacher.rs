@@ -4,7 +4,7 @@ use anyhow::Result;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use swiftbrush_clip::{TextEncoder, Tokenizer};
 use swiftbrush_pipeline::{Decoder, Method, Request, TextToImage, noise};
-use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
+use swiftbrush_scheduler::NoiseSchedule;
 use swiftbrush_trainer::{Purpose, Random};
 use swiftbrush_unet::UNet;
 use swiftbrush_vae::AutoencoderKl;
@@ -37,8 +37,16 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64) -> Result<()> {
         let batch = Batch::new(seed, step, BATCH);
         let mut random = Random::new(seed, Purpose::Student, step);
         let latents = vae.encode(batch.images(inner)).mode();
-        let captions: Vec<_> = batch.captions().into_iter()
-            .map(|caption| if random.chance(DROP) { String::new() } else { caption })
+        let captions: Vec<_> = batch
+            .captions()
+            .into_iter()
+            .map(|caption| {
+                if random.chance(DROP) {
+                    String::new()
+                } else {
+                    caption
+                }
+            })
             .collect();
         let context = text_encoder.forward(tokenizer.encode_batch(&captions, inner));
         let timesteps = random.integers(BATCH, 0..schedule.len());
@@ -53,16 +61,43 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64) -> Result<()> {
             return Ok(());
         }
         let pipeline = TextToImage::from_parts(
-            tokenizer.clone(), text_encoder.clone(), unet.clone(), Decoder::Kl(vae.clone()),
-            scheduler("DDIMScheduler"), &unet_config(), inner,
+            tokenizer.clone(),
+            text_encoder.clone(),
+            unet.clone(),
+            Decoder::Kl(vae.clone()),
+            scheduler("DDIMScheduler"),
+            &unet_config(),
+            inner,
         );
-        let tally = evaluate(&pipeline, Method::Ddim(10), GUIDANCE, &captions(seed, 64, false))?;
+        let tally = evaluate(
+            &pipeline,
+            Method::Ddim(10),
+            GUIDANCE,
+            &captions(seed, 64, false),
+        )?;
         eprintln!("step {step}: ten steps of DDIM, {tally}");
         Ok(())
     };
-    let schedule_of_rate = Schedule { steps, learning_rate: 1.5e-3, ema: 0.998 };
-    let unet = train(&workshop.stage("teacher"), unet_config().init(&device), schedule_of_rate, &device, loss, look)?;
-    write_component(&folder.path("teacher"), "UNet2DConditionModel", &unet_config(), &unet, DType::F32)
+    let schedule_of_rate = Schedule {
+        steps,
+        learning_rate: 1.2e-3,
+        ema: 0.995,
+    };
+    let unet = train(
+        &workshop.stage("teacher"),
+        unet_config().init(&device),
+        schedule_of_rate,
+        &device,
+        loss,
+        look,
+    )?;
+    write_component(
+        &folder.path("teacher"),
+        "UNet2DConditionModel",
+        &unet_config(),
+        &unet,
+        DType::F32,
+    )
 }
 
 pub(crate) fn floats(timesteps: &[usize], device: &Device) -> Tensor<1> {
@@ -74,7 +109,9 @@ pub(crate) fn floats(timesteps: &[usize], device: &Device) -> Tensor<1> {
 pub(crate) fn captions(seed: u64, count: usize, held_out: bool) -> Vec<Scene> {
     use rand::SeedableRng;
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed ^ 0x5ce0e);
-    (0..count).map(|_| Scene::random(&mut rng, held_out)).collect()
+    (0..count)
+        .map(|_| Scene::random(&mut rng, held_out))
+        .collect()
 }
 
 /// How many pictures had what right.
@@ -91,18 +128,39 @@ impl std::fmt::Display for Tally {
         let (ground, color) = (self.share(|s| s.ground), self.share(|s| s.color));
         let (shape, relation) = (self.share(|s| s.shape), self.share(|s| s.relation));
         let all = self.share(Score::all);
-        write!(f, "ground {ground:.3}, colour {color:.3}, shape {shape:.3}, relation {relation:.3}, all {all:.3}")
+        write!(
+            f,
+            "ground {ground:.3}, colour {color:.3}, shape {shape:.3}, relation {relation:.3}, all {all:.3}"
+        )
     }
 }
 
 /// Paints scenes and scores the pictures.
-pub(crate) fn evaluate(pipeline: &TextToImage, method: Method, guidance: f64, scenes: &[Scene]) -> Result<Tally> {
+pub(crate) fn evaluate(
+    pipeline: &TextToImage,
+    method: Method,
+    guidance: f64,
+    scenes: &[Scene],
+) -> Result<Tally> {
     let mut scores = Vec::new();
     for (index, scenes) in scenes.chunks(64).enumerate() {
-        let request = Request { method, guidance, ..Request::new(scenes.iter().map(Scene::caption)) };
-        let noise = noise(pipeline.latent_shape(scenes.len()), index as u64, pipeline.device());
+        let request = Request {
+            method,
+            guidance,
+            ..Request::new(scenes.iter().map(Scene::caption))
+        };
+        let noise = noise(
+            pipeline.latent_shape(scenes.len()),
+            index as u64,
+            pipeline.device(),
+        );
         let painting = pipeline.generate(&request, noise)?;
-        scores.extend(to_bytes(painting.images).iter().zip(scenes).map(|(image, scene)| score(image, scene)));
+        scores.extend(
+            to_bytes(painting.images)
+                .iter()
+                .zip(scenes)
+                .map(|(image, scene)| score(image, scene)),
+        );
     }
     Ok(Tally(scores))
 }

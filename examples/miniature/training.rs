@@ -60,16 +60,27 @@ pub(crate) fn train<M: Module>(
     if path.is_file() {
         state = state.restore(&Snapshot::open(&path)?, &path, schedule, device)?;
     }
-    let mut log = OpenOptions::new().create(true).append(true).open(folder.join("log.jsonl"))?;
+    let mut log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(folder.join("log.jsonl"))?;
 
-    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = folder
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let bar = progress_bar(name, schedule.steps, state.step);
     while state.step < schedule.steps {
         let begun = Instant::now();
         let step = state.step;
         let loss = loss(&state.module, step);
         let value: f64 = loss.clone().into_data().iter::<f64>().sum();
-        ensure!(value.is_finite(), "the loss became {value} at step {step}; {} is from before", path.display());
+        ensure!(
+            value.is_finite(),
+            "the loss became {value} at step {step}; {} is from before",
+            path.display()
+        );
         let grads = NamedGradients::take(&state.module, &mut loss.backward());
         let (grads, norm) = grads.clip(MAX_NORM);
         let rate = schedule.learning_rate(step);
@@ -78,11 +89,18 @@ pub(crate) fn train<M: Module>(
         state.step += 1;
 
         let seconds = begun.elapsed().as_secs_f64();
-        writeln!(log, "{}", json!({"step": step, "loss": value, "norm": norm, "rate": rate, "seconds": seconds}))?;
+        writeln!(
+            log,
+            "{}",
+            json!({"step": step, "loss": value, "norm": norm, "rate": rate, "seconds": seconds})
+        )?;
         bar.set_position(state.step);
         bar.set_message(format!("loss {value:.4}"));
-        if state.step % SAVE_EVERY == 0 || state.step == schedule.steps {
-            state.snapshot().save(&path).context("the snapshot was not saved")?;
+        if state.step.is_multiple_of(SAVE_EVERY) || state.step == schedule.steps {
+            state
+                .snapshot()
+                .save(&path)
+                .context("the snapshot was not saved")?;
             look(&state.averaged(), state.step)?;
         }
     }
@@ -92,7 +110,9 @@ pub(crate) fn train<M: Module>(
 
 fn progress_bar(name: String, steps: u64, done: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix:14} {bar:30} {pos}/{len} {msg} {eta} left");
-    let bar = ProgressBar::new(steps).with_prefix(name).with_position(done);
+    let bar = ProgressBar::new(steps)
+        .with_prefix(name)
+        .with_position(done);
     bar.set_style(style.expect("the template is valid"));
     bar.reset_eta();
     bar
@@ -108,7 +128,12 @@ struct State<M> {
 impl<M: Module> State<M> {
     fn new(module: M, schedule: Schedule) -> Self {
         let ema = Ema::new(&module, schedule.ema);
-        Self { step: 0, module, optimizer: AdamW::new(AdamWConfig::default()), ema }
+        Self {
+            step: 0,
+            module,
+            optimizer: AdamW::new(AdamWConfig::default()),
+            ema,
+        }
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -119,7 +144,13 @@ impl<M: Module> State<M> {
         snapshot
     }
 
-    fn restore(self, snapshot: &Snapshot, path: &Path, schedule: Schedule, device: &Device) -> Result<Self> {
+    fn restore(
+        self,
+        snapshot: &Snapshot,
+        path: &Path,
+        schedule: Schedule,
+        device: &Device,
+    ) -> Result<Self> {
         let inner = device.clone().inner();
         Ok(Self {
             step: snapshot.step(),

@@ -150,7 +150,17 @@ impl Scene {
 /// Every word that a caption can hold.
 pub(crate) fn words() -> Vec<&'static str> {
     let colors = COLORS.iter().map(|(name, _)| *name);
-    let rest = ["a", "an", "on", "background", "above", "to", "the", "left", "of"];
+    let rest = [
+        "a",
+        "an",
+        "on",
+        "background",
+        "above",
+        "to",
+        "the",
+        "left",
+        "of",
+    ];
     rest.into_iter().chain(colors).chain(SHAPES).collect()
 }
 
@@ -164,7 +174,10 @@ struct Canvas {
 
 impl Canvas {
     fn new(side: usize, ground: [u8; 3]) -> Self {
-        Self { side, pixels: vec![ground.map(f64::from); side * side] }
+        Self {
+            side,
+            pixels: vec![ground.map(f64::from); side * side],
+        }
     }
 
     /// Paints a shape into the square of side `size` around (`x`, `y`).
@@ -179,7 +192,10 @@ impl Canvas {
         for row in span(y) {
             for column in span(x) {
                 let covered = coverage(|dx, dy| {
-                    let (u, v) = ((column as f64 + dx - x) / size, (row as f64 + dy - y) / size);
+                    let (u, v) = (
+                        (column as f64 + dx - x) / size,
+                        (row as f64 + dy - y) / size,
+                    );
                     outline.contains(u, v)
                 });
                 let pixel = &mut self.pixels[row * self.side + column];
@@ -191,14 +207,20 @@ impl Canvas {
     }
 
     fn into_bytes(self) -> Vec<u8> {
-        self.pixels.into_iter().flatten().map(|value| value.round() as u8).collect()
+        self.pixels
+            .into_iter()
+            .flatten()
+            .map(|value| value.round() as u8)
+            .collect()
     }
 }
 
 /// Share of a pixel's sample points that lie inside.
 fn coverage(inside: impl Fn(f64, f64) -> bool) -> f64 {
     let at = |i: usize| (i as f64 + 0.5) / SAMPLES as f64;
-    let hits = (0..SAMPLES * SAMPLES).filter(|i| inside(at(i % SAMPLES), at(i / SAMPLES))).count();
+    let hits = (0..SAMPLES * SAMPLES)
+        .filter(|i| inside(at(i % SAMPLES), at(i / SAMPLES)))
+        .count();
     hits as f64 / (SAMPLES * SAMPLES) as f64
 }
 
@@ -212,8 +234,14 @@ pub(crate) enum Outline {
 impl Outline {
     pub(crate) fn new(shape: usize) -> Self {
         match SHAPES[shape] {
-            "circle" => Self::Disc { outer: 0.46, hole: 0.0 },
-            "ring" => Self::Disc { outer: 0.46, hole: 0.23 },
+            "circle" => Self::Disc {
+                outer: 0.46,
+                hole: 0.0,
+            },
+            "ring" => Self::Disc {
+                outer: 0.46,
+                hole: 0.23,
+            },
             "square" => Self::Box { half: 0.42 },
             "triangle" => Self::Polygon(vec![(0.0, -0.43), (0.46, 0.43), (-0.46, 0.43)]),
             "star" => Self::Polygon(star()),

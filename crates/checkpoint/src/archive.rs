@@ -34,7 +34,10 @@ impl Archive {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, Error> {
         let path = path.into();
         let read = |error| Error::read(&path, error);
-        let damaged = |reason: String| Error::Damaged { path: path.clone(), reason };
+        let damaged = |reason: String| Error::Damaged {
+            path: path.clone(),
+            reason,
+        };
 
         let mut file = File::open(&path).map_err(read)?;
         let len = file.metadata().map_err(read)?.len();
@@ -62,7 +65,12 @@ impl Archive {
                 len - start
             )));
         }
-        Ok(Self { path, file: Mutex::new(file), header, start })
+        Ok(Self {
+            path,
+            file: Mutex::new(file),
+            header,
+            start,
+        })
     }
 
     /// The file.

@@ -67,11 +67,19 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn read(path: &Path, source: std::io::Error) -> Self {
-        Self::Io { action: "read", path: path.to_owned(), source }
+        Self::Io {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        }
     }
 
     pub(crate) fn write(path: &Path, source: std::io::Error) -> Self {
-        Self::Io { action: "write", path: path.to_owned(), source }
+        Self::Io {
+            action: "write",
+            path: path.to_owned(),
+            source,
+        }
     }
 }
 
@@ -110,7 +118,11 @@ impl fmt::Display for Mismatch {
         list(f, "missing", self.missing.iter().cloned())?;
         list(f, "unused", self.unused.iter().cloned())?;
         list(f, "of another shape", misshapen)?;
-        list(f, "with a NaN or an infinity", self.not_finite.iter().cloned())
+        list(
+            f,
+            "with a NaN or an infinity",
+            self.not_finite.iter().cloned(),
+        )
     }
 }
 
@@ -123,6 +135,14 @@ fn list(
     if count == 0 {
         return Ok(());
     }
-    write!(f, "\n  {count} {what}: {}", items.take(SHOWN).collect::<Vec<_>>().join(", "))?;
-    if count > SHOWN { write!(f, " and {} more", count - SHOWN) } else { Ok(()) }
+    write!(
+        f,
+        "\n  {count} {what}: {}",
+        items.take(SHOWN).collect::<Vec<_>>().join(", ")
+    )?;
+    if count > SHOWN {
+        write!(f, " and {} more", count - SHOWN)
+    } else {
+        Ok(())
+    }
 }

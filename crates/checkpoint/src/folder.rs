@@ -76,7 +76,10 @@ impl Folder {
     }
 
     fn missing(&self, wanted: &str) -> Error {
-        Error::MissingFile { folder: self.root.clone(), wanted: wanted.to_owned() }
+        Error::MissingFile {
+            folder: self.root.clone(),
+            wanted: wanted.to_owned(),
+        }
     }
 }
 
@@ -87,7 +90,10 @@ impl Folder {
 /// If it cannot be read or is not of that form; the error names the file.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let text = std::fs::read_to_string(path).map_err(|error| Error::read(path, error))?;
-    serde_json::from_str(&text).map_err(|source| Error::Json { path: path.to_owned(), source })
+    serde_json::from_str(&text).map_err(|source| Error::Json {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Reads a component's `config.json` into `T`, refusing by name every option that `T` does not have,
@@ -102,23 +108,34 @@ where
     T: DeserializeOwned + Serialize + Default,
 {
     let config: Map<String, Value> = read_json(path)?;
-    let json = |source| Error::Json { path: path.to_owned(), source };
+    let json = |source| Error::Json {
+        path: path.to_owned(),
+        source,
+    };
     let known = serde_json::to_value(T::default()).map_err(json)?;
     for (name, value) in &config {
         let passes = known.get(name).is_some()
             || name.starts_with('_')
             || value.is_null()
-            || accepted.iter().any(|(option, accepted)| option == name && same(accepted, value));
+            || accepted
+                .iter()
+                .any(|(option, accepted)| option == name && same(accepted, value));
         if !passes {
-            let expected: Vec<_> =
-                accepted.iter().filter(|(option, _)| option == name).map(|(_, value)| value).collect();
+            let expected: Vec<_> = accepted
+                .iter()
+                .filter(|(option, _)| option == name)
+                .map(|(_, value)| value)
+                .collect();
             let expected = match expected.as_slice() {
                 [] => "this option is not known".to_owned(),
                 [value] => format!("expected {value}"),
                 values => format!("expected one of {values:?}"),
             };
             let reason = format!("{name} = {value} is not supported; {expected}");
-            return Err(Error::Config { path: path.to_owned(), reason });
+            return Err(Error::Config {
+                path: path.to_owned(),
+                reason,
+            });
         }
     }
     serde_json::from_value(Value::Object(config)).map_err(json)

@@ -13,5 +13,7 @@ mod write;
 pub use archive::Archive;
 pub use error::{Error, Mismatch};
 pub use folder::{Folder, read_config, read_json};
-pub use module::{ModulePath, load, load_prefixed, named_tensors, n_parameters, save, with_tensors};
+pub use module::{
+    ModulePath, load, load_prefixed, n_parameters, named_tensors, save, with_tensors,
+};
 pub use write::{LazyTensor, sha256, write_atomically, write_json, write_tensors};

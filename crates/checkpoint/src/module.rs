@@ -97,7 +97,13 @@ fn fill<M: Module>(
     unused: BTreeSet<String>,
     read: impl Fn(&str) -> Result<TensorData, Error>,
 ) -> Result<M, Error> {
-    let mut filler = Filler { path: ModulePath::default(), unused, read, mismatch: Mismatch::default(), error: None };
+    let mut filler = Filler {
+        path: ModulePath::default(),
+        unused,
+        read,
+        mismatch: Mismatch::default(),
+        error: None,
+    };
     let module = module.map(&mut filler);
     if let Some(error) = filler.error {
         return Err(error);
@@ -107,7 +113,10 @@ fn fill<M: Module>(
     if mismatch.is_empty() {
         Ok(module)
     } else {
-        Err(Error::Mismatch { path: path.to_owned(), mismatch })
+        Err(Error::Mismatch {
+            path: path.to_owned(),
+            mismatch,
+        })
     }
 }
 
@@ -146,7 +155,11 @@ impl<R: Fn(&str) -> Result<TensorData, Error>> ModuleMapper for Filler<R> {
         };
         let expected = param.lazy_shape().to_vec();
         // burn has no tensors without axes; a lone number is a vector of one.
-        let data = if data.shape().is_empty() && expected == [1] { as_vector(data) } else { data };
+        let data = if data.shape().is_empty() && expected == [1] {
+            as_vector(data)
+        } else {
+            data
+        };
         let found = data.shape().to_vec();
         if expected != found {
             self.mismatch.misshapen.push((name, expected, found));
@@ -169,7 +182,9 @@ fn as_vector(data: TensorData) -> TensorData {
 
 fn is_finite(data: &TensorData) -> bool {
     match data.dtype() {
-        DType::F32 => data.as_slice::<f32>().is_ok_and(|values| values.iter().all(|x| x.is_finite())),
+        DType::F32 => data
+            .as_slice::<f32>()
+            .is_ok_and(|values| values.iter().all(|x| x.is_finite())),
         _ => data.iter::<f64>().all(f64::is_finite),
     }
 }
@@ -177,7 +192,10 @@ fn is_finite(data: &TensorData) -> bool {
 /// The parameters of a module by name, as they are stored (an adapter and the weight under it are
 /// separate tensors).
 pub fn named_tensors<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
-    let mut collector = Collector { path: ModulePath::default(), tensors: BTreeMap::new() };
+    let mut collector = Collector {
+        path: ModulePath::default(),
+        tensors: BTreeMap::new(),
+    };
     module.visit(&mut collector);
     collector.tensors
 }
@@ -197,7 +215,8 @@ impl ModuleVisitor for Collector {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.tensors.insert(self.path.name(), param.base().into_data());
+        self.tensors
+            .insert(self.path.name(), param.base().into_data());
     }
 }
 

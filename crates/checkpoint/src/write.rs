@@ -60,8 +60,18 @@ impl View for FileView<'_> {
 
     fn data(&self) -> Cow<'_, [u8]> {
         let data = (self.tensor.data)();
-        assert_eq!(data.shape().to_vec(), self.tensor.shape, "{} changed its shape", self.tensor.name);
-        assert_eq!(data.dtype(), self.tensor.dtype, "{} changed its type", self.tensor.name);
+        assert_eq!(
+            data.shape().to_vec(),
+            self.tensor.shape,
+            "{} changed its shape",
+            self.tensor.name
+        );
+        assert_eq!(
+            data.dtype(),
+            self.tensor.dtype,
+            "{} changed its type",
+            self.tensor.name
+        );
         Cow::Owned(data.as_bytes().to_vec())
     }
 
@@ -137,7 +147,9 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
 
 /// A file in the same folder (so that renaming it is atomic), which goes away if it is not kept.
 fn temporary_beside(path: &Path) -> Result<NamedTempFile, Error> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(|error| Error::write(path, error))?;
     let mut builder = tempfile::Builder::new();
@@ -147,14 +159,21 @@ fn temporary_beside(path: &Path) -> Result<NamedTempFile, Error> {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o644));
     }
-    builder.tempfile_in(folder).map_err(|error| Error::write(path, error))
+    builder
+        .tempfile_in(folder)
+        .map_err(|error| Error::write(path, error))
 }
 
 fn replace(temporary: NamedTempFile, path: &Path) -> Result<(), Error> {
-    temporary.persist(path).map_err(|error| Error::write(path, error.error))?;
+    temporary
+        .persist(path)
+        .map_err(|error| Error::write(path, error.error))?;
     // The rename itself is on disk once the folder is; not every system lets a folder be synced.
     #[cfg(unix)]
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+    if let Some(folder) = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+    {
         let _ = File::open(folder).and_then(|folder| folder.sync_all());
     }
     Ok(())
@@ -170,9 +189,15 @@ pub fn sha256(path: &Path) -> Result<String, Error> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
-        let len = file.read(&mut buffer).map_err(|error| Error::read(path, error))?;
+        let len = file
+            .read(&mut buffer)
+            .map_err(|error| Error::read(path, error))?;
         if len == 0 {
-            return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
+            return Ok(hasher
+                .finalize()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect());
         }
         hasher.update(&buffer[..len]);
     }

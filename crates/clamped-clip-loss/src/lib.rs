@@ -16,7 +16,11 @@ pub const DEFAULT_THRESHOLD: f64 = 0.35;
 /// # Panics
 ///
 /// If the shapes differ.
-pub fn clamped_clip_loss(image_embeds: Tensor<2>, text_embeds: Tensor<2>, threshold: f64) -> Tensor<1> {
+pub fn clamped_clip_loss(
+    image_embeds: Tensor<2>,
+    text_embeds: Tensor<2>,
+    threshold: f64,
+) -> Tensor<1> {
     let [batch, width] = image_embeds.dims();
     assert_shape!(text_embeds, [batch, width]);
     let images = image_embeds.cast(FloatDType::F32);
@@ -54,12 +58,23 @@ mod tests {
         let (images, texts) = embeddings(&device);
         let images = images.require_grad();
         let loss = clamped_clip_loss(images.clone(), texts, 0.35);
-        assert_close(loss.clone().inner(), Tensor::from_data([0.15 / 2.0], &device.inner()), 1e-5);
+        assert_close(
+            loss.clone().inner(),
+            Tensor::from_data([0.15 / 2.0], &device.inner()),
+            1e-5,
+        );
         // Clamping the mean instead would give max(0, 0.35 − 0.55) = 0.
         let grads = loss.backward();
         let grad = values(images.grad(&grads).unwrap());
-        assert_eq!(grad[2..], [0.0, 0.0], "the second image fits and must be left alone");
-        assert!((grad[0] + 0.5).abs() < 1e-6, "descent must raise the first cosine, gradient {grad:?}");
+        assert_eq!(
+            grad[2..],
+            [0.0, 0.0],
+            "the second image fits and must be left alone"
+        );
+        assert!(
+            (grad[0] + 0.5).abs() < 1e-6,
+            "descent must raise the first cosine, gradient {grad:?}"
+        );
     }
 
     #[test]

@@ -94,15 +94,24 @@ impl TextConfig {
     pub fn from_folder(folder: &Folder, component: &str) -> Result<Self, Error> {
         let path = format!("{component}/config.json");
         let config: Self = folder.json(&path)?;
-        config.check().map_err(|reason| Error::Config { path: folder.path(&path), reason })?;
+        config.check().map_err(|reason| Error::Config {
+            path: folder.path(&path),
+            reason,
+        })?;
         Ok(config)
     }
 
     pub(crate) fn check(&self) -> Result<(), String> {
         check_heads(self.hidden_size, self.num_attention_heads)?;
-        let sizes = [self.vocab_size, self.num_hidden_layers, self.max_position_embeddings];
+        let sizes = [
+            self.vocab_size,
+            self.num_hidden_layers,
+            self.max_position_embeddings,
+        ];
         if sizes.contains(&0) {
-            return Err("vocab_size, num_hidden_layers and max_position_embeddings must not be 0".into());
+            return Err(
+                "vocab_size, num_hidden_layers and max_position_embeddings must not be 0".into(),
+            );
         }
         Ok(())
     }
@@ -207,7 +216,10 @@ impl ClipConfig {
     pub fn from_folder(folder: &Folder, component: &str) -> Result<Self, Error> {
         let path = format!("{component}/config.json");
         let config: Self = folder.json(&path)?;
-        config.check().map_err(|reason| Error::Config { path: folder.path(&path), reason })?;
+        config.check().map_err(|reason| Error::Config {
+            path: folder.path(&path),
+            reason,
+        })?;
         Ok(config)
     }
 
@@ -215,17 +227,21 @@ impl ClipConfig {
         self.text_config.check()?;
         let vision = &self.vision_config;
         check_heads(vision.hidden_size, vision.num_attention_heads)?;
-        if vision.patch_size == 0 || vision.image_size % vision.patch_size != 0 {
+        if vision.patch_size == 0 || !vision.image_size.is_multiple_of(vision.patch_size) {
             let (side, patch) = (vision.image_size, vision.patch_size);
-            return Err(format!("image_size = {side} does not split into patches of {patch}"));
+            return Err(format!(
+                "image_size = {side} does not split into patches of {patch}"
+            ));
         }
         Ok(())
     }
 }
 
 fn check_heads(width: usize, heads: usize) -> Result<(), String> {
-    if heads == 0 || width == 0 || width % heads != 0 {
-        return Err(format!("hidden_size = {width} does not split into {heads} heads"));
+    if heads == 0 || width == 0 || !width.is_multiple_of(heads) {
+        return Err(format!(
+            "hidden_size = {width} does not split into {heads} heads"
+        ));
     }
     Ok(())
 }

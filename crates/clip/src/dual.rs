@@ -3,9 +3,9 @@ use burn::tensor::{DType, Device, Int, Tensor, assert_shape};
 use swiftbrush_checkpoint::{Error, Folder, load};
 use swiftbrush_kernels::{Linear, LinearConfig};
 
-use crate::{ClipConfig, TextEncoder};
 use crate::text::TextModel;
 use crate::vision::VisionModel;
+use crate::{ClipConfig, TextEncoder};
 
 /// Both towers with their projections into one space: transformers' `CLIPModel`.
 #[derive(Module, Debug)]
@@ -28,8 +28,11 @@ impl ClipConfig {
         if let Err(message) = self.check() {
             panic!("{message}");
         }
-        let projection =
-            |width| LinearConfig::new(width, self.projection_dim).with_bias(false).init(device);
+        let projection = |width| {
+            LinearConfig::new(width, self.projection_dim)
+                .with_bias(false)
+                .init(device)
+        };
         let logit_scale = Tensor::full([1], self.logit_scale_init_value, device);
         Clip {
             text_model: TextModel::new(&self.text_config, device),
@@ -69,7 +72,10 @@ impl Clip {
     /// If there are more tokens than positions.
     pub fn embed_texts(&self, tokens: Tensor<2, Int>) -> Tensor<2> {
         let states = self.text_model.forward(tokens.clone());
-        normalize(self.text_projection.forward(self.text_model.pool(states, &tokens)))
+        normalize(
+            self.text_projection
+                .forward(self.text_model.pool(states, &tokens)),
+        )
     }
 
     /// Embeddings of images.
@@ -84,7 +90,10 @@ impl Clip {
     ///
     /// If the images have another side.
     pub fn embed_images(&self, images: Tensor<4>) -> Tensor<2> {
-        normalize(self.visual_projection.forward(self.vision_model.forward(images)))
+        normalize(
+            self.visual_projection
+                .forward(self.vision_model.forward(images)),
+        )
     }
 
     /// Side of the images that the vision tower takes.
@@ -94,7 +103,9 @@ impl Clip {
 
     /// The text tower alone, without its projection: the encoder that conditions a denoiser.
     pub fn into_text_encoder(self) -> TextEncoder {
-        TextEncoder { text_model: self.text_model }
+        TextEncoder {
+            text_model: self.text_model,
+        }
     }
 }
 

@@ -14,7 +14,11 @@ pub const STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 pub fn preprocess(images: Tensor<4>, side: usize) -> Tensor<4> {
     let device = images.device();
     let [_, _, height, width] = images.dims();
-    let images = if [height, width] == [side, side] { images } else { resize(images, side, side) };
+    let images = if [height, width] == [side, side] {
+        images
+    } else {
+        resize(images, side, side)
+    };
     let channel = |values: [f64; 3]| {
         let values = values.map(|value| value as f32).to_vec();
         Tensor::<4>::from_data(TensorData::new(values, [1, 3, 1, 1]), &device)
@@ -37,7 +41,9 @@ pub fn resize(images: Tensor<4>, to_height: usize, to_width: usize) -> Tensor<4>
     let device = images.device();
     let [_, _, height, width] = images.dims();
     let rows = weights(height, to_height, &device).unsqueeze::<4>();
-    let columns = weights(width, to_width, &device).transpose().unsqueeze::<4>();
+    let columns = weights(width, to_width, &device)
+        .transpose()
+        .unsqueeze::<4>();
     rows.matmul(images).matmul(columns)
 }
 
@@ -53,8 +59,8 @@ fn weights(from: usize, to: usize, device: &Device) -> Tensor<2> {
         let last = ((centre + support + 0.5) as usize).min(from);
         let at = |place: usize| cubic((place as f64 - centre + 0.5) / widening);
         let total: f64 = (first..last).map(at).sum();
-        for place in first..last {
-            weights[place] = (at(place) / total) as f32;
+        for (place, weight) in (first..last).zip(&mut weights[first..last]) {
+            *weight = (at(place) / total) as f32;
         }
     }
     Tensor::from_data(TensorData::new(matrix, [to, from]), device)

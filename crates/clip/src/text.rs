@@ -25,7 +25,9 @@ impl TextConfig {
         if let Err(message) = self.check() {
             panic!("{message}");
         }
-        TextEncoder { text_model: TextModel::new(self, device) }
+        TextEncoder {
+            text_model: TextModel::new(self, device),
+        }
     }
 }
 
@@ -48,7 +50,9 @@ impl TextEncoder {
         let nested = archive.contains("text_model.final_layer_norm.weight");
         let prefix = if nested { "text_model." } else { "" };
         let text_model = TextModel::new(&config, device);
-        Ok(Self { text_model: load_prefixed(text_model, &archive, prefix, dtype)? })
+        Ok(Self {
+            text_model: load_prefixed(text_model, &archive, prefix, dtype)?,
+        })
     }
 
     /// The normalised states of the last layer, what the denoiser attends to.
@@ -89,7 +93,9 @@ pub(crate) struct Table {
 impl Table {
     pub(crate) fn new(rows: usize, width: usize, device: &Device) -> Self {
         let normal = Distribution::Normal(0.0, INITIAL_DEVIATION);
-        Self { weight: Param::from_tensor(Tensor::random([rows, width], normal, device)) }
+        Self {
+            weight: Param::from_tensor(Tensor::random([rows, width], normal, device)),
+        }
     }
 }
 
@@ -119,10 +125,14 @@ impl TextModel {
         let [_, length] = tokens.dims();
         let positions = self.embeddings.position_embedding.weight.val();
         let [available, _] = positions.dims();
-        assert!(length <= available, "{length} tokens, but only {available} positions");
+        assert!(
+            length <= available,
+            "{length} tokens, but only {available} positions"
+        );
         let states = module::embedding(self.embeddings.token_embedding.weight.val(), tokens);
-        let states = states + positions.slice([0..length]).unsqueeze::<3>();
-        self.final_layer_norm.forward(self.encoder.forward(states, Mask::Causal))
+        let states = states + positions.narrow(0, 0, length).unsqueeze::<3>();
+        self.final_layer_norm
+            .forward(self.encoder.forward(states, Mask::Causal))
     }
 
     /// The state at the end of each text: `[batch, length, width]` → `[batch, width]`.
@@ -137,7 +147,11 @@ impl TextModel {
 
     fn end(&self, ids: &[i64]) -> usize {
         // Configurations that say 2 come from a time when the end was found as the largest token.
-        let end = if self.eos_token_id == 2 { ids.iter().max() } else { Some(&self.eos_token_id) };
+        let end = if self.eos_token_id == 2 {
+            ids.iter().max()
+        } else {
+            Some(&self.eos_token_id)
+        };
         ids.iter().position(|id| Some(id) == end).unwrap_or(0)
     }
 }

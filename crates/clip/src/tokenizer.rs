@@ -66,13 +66,20 @@ struct Settings {
 
 impl Settings {
     fn read(path: &Path) -> Result<Self, TokenizerError> {
-        if path.is_file() { Ok(read_json(path)?) } else { Ok(Self::default()) }
+        if path.is_file() {
+            Ok(read_json(path)?)
+        } else {
+            Ok(Self::default())
+        }
     }
 
     /// Tokens are written as text or as an object with its `content`.
     fn pad(&self) -> Option<String> {
         let token = self.pad_token.as_ref()?;
-        token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
+        token
+            .as_str()
+            .or_else(|| token.get("content")?.as_str())
+            .map(str::to_owned)
     }
 }
 
@@ -90,7 +97,10 @@ impl Tokenizer {
     /// If the files are missing or damaged, or the vocabulary lacks the special tokens.
     pub fn from_folder(folder: &Folder, component: &str) -> Result<Self, TokenizerError> {
         let folder = folder.path(component);
-        let bad = |reason: String| TokenizerError::Vocabulary { folder: folder.clone(), reason };
+        let bad = |reason: String| TokenizerError::Vocabulary {
+            folder: folder.clone(),
+            reason,
+        };
         let special = Settings::read(&folder.join("special_tokens_map.json"))?;
         let config = Settings::read(&folder.join("tokenizer_config.json"))?;
 
@@ -106,19 +116,33 @@ impl Tokenizer {
         let mut inner = inner.map_err(|error| bad(error.to_string()))?;
 
         let id = |token: &str| {
-            let id = inner.token_to_id(token).and_then(|id| i32::try_from(id).ok());
+            let id = inner
+                .token_to_id(token)
+                .and_then(|id| i32::try_from(id).ok());
             id.ok_or_else(|| bad(format!("it has no token {token:?}")))
         };
         let (start, end) = (id(START)?, id(END)?);
-        let padding = special.pad().or_else(|| config.pad()).unwrap_or_else(|| END.to_owned());
+        let padding = special
+            .pad()
+            .or_else(|| config.pad())
+            .unwrap_or_else(|| END.to_owned());
         let pad = id(&padding)?;
         // transformers writes 1e30 for "no limit".
-        let length = config.model_max_length.filter(|&length| (2.0..1e6).contains(&length));
+        let length = config
+            .model_max_length
+            .filter(|&length| (2.0..1e6).contains(&length));
         let length = length.map_or(DEFAULT_LENGTH, |length| length as usize);
         // Special tokens are found in the text before it is split into words; transformers counts the
         // padding among them, so "!!" is two tokens where "!" pads.
-        inner.add_special_tokens(&[START, END, &padding].map(|token| AddedToken::from(token, true)));
-        Ok(Self { inner: without_templates(inner), start, end, pad, length })
+        inner
+            .add_special_tokens(&[START, END, &padding].map(|token| AddedToken::from(token, true)));
+        Ok(Self {
+            inner: without_templates(inner),
+            start,
+            end,
+            pad,
+            length,
+        })
     }
 
     /// Tokens in every encoded prompt.
@@ -132,9 +156,16 @@ impl Tokenizer {
         let ids = encoding.expect("byte-pair encoding is total: every byte is a token");
         let room = self.length - 2;
         let text = ids.get_ids().iter().take(room).map(|&id| id as i32);
-        let mut tokens: Vec<_> = [self.start].into_iter().chain(text).chain([self.end]).collect();
+        let mut tokens: Vec<_> = [self.start]
+            .into_iter()
+            .chain(text)
+            .chain([self.end])
+            .collect();
         tokens.resize(self.length, self.pad);
-        Tokens { ids: tokens, n_dropped: ids.len().saturating_sub(room) }
+        Tokens {
+            ids: tokens,
+            n_dropped: ids.len().saturating_sub(room),
+        }
     }
 
     /// Encodes prompts as a tensor.
@@ -143,14 +174,21 @@ impl Tokenizer {
     ///
     /// - returns: `[prompts, length]`
     pub fn encode_batch<S: AsRef<str>>(&self, prompts: &[S], device: &Device) -> Tensor<2, Int> {
-        let ids: Vec<_> = prompts.iter().flat_map(|prompt| self.encode(prompt.as_ref()).ids).collect();
+        let ids: Vec<_> = prompts
+            .iter()
+            .flat_map(|prompt| self.encode(prompt.as_ref()).ids)
+            .collect();
         Tensor::from_data(TensorData::new(ids, [prompts.len(), self.length]), device)
     }
 }
 
 /// What transformers' `CLIPTokenizerFast` does with the two files.
 fn from_vocabulary(vocab: &Path, merges: &Path) -> tokenizers::Result<tokenizers::Tokenizer> {
-    let text = |path: &Path| path.to_str().map(str::to_owned).ok_or("a path that is not UTF-8");
+    let text = |path: &Path| {
+        path.to_str()
+            .map(str::to_owned)
+            .ok_or("a path that is not UTF-8")
+    };
     let model = BPE::from_file(&text(vocab)?, &text(merges)?)
         .end_of_word_suffix("</w>".to_owned())
         .unk_token(END.to_owned())

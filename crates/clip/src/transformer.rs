@@ -18,7 +18,9 @@ pub(crate) struct Shape {
 
 impl Shape {
     pub(crate) fn norm(&self, device: &Device) -> LayerNorm {
-        LayerNormConfig::new(self.width).with_epsilon(self.epsilon).init(device)
+        LayerNormConfig::new(self.width)
+            .with_epsilon(self.epsilon)
+            .init(device)
     }
 }
 
@@ -30,12 +32,18 @@ pub(crate) struct Encoder {
 
 impl Encoder {
     pub(crate) fn new(shape: Shape, device: &Device) -> Self {
-        Self { layers: (0..shape.layers).map(|_| Layer::new(shape, device)).collect() }
+        Self {
+            layers: (0..shape.layers)
+                .map(|_| Layer::new(shape, device))
+                .collect(),
+        }
     }
 
     /// `[batch, length, width]` → the same
     pub(crate) fn forward(&self, states: Tensor<3>, mask: Mask) -> Tensor<3> {
-        self.layers.iter().fold(states, |states, layer| layer.forward(states, mask))
+        self.layers
+            .iter()
+            .fold(states, |states, layer| layer.forward(states, mask))
     }
 }
 
@@ -62,7 +70,10 @@ impl Layer {
     }
 
     fn forward(&self, states: Tensor<3>, mask: Mask) -> Tensor<3> {
-        let states = states.clone() + self.self_attn.forward(self.layer_norm1.forward(states), mask);
+        let states = states.clone()
+            + self
+                .self_attn
+                .forward(self.layer_norm1.forward(states), mask);
         states.clone() + self.mlp.forward(self.layer_norm2.forward(states))
     }
 }
@@ -79,18 +90,31 @@ struct SelfAttention {
 impl SelfAttention {
     fn new(width: usize, heads: usize, device: &Device) -> Self {
         let linear = || LinearConfig::new(width, width).init(device);
-        Self { k_proj: linear(), v_proj: linear(), q_proj: linear(), out_proj: linear(), heads }
+        Self {
+            k_proj: linear(),
+            v_proj: linear(),
+            q_proj: linear(),
+            out_proj: linear(),
+            heads,
+        }
     }
 
     fn forward(&self, states: Tensor<3>, mask: Mask) -> Tensor<3> {
         let [batch, length, width] = states.dims();
         let project = |layer: &Linear| {
             let heads = layer.forward(states.clone());
-            heads.reshape([batch, length, self.heads, width / self.heads]).swap_dims(1, 2)
+            heads
+                .reshape([batch, length, self.heads, width / self.heads])
+                .swap_dims(1, 2)
         };
-        let (query, key, value) = (project(&self.q_proj), project(&self.k_proj), project(&self.v_proj));
+        let (query, key, value) = (
+            project(&self.q_proj),
+            project(&self.k_proj),
+            project(&self.v_proj),
+        );
         let mixed = attention(query, key, value, mask);
-        self.out_proj.forward(mixed.swap_dims(1, 2).reshape([batch, length, width]))
+        self.out_proj
+            .forward(mixed.swap_dims(1, 2).reshape([batch, length, width]))
     }
 }
 
@@ -105,7 +129,11 @@ struct Mlp {
 impl Mlp {
     fn forward(&self, states: Tensor<3>) -> Tensor<3> {
         let hidden = self.fc1.forward(states);
-        let hidden = if self.quick { quick_gelu(hidden) } else { gelu(hidden) };
+        let hidden = if self.quick {
+            quick_gelu(hidden)
+        } else {
+            gelu(hidden)
+        };
         self.fc2.forward(hidden)
     }
 }

@@ -63,11 +63,23 @@ impl VisionModel {
         assert_shape!(images, [batch, channels, self.image_size, self.image_size]);
         let patches = self.embeddings.patch_embedding.forward(images);
         let [_, width, rows, columns] = patches.dims();
-        let patches = patches.reshape([batch, width, rows * columns]).swap_dims(1, 2);
+        let patches = patches
+            .reshape([batch, width, rows * columns])
+            .swap_dims(1, 2);
         let class = self.embeddings.class_embedding.val().reshape([1, 1, width]);
         let tokens = Tensor::cat(vec![class.expand([batch, 1, width]), patches], 1);
-        let tokens = tokens + self.embeddings.position_embedding.weight.val().unsqueeze::<3>();
-        let states = self.encoder.forward(self.pre_layrnorm.forward(tokens), Mask::None);
-        self.post_layernorm.forward(states.narrow(1, 0, 1)).squeeze_dim::<2>(1)
+        let tokens = tokens
+            + self
+                .embeddings
+                .position_embedding
+                .weight
+                .val()
+                .unsqueeze::<3>();
+        let states = self
+            .encoder
+            .forward(self.pre_layrnorm.forward(tokens), Mask::None);
+        self.post_layernorm
+            .forward(states.narrow(1, 0, 1))
+            .squeeze_dim::<2>(1)
     }
 }

@@ -41,10 +41,18 @@ fn check_clip(name: &str) {
     assert_close(text_embeds.clone().inner(), expected("text_embeds"), F32);
 
     let cosine = cosine_similarity(image_embeds, text_embeds);
-    assert_close(cosine.clone().inner(), golden.tensor::<1>("cosine", &device).inner(), F32);
+    assert_close(
+        cosine.clone().inner(),
+        golden.tensor::<1>("cosine", &device).inner(),
+        F32,
+    );
     let grads = cosine.sum().backward();
     let found = images.grad(&grads).unwrap();
-    assert_close(found, golden.tensor::<4>("images_grad", &device).inner(), F32);
+    assert_close(
+        found,
+        golden.tensor::<4>("images_grad", &device).inner(),
+        F32,
+    );
 }
 
 #[test]

@@ -40,7 +40,11 @@ pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, mask: Mask)
     assert_shape!(key, [batch, heads, keys, width]);
     assert_shape!(value, [batch, heads, keys, width]);
     assert_eq!(query.dtype(), key.dtype(), "query and key differ in dtype");
-    assert_eq!(query.dtype(), value.dtype(), "query and value differ in dtype");
+    assert_eq!(
+        query.dtype(),
+        value.dtype(),
+        "query and value differ in dtype"
+    );
 
     Tensor::from_dispatch(<Dispatch as Kernels>::blockwise_attention(
         query.into_dispatch(),
@@ -95,7 +99,9 @@ pub(crate) fn backward<B: Backend>(
         let scores = B::float_mul_scalar(scores, scale.into());
         let scores = match mask {
             Mask::None => scores,
-            Mask::Causal => B::float_add(scores.clone(), causal_bias::<B>(start, end, keys, &scores)),
+            Mask::Causal => {
+                B::float_add(scores.clone(), causal_bias::<B>(start, end, keys, &scores))
+            }
         };
         let probabilities = B::softmax(scores, 3);
 
@@ -109,8 +115,14 @@ pub(crate) fn backward<B: Backend>(
             Some(sum) => Some(B::float_add(sum, part)),
             None => Some(part),
         };
-        key_grad = add(key_grad, B::float_matmul(B::float_transpose(scores_grad), query));
-        value_grad = add(value_grad, B::float_matmul(B::float_transpose(probabilities), grad));
+        key_grad = add(
+            key_grad,
+            B::float_matmul(B::float_transpose(scores_grad), query),
+        );
+        value_grad = add(
+            value_grad,
+            B::float_matmul(B::float_transpose(probabilities), grad),
+        );
     }
 
     let query_grad = match query_grads.len() {
@@ -118,7 +130,11 @@ pub(crate) fn backward<B: Backend>(
         _ => B::float_cat(query_grads, 2),
     };
     let missing = "there is at least one query";
-    [query_grad, key_grad.expect(missing), value_grad.expect(missing)]
+    [
+        query_grad,
+        key_grad.expect(missing),
+        value_grad.expect(missing),
+    ]
 }
 
 /// Rows `start..end` of the third axis; the tensor itself when that is all of it.
@@ -165,7 +181,11 @@ mod tests {
         let scores = match mask {
             Mask::None => scores,
             Mask::Causal => {
-                let forbidden = Tensor::<2, burn::tensor::Bool>::tril_mask([queries, keys], 0, &scores.device());
+                let forbidden = Tensor::<2, burn::tensor::Bool>::tril_mask(
+                    [queries, keys],
+                    0,
+                    &scores.device(),
+                );
                 scores.mask_fill(forbidden.unsqueeze::<4>(), -1e9)
             }
         };

@@ -121,10 +121,7 @@ pub(crate) trait Kernels: Backend {
 
     /// Gradient of [`exact_gelu`](Self::exact_gelu).
     #[cfg_attr(feature = "fusion", fusion(default))]
-    fn exact_gelu_backward(
-        input: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
+    fn exact_gelu_backward(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
         gelu::backward::<Self>(input, grad)
     }
 }
@@ -286,9 +283,7 @@ impl<B: Backend + Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
                 let input = input.into_primitive();
                 prepared.finish(input.clone(), B::exact_gelu(input))
             }
-            OpsKind::UnTracked(prepared) => {
-                prepared.finish(B::exact_gelu(input.into_primitive()))
-            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::exact_gelu(input.into_primitive())),
         }
     }
 

@@ -2,11 +2,12 @@
 
 use burn::backend::Dispatch;
 use burn::config::Config;
-use burn::module::{Module, Param, ParamId};
+use burn::module::{Module, Param};
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use crate::backend::Kernels;
+use crate::linear::random_param;
 
 /// How the kernel moves over the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +48,15 @@ pub fn conv2d(
     let ([_, found, height, width], [_, expected, rows, columns]) = (input.dims(), weight.dims());
     let padding = window.padding.0 + window.padding.1;
     assert_eq!(found, expected, "the kernel takes {expected} channels");
-    assert!(height + padding >= rows && width + padding >= columns, "the image is smaller than the kernel");
-    assert_eq!(input.dtype(), weight.dtype(), "input and weight differ in dtype");
+    assert!(
+        height + padding >= rows && width + padding >= columns,
+        "the image is smaller than the kernel"
+    );
+    assert_eq!(
+        input.dtype(),
+        weight.dtype(),
+        "input and weight differ in dtype"
+    );
 
     let output = Tensor::from_dispatch(<Dispatch as Kernels>::convolution(
         input.into_dispatch(),
@@ -89,19 +97,18 @@ impl Conv2dConfig {
 
     /// A layer initialised as PyTorch's: uniform within `1/√(channels_in·kernel²)`.
     pub fn init(&self, device: &Device) -> Conv2d {
-        let Self { channels_in, channels_out, kernel, stride, padding, bias } = *self;
+        let Self {
+            channels_in,
+            channels_out,
+            kernel,
+            stride,
+            padding,
+            bias,
+        } = *self;
         let bound = 1.0 / ((channels_in * kernel * kernel) as f64).sqrt();
-        let uniform = Distribution::Uniform(-bound, bound);
-        let weight = [channels_out, channels_in, kernel, kernel];
         Conv2d {
-            weight: Param::uninitialized(
-                ParamId::new(),
-                move |device, _| Tensor::random(weight, uniform, device),
-                device.clone(),
-                true,
-                weight.into(),
-            ),
-            bias: bias.then(|| Param::from_tensor(Tensor::random([channels_out], uniform, device))),
+            weight: random_param([channels_out, channels_in, kernel, kernel], bound, device),
+            bias: bias.then(|| random_param([channels_out], bound, device)),
             stride,
             padding,
         }
@@ -128,30 +135,54 @@ impl Conv2d {
     ///
     /// If the input has other channels, or another dtype than the weights.
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
-        let window = Window { stride: self.stride, padding: self.padding };
-        conv2d(input, self.weight.val(), self.bias.as_ref().map(Param::val), window)
+        let window = Window {
+            stride: self.stride,
+            padding: self.padding,
+        };
+        conv2d(
+            input,
+            self.weight.val(),
+            self.bias.as_ref().map(Param::val),
+            window,
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::module;
+    use burn::tensor::{Distribution, module};
     use swiftbrush_testing::{assert_close, device};
 
     use super::*;
 
     fn check(input: [usize; 4], weight: [usize; 4], stride: usize, padding: (usize, usize)) {
         let device = device().autodiff();
-        let random = |shape| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device).require_grad();
+        let random = |shape| {
+            Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device).require_grad()
+        };
         let (input, weight) = (random(input), random(weight));
         let bias = Tensor::<1>::random([weight.dims()[0]], Distribution::Normal(0.0, 1.0), &device);
         let window = Window { stride, padding };
         let run = |output: Tensor<4>| {
             let grads = output.clone().powi_scalar(2).sum().backward();
-            (output.inner(), input.grad(&grads).unwrap(), weight.grad(&grads).unwrap())
+            (
+                output.inner(),
+                input.grad(&grads).unwrap(),
+                weight.grad(&grads).unwrap(),
+            )
         };
-        let found = run(conv2d(input.clone(), weight.clone(), Some(bias.clone()), window));
-        let expected = run(module::conv2d(input.clone(), weight.clone(), Some(bias), window.options()));
+        let found = run(conv2d(
+            input.clone(),
+            weight.clone(),
+            Some(bias.clone()),
+            window,
+        ));
+        let expected = run(module::conv2d(
+            input.clone(),
+            weight.clone(),
+            Some(bias),
+            window.options(),
+        ));
         assert_close(found.0, expected.0, 1e-5);
         assert_close(found.1, expected.1, 1e-5);
         assert_close(found.2, expected.2, 1e-5);

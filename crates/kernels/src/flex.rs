@@ -1,5 +1,8 @@
 //! Native loops for burn's CPU backend: normalisation in two passes over memory, on all cores.
-#![allow(unsafe_code, reason = "calls of functions compiled for AVX2, made only where it was detected")]
+#![allow(
+    unsafe_code,
+    reason = "calls of functions compiled for AVX2, made only where it was detected"
+)]
 
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::ops::ModuleOps;
@@ -31,7 +34,12 @@ impl Kernels for Flex {
         window: Window,
     ) -> FloatTensor<Self> {
         if input.dtype() != DType::F32 || !flex_convolution::can_turn(&weight.shape(), window) {
-            return <Self as ModuleOps<Self>>::conv2d_x_backward(input, weight, grad, window.options());
+            return <Self as ModuleOps<Self>>::conv2d_x_backward(
+                input,
+                weight,
+                grad,
+                window.options(),
+            );
         }
         let (weight, grad) = (Contiguous::new(weight), Contiguous::new(grad));
         flex_convolution::input_grad(&weight, &grad, window)
@@ -44,7 +52,12 @@ impl Kernels for Flex {
         window: Window,
     ) -> FloatTensor<Self> {
         if input.dtype() != DType::F32 {
-            return <Self as ModuleOps<Self>>::conv2d_weight_backward(input, weight, grad, window.options());
+            return <Self as ModuleOps<Self>>::conv2d_weight_backward(
+                input,
+                weight,
+                grad,
+                window.options(),
+            );
         }
         let (input, grad) = (Contiguous::new(input), Contiguous::new(grad));
         flex_convolution::weight_grad(&input, &grad, weight.shape(), window)
@@ -61,7 +74,11 @@ impl Kernels for Flex {
         if input.dtype() != DType::F32 {
             return group_norm::forward::<Self>(input, gamma, beta, groups, epsilon, activation);
         }
-        let (input, gamma, beta) = (Contiguous::new(input), Contiguous::new(gamma), Contiguous::new(beta));
+        let (input, gamma, beta) = (
+            Contiguous::new(input),
+            Contiguous::new(gamma),
+            Contiguous::new(beta),
+        );
         let geometry = Geometry::new(&input.shape(), groups);
         let (gamma, beta) = (gamma.values(), beta.values());
 
@@ -73,7 +90,9 @@ impl Kernels for Flex {
             .for_each(|(index, (output, input))| {
                 let moments = Moments::of(input, epsilon);
                 let channels = geometry.channels_of(index);
-                let planes = output.chunks_mut(geometry.plane).zip(input.chunks(geometry.plane));
+                let planes = output
+                    .chunks_mut(geometry.plane)
+                    .zip(input.chunks(geometry.plane));
                 for (channel, (output, input)) in channels.zip(planes) {
                     let scale = moments.reciprocal_deviation * gamma[channel];
                     let shift = beta[channel] - moments.mean * scale;
@@ -93,7 +112,9 @@ impl Kernels for Flex {
         activation: Activation,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         if input.dtype() != DType::F32 {
-            return group_norm::backward::<Self>(input, gamma, beta, grad, groups, epsilon, activation);
+            return group_norm::backward::<Self>(
+                input, gamma, beta, grad, groups, epsilon, activation,
+            );
         }
         let (input, grad) = (Contiguous::new(input), Contiguous::new(grad));
         let (gamma, beta) = (Contiguous::new(gamma), Contiguous::new(beta));
@@ -113,13 +134,21 @@ impl Kernels for Flex {
             .for_each(|(index, (((output, input), grad), sums))| {
                 let moments = Moments::of(input, epsilon);
                 let channels = geometry.channels_of(index);
-                let planes = || (0..geometry.channels_per_group).map(|i| i * geometry.plane..(i + 1) * geometry.plane);
+                let planes = || {
+                    (0..geometry.channels_per_group)
+                        .map(|i| i * geometry.plane..(i + 1) * geometry.plane)
+                };
 
                 let (mut mean, mut projection) = (0.0f64, 0.0f64);
                 for ((channel, plane), sums) in channels.clone().zip(planes()).zip(sums) {
                     let (gamma, beta) = (gamma[channel], beta[channel]);
-                    let (output, input, grad) = (&mut output[plane.clone()], &input[plane.clone()], &grad[plane]);
-                    *sums = grad_before_affine(output, input, grad, moments, gamma, beta, activation);
+                    let (output, input, grad) = (
+                        &mut output[plane.clone()],
+                        &input[plane.clone()],
+                        &grad[plane],
+                    );
+                    *sums =
+                        grad_before_affine(output, input, grad, moments, gamma, beta, activation);
                     projection += f64::from(gamma * sums.0);
                     mean += f64::from(gamma * sums.1);
                 }
@@ -132,14 +161,18 @@ impl Kernels for Flex {
                 }
             });
 
-        let mut parameter_grads = [vec![0.0f32; geometry.channels], vec![0.0f32; geometry.channels]];
+        let mut parameter_grads = [
+            vec![0.0f32; geometry.channels],
+            vec![0.0f32; geometry.channels],
+        ];
         for image in sums.chunks(geometry.channels) {
             for (channel, sum) in image.iter().enumerate() {
                 parameter_grads[0][channel] += sum.0;
                 parameter_grads[1][channel] += sum.1;
             }
         }
-        let [gamma_grad, beta_grad] = parameter_grads.map(|grad| tensor(grad, Shape::new([geometry.channels])));
+        let [gamma_grad, beta_grad] =
+            parameter_grads.map(|grad| tensor(grad, Shape::new([geometry.channels])));
         (tensor(input_grad, shape), gamma_grad, beta_grad)
     }
 
@@ -183,14 +216,24 @@ impl Kernels for Flex {
             .zip(grad.values().par_chunks(rows * width))
             .map(|((output, input), grad)| {
                 let (mut gamma_grad, mut beta_grad) = (vec![0.0; width], vec![0.0; width]);
-                layer_norm_rows_grad(output, input, grad, gamma, epsilon, &mut gamma_grad, &mut beta_grad);
+                layer_norm_rows_grad(
+                    output,
+                    input,
+                    grad,
+                    gamma,
+                    epsilon,
+                    &mut gamma_grad,
+                    &mut beta_grad,
+                );
                 [gamma_grad, beta_grad]
             })
             .collect();
         let [gamma_grad, beta_grad] = [0, 1].map(|which| {
             let mut sum = vec![0.0f32; width];
             for part in &partial {
-                sum.iter_mut().zip(&part[which]).for_each(|(sum, part)| *sum += part);
+                sum.iter_mut()
+                    .zip(&part[which])
+                    .for_each(|(sum, part)| *sum += part);
             }
             tensor(sum, Shape::new([width]))
         });
@@ -250,7 +293,11 @@ impl Contiguous {
 }
 
 pub(crate) fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
-    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::F32)
+    FlexTensor::new(
+        Bytes::from_elems(values),
+        Layout::contiguous(shape),
+        DType::F32,
+    )
 }
 
 /// How `[batch, channels, height, width]` splits into groups, planes and elements.
@@ -264,7 +311,12 @@ struct Geometry {
 impl Geometry {
     fn new(shape: &Shape, groups: usize) -> Self {
         let [batch, channels, height, width] = shape.dims::<4>();
-        Self { batch, channels, channels_per_group: channels / groups, plane: height * width }
+        Self {
+            batch,
+            channels,
+            channels_per_group: channels / groups,
+            plane: height * width,
+        }
     }
 
     fn group_len(&self) -> usize {
@@ -290,7 +342,10 @@ impl Moments {
         let len = values.len() as f64;
         let mean = (sum(values) / len) as f32;
         let variance = sum_of_squares(values, mean) / len;
-        Self { mean, reciprocal_deviation: (1.0 / (variance + epsilon).sqrt()) as f32 }
+        Self {
+            mean,
+            reciprocal_deviation: (1.0 / (variance + epsilon).sqrt()) as f32,
+        }
     }
 }
 
@@ -323,7 +378,10 @@ const LANES: usize = 32;
 const BLOCK: usize = 4096;
 
 #[inline(always)]
-fn lanewise<const N: usize>(len: usize, mut add: impl FnMut(usize, usize, &mut [[f32; LANES]; N])) -> [f64; N] {
+fn lanewise<const N: usize>(
+    len: usize,
+    mut add: impl FnMut(usize, usize, &mut [[f32; LANES]; N]),
+) -> [f64; N] {
     let mut totals = [0.0f64; N];
     for start in (0..len).step_by(BLOCK) {
         let end = (start + BLOCK).min(len);
@@ -543,7 +601,10 @@ mod tests {
         for i in -86_000..88_000 {
             let x = i as f32 * 1e-3;
             let (found, expected) = (super::exp(x), f64::from(x).exp() as f32);
-            assert!((found - expected).abs() <= 2.5e-7 * expected, "exp({x}) = {found}, not {expected}");
+            assert!(
+                (found - expected).abs() <= 2.5e-7 * expected,
+                "exp({x}) = {found}, not {expected}"
+            );
         }
         assert!(super::exp(-1e30) < 1.3e-38 && super::exp(1e30).is_finite());
     }

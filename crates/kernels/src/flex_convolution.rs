@@ -40,7 +40,17 @@ impl Geometry {
         let out = |size: usize, kernel: usize| (size + padding - kernel) / window.stride + 1;
         let (out_height, out_width) = (out(height, rows), out(width, columns));
         let kernel = (rows, columns);
-        Self { batch, inputs, outputs, height, width, kernel, out_height, out_width, window }
+        Self {
+            batch,
+            inputs,
+            outputs,
+            height,
+            width,
+            kernel,
+            out_height,
+            out_width,
+            window,
+        }
     }
 
     /// Rows of the patch matrix.
@@ -75,11 +85,14 @@ impl Geometry {
                     let line = lines.next().expect("there is a line for each weight");
                     for (row, line) in rows.clone().zip(line.chunks_mut(self.out_width)) {
                         let (image, out_y) = (row / self.out_height, row % self.out_height);
-                        let Some(y) = (out_y * stride + ky).checked_sub(before) else { continue };
+                        let Some(y) = (out_y * stride + ky).checked_sub(before) else {
+                            continue;
+                        };
                         if y >= self.height {
                             continue;
                         }
-                        let start = ((image * self.inputs + channel) * self.height + y) * self.width;
+                        let start =
+                            ((image * self.inputs + channel) * self.height + y) * self.width;
                         let source = &input[start..start + self.width];
                         self.copy_line(line, source, kx);
                     }
@@ -92,7 +105,10 @@ impl Geometry {
     fn copy_line(&self, line: &mut [f32], source: &[f32], kx: usize) {
         let (stride, before) = (self.window.stride, self.window.padding.0);
         let first = before.saturating_sub(kx).div_ceil(stride);
-        let end = (self.width + before).saturating_sub(kx).div_ceil(stride).min(self.out_width);
+        let end = (self.width + before)
+            .saturating_sub(kx)
+            .div_ceil(stride)
+            .min(self.out_width);
         if first >= end {
             return;
         }
@@ -100,7 +116,10 @@ impl Geometry {
         if stride == 1 {
             line[first..end].copy_from_slice(&source[from..from + end - first]);
         } else {
-            for (value, source) in line[first..end].iter_mut().zip(source[from..].iter().step_by(stride)) {
+            for (value, source) in line[first..end]
+                .iter_mut()
+                .zip(source[from..].iter().step_by(stride))
+            {
                 *value = *source;
             }
         }
@@ -109,12 +128,22 @@ impl Geometry {
 
 pub(crate) fn forward(input: &Contiguous, weight: &Contiguous, window: Window) -> FlexTensor {
     let geometry = Geometry::new(&input.shape(), &weight.shape(), window);
-    let shape = Shape::new([geometry.batch, geometry.outputs, geometry.out_height, geometry.out_width]);
+    let shape = Shape::new([
+        geometry.batch,
+        geometry.outputs,
+        geometry.out_height,
+        geometry.out_width,
+    ]);
     tensor(convolve(&geometry, input.values(), weight.values()), shape)
 }
 
 fn convolve(geometry: &Geometry, input: &[f32], weight: &[f32]) -> Vec<f32> {
-    let Geometry { outputs, out_height, out_width, .. } = *geometry;
+    let Geometry {
+        outputs,
+        out_height,
+        out_width,
+        ..
+    } = *geometry;
     let rows_per_block = geometry.rows_per_block();
     let blocks: Vec<_> = (0..geometry.rows()).step_by(rows_per_block).collect();
     let results: Vec<(usize, Vec<f32>)> = blocks
@@ -124,8 +153,20 @@ fn convolve(geometry: &Geometry, input: &[f32], weight: &[f32]) -> Vec<f32> {
             let columns = rows.len() * out_width;
             geometry.unfold(input, rows, patches);
             let mut result = vec![0.0; outputs * columns];
-            let weight = Matrix { values: weight, columns: geometry.patch() };
-            product(&mut result, columns, weight, Matrix { values: patches, columns }, false);
+            let weight = Matrix {
+                values: weight,
+                columns: geometry.patch(),
+            };
+            product(
+                &mut result,
+                columns,
+                weight,
+                Matrix {
+                    values: patches,
+                    columns,
+                },
+                false,
+            );
             (start, result)
         })
         .collect();
@@ -160,18 +201,33 @@ pub(crate) fn input_grad(weight: &Contiguous, grad: &Contiguous, window: Window)
         for output in 0..outputs {
             let to = &mut turned[(input * outputs + output) * taps..][..taps];
             let from = &source[(output * inputs + input) * taps..][..taps];
-            to.iter_mut().zip(from.iter().rev()).for_each(|(to, from)| *to = *from);
+            to.iter_mut()
+                .zip(from.iter().rev())
+                .for_each(|(to, from)| *to = *from);
         }
     }
     let (before, after) = window.padding;
-    let window = Window { stride: 1, padding: (rows - 1 - before, rows - 1 - after) };
+    let window = Window {
+        stride: 1,
+        padding: (rows - 1 - before, rows - 1 - after),
+    };
     let turned_shape = Shape::new([inputs, outputs, rows, columns]);
     let geometry = Geometry::new(&grad.shape(), &turned_shape, window);
-    let shape = Shape::new([geometry.batch, inputs, geometry.out_height, geometry.out_width]);
+    let shape = Shape::new([
+        geometry.batch,
+        inputs,
+        geometry.out_height,
+        geometry.out_width,
+    ]);
     tensor(convolve(&geometry, grad.values(), &turned), shape)
 }
 
-pub(crate) fn weight_grad(input: &Contiguous, grad: &Contiguous, shape: Shape, window: Window) -> FlexTensor {
+pub(crate) fn weight_grad(
+    input: &Contiguous,
+    grad: &Contiguous,
+    shape: Shape,
+    window: Window,
+) -> FlexTensor {
     let geometry = Geometry::new(&input.shape(), &shape, window);
     let (patch, outputs) = (geometry.patch(), geometry.outputs);
     let rows_per_part = geometry.rows().div_ceil(PARTS).max(1);
@@ -187,22 +243,47 @@ pub(crate) fn weight_grad(input: &Contiguous, grad: &Contiguous, shape: Shape, w
                 let columns = rows.len() * geometry.out_width;
                 geometry.unfold(input.values(), rows.clone(), &mut patches);
                 gather_rows(&geometry, grad.values(), rows, &mut lines);
-                let patches = Transposed(Matrix { values: &patches, columns });
-                product(&mut sum, patch, Matrix { values: &lines, columns }, patches, true);
+                let patches = Transposed(Matrix {
+                    values: &patches,
+                    columns,
+                });
+                product(
+                    &mut sum,
+                    patch,
+                    Matrix {
+                        values: &lines,
+                        columns,
+                    },
+                    patches,
+                    true,
+                );
             }
             sum
         })
         .collect();
     let mut total = vec![0.0; outputs * patch];
     for sum in &sums {
-        total.iter_mut().zip(sum).for_each(|(total, part)| *total += part);
+        total
+            .iter_mut()
+            .zip(sum)
+            .for_each(|(total, part)| *total += part);
     }
     tensor(total, shape)
 }
 
 /// The gradient at some output rows, `[outputs, rows·out_width]`.
-fn gather_rows(geometry: &Geometry, grad: &[f32], rows: std::ops::Range<usize>, lines: &mut Vec<f32>) {
-    let Geometry { outputs, out_height, out_width, .. } = *geometry;
+fn gather_rows(
+    geometry: &Geometry,
+    grad: &[f32],
+    rows: std::ops::Range<usize>,
+    lines: &mut Vec<f32>,
+) {
+    let Geometry {
+        outputs,
+        out_height,
+        out_width,
+        ..
+    } = *geometry;
     lines.clear();
     for channel in 0..outputs {
         for row in rows.clone() {
@@ -231,7 +312,13 @@ trait Strided {
 
 impl Strided for Matrix<'_> {
     fn layout(&self) -> (&[f32], usize, usize, isize, isize) {
-        (self.values, self.values.len() / self.columns, self.columns, self.columns as isize, 1)
+        (
+            self.values,
+            self.values.len() / self.columns,
+            self.columns,
+            self.columns as isize,
+            1,
+        )
     }
 }
 
@@ -243,11 +330,21 @@ impl Strided for Transposed<'_> {
 }
 
 /// `target (+)= left·right` on this thread.
-fn product(target: &mut [f32], target_columns: usize, left: Matrix<'_>, right: impl Strided, add: bool) {
+fn product(
+    target: &mut [f32],
+    target_columns: usize,
+    left: Matrix<'_>,
+    right: impl Strided,
+    add: bool,
+) {
     let (left, rows, inner, left_row, left_column) = left.layout();
     let (right, right_rows, columns, right_row, right_column) = right.layout();
     assert_eq!(inner, right_rows, "the matrices do not match");
-    assert_eq!((columns, rows * columns), (target_columns, target.len()), "the target has another size");
+    assert_eq!(
+        (columns, rows * columns),
+        (target_columns, target.len()),
+        "the target has another size"
+    );
     // SAFETY: every index that the sizes and strides allow lies within the three slices, by the
     // assertions above and because each slice is rows·columns long; the target overlaps nothing.
     unsafe {

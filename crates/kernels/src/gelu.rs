@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     /// x, gelu(x) and its derivative to nine digits (scipy's norm.cdf and norm.pdf).
-    const KNOWN: [(f32, f32, f32); 6] = [
+    const KNOWN: [(f64, f64, f64); 6] = [
         (-3.0, -0.00404969409, -0.0119456472),
         (-1.0, -0.158655254, -0.0833154706),
         (-0.1, -0.0460172163, 0.420476908),
@@ -48,10 +48,19 @@ mod tests {
 
     #[test]
     fn value_and_gradient_are_the_exact_ones() {
-        let input = Tensor::<1>::from_data(KNOWN.map(|(x, _, _)| x), &device().autodiff()).require_grad();
+        let input = Tensor::<1>::from_data(KNOWN.map(|(x, _, _)| x as f32), &device().autodiff())
+            .require_grad();
         let output = gelu(input.clone());
-        assert_values_close(&values(output.clone().inner()), &KNOWN.map(|(_, y, _)| y), 1e-6);
+        assert_values_close(
+            &values(output.clone().inner()),
+            &KNOWN.map(|(_, y, _)| y as f32),
+            1e-6,
+        );
         let grads = output.sum().backward();
-        assert_values_close(&values(input.grad(&grads).unwrap()), &KNOWN.map(|(_, _, d)| d), 1e-6);
+        assert_values_close(
+            &values(input.grad(&grads).unwrap()),
+            &KNOWN.map(|(_, _, d)| d as f32),
+            1e-6,
+        );
     }
 }

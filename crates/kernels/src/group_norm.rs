@@ -42,8 +42,16 @@ pub fn group_norm(
     let [_, channels, _, _] = input.dims();
     assert_shape!(gamma, [channels]);
     assert_shape!(beta, [channels]);
-    assert_eq!(channels % groups, 0, "{channels} channels do not split into {groups} groups");
-    assert_eq!(input.dtype(), gamma.dtype(), "input and gamma differ in dtype");
+    assert_eq!(
+        channels % groups,
+        0,
+        "{channels} channels do not split into {groups} groups"
+    );
+    assert_eq!(
+        input.dtype(),
+        gamma.dtype(),
+        "input and gamma differ in dtype"
+    );
 
     Tensor::from_dispatch(<Dispatch as Kernels>::fused_group_norm(
         input.into_dispatch(),
@@ -74,8 +82,16 @@ impl GroupNormConfig {
     ///
     /// If `channels` is not a multiple of `groups`.
     pub fn init(&self, device: &Device) -> GroupNorm {
-        let Self { groups, channels, epsilon } = *self;
-        assert_eq!(channels % groups, 0, "{channels} channels do not split into {groups} groups");
+        let Self {
+            groups,
+            channels,
+            epsilon,
+        } = *self;
+        assert_eq!(
+            channels % groups,
+            0,
+            "{channels} channels do not split into {groups} groups"
+        );
         GroupNorm {
             weight: Param::from_tensor(Tensor::ones([channels], device)),
             bias: Param::from_tensor(Tensor::zeros([channels], device)),
@@ -131,7 +147,10 @@ fn normalize<B: Backend>(input: FloatTensor<B>, groups: usize, epsilon: f64) -> 
     let deviation = B::float_sqrt(B::float_add_scalar(variance, epsilon.into()));
     let reciprocal_deviation = B::float_recip(deviation);
     let values = B::float_mul(centred, reciprocal_deviation.clone());
-    Normalized { values, reciprocal_deviation }
+    Normalized {
+        values,
+        reciprocal_deviation,
+    }
 }
 
 pub(crate) fn widen<B: Backend>(tensor: FloatTensor<B>) -> FloatTensor<B> {
@@ -172,7 +191,11 @@ pub(crate) fn forward<B: Backend>(
         Activation::Identity => y,
         Activation::Silu => B::float_mul(y.clone(), B::sigmoid(y)),
     };
-    if y.dtype() == dtype.into() { y } else { B::float_cast(y, dtype) }
+    if y.dtype() == dtype.into() {
+        y
+    } else {
+        B::float_cast(y, dtype)
+    }
 }
 
 /// Gradients for input, gamma and beta.
@@ -191,7 +214,10 @@ pub(crate) fn backward<B: Backend>(
     let (shape, dtype) = (input.shape(), FloatDType::from(input.dtype()));
     let [batch, channels, height, width] = shape.dims::<4>();
     let grouped = Shape::new([batch, groups, channels / groups * height * width]);
-    let Normalized { values, reciprocal_deviation } = normalize::<B>(input, groups, epsilon);
+    let Normalized {
+        values,
+        reciprocal_deviation,
+    } = normalize::<B>(input, groups, epsilon);
     let normalized = B::float_reshape(values.clone(), shape.clone());
 
     let grad = match activation {
@@ -268,13 +294,27 @@ mod tests {
         let run = |output: Tensor<4>| {
             let grads = (output.clone() * weight.clone()).sum().backward();
             let input = input.grad(&grads).unwrap();
-            (output.inner(), input, gamma.grad(&grads).unwrap(), beta.grad(&grads).unwrap())
+            (
+                output.inner(),
+                input,
+                gamma.grad(&grads).unwrap(),
+                beta.grad(&grads).unwrap(),
+            )
         };
         let found = run(group_norm(
-            input.clone(), gamma.clone(), beta.clone(), groups, EPSILON, activation,
+            input.clone(),
+            gamma.clone(),
+            beta.clone(),
+            groups,
+            EPSILON,
+            activation,
         ));
         let expected = run(reference(
-            input.clone(), gamma.clone(), beta.clone(), groups, activation,
+            input.clone(),
+            gamma.clone(),
+            beta.clone(),
+            groups,
+            activation,
         ));
 
         assert_close(found.0, expected.0, 1e-5);

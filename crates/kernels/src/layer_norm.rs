@@ -24,7 +24,11 @@ pub fn layer_norm(input: Tensor<3>, gamma: Tensor<1>, beta: Tensor<1>, epsilon: 
     let [_, _, width] = input.dims();
     assert_shape!(gamma, [width]);
     assert_shape!(beta, [width]);
-    assert_eq!(input.dtype(), gamma.dtype(), "input and gamma differ in dtype");
+    assert_eq!(
+        input.dtype(),
+        gamma.dtype(),
+        "input and gamma differ in dtype"
+    );
 
     Tensor::from_dispatch(<Dispatch as Kernels>::fused_layer_norm(
         input.into_dispatch(),
@@ -60,7 +64,11 @@ pub(crate) fn forward<B: Backend>(
     let (normalized, _) = normalize::<B>(input, epsilon);
     let scaled = B::float_mul(normalized, per_element::<B>(gamma));
     let output = B::float_add(scaled, per_element::<B>(beta));
-    if output.dtype() == dtype.into() { output } else { B::float_cast(output, dtype) }
+    if output.dtype() == dtype.into() {
+        output
+    } else {
+        B::float_cast(output, dtype)
+    }
 }
 
 /// Gradients for input, gamma and beta: `dx = (dx̂ − mean(dx̂) − x̂·mean(dx̂·x̂)) / deviation` with
@@ -86,7 +94,10 @@ pub(crate) fn backward<B: Backend>(
     let grad = B::float_mul(grad, per_element::<B>(gamma));
     let mean = B::float_mean_dim(grad.clone(), 2);
     let projection = B::float_mean_dim(B::float_mul(grad.clone(), normalized.clone()), 2);
-    let grad = B::float_sub(B::float_sub(grad, mean), B::float_mul(normalized, projection));
+    let grad = B::float_sub(
+        B::float_sub(grad, mean),
+        B::float_mul(normalized, projection),
+    );
     let input_grad = B::float_cast(B::float_mul(grad, reciprocal), dtype);
     (input_grad, gamma_grad, beta_grad)
 }
@@ -149,7 +160,12 @@ mod tests {
             let run = |output: Tensor<3>| {
                 let grads = (output.clone() * weight.clone()).sum().backward();
                 let input = input.grad(&grads).unwrap();
-                (output.inner(), input, gamma.grad(&grads).unwrap(), beta.grad(&grads).unwrap())
+                (
+                    output.inner(),
+                    input,
+                    gamma.grad(&grads).unwrap(),
+                    beta.grad(&grads).unwrap(),
+                )
             };
             let found = run(layer_norm(input.clone(), gamma.clone(), beta.clone(), 1e-3));
             let (variance, mean) = input.clone().var_mean_bias(2);

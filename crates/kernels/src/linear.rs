@@ -19,18 +19,15 @@ pub struct LinearConfig {
 impl LinearConfig {
     /// A layer initialised as PyTorch's: uniform within `1/√inputs`.
     pub fn init(&self, device: &Device) -> Linear {
-        let Self { inputs, outputs, bias } = *self;
+        let Self {
+            inputs,
+            outputs,
+            bias,
+        } = *self;
         let bound = 1.0 / (inputs as f64).sqrt();
-        let uniform = Distribution::Uniform(-bound, bound);
         Linear {
-            weight: Param::uninitialized(
-                ParamId::new(),
-                move |device, _| Tensor::random([outputs, inputs], uniform, device),
-                device.clone(),
-                true,
-                [outputs, inputs].into(),
-            ),
-            bias: bias.then(|| Param::from_tensor(Tensor::random([outputs], uniform, device))),
+            weight: random_param([outputs, inputs], bound, device),
+            bias: bias.then(|| random_param([outputs], bound, device)),
         }
     }
 }
@@ -60,7 +57,11 @@ impl Linear {
         assert_eq!(dims[D - 1], inputs, "the layer takes {inputs} features");
         let rows = input.reshape([-1, inputs as i32]);
         let weight = self.weight.base();
-        assert_eq!(rows.dtype(), weight.dtype(), "input and weight differ in dtype");
+        assert_eq!(
+            rows.dtype(),
+            weight.dtype(),
+            "input and weight differ in dtype"
+        );
         let output = match self.weight.adapter() {
             None => rows.matmul(weight.transpose()),
             Some(adapter) => {
@@ -78,6 +79,25 @@ impl Linear {
     }
 }
 
+/// A trainable parameter, uniform within `bound`; drawn when it is first read, so that a network which
+/// is loaded from a file never draws it.
+pub(crate) fn random_param<const D: usize>(
+    shape: [usize; D],
+    bound: f64,
+    device: &Device,
+) -> Param<Tensor<D>> {
+    let uniform = Distribution::Uniform(-bound, bound);
+    let draw = move |device: &Device, is_trained: bool| {
+        let tensor = Tensor::random(shape, uniform, device);
+        if is_trained {
+            tensor.require_grad()
+        } else {
+            tensor
+        }
+    };
+    Param::uninitialized(ParamId::new(), draw, device.clone(), true, shape.into())
+}
+
 #[cfg(test)]
 mod tests {
     use burn::module::Lora;
@@ -90,17 +110,45 @@ mod tests {
         let device = device();
         let layer = LinearConfig::new(3, 2).init(&device);
         let layer = Linear {
-            weight: layer.weight.map(|_| Tensor::from_data([[1., 2., 3.], [4., 5., 6.]], &device)),
-            bias: layer.bias.map(|bias| bias.map(|_| Tensor::from_data([10., 20.], &device))),
+            weight: layer
+                .weight
+                .map(|_| Tensor::from_data([[1., 2., 3.], [4., 5., 6.]], &device)),
+            bias: layer
+                .bias
+                .map(|bias| bias.map(|_| Tensor::from_data([10., 20.], &device))),
         };
-        let output = layer.forward(Tensor::<3>::from_data([[[1., 0., -1.], [1., 1., 1.]]], &device));
-        assert_close(output, Tensor::from_data([[[8., 18.], [16., 35.]]], &device), 1e-6);
+        let output = layer.forward(Tensor::<3>::from_data(
+            [[[1., 0., -1.], [1., 1., 1.]]],
+            &device,
+        ));
+        assert_close(
+            output,
+            Tensor::from_data([[[8., 18.], [16., 35.]]], &device),
+            1e-6,
+        );
+    }
+
+    /// Lazily drawn weights once forgot that they are trained, and only biases learned.
+    #[test]
+    fn new_layers_are_trained_whole() {
+        let device = device().autodiff();
+        let linear = LinearConfig::new(3, 2).init(&device);
+        let conv = crate::Conv2dConfig::same3x3(2, 2).init(&device);
+        let rows = linear.forward(Tensor::<2>::ones([4, 3], &device)).sum();
+        let images = conv.forward(Tensor::<4>::ones([1, 2, 3, 3], &device)).sum();
+        let grads = (rows + images).backward();
+        assert!(linear.weight.val().grad(&grads).is_some());
+        assert!(linear.bias.unwrap().val().grad(&grads).is_some());
+        assert!(conv.weight.val().grad(&grads).is_some());
+        assert!(conv.bias.unwrap().val().grad(&grads).is_some());
     }
 
     #[test]
     fn the_low_rank_path_equals_the_composed_weight() {
         let device = device().autodiff();
-        let layer = LinearConfig::new(6, 4).init(&device).apply_lora(Lora::new(2, 4.0));
+        let layer = LinearConfig::new(6, 4)
+            .init(&device)
+            .apply_lora(Lora::new(2, 4.0));
         let mut random = Fill(Distribution::Normal(0.0, 1.0));
         let layer = layer.map(&mut random);
         let input = Tensor::<2>::random([5, 6], Distribution::Normal(0.0, 1.0), &device);

@@ -69,9 +69,19 @@ impl Adapters {
     /// The adapters that are attached to a module, with the α that they were attached with.
     pub fn from_module<M: Module>(module: &M, alpha: f64) -> Self {
         let mut factors = named_tensors(module);
-        let ups: Vec<_> = factors.keys().filter_map(|name| name.strip_suffix(UP)).map(str::to_owned).collect();
+        let ups: Vec<_> = factors
+            .keys()
+            .filter_map(|name| name.strip_suffix(UP))
+            .map(str::to_owned)
+            .collect();
         let adapters = ups.into_iter().filter_map(|module| {
-            let mut take = |suffix| Some(factors.remove(&format!("{module}{suffix}"))?.convert_dtype(DType::F32));
+            let mut take = |suffix| {
+                Some(
+                    factors
+                        .remove(&format!("{module}{suffix}"))?
+                        .convert_dtype(DType::F32),
+                )
+            };
             let (up, down) = (take(UP)?, take(DOWN)?);
             Some((module, Adapter { up, down, alpha }))
         });
@@ -89,9 +99,10 @@ impl Adapters {
                 self.0.exit(container);
             }
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-                if let ([outputs, inputs], Some(module)) =
-                    (param.lazy_shape().to_vec().as_slice(), self.0.name().strip_suffix(".weight"))
-                {
+                if let ([outputs, inputs], Some(module)) = (
+                    param.lazy_shape().to_vec().as_slice(),
+                    self.0.name().strip_suffix(".weight"),
+                ) {
                     self.1.insert(module.to_owned(), [*outputs, *inputs]);
                 }
             }
@@ -134,15 +145,25 @@ impl Adapters {
             pairs.entry(module.to_owned()).or_default()[factor] = Some(data);
         }
         if !unknown.is_empty() {
-            return Err(Error::UnknownNames { path: path.to_owned(), names: unknown });
+            return Err(Error::UnknownNames {
+                path: path.to_owned(),
+                names: unknown,
+            });
         }
         let alpha = read_alpha(&archive, path, component.as_deref())?;
         let adapters = pairs.into_iter().map(|(module, [down, up])| {
-            let bad = |found: String| Error::BadPair { path: path.to_owned(), module: module.clone(), found };
+            let bad = |found: String| Error::BadPair {
+                path: path.to_owned(),
+                module: module.clone(),
+                found,
+            };
             let (Some(down), Some(up)) = (down, up) else {
                 return Err(bad("one factor is missing".to_owned()));
             };
-            match (down.shape().to_vec().as_slice(), up.shape().to_vec().as_slice()) {
+            match (
+                down.shape().to_vec().as_slice(),
+                up.shape().to_vec().as_slice(),
+            ) {
                 ([rank, _], [_, again]) if rank == again && *rank > 0 => {
                     let alpha = alpha.unwrap_or(*rank as f64);
                     Ok((module, Adapter { up, down, alpha }))
@@ -164,7 +185,10 @@ impl Adapters {
             let tensor = |factor: &str, data: &TensorData| {
                 LazyTensor::ready(format!("{prefix}{module}.{factor}.weight"), data.clone())
             };
-            [tensor("lora_A", &adapter.down), tensor("lora_B", &adapter.up)]
+            [
+                tensor("lora_A", &adapter.down),
+                tensor("lora_B", &adapter.up),
+            ]
         });
         let mut metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         let first = self.0.values().next();
@@ -194,12 +218,19 @@ impl Adapters {
 
 /// Whole numbers as such: PEFT's own files hold them so.
 fn number(value: f64) -> Value {
-    if value.fract() == 0.0 { json!(value as i64) } else { json!(value) }
+    if value.fract() == 0.0 {
+        json!(value as i64)
+    } else {
+        json!(value)
+    }
 }
 
 /// Component (none for PEFT), module and factor (0 for A, 1 for B) of a tensor's name.
 fn split_name(name: &str) -> Option<(Option<&str>, &str, usize)> {
-    let (rest, factor) = match (name.strip_suffix(".lora_A.weight"), name.strip_suffix(".lora_B.weight")) {
+    let (rest, factor) = match (
+        name.strip_suffix(".lora_A.weight"),
+        name.strip_suffix(".lora_B.weight"),
+    ) {
         (Some(rest), _) => (rest, 0),
         (_, Some(rest)) => (rest, 1),
         _ => return None,
@@ -213,7 +244,11 @@ fn split_name(name: &str) -> Option<(Option<&str>, &str, usize)> {
     })
 }
 
-fn read_alpha(archive: &Archive, path: &Path, component: Option<&str>) -> Result<Option<f64>, Error> {
+fn read_alpha(
+    archive: &Archive,
+    path: &Path,
+    component: Option<&str>,
+) -> Result<Option<f64>, Error> {
     let Some(component) = component else {
         let path = path.with_file_name(PEFT_CONFIG);
         if !path.is_file() {
@@ -223,7 +258,8 @@ fn read_alpha(archive: &Archive, path: &Path, component: Option<&str>) -> Result
         return Ok(config.get("lora_alpha").and_then(Value::as_f64));
     };
     let metadata = archive.metadata();
-    let config: Option<Map<String, Value>> =
-        metadata.get(DIFFUSERS_METADATA).and_then(|text| serde_json::from_str(text).ok());
+    let config: Option<Map<String, Value>> = metadata
+        .get(DIFFUSERS_METADATA)
+        .and_then(|text| serde_json::from_str(text).ok());
     Ok(config.and_then(|config| config.get(&format!("{component}.lora_alpha"))?.as_f64()))
 }

@@ -23,14 +23,24 @@ pub struct LoraConfig {
 
 impl LoraConfig {
     /// A configuration.
-    pub fn new<S: Into<String>>(rank: usize, alpha: f64, target_modules: impl IntoIterator<Item = S>) -> Self {
+    pub fn new<S: Into<String>>(
+        rank: usize,
+        alpha: f64,
+        target_modules: impl IntoIterator<Item = S>,
+    ) -> Self {
         let target_modules = target_modules.into_iter().map(Into::into).collect();
-        Self { rank, alpha, target_modules }
+        Self {
+            rank,
+            alpha,
+            target_modules,
+        }
     }
 
     fn targets(&self, module: &str) -> bool {
         self.target_modules.iter().any(|target| {
-            module.strip_suffix(target.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            module
+                .strip_suffix(target.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
         })
     }
 }
@@ -62,14 +72,18 @@ impl Reparameterizer for Attach<'_> {
     ) -> (Param<Tensor<D>>, Option<LoraAdapter>) {
         let param = param.set_require_grad(false);
         let path = checkpoint_path(path);
-        let adapted = path.strip_suffix(".weight").is_some_and(|module| self.config.targets(module));
+        let adapted = path
+            .strip_suffix(".weight")
+            .is_some_and(|module| self.config.targets(module));
         if D != 2 || !adapted {
             return (param, None);
         }
         let shape = param.lazy_shape().to_vec();
         let (outputs, inputs, rank) = (shape[0], shape[1], self.config.rank);
         let bound = 1.0 / (inputs as f32).sqrt();
-        let down = (0..rank * inputs).map(|_| self.rng.random_range(-bound..bound)).collect::<Vec<f32>>();
+        let down = (0..rank * inputs)
+            .map(|_| self.rng.random_range(-bound..bound))
+            .collect::<Vec<f32>>();
         let down = TensorData::new(down, [rank, inputs]);
         let up = TensorData::zeros::<f32, _>([outputs, rank]);
         let scale = self.config.alpha / rank as f64;
@@ -83,7 +97,11 @@ fn adapter(up: TensorData, down: TensorData, scale: f64, device: &Device) -> Lor
         let tensor = Tensor::<2>::from_data(data, device);
         Param::from_tensor(tensor)
     };
-    LoraAdapter { a: factor(up), b: factor(down), scale }
+    LoraAdapter {
+        a: factor(up),
+        b: factor(down),
+        scale,
+    }
 }
 
 /// Freezes a module and attaches adapters that were trained before, to go on training or to be used
@@ -111,9 +129,16 @@ impl Reparameterizer for Insert<'_> {
     ) -> (Param<Tensor<D>>, Option<LoraAdapter>) {
         let param = param.set_require_grad(false);
         let path = checkpoint_path(path);
-        let found = path.strip_suffix(".weight").and_then(|module| self.adapters.get(module));
+        let found = path
+            .strip_suffix(".weight")
+            .and_then(|module| self.adapters.get(module));
         let attached = found.map(|found| {
-            adapter(found.up.clone(), found.down.clone(), found.scale(), &param.lazy_device())
+            adapter(
+                found.up.clone(),
+                found.down.clone(),
+                found.scale(),
+                &param.lazy_device(),
+            )
         });
         (param, attached)
     }
@@ -126,7 +151,11 @@ impl Reparameterizer for Insert<'_> {
 /// If an adapter finds no linear layer of its name and size.
 pub fn fuse<M: Module>(module: M, adapters: &Adapters, strength: f64) -> Result<M, Error> {
     check(&module, adapters)?;
-    Ok(module.map(&mut Fuse { path: ModulePath::default(), adapters, strength }))
+    Ok(module.map(&mut Fuse {
+        path: ModulePath::default(),
+        adapters,
+        strength,
+    }))
 }
 
 struct Fuse<'a> {
@@ -146,7 +175,10 @@ impl ModuleMapper for Fuse<'_> {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let name = self.path.name();
-        let Some(found) = name.strip_suffix(".weight").and_then(|module| self.adapters.get(module)) else {
+        let Some(found) = name
+            .strip_suffix(".weight")
+            .and_then(|module| self.adapters.get(module))
+        else {
             return param;
         };
         let scale = found.scale() * self.strength;
@@ -155,7 +187,9 @@ impl ModuleMapper for Fuse<'_> {
             let factor = |data: &TensorData| Tensor::<2>::from_data(data.clone(), &device);
             let update = factor(&found.up).matmul(factor(&found.down)) * scale;
             let update = update.cast(weight.dtype()).reshape(weight.dims());
-            (weight + update).detach().set_require_grad_if(requires_grad)
+            (weight + update)
+                .detach()
+                .set_require_grad_if(requires_grad)
         })
     }
 }
@@ -172,14 +206,24 @@ fn check<M: Module>(module: &M, adapters: &Adapters) -> Result<(), Error> {
         Some(layers.get(name)? == &[adapter.up.shape()[0], adapter.down.shape()[1]])
     };
     let names: BTreeSet<_> = adapters.names().map(str::to_owned).collect();
-    let unmatched: Vec<_> = names.into_iter().filter(|name| fits(name) != Some(true)).collect();
-    if unmatched.is_empty() { Ok(()) } else { Err(Error::Unmatched(unmatched)) }
+    let unmatched: Vec<_> = names
+        .into_iter()
+        .filter(|name| fits(name) != Some(true))
+        .collect();
+    if unmatched.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Unmatched(unmatched))
+    }
 }
 
 /// burn's path without the variants of enums, which are the only segments with a capital.
 fn checkpoint_path(path: &str) -> String {
     let is_field = |segment: &&str| !segment.starts_with(char::is_uppercase);
-    path.split('.').filter(is_field).collect::<Vec<_>>().join(".")
+    path.split('.')
+        .filter(is_field)
+        .collect::<Vec<_>>()
+        .join(".")
 }
 
 trait SetRequireGrad {
@@ -188,6 +232,10 @@ trait SetRequireGrad {
 
 impl<const D: usize> SetRequireGrad for Tensor<D> {
     fn set_require_grad_if(self, requires_grad: bool) -> Self {
-        if requires_grad { self.require_grad() } else { self }
+        if requires_grad {
+            self.require_grad()
+        } else {
+            self
+        }
     }
 }

@@ -16,7 +16,9 @@ pub enum Error {
         names: Vec<String>,
     },
     /// One factor without the other, or factors that do not multiply.
-    #[error("{path}: the adapter of {module} is not a pair [rank, inputs], [outputs, rank]: {found}")]
+    #[error(
+        "{path}: the adapter of {module} is not a pair [rank, inputs], [outputs, rank]: {found}"
+    )]
     BadPair {
         /// The file.
         path: PathBuf,

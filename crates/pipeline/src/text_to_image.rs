@@ -4,7 +4,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use swiftbrush_checkpoint::Folder;
 use swiftbrush_clip::{TextEncoder, Tokenizer};
-use swiftbrush_scheduler::{Ddim, Euler, NoiseSchedule, Sampler, SchedulerConfig, TimestepSpacing, guide};
+use swiftbrush_scheduler::{
+    Ddim, Euler, NoiseSchedule, Sampler, SchedulerConfig, TimestepSpacing, guide,
+};
 use swiftbrush_unet::{UNet, UNetConfig};
 use swiftbrush_vae::{AutoencoderKl, AutoencoderTiny};
 
@@ -22,7 +24,12 @@ use crate::Error;
 /// # Panics
 ///
 /// If the shapes do not fit the network.
-pub fn one_step(unet: &UNet, schedule: &NoiseSchedule, noise: Tensor<4>, context: Tensor<3>) -> Tensor<4> {
+pub fn one_step(
+    unet: &UNet,
+    schedule: &NoiseSchedule,
+    noise: Tensor<4>,
+    context: Tensor<3>,
+) -> Tensor<4> {
     let [batch, _, _, _] = noise.dims();
     let timesteps = vec![schedule.last(); batch];
     let predicted = predict(unet, schedule, noise.clone(), &timesteps, context);
@@ -51,8 +58,9 @@ fn predict(
 /// - returns: `shape`
 pub fn noise(shape: [usize; 4], seed: u64, device: &Device) -> Tensor<4> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let values: Vec<f32> =
-        (0..shape.iter().product()).map(|_| StandardNormal.sample(&mut rng)).collect();
+    let values: Vec<f32> = (0..shape.iter().product())
+        .map(|_| StandardNormal.sample(&mut rng))
+        .collect();
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
@@ -107,7 +115,10 @@ pub struct Painting {
 
 /// What makes images of latents.
 #[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant, reason = "there is one, and its parameters live elsewhere")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one, and its parameters live elsewhere"
+)]
 pub enum Decoder {
     /// The full autoencoder.
     Kl(AutoencoderKl),
@@ -151,18 +162,41 @@ impl TextToImage {
     /// # Errors
     ///
     /// If a part is missing, damaged or not supported.
-    pub fn from_folder(folder: &Folder, dtype: Option<DType>, device: &Device) -> Result<Self, Error> {
+    pub fn from_folder(
+        folder: &Folder,
+        dtype: Option<DType>,
+        device: &Device,
+    ) -> Result<Self, Error> {
+        Self::from_folder_with(folder, "unet", dtype, device)
+    }
+
+    /// [`from_folder`](Self::from_folder) with another component than `unet` as the denoiser.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn from_folder_with(
+        folder: &Folder,
+        denoiser: &str,
+        dtype: Option<DType>,
+        device: &Device,
+    ) -> Result<Self, Error> {
         let dtype = dtype.unwrap_or(DType::F32);
         let path = folder.path("scheduler/scheduler_config.json");
         let text: serde_json::Value = folder.json("scheduler/scheduler_config.json")?;
         let scheduler = SchedulerConfig::from_json(&text.to_string())
             .map_err(|source| Error::Scheduler { path, source })?;
-        let unet = UNetConfig::from_folder(folder, "unet")?;
+        let unet = UNetConfig::from_folder(folder, denoiser)?;
         Ok(Self {
             tokenizer: Tokenizer::from_folder(folder, "tokenizer")?,
             text_encoder: TextEncoder::from_folder(folder, "text_encoder", Some(dtype), device)?,
-            unet: UNet::from_folder(folder, "unet", Some(dtype), device)?,
-            decoder: Decoder::Kl(AutoencoderKl::from_folder(folder, "vae", Some(dtype), device)?),
+            unet: UNet::from_folder(folder, denoiser, Some(dtype), device)?,
+            decoder: Decoder::Kl(AutoencoderKl::from_folder(
+                folder,
+                "vae",
+                Some(dtype),
+                device,
+            )?),
             scheduler,
             latents: (unet.in_channels, unet.sample_size),
             dtype,
@@ -182,7 +216,16 @@ impl TextToImage {
     ) -> Self {
         let latents = (unet_config.in_channels, unet_config.sample_size);
         let (dtype, device) = (DType::F32, device.clone());
-        Self { tokenizer, text_encoder, unet, decoder, scheduler, latents, dtype, device }
+        Self {
+            tokenizer,
+            text_encoder,
+            unet,
+            decoder,
+            scheduler,
+            latents,
+            dtype,
+            device,
+        }
     }
 
     /// The device that everything is on.
@@ -205,7 +248,10 @@ impl TextToImage {
         for prompt in prompts {
             let n_dropped = self.tokenizer.encode(prompt.as_ref()).n_dropped;
             if n_dropped > 0 {
-                tracing::warn!(n_dropped, "a prompt is too long: its last tokens are not seen");
+                tracing::warn!(
+                    n_dropped,
+                    "a prompt is too long: its last tokens are not seen"
+                );
             }
         }
         let tokens = self.tokenizer.encode_batch(prompts, &self.device);
@@ -229,7 +275,12 @@ impl TextToImage {
         finite("denoiser", &latents)?;
         let images = self.decoder.decode(latents.clone().cast(self.dtype));
         finite("decoder", &images)?;
-        Ok(Painting { images, latents, tokens, context })
+        Ok(Painting {
+            images,
+            latents,
+            tokens,
+            context,
+        })
     }
 
     fn check(&self, request: &Request, noise: &Tensor<4>) -> Result<(), Error> {
@@ -237,10 +288,16 @@ impl TextToImage {
         let [batch, channels, _, _] = noise.dims();
         let train = self.scheduler.num_train_timesteps;
         if batch != request.prompts.len() {
-            return refuse(format!("there are {} prompts but noise for {batch}", request.prompts.len()));
+            return refuse(format!(
+                "there are {} prompts but noise for {batch}",
+                request.prompts.len()
+            ));
         }
         if channels != self.latents.0 {
-            return refuse(format!("the noise has {channels} channels, the model takes {}", self.latents.0));
+            return refuse(format!(
+                "the noise has {channels} channels, the model takes {}",
+                self.latents.0
+            ));
         }
         if !request.guidance.is_finite() {
             return refuse(format!("guidance is {}", request.guidance));
@@ -266,7 +323,10 @@ impl TextToImage {
             let steps = Tensor::full([batch], timestep, &self.device);
             let noisy = noisy.cast(self.dtype);
             let predict = |context: Tensor<3>| {
-                let output = self.unet.forward(noisy.clone(), steps.clone(), context).cast(FloatDType::F32);
+                let output = self
+                    .unet
+                    .forward(noisy.clone(), steps.clone(), context)
+                    .cast(FloatDType::F32);
                 // v- and x₀-models are tied to whole timesteps.
                 let timesteps = vec![timestep.round() as usize; batch];
                 schedule.predicted_noise(output, noisy.clone().cast(FloatDType::F32), &timesteps)
@@ -296,7 +356,10 @@ impl TextToImage {
     /// The method that fits the folder's scheduler: its own one-step rule for models whose only step
     /// is the last timestep, 25 steps of DDIM for the rest.
     pub fn default_method(&self) -> Method {
-        match (self.scheduler.class_name.as_str(), self.scheduler.timestep_spacing) {
+        match (
+            self.scheduler.class_name.as_str(),
+            self.scheduler.timestep_spacing,
+        ) {
             ("EulerDiscreteScheduler", TimestepSpacing::Trailing) => Method::Euler(1),
             ("DDPMScheduler", _) => Method::OneStep,
             _ => Method::Ddim(25),
@@ -308,6 +371,9 @@ fn finite<const D: usize>(part: &'static str, tensor: &Tensor<D>) -> Result<(), 
     let total = tensor.clone().cast(FloatDType::F32).abs().max().into_data();
     match total.iter::<f32>().all(f32::is_finite) {
         true => Ok(()),
-        false => Err(Error::NotFinite { part, dtype: tensor.dtype() }),
+        false => Err(Error::NotFinite {
+            part,
+            dtype: tensor.dtype(),
+        }),
     }
 }

@@ -124,7 +124,11 @@ impl SchedulerConfig {
 
     fn check(&self) -> Result<(), ConfigError> {
         let refuse = |name, value: String, expected| {
-            Err(ConfigError::Unsupported { name, value, expected })
+            Err(ConfigError::Unsupported {
+                name,
+                value,
+                expected,
+            })
         };
         let no = "false";
         if self.clip_sample {
@@ -140,9 +144,14 @@ impl SchedulerConfig {
             return refuse("trained_betas", "a list".into(), "null");
         }
         if self.num_train_timesteps < 2 {
-            return refuse("num_train_timesteps", self.num_train_timesteps.to_string(), "at least 2");
+            return refuse(
+                "num_train_timesteps",
+                self.num_train_timesteps.to_string(),
+                "at least 2",
+            );
         }
-        let betas = 0.0 < self.beta_start && self.beta_start <= self.beta_end && self.beta_end < 1.0;
+        let betas =
+            0.0 < self.beta_start && self.beta_start <= self.beta_end && self.beta_end < 1.0;
         if !betas {
             let value = format!("{}..{}", self.beta_start, self.beta_end);
             return refuse("beta_start..beta_end", value, "0 < start ≤ end < 1");
@@ -163,7 +172,10 @@ mod tests {
             "prediction_type": "epsilon", "sample_max_value": 1.0, "set_alpha_to_one": false,
             "skip_prk_steps": true, "steps_offset": 1, "timestep_spacing": "trailing",
             "timestep_type": "discrete", "trained_betas": null, "use_karras_sigmas": false}"#;
-        assert_eq!(SchedulerConfig::from_json(text).unwrap(), SchedulerConfig::default());
+        assert_eq!(
+            SchedulerConfig::from_json(text).unwrap(),
+            SchedulerConfig::default()
+        );
     }
 
     #[test]
@@ -171,7 +183,10 @@ mod tests {
         for (text, name) in [
             (r#"{"use_karras_sigmas": true}"#, "use_karras_sigmas"),
             (r#"{"clip_sample": true}"#, "clip_sample"),
-            (r#"{"rescale_betas_zero_snr": true}"#, "rescale_betas_zero_snr"),
+            (
+                r#"{"rescale_betas_zero_snr": true}"#,
+                "rescale_betas_zero_snr",
+            ),
             (r#"{"trained_betas": [0.1]}"#, "trained_betas"),
             (r#"{"beta_end": 2.0}"#, "beta_start..beta_end"),
             (r#"{"num_train_timesteps": 0}"#, "num_train_timesteps"),

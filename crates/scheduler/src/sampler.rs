@@ -36,9 +36,14 @@ impl Step {
     ///
     /// If the shapes differ.
     pub fn advance(&self, latents: Tensor<4>, noise: Tensor<4>) -> Tensor<4> {
-        assert_eq!(latents.dims(), noise.dims(), "latents and noise differ in shape");
+        assert_eq!(
+            latents.dims(),
+            noise.dims(),
+            "latents and noise differ in shape"
+        );
         let dtype = latents.dtype();
-        let next = latents.cast(FloatDType::F32) * self.keep + noise.cast(FloatDType::F32) * self.noise;
+        let next =
+            latents.cast(FloatDType::F32) * self.keep + noise.cast(FloatDType::F32) * self.noise;
         next.cast(dtype)
     }
 }
@@ -94,15 +99,26 @@ impl Ddim {
     pub fn new(config: &SchedulerConfig, n_steps: usize) -> Self {
         let schedule = NoiseSchedule::new(config);
         let stride = config.num_train_timesteps / n_steps;
-        let end = if config.set_alpha_to_one { 1.0 } else { schedule.alpha_cumprod(0) };
+        let end = if config.set_alpha_to_one {
+            1.0
+        } else {
+            schedule.alpha_cumprod(0)
+        };
         let steps = whole_timesteps(config, n_steps)
             .into_iter()
             .map(|timestep| {
                 let now = schedule.alpha_cumprod(timestep);
-                let next = timestep.checked_sub(stride).map_or(end, |t| schedule.alpha_cumprod(t));
+                let next = timestep
+                    .checked_sub(stride)
+                    .map_or(end, |t| schedule.alpha_cumprod(t));
                 let keep = (next / now).sqrt();
                 let noise = (1.0 - next).sqrt() - keep * (1.0 - now).sqrt();
-                Step { timestep: timestep as f64, input_scale: 1.0, keep, noise }
+                Step {
+                    timestep: timestep as f64,
+                    input_scale: 1.0,
+                    keep,
+                    noise,
+                }
             })
             .collect();
         Self { steps }
@@ -144,7 +160,10 @@ impl Euler {
                 noise: next - level,
             })
             .collect();
-        Self { steps, initial_scale }
+        Self {
+            steps,
+            initial_scale,
+        }
     }
 }
 
@@ -158,33 +177,57 @@ fn level(schedule: &NoiseSchedule, timestep: f64) -> f64 {
 
 fn fractional_timesteps(config: &SchedulerConfig, n_steps: usize) -> Vec<f64> {
     let train = config.num_train_timesteps;
-    assert!((1..=train).contains(&n_steps), "{n_steps} steps: there are 1 to {train}");
+    assert!(
+        (1..=train).contains(&n_steps),
+        "{n_steps} steps: there are 1 to {train}"
+    );
     if config.timestep_spacing == TimestepSpacing::Linspace {
         let last = (train - 1) as f64;
         return match n_steps {
             1 => vec![0.0],
-            n => (0..n).rev().map(|i| last * i as f64 / (n - 1) as f64).collect(),
+            n => (0..n)
+                .rev()
+                .map(|i| last * i as f64 / (n - 1) as f64)
+                .collect(),
         };
     }
-    whole_timesteps(config, n_steps).into_iter().map(|t| t as f64).collect()
+    whole_timesteps(config, n_steps)
+        .into_iter()
+        .map(|t| t as f64)
+        .collect()
 }
 
 fn whole_timesteps(config: &SchedulerConfig, n_steps: usize) -> Vec<usize> {
     let train = config.num_train_timesteps;
-    assert!((1..=train).contains(&n_steps), "{n_steps} steps: there are 1 to {train}");
+    assert!(
+        (1..=train).contains(&n_steps),
+        "{n_steps} steps: there are 1 to {train}"
+    );
     match config.timestep_spacing {
         TimestepSpacing::Leading => {
             let stride = train / n_steps;
-            (0..n_steps).rev().map(|i| (i * stride + config.steps_offset).min(train - 1)).collect()
+            (0..n_steps)
+                .rev()
+                .map(|i| (i * stride + config.steps_offset).min(train - 1))
+                .collect()
         }
         TimestepSpacing::Linspace => {
             let last = (train - 1) as f64;
-            let stride = if n_steps == 1 { 0.0 } else { last / (n_steps - 1) as f64 };
-            (0..n_steps).rev().map(|i| round_half_even(i as f64 * stride)).collect()
+            let stride = if n_steps == 1 {
+                0.0
+            } else {
+                last / (n_steps - 1) as f64
+            };
+            (0..n_steps)
+                .rev()
+                .map(|i| round_half_even(i as f64 * stride))
+                .collect()
         }
         TimestepSpacing::Trailing => {
             let stride = train as f64 / n_steps as f64;
-            (0..n_steps).map(|i| round_half_even(train as f64 - i as f64 * stride) - 1).collect()
+            (0..n_steps)
+                .map(|i| round_half_even(train as f64 - i as f64 * stride) - 1)
+                .collect()
         }
     }
 }
@@ -206,13 +249,18 @@ mod tests {
         assert_eq!(euler.steps[0].timestep, 999.0);
         assert!((euler.initial_scale - 14.614_641).abs() < 1e-5);
         // SD-Turbo: x̂₀ = (σ/α)·(z − ε); the network is fed σ·z.
-        assert!((euler.initial_scale * euler.steps[0].input_scale - schedule.sigma(999)).abs() < 1e-12);
+        assert!(
+            (euler.initial_scale * euler.steps[0].input_scale - schedule.sigma(999)).abs() < 1e-12
+        );
         assert!((euler.steps[0].noise + euler.initial_scale).abs() < 1e-12);
     }
 
     #[test]
     fn ddim_with_the_true_noise_returns_the_clean_latents() {
-        let config = SchedulerConfig { set_alpha_to_one: true, ..Default::default() };
+        let config = SchedulerConfig {
+            set_alpha_to_one: true,
+            ..Default::default()
+        };
         let schedule = NoiseSchedule::new(&config);
         for n_steps in [1, 4, 25] {
             let (x0, noise) = (0.7, -1.3);

@@ -16,7 +16,8 @@ impl NoiseSchedule {
     /// The schedule that a configuration describes.
     pub fn new(config: &SchedulerConfig) -> Self {
         let last = (config.num_train_timesteps - 1) as f64;
-        let between = |start: f64, end: f64, step: usize| start + (end - start) * step as f64 / last;
+        let between =
+            |start: f64, end: f64, step: usize| start + (end - start) * step as f64 / last;
         let beta = |step| match config.beta_schedule {
             BetaSchedule::Linear => between(config.beta_start, config.beta_end, step),
             BetaSchedule::ScaledLinear => {
@@ -29,7 +30,10 @@ impl NoiseSchedule {
                 Some(*product)
             })
             .collect();
-        Self { alphas_cumprod, prediction_type: config.prediction_type }
+        Self {
+            alphas_cumprod,
+            prediction_type: config.prediction_type,
+        }
     }
 
     /// Number of timesteps; they count from 0 to this less one.
@@ -73,7 +77,10 @@ impl NoiseSchedule {
     /// If a timestep lies outside the schedule.
     pub fn alpha_sigma(&self, timesteps: &[usize], device: &Device) -> (Tensor<4>, Tensor<4>) {
         let column = |value: &dyn Fn(usize) -> f64| {
-            let values = timesteps.iter().map(|&t| value(t) as f32).collect::<Vec<_>>();
+            let values = timesteps
+                .iter()
+                .map(|&t| value(t) as f32)
+                .collect::<Vec<_>>();
             Tensor::from_data(TensorData::new(values, [timesteps.len(), 1, 1, 1]), device)
         };
         (column(&|t| self.alpha(t)), column(&|t| self.sigma(t)))
@@ -89,7 +96,12 @@ impl NoiseSchedule {
     /// # Panics
     ///
     /// If the shapes do not agree or a timestep lies outside the schedule.
-    pub fn add_noise(&self, latents: Tensor<4>, noise: Tensor<4>, timesteps: &[usize]) -> Tensor<4> {
+    pub fn add_noise(
+        &self,
+        latents: Tensor<4>,
+        noise: Tensor<4>,
+        timesteps: &[usize],
+    ) -> Tensor<4> {
         let [batch, channels, height, width] = latents.dims();
         assert_shape!(noise, [batch, channels, height, width]);
         assert_eq!(timesteps.len(), batch, "one timestep per sample");
@@ -108,7 +120,12 @@ impl NoiseSchedule {
     /// # Panics
     ///
     /// If the number of timesteps is not the batch, or one lies outside the schedule.
-    pub fn predicted_noise(&self, output: Tensor<4>, noisy: Tensor<4>, timesteps: &[usize]) -> Tensor<4> {
+    pub fn predicted_noise(
+        &self,
+        output: Tensor<4>,
+        noisy: Tensor<4>,
+        timesteps: &[usize],
+    ) -> Tensor<4> {
         assert_eq!(timesteps.len(), output.dims()[0], "one timestep per sample");
         if self.prediction_type == PredictionType::Epsilon {
             return output;
@@ -137,7 +154,12 @@ impl NoiseSchedule {
     /// # Panics
     ///
     /// If the number of timesteps is not the batch, or one lies outside the schedule.
-    pub fn predicted_latents(&self, noisy: Tensor<4>, noise: Tensor<4>, timesteps: &[usize]) -> Tensor<4> {
+    pub fn predicted_latents(
+        &self,
+        noisy: Tensor<4>,
+        noise: Tensor<4>,
+        timesteps: &[usize],
+    ) -> Tensor<4> {
         assert_eq!(timesteps.len(), noisy.dims()[0], "one timestep per sample");
         let (alpha, sigma) = self.alpha_sigma(timesteps, &noisy.device());
         (noisy.cast(FloatDType::F32) - noise.cast(FloatDType::F32) * sigma) / alpha
@@ -162,7 +184,11 @@ impl NoiseSchedule {
 ///
 /// If the shapes differ.
 pub fn guide(conditional: Tensor<4>, unconditional: Tensor<4>, scale: f64) -> Tensor<4> {
-    assert_eq!(conditional.dims(), unconditional.dims(), "the two predictions differ in shape");
+    assert_eq!(
+        conditional.dims(),
+        unconditional.dims(),
+        "the two predictions differ in shape"
+    );
     unconditional.clone() + (conditional - unconditional) * scale
 }
 
@@ -174,7 +200,10 @@ mod tests {
     use super::*;
 
     fn schedule(prediction_type: PredictionType) -> NoiseSchedule {
-        NoiseSchedule::new(&SchedulerConfig { prediction_type, ..Default::default() })
+        NoiseSchedule::new(&SchedulerConfig {
+            prediction_type,
+            ..Default::default()
+        })
     }
 
     /// Stable Diffusion's table at the timesteps that its papers and code print.
@@ -188,7 +217,10 @@ mod tests {
             (980, 0.005_843_783),
             (999, 0.004_660_099),
         ] {
-            assert!((schedule.alpha_cumprod(t) - alpha_cumprod).abs() < 5e-10, "at {t}");
+            assert!(
+                (schedule.alpha_cumprod(t) - alpha_cumprod).abs() < 5e-10,
+                "at {t}"
+            );
         }
         assert!((schedule.sigma(999) / schedule.alpha(999) - 14.614_641).abs() < 1e-5);
     }
@@ -198,7 +230,11 @@ mod tests {
         let device = device();
         let random = || Tensor::<4>::random([3, 4, 2, 5], Distribution::Normal(0.0, 1.0), &device);
         let (latents, noise, timesteps) = (random(), random(), [0, 400, 999]);
-        for kind in [PredictionType::Epsilon, PredictionType::VPrediction, PredictionType::Sample] {
+        for kind in [
+            PredictionType::Epsilon,
+            PredictionType::VPrediction,
+            PredictionType::Sample,
+        ] {
             let schedule = schedule(kind);
             let noisy = schedule.add_noise(latents.clone(), noise.clone(), &timesteps);
             let output = match kind {
@@ -210,7 +246,11 @@ mod tests {
             };
             let found = schedule.predicted_noise(output, noisy.clone(), &timesteps);
             assert_close(found.clone(), noise.clone(), 1e-5);
-            assert_close(schedule.predicted_latents(noisy, found, &timesteps), latents.clone(), 2e-5);
+            assert_close(
+                schedule.predicted_latents(noisy, found, &timesteps),
+                latents.clone(),
+                2e-5,
+            );
         }
     }
 
@@ -222,6 +262,10 @@ mod tests {
         let at = |scale| guide(conditional.clone(), unconditional.clone(), scale);
         assert_close(at(1.0), conditional.clone(), 1e-6);
         assert_close(at(0.0), unconditional.clone(), 1e-6);
-        assert_close(at(4.5), conditional.clone() * 4.5 - unconditional.clone() * 3.5, 1e-5);
+        assert_close(
+            at(4.5),
+            conditional.clone() * 4.5 - unconditional.clone() * 3.5,
+            1e-5,
+        );
     }
 }

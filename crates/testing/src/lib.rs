@@ -28,7 +28,9 @@ pub fn device() -> Device {
         "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
         #[cfg(feature = "cuda")]
         "cuda" => Device::cuda(0),
-        other => panic!("SWIFTBRUSH_TEST_DEVICE is {other:?}: not a device compiled into these tests"),
+        other => {
+            panic!("SWIFTBRUSH_TEST_DEVICE is {other:?}: not a device compiled into these tests")
+        }
     }
 }
 
@@ -56,7 +58,10 @@ pub fn assert_values_close(found: &[f32], expected: &[f32], tolerance: f64) {
     let scale = f64::from(scale).max(f64::MIN_POSITIVE);
     let mut worst = (0, 0.0);
     for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
-        assert!(found.is_finite(), "element {index} is {found}, expected {expected}");
+        assert!(
+            found.is_finite(),
+            "element {index} is {found}, expected {expected}"
+        );
         let error = f64::from((found - expected).abs()) / scale;
         if error > worst.1 {
             worst = (index, error);
@@ -91,12 +96,18 @@ impl Golden {
     /// If `tests/golden/<name>.safetensors` is missing or damaged: a parity test without its numbers
     /// is a failure, not a skipped test.
     pub fn open(directory: &str, name: &str) -> Self {
-        let path = Path::new(directory).join("tests/golden").join(format!("{name}.safetensors"));
+        let path = Path::new(directory)
+            .join("tests/golden")
+            .join(format!("{name}.safetensors"));
         let bytes = std::fs::read(&path)
             .unwrap_or_else(|error| panic!("golden file {}: {error}", path.display()));
         let file = safetensors::SafeTensors::deserialize(&bytes)
             .unwrap_or_else(|error| panic!("golden file {}: {error}", path.display()));
-        let tensors = file.tensors().into_iter().map(|(name, view)| (name, data(&view))).collect();
+        let tensors = file
+            .tensors()
+            .into_iter()
+            .map(|(name, view)| (name, data(&view)))
+            .collect();
         let metadata = safetensors::SafeTensors::read_metadata(&bytes)
             .ok()
             .and_then(|(_, header)| header.metadata().clone())
@@ -110,7 +121,10 @@ impl Golden {
     ///
     /// If there is none of that name.
     pub fn data(&self, name: &str) -> TensorData {
-        self.tensors.get(name).unwrap_or_else(|| panic!("the golden file has no {name}")).clone()
+        self.tensors
+            .get(name)
+            .unwrap_or_else(|| panic!("the golden file has no {name}"))
+            .clone()
     }
 
     /// A float tensor on a device.
@@ -137,7 +151,9 @@ impl Golden {
     ///
     /// If there is none of that name.
     pub fn metadata(&self, name: &str) -> &str {
-        self.metadata.get(name).unwrap_or_else(|| panic!("the golden file has no metadata {name}"))
+        self.metadata
+            .get(name)
+            .unwrap_or_else(|| panic!("the golden file has no metadata {name}"))
     }
 
     /// The tensors whose names begin with `prefix`, under the rest of their names.

@@ -25,7 +25,12 @@ pub struct AdamWConfig {
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 }
+        Self {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+        }
     }
 }
 
@@ -45,13 +50,22 @@ pub struct AdamW {
 impl AdamW {
     /// An optimiser that has seen nothing yet.
     pub fn new(config: AdamWConfig) -> Self {
-        Self { config, step: 0, moments: BTreeMap::new() }
+        Self {
+            config,
+            step: 0,
+            moments: BTreeMap::new(),
+        }
     }
 
     /// Moves every parameter that has a gradient.
     pub fn step<M: Module>(&mut self, module: M, grads: NamedGradients, learning_rate: f64) -> M {
         self.step += 1;
-        module.map(&mut Update { path: ModulePath::default(), optimizer: self, grads, learning_rate })
+        module.map(&mut Update {
+            path: ModulePath::default(),
+            optimizer: self,
+            grads,
+            learning_rate,
+        })
     }
 
     /// Updates made so far.
@@ -88,19 +102,35 @@ impl AdamW {
                 Some((name.to_owned(), [tensor(first), tensor(second)]))
             })
             .collect();
-        Self { config, step, moments }
+        Self {
+            config,
+            step,
+            moments,
+        }
     }
 
     /// The new values of one parameter.
-    fn update(&mut self, name: &str, weight: Tensor<1>, grad: Tensor<1>, learning_rate: f64) -> Tensor<1> {
-        let AdamWConfig { beta1, beta2, epsilon, weight_decay } = self.config;
+    fn update(
+        &mut self,
+        name: &str,
+        weight: Tensor<1>,
+        grad: Tensor<1>,
+        learning_rate: f64,
+    ) -> Tensor<1> {
+        let AdamWConfig {
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+        } = self.config;
         let (first, second) = match self.moments.remove(name) {
             Some([first, second]) => (first * beta1, second * beta2),
             None => (grad.zeros_like(), grad.zeros_like()),
         };
         let first = first + grad.clone() * (1.0 - beta1);
         let second = second + grad.clone() * grad * (1.0 - beta2);
-        self.moments.insert(name.to_owned(), [first.clone(), second.clone()]);
+        self.moments
+            .insert(name.to_owned(), [first.clone(), second.clone()]);
 
         let correction = |beta: f64| 1.0 - beta.powi(self.step as i32);
         let deviation = (second.sqrt() / correction(beta2).sqrt()) + epsilon;
@@ -136,7 +166,11 @@ impl ModuleMapper for Update<'_> {
         let flat = weight.inner().cast(FloatDType::F32).reshape([-1]);
         let updated = self.optimizer.update(&name, flat, grad, self.learning_rate);
         let updated = updated.reshape(dims).cast(dtype);
-        let updated = if is_autodiff { updated.autodiff().require_grad() } else { updated };
+        let updated = if is_autodiff {
+            updated.autodiff().require_grad()
+        } else {
+            updated
+        };
         Param::from_mapped_value(id, updated, mapper)
     }
 }

@@ -12,7 +12,8 @@ use swiftbrush_unet::UNet;
 use swiftbrush_vae::AutoencoderTiny;
 
 use crate::losses::{
-    FakeDraw, StudentDraw, clip_loss, distillation_gradient, distillation_loss, fake_loss, student_latents,
+    FakeDraw, StudentDraw, clip_loss, distillation_gradient, distillation_loss, fake_loss,
+    student_latents,
 };
 use crate::{AdamW, Ema, Error, NamedGradients, Purpose, Random, Recipe, Snapshot};
 
@@ -84,7 +85,10 @@ impl Distiller {
     ///
     /// If the recipe contradicts itself, or has a CLIP loss and the networks lack what it needs.
     pub fn new(recipe: Recipe, networks: Networks, device: &Device) -> Result<Self, Error> {
-        let bad = |reason| Error::Recipe { path: "the recipe".into(), reason };
+        let bad = |reason| Error::Recipe {
+            path: "the recipe".into(),
+            reason,
+        };
         recipe.check().map_err(bad)?;
         if recipe.clip.is_some() && networks.clip.is_none() {
             return Err(Error::NoClip);
@@ -93,7 +97,11 @@ impl Distiller {
             Some(lora) => attach(trainable(&networks.student), lora, recipe.seed),
             None => trainable(&networks.student),
         };
-        let fake = attach(trainable(&networks.teacher), &recipe.fake_lora, recipe.seed ^ 1);
+        let fake = attach(
+            trainable(&networks.teacher),
+            &recipe.fake_lora,
+            recipe.seed ^ 1,
+        );
         let empty = networks.tokenizer.encode_batch(&[""], device);
         let null_context = networks.text_encoder.forward(empty);
         Ok(Self {
@@ -162,9 +170,17 @@ impl Distiller {
     ///
     /// - returns: `[prompts, channels, height, width]`
     pub fn preview(&self, prompts: &[String]) -> Tensor<4> {
-        let noise = self.noise(&mut Random::new(self.recipe.seed, Purpose::Preview, 0), prompts.len());
+        let noise = self.noise(
+            &mut Random::new(self.recipe.seed, Purpose::Preview, 0),
+            prompts.len(),
+        );
         let context = self.encode(prompts);
-        one_step(&self.averaged_student(), &self.networks.schedule, noise, context)
+        one_step(
+            &self.averaged_student(),
+            &self.networks.schedule,
+            noise,
+            context,
+        )
     }
 
     /// One update of the student and one of the fake teacher.
@@ -177,17 +193,33 @@ impl Distiller {
     ///
     /// If there are not `batch · accumulation` prompts.
     pub fn step(&mut self, prompts: &[String]) -> Result<Report, Error> {
-        let Recipe { batch, accumulation, max_grad_norm, seed, .. } = self.recipe;
-        assert_eq!(prompts.len(), batch * accumulation, "a step takes batch times accumulation prompts");
+        let Recipe {
+            batch,
+            accumulation,
+            max_grad_norm,
+            seed,
+            ..
+        } = self.recipe;
+        assert_eq!(
+            prompts.len(),
+            batch * accumulation,
+            "a step takes batch times accumulation prompts"
+        );
         let mut student_random = Random::new(seed, Purpose::Student, self.step);
         let mut fake_random = Random::new(seed, Purpose::Fake, self.step);
 
         let mut sums = [0.0; 3];
-        let (mut student_grads, mut fake_grads) = (NamedGradients::default(), NamedGradients::default());
+        let (mut student_grads, mut fake_grads) =
+            (NamedGradients::default(), NamedGradients::default());
         for prompts in prompts.chunks(batch) {
             let context = self.encode(prompts);
             let draw = self.draw_student(&mut student_random, batch);
-            let latents = student_latents(&self.student, &self.networks.schedule, &draw, context.clone());
+            let latents = student_latents(
+                &self.student,
+                &self.networks.schedule,
+                &draw,
+                context.clone(),
+            );
             let fixed = latents.clone().inner();
             let gradient = self.gradient(fixed.clone(), &draw, context.clone());
 
@@ -201,34 +233,53 @@ impl Distiller {
                 }
                 None => vsd,
             };
-            student_grads = student_grads.add(NamedGradients::take(&self.student, &mut loss.backward()));
+            student_grads =
+                student_grads.plus(NamedGradients::take(&self.student, &mut loss.backward()));
 
             let draw = self.draw_fake(&mut fake_random, batch);
             let without_prompts = fake_random.chance(self.recipe.null_probability);
-            let context = if without_prompts { self.null_context.clone().expand(context.dims()) } else { context };
+            let context = if without_prompts {
+                self.null_context.clone().expand(context.dims())
+            } else {
+                context
+            };
             let loss = fake_loss(&self.fake, &self.networks.schedule, fixed, &draw, context);
             sums[2] += scalar(&loss);
-            fake_grads = fake_grads.add(NamedGradients::take(&self.fake, &mut loss.backward()));
+            fake_grads = fake_grads.plus(NamedGradients::take(&self.fake, &mut loss.backward()));
         }
 
         let share = 1.0 / accumulation as f64;
         let (student_grads, student_norm) = student_grads.scale(share).clip(max_grad_norm);
         let (fake_grads, fake_norm) = fake_grads.scale(share).clip(max_grad_norm);
         let [distillation_loss, clip_loss, fake_loss] = sums.map(|sum| sum * share);
-        let report =
-            Report { step: self.step, distillation_loss, clip_loss, fake_loss, student_norm, fake_norm };
+        let report = Report {
+            step: self.step,
+            distillation_loss,
+            clip_loss,
+            fake_loss,
+            student_norm,
+            fake_norm,
+        };
         report.check()?;
 
         let student_rate = self.recipe.learning_rate;
-        self.student = self.student_adamw.step(self.student.clone(), student_grads, student_rate);
-        self.fake = self.fake_adamw.step(self.fake.clone(), fake_grads, self.recipe.fake_learning_rate);
+        self.student = self
+            .student_adamw
+            .step(self.student.clone(), student_grads, student_rate);
+        self.fake = self.fake_adamw.step(
+            self.fake.clone(),
+            fake_grads,
+            self.recipe.fake_learning_rate,
+        );
         self.ema.update(&self.student);
         self.step += 1;
         Ok(report)
     }
 
     fn encode(&self, prompts: &[String]) -> Tensor<3> {
-        self.networks.text_encoder.forward(self.networks.tokenizer.encode_batch(prompts, &self.device))
+        self.networks
+            .text_encoder
+            .forward(self.networks.tokenizer.encode_batch(prompts, &self.device))
     }
 
     fn noise(&self, random: &mut Random, batch: usize) -> Tensor<4> {
@@ -270,8 +321,14 @@ impl Distiller {
         let weight = linear_decay(recipe.weight, self.step, self.recipe.steps);
         let tokens = self.networks.tokenizer.encode_batch(prompts, &self.device);
         let texts = networks.clip.embed_texts(tokens);
-        let frozen = (networks.clip.clone().freeze().train(), networks.decoder.clone().freeze().train());
-        Some((weight, clip_loss(&frozen.0, &frozen.1, latents, texts, recipe.threshold)))
+        let frozen = (
+            networks.clip.clone().freeze().train(),
+            networks.decoder.clone().freeze().train(),
+        );
+        Some((
+            weight,
+            clip_loss(&frozen.0, &frozen.1, latents, texts, recipe.threshold),
+        ))
     }
 }
 
@@ -294,7 +351,11 @@ impl Report {
             ("fake teacher's gradient", self.fake_norm),
         ];
         match values.into_iter().find(|(_, value)| !value.is_finite()) {
-            Some((what, value)) => Err(Error::NotFinite { what, value, step: self.step }),
+            Some((what, value)) => Err(Error::NotFinite {
+                what,
+                value,
+                step: self.step,
+            }),
             None => Ok(()),
         }
     }

@@ -19,7 +19,11 @@ pub struct Ema {
 impl Ema {
     /// An average that begins at the module's present weights.
     pub fn new<M: Module>(module: &M, decay: f64) -> Self {
-        Self { decay, n_updates: 0, averages: flat_tensors(module) }
+        Self {
+            decay,
+            n_updates: 0,
+            averages: flat_tensors(module),
+        }
     }
 
     /// Takes in the module's present weights.
@@ -38,7 +42,10 @@ impl Ema {
 
     /// The module with the averages as its weights; its own are dropped.
     pub fn apply<M: Module>(&self, module: M) -> M {
-        module.map(&mut Replace { path: ModulePath::default(), averages: &self.averages })
+        module.map(&mut Replace {
+            path: ModulePath::default(),
+            averages: &self.averages,
+        })
     }
 
     /// Updates made so far.
@@ -48,14 +55,28 @@ impl Ema {
 
     /// The averages as tensors, for a checkpoint.
     pub fn state(&self) -> BTreeMap<String, TensorData> {
-        self.averages.iter().map(|(name, average)| (name.clone(), average.to_data())).collect()
+        self.averages
+            .iter()
+            .map(|(name, average)| (name.clone(), average.to_data()))
+            .collect()
     }
 
     /// An average as [`state`](Self::state) and [`n_updates`](Self::n_updates) described it.
-    pub fn restore(decay: f64, n_updates: u64, state: BTreeMap<String, TensorData>, device: &Device) -> Self {
+    pub fn restore(
+        decay: f64,
+        n_updates: u64,
+        state: BTreeMap<String, TensorData>,
+        device: &Device,
+    ) -> Self {
         let averages = state.into_iter();
-        let averages = averages.map(|(name, data)| (name, Tensor::from_data(data, device))).collect();
-        Self { decay, n_updates, averages }
+        let averages = averages
+            .map(|(name, data)| (name, Tensor::from_data(data, device)))
+            .collect();
+        Self {
+            decay,
+            n_updates,
+            averages,
+        }
     }
 }
 

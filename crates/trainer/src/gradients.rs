@@ -13,7 +13,11 @@ pub struct NamedGradients(BTreeMap<String, Tensor<1>>);
 impl NamedGradients {
     /// Takes the gradients of a module out of a backward pass.
     pub fn take<M: Module>(module: &M, grads: &mut Gradients) -> Self {
-        let mut taker = Taker { path: ModulePath::default(), grads, found: BTreeMap::new() };
+        let mut taker = Taker {
+            path: ModulePath::default(),
+            grads,
+            found: BTreeMap::new(),
+        };
         module.visit(&mut taker);
         Self(taker.found)
     }
@@ -38,7 +42,7 @@ impl NamedGradients {
     }
 
     /// The sum of two, for gradients accumulated over several batches.
-    pub fn add(mut self, other: Self) -> Self {
+    pub fn plus(mut self, other: Self) -> Self {
         for (name, grad) in other.0 {
             let sum = match self.0.remove(&name) {
                 Some(sum) => sum + grad,
@@ -51,13 +55,21 @@ impl NamedGradients {
 
     /// All gradients times a factor.
     pub fn scale(self, factor: f64) -> Self {
-        Self(self.0.into_iter().map(|(name, grad)| (name, grad * factor)).collect())
+        Self(
+            self.0
+                .into_iter()
+                .map(|(name, grad)| (name, grad * factor))
+                .collect(),
+        )
     }
 
     /// The Euclidean norm over all parameters together.
     pub fn norm(&self) -> f64 {
-        let squares: Vec<_> =
-            self.0.values().map(|grad| grad.clone().powi_scalar(2).sum()).collect();
+        let squares: Vec<_> = self
+            .0
+            .values()
+            .map(|grad| grad.clone().powi_scalar(2).sum())
+            .collect();
         if squares.is_empty() {
             return 0.0;
         }
@@ -70,7 +82,11 @@ impl NamedGradients {
     pub fn clip(self, max_norm: f64) -> (Self, f64) {
         let norm = self.norm();
         let factor = max_norm / (norm + 1e-6);
-        if factor < 1.0 { (self.scale(factor), norm) } else { (self, norm) }
+        if factor < 1.0 {
+            (self.scale(factor), norm)
+        } else {
+            (self, norm)
+        }
     }
 }
 
@@ -92,7 +108,8 @@ impl ModuleVisitor for Taker<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(grad) = param.base().grad_remove(self.grads) {
             let size = grad.shape().num_elements();
-            self.found.insert(self.path.name(), grad.cast(FloatDType::F32).reshape([size]));
+            self.found
+                .insert(self.path.name(), grad.cast(FloatDType::F32).reshape([size]));
         }
     }
 }

@@ -36,7 +36,12 @@ pub fn student_latents(
     draw: &StudentDraw,
     context: Tensor<3>,
 ) -> Tensor<4> {
-    one_step(student, schedule, draw.noise.clone().autodiff(), context.autodiff())
+    one_step(
+        student,
+        schedule,
+        draw.noise.clone().autodiff(),
+        context.autodiff(),
+    )
 }
 
 /// The direction of variational score distillation at some latents: both teachers are asked with the
@@ -107,10 +112,16 @@ pub fn fake_loss(
     context: Tensor<3>,
 ) -> Tensor<1> {
     let timesteps = &draw.timesteps;
-    let noisy = schedule.add_noise(latents, draw.noise.clone(), timesteps).autodiff();
+    let noisy = schedule
+        .add_noise(latents, draw.noise.clone(), timesteps)
+        .autodiff();
     let predicted = ask(fake, schedule, noisy, timesteps, context.autodiff());
     let (alpha, _) = schedule.alpha_sigma(timesteps, &predicted.device());
-    denoising_loss(predicted, draw.noise.clone().autodiff(), alpha.powi_scalar(2))
+    denoising_loss(
+        predicted,
+        draw.noise.clone().autodiff(),
+        alpha.powi_scalar(2),
+    )
 }
 
 fn ask(
@@ -123,5 +134,7 @@ fn ask(
     let values: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
     let steps = Tensor::from_data(TensorData::new(values, [timesteps.len()]), &noisy.device());
     let output = unet.forward(noisy.clone(), steps, context);
-    schedule.predicted_noise(output, noisy, timesteps).cast(FloatDType::F32)
+    schedule
+        .predicted_noise(output, noisy, timesteps)
+        .cast(FloatDType::F32)
 }

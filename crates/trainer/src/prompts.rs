@@ -2,8 +2,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use rand::seq::SliceRandom;
 use rand::SeedableRng;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use crate::Error;
@@ -27,18 +27,24 @@ impl Prompts {
     /// If the file cannot be read or holds no prompt.
     pub fn open(path: impl Into<PathBuf>, seed: u64) -> Result<Self, Error> {
         let path = path.into();
-        let bad = |reason: String| Error::Prompts { path: path.clone(), reason };
+        let bad = |reason: String| Error::Prompts {
+            path: path.clone(),
+            reason,
+        };
         let file = File::open(&path).map_err(|error| bad(error.to_string()))?;
         let mut reader = BufReader::with_capacity(1 << 20, file);
         let (mut places, mut start, mut line) = (Vec::new(), 0, Vec::new());
         loop {
             line.clear();
-            let read = reader.read_until(b'\n', &mut line).map_err(|error| bad(error.to_string()))?;
+            let read = reader
+                .read_until(b'\n', &mut line)
+                .map_err(|error| bad(error.to_string()))?;
             if read == 0 {
                 break;
             }
             if !line.trim_ascii().is_empty() {
-                let len = u32::try_from(line.len()).map_err(|_| bad("a line has over 4 GB".to_owned()))?;
+                let len = u32::try_from(line.len())
+                    .map_err(|_| bad("a line has over 4 GB".to_owned()))?;
                 places.push((start, len));
             }
             start += read as u64;
@@ -99,7 +105,10 @@ impl Prompts {
     }
 
     fn bad(&self, reason: String) -> Error {
-        Error::Prompts { path: self.path.clone(), reason }
+        Error::Prompts {
+            path: self.path.clone(),
+            reason,
+        }
     }
 
     /// The file.
@@ -128,7 +137,10 @@ mod tests {
             expected.sort();
             assert_eq!(epoch, expected);
         }
-        assert_eq!(prompts.get(15, 10).unwrap(), [&epochs[0][15..], &epochs[1][..5]].concat());
+        assert_eq!(
+            prompts.get(15, 10).unwrap(),
+            [&epochs[0][15..], &epochs[1][..5]].concat()
+        );
     }
 
     #[test]
@@ -136,7 +148,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("empty.txt");
         std::fs::write(&path, "\n \n").unwrap();
-        assert!(Prompts::open(&path, 0).unwrap_err().to_string().contains("empty.txt"));
+        assert!(
+            Prompts::open(&path, 0)
+                .unwrap_err()
+                .to_string()
+                .contains("empty.txt")
+        );
         assert!(Prompts::open(folder.path().join("none.txt"), 0).is_err());
     }
 }

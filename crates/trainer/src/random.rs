@@ -37,14 +37,17 @@ impl Random {
 
     /// Unit normal noise of a shape, the same on every device.
     pub fn normal<const D: usize>(&mut self, shape: [usize; D], device: &Device) -> Tensor<D> {
-        let values: Vec<f32> =
-            (0..shape.iter().product()).map(|_| StandardNormal.sample(&mut self.0)).collect();
+        let values: Vec<f32> = (0..shape.iter().product())
+            .map(|_| StandardNormal.sample(&mut self.0))
+            .collect();
         Tensor::from_data(TensorData::new(values, shape), device)
     }
 
     /// Whole numbers, uniform in `range`.
     pub fn integers(&mut self, count: usize, range: std::ops::Range<usize>) -> Vec<usize> {
-        (0..count).map(|_| self.0.random_range(range.clone())).collect()
+        (0..count)
+            .map(|_| self.0.random_range(range.clone()))
+            .collect()
     }
 
     /// True with the given probability.

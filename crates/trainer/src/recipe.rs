@@ -62,7 +62,10 @@ pub struct ClipRecipe {
 
 impl Default for ClipRecipe {
     fn default() -> Self {
-        Self { weight: 0.1, threshold: swiftbrush_clamped_clip_loss::DEFAULT_THRESHOLD }
+        Self {
+            weight: 0.1,
+            threshold: swiftbrush_clamped_clip_loss::DEFAULT_THRESHOLD,
+        }
     }
 }
 
@@ -112,7 +115,10 @@ impl Recipe {
     ///
     /// If the file cannot be read, names a setting that does not exist, or asks for the impossible.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let bad = |reason: String| Error::Recipe { path: path.to_owned(), reason };
+        let bad = |reason: String| Error::Recipe {
+            path: path.to_owned(),
+            reason,
+        };
         let text = std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
         let recipe: Self = toml::from_str(&text).map_err(|error| bad(error.to_string()))?;
         recipe.check().map_err(bad)?;
@@ -135,14 +141,19 @@ impl Recipe {
                 return Err(format!("{name} = {value} must be more than 0"));
             }
         }
-        for (name, value) in [("null_probability", self.null_probability), ("ema_decay", self.ema_decay)] {
+        for (name, value) in [
+            ("null_probability", self.null_probability),
+            ("ema_decay", self.ema_decay),
+        ] {
             if !(0.0..=1.0).contains(&value) {
                 return Err(format!("{name} = {value} must lie within 0..1"));
             }
         }
         if self.min_timestep > self.max_timestep {
             let (min, max) = (self.min_timestep, self.max_timestep);
-            return Err(format!("min_timestep = {min} lies beyond max_timestep = {max}"));
+            return Err(format!(
+                "min_timestep = {min} lies beyond max_timestep = {max}"
+            ));
         }
         Ok(())
     }
@@ -166,7 +177,10 @@ mod tests {
         ] {
             std::fs::write(&path, text).unwrap();
             let error = Recipe::open(&path).unwrap_err().to_string();
-            assert!(error.contains(named) && error.contains("recipe.toml"), "{error}");
+            assert!(
+                error.contains(named) && error.contains("recipe.toml"),
+                "{error}"
+            );
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::{Distiller, Error, Prompts, Report, Snapshot};
 /// What happens in a run.
 #[derive(Debug)]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "one at a time, never kept")]
 pub enum Event {
     /// A step was done.
     Step(Report),
@@ -79,14 +80,26 @@ pub fn run(
         log.write(&report)?;
         let step = distiller.n_steps();
         let mut flow = watch(Event::Step(report));
-        if recipe.preview_every > 0 && step % recipe.preview_every == 0 {
+        if recipe.preview_every > 0 && step.is_multiple_of(recipe.preview_every) {
             let latents = distiller.preview(&previews);
-            let event = Event::Preview { step, prompts: previews.clone(), latents };
-            flow = if watch(event).is_break() { ControlFlow::Break(()) } else { flow };
+            let event = Event::Preview {
+                step,
+                prompts: previews.clone(),
+                latents,
+            };
+            flow = if watch(event).is_break() {
+                ControlFlow::Break(())
+            } else {
+                flow
+            };
         }
-        if step % recipe.save_every == 0 || step == recipe.steps || flow.is_break() {
+        if step.is_multiple_of(recipe.save_every) || step == recipe.steps || flow.is_break() {
             distiller.snapshot().save(&snapshot_path(folder))?;
-            flow = if watch(Event::Saved { step }).is_break() { ControlFlow::Break(()) } else { flow };
+            flow = if watch(Event::Saved { step }).is_break() {
+                ControlFlow::Break(())
+            } else {
+                flow
+            };
         }
         if flow.is_break() {
             break;
@@ -105,20 +118,36 @@ impl Log {
     /// Opens the log, without the lines that a run which was killed wrote after its last snapshot.
     fn open(folder: &Path, step: u64) -> Result<Self, Error> {
         let path = folder.join("log.jsonl");
-        let io = |source| FileError::Io { action: "write", path: path.clone(), source };
+        let io = |source| FileError::Io {
+            action: "write",
+            path: path.clone(),
+            source,
+        };
         std::fs::create_dir_all(folder).map_err(io)?;
         if path.is_file() {
             let text = std::fs::read_to_string(&path).map_err(io)?;
-            let kept: String = text.lines().take(step as usize).flat_map(|line| [line, "\n"]).collect();
+            let kept: String = text
+                .lines()
+                .take(step as usize)
+                .flat_map(|line| [line, "\n"])
+                .collect();
             write_atomically(&path, |file| file.write_all(kept.as_bytes()))?;
         }
-        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(io)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(io)?;
         Ok(Self { path, file })
     }
 
     fn write(&mut self, report: &Report) -> Result<(), Error> {
         let line = serde_json::to_string(report).expect("a report is plain numbers");
-        let io = |source| FileError::Io { action: "write", path: self.path.clone(), source };
+        let io = |source| FileError::Io {
+            action: "write",
+            path: self.path.clone(),
+            source,
+        };
         Ok(writeln!(self.file, "{line}").map_err(io)?)
     }
 }

@@ -48,7 +48,11 @@ impl Snapshot {
 
     /// Adds a group of tensors.
     pub fn insert(&mut self, group: &str, tensors: BTreeMap<String, TensorData>) {
-        self.tensors.extend(tensors.into_iter().map(|(name, data)| (format!("{group}/{name}"), data)));
+        self.tensors.extend(
+            tensors
+                .into_iter()
+                .map(|(name, data)| (format!("{group}/{name}"), data)),
+        );
     }
 
     /// The tensors of a group.
@@ -91,7 +95,9 @@ impl Snapshot {
         let counters = serde_json::to_string(&self.counters).expect("counters are plain numbers");
         let metadata = HashMap::from([(COUNTERS.to_owned(), counters)]);
         let tensors = self.tensors.iter();
-        let tensors = tensors.map(|(name, data)| LazyTensor::ready(name, data.clone())).collect();
+        let tensors = tensors
+            .map(|(name, data)| LazyTensor::ready(name, data.clone()))
+            .collect();
         write_tensors(path, tensors, metadata)
     }
 
@@ -104,10 +110,15 @@ impl Snapshot {
         let archive = Archive::open(path)?;
         let metadata = archive.metadata();
         let text = metadata.get(COUNTERS).map_or("", String::as_str);
-        let counters = serde_json::from_str(text)
-            .map_err(|source| Error::Json { path: path.to_owned(), source })?;
+        let counters = serde_json::from_str(text).map_err(|source| Error::Json {
+            path: path.to_owned(),
+            source,
+        })?;
         let names = archive.names().into_iter();
         let tensors = names.map(|name| Ok((name.clone(), archive.read(&name)?)));
-        Ok(Self { counters, tensors: tensors.collect::<Result<_, Error>>()? })
+        Ok(Self {
+            counters,
+            tensors: tensors.collect::<Result<_, Error>>()?,
+        })
     }
 }

@@ -11,8 +11,8 @@ use swiftbrush_lora::LoraConfig;
 use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
 use swiftbrush_testing::device;
 use swiftbrush_trainer::{
-    ClipNetworks, ClipRecipe, Distiller, Error, Event, Networks, Prompts, Recipe, Snapshot, resume, run,
-    snapshot_path,
+    ClipNetworks, ClipRecipe, Distiller, Error, Event, Networks, Prompts, Recipe, Snapshot, resume,
+    run, snapshot_path,
 };
 use swiftbrush_unet::UNetConfig;
 use swiftbrush_vae::AutoencoderTinyConfig;
@@ -20,8 +20,16 @@ use swiftbrush_vae::AutoencoderTinyConfig;
 fn networks(device: &Device) -> Networks {
     device.seed(1);
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../clip/tests/golden");
-    let text = TextConfig { vocab_size: 3514, max_position_embeddings: 77, eos_token_id: 3513, ..TextConfig::tiny() };
-    let clip = ClipConfig { text_config: text.clone(), ..ClipConfig::tiny() };
+    let text = TextConfig {
+        vocab_size: 3514,
+        max_position_embeddings: 77,
+        eos_token_id: 3513,
+        ..TextConfig::tiny()
+    };
+    let clip = ClipConfig {
+        text_config: text.clone(),
+        ..ClipConfig::tiny()
+    };
     let teacher = UNetConfig::tiny().init(device);
     Networks {
         tokenizer: Tokenizer::from_folder(&Folder::open(here).unwrap(), "tokenizer").unwrap(),
@@ -53,24 +61,36 @@ fn recipe() -> Recipe {
 fn efficient() -> Recipe {
     Recipe {
         student_lora: Some(LoraConfig::new(2, 4.0, ["to_q", "to_k", "to_v"])),
-        clip: Some(ClipRecipe { weight: 0.1, threshold: 1.1 }),
+        clip: Some(ClipRecipe {
+            weight: 0.1,
+            threshold: 1.1,
+        }),
         ..recipe()
     }
 }
 
 fn prompts(folder: &Path) -> Prompts {
     let path = folder.join("prompts.txt");
-    std::fs::write(&path, "a red circle\na green star\nblue\n\nan orange heart above a ring\nwhite").unwrap();
+    std::fs::write(
+        &path,
+        "a red circle\na green star\nblue\n\nan orange heart above a ring\nwhite",
+    )
+    .unwrap();
     Prompts::open(path, 0).unwrap()
 }
 
 fn train(recipe: Recipe, networks: &Networks, folder: &Path, stop_after: u64) -> Distiller {
     let distiller = Distiller::new(recipe, networks.clone(), &device()).unwrap();
     let mut distiller = resume(distiller, folder).unwrap();
-    run(&mut distiller, &prompts(folder), folder, |event| match event {
-        Event::Step(report) if report.step + 1 == stop_after => ControlFlow::Break(()),
-        _ => ControlFlow::Continue(()),
-    })
+    run(
+        &mut distiller,
+        &prompts(folder),
+        folder,
+        |event| match event {
+            Event::Step(report) if report.step + 1 == stop_after => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        },
+    )
     .unwrap();
     distiller
 }
@@ -79,7 +99,9 @@ fn train(recipe: Recipe, networks: &Networks, folder: &Path, stop_after: u64) ->
 fn scheme_a_moves_student_and_fake_and_leaves_the_teacher() {
     let folder = tempfile::tempdir().unwrap();
     let networks = networks(&device());
-    let before = Distiller::new(recipe(), networks.clone(), &device()).unwrap().snapshot();
+    let before = Distiller::new(recipe(), networks.clone(), &device())
+        .unwrap()
+        .snapshot();
     let after = train(recipe(), &networks, folder.path(), 0).snapshot();
     assert_ne!(before.group("student"), after.group("student"));
     let (fake_before, fake_after) = (before.group("fake"), after.group("fake"));
@@ -89,7 +111,10 @@ fn scheme_a_moves_student_and_fake_and_leaves_the_teacher() {
     }
     let teacher = named_tensors(&networks.teacher);
     for (name, data) in &teacher {
-        assert_eq!(data, &fake_after[name], "the fake teacher's frozen {name} is the teacher's");
+        assert_eq!(
+            data, &fake_after[name],
+            "the fake teacher's frozen {name} is the teacher's"
+        );
     }
     let log = std::fs::read_to_string(folder.path().join("log.jsonl")).unwrap();
     assert_eq!(log.lines().count(), 6);
@@ -105,7 +130,11 @@ fn scheme_b_moves_only_the_students_adapters() {
     for (name, data) in &student {
         assert_eq!(data, &group[name], "{name} is frozen");
     }
-    assert!(group.keys().any(|name| name.ends_with("to_k.weight.lora.a")));
+    assert!(
+        group
+            .keys()
+            .any(|name| name.ends_with("to_k.weight.lora.a"))
+    );
     let merged = named_tensors(&after.student());
     assert_eq!(merged.len(), student.len(), "the adapters are folded in");
     assert_ne!(merged, student);
@@ -115,10 +144,17 @@ fn scheme_b_moves_only_the_students_adapters() {
 fn the_clip_loss_reaches_the_student() {
     let folder = tempfile::tempdir().unwrap();
     let networks = networks(&device());
-    let with = train(efficient(), &networks, folder.path(), 1).snapshot().group("student");
+    let with = train(efficient(), &networks, folder.path(), 1)
+        .snapshot()
+        .group("student");
     let folder = tempfile::tempdir().unwrap();
-    let without = Recipe { clip: None, ..efficient() };
-    let without = train(without, &networks, folder.path(), 1).snapshot().group("student");
+    let without = Recipe {
+        clip: None,
+        ..efficient()
+    };
+    let without = train(without, &networks, folder.path(), 1)
+        .snapshot()
+        .group("student");
     assert_ne!(with, without);
 }
 
@@ -145,7 +181,15 @@ fn a_resumed_run_equals_one_that_was_never_stopped() {
 fn a_step_that_is_not_finite_stops_the_run_and_keeps_the_last_snapshot() {
     let folder = tempfile::tempdir().unwrap();
     let networks = networks(&device());
-    train(Recipe { steps: 2, ..recipe() }, &networks, folder.path(), 0);
+    train(
+        Recipe {
+            steps: 2,
+            ..recipe()
+        },
+        &networks,
+        folder.path(),
+        0,
+    );
     let saved = std::fs::read(snapshot_path(folder.path())).unwrap();
 
     let mut broken = networks.clone();
@@ -163,7 +207,12 @@ fn a_step_that_is_not_finite_stops_the_run_and_keeps_the_last_snapshot() {
     // The fake teacher comes from the snapshot; the poisoned one is only asked.
     let mut distiller = resume(distiller, folder.path()).unwrap();
     let before = distiller.snapshot().group("student");
-    let error = run(&mut distiller, &prompts(folder.path()), folder.path(), |_| ControlFlow::Continue(()));
+    let error = run(
+        &mut distiller,
+        &prompts(folder.path()),
+        folder.path(),
+        |_| ControlFlow::Continue(()),
+    );
     let error = error.unwrap_err();
     assert!(matches!(error, Error::NotFinite { step: 2, .. }), "{error}");
     assert_eq!(distiller.snapshot().group("student"), before);
@@ -174,17 +223,31 @@ fn a_step_that_is_not_finite_stops_the_run_and_keeps_the_last_snapshot() {
 fn a_damaged_snapshot_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let networks = networks(&device());
-    train(Recipe { steps: 2, ..recipe() }, &networks, folder.path(), 0);
+    train(
+        Recipe {
+            steps: 2,
+            ..recipe()
+        },
+        &networks,
+        folder.path(),
+        0,
+    );
     let path = snapshot_path(folder.path());
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
     let error = Snapshot::open(&path).unwrap_err().to_string();
-    assert!(error.contains("snapshot.safetensors") && error.contains("not a whole"), "{error}");
+    assert!(
+        error.contains("snapshot.safetensors") && error.contains("not a whole"),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_clip_loss_without_clip_is_refused() {
-    let networks = Networks { clip: None, ..networks(&device()) };
+    let networks = Networks {
+        clip: None,
+        ..networks(&device())
+    };
     let error = Distiller::new(efficient(), networks, &device()).unwrap_err();
     assert!(matches!(error, Error::NoClip));
 }

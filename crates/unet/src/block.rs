@@ -25,13 +25,24 @@ impl DownBlock {
         let attention = |_| Transformer::new(config, outputs, config.heads(block), device);
         let downsampler = || {
             let padding = config.downsample_padding;
-            let conv = Conv2dConfig::new(outputs, outputs, 3).with_stride(2).with_padding((padding, padding));
-            vec![Resampler { conv: conv.init(device) }]
+            let conv = Conv2dConfig::new(outputs, outputs, 3)
+                .with_stride(2)
+                .with_padding((padding, padding));
+            vec![Resampler {
+                conv: conv.init(device),
+            }]
         };
         Self {
             resnets: layers
                 .clone()
-                .map(|layer| Resnet::new(config, if layer == 0 { inputs } else { outputs }, outputs, device))
+                .map(|layer| {
+                    Resnet::new(
+                        config,
+                        if layer == 0 { inputs } else { outputs },
+                        outputs,
+                        device,
+                    )
+                })
                 .collect(),
             attentions: config.down_block_types[block]
                 .has_attention()
@@ -75,12 +86,24 @@ impl MidBlock {
         let last = config.block_out_channels.len() - 1;
         let channels = config.block_out_channels[last];
         Self {
-            attentions: vec![Transformer::new(config, channels, config.heads(last), device)],
-            resnets: (0..2).map(|_| Resnet::new(config, channels, channels, device)).collect(),
+            attentions: vec![Transformer::new(
+                config,
+                channels,
+                config.heads(last),
+                device,
+            )],
+            resnets: (0..2)
+                .map(|_| Resnet::new(config, channels, channels, device))
+                .collect(),
         }
     }
 
-    pub(crate) fn forward(&self, hidden: Tensor<4>, time: &Tensor<2>, context: &Tensor<3>) -> Tensor<4> {
+    pub(crate) fn forward(
+        &self,
+        hidden: Tensor<4>,
+        time: &Tensor<2>,
+        context: &Tensor<3>,
+    ) -> Tensor<4> {
         let hidden = self.resnets[0].forward(hidden, time.clone());
         let hidden = self.attentions[0].forward(hidden, context.clone());
         self.resnets[1].forward(hidden, time.clone())
@@ -103,12 +126,20 @@ impl UpBlock {
         let (outputs, previous) = (channels(block), channels(block.saturating_sub(1)));
         let layers = 0..config.layers_per_block + 1;
         let resnet = |layer| {
-            let skip = if layer == config.layers_per_block { channels(block + 1) } else { outputs };
+            let skip = if layer == config.layers_per_block {
+                channels(block + 1)
+            } else {
+                outputs
+            };
             let inputs = if layer == 0 { previous } else { outputs };
             Resnet::new(config, inputs + skip, outputs, device)
         };
         let attention = |_| Transformer::new(config, outputs, config.heads(last - block), device);
-        let upsampler = || vec![Resampler { conv: Conv2dConfig::same3x3(outputs, outputs).init(device) }];
+        let upsampler = || {
+            vec![Resampler {
+                conv: Conv2dConfig::same3x3(outputs, outputs).init(device),
+            }]
+        };
         Self {
             resnets: layers.clone().map(resnet).collect(),
             attentions: config.up_block_types[block]
@@ -127,14 +158,18 @@ impl UpBlock {
         skips: &mut Vec<Tensor<4>>,
     ) -> Tensor<4> {
         for (layer, resnet) in self.resnets.iter().enumerate() {
-            let skip = skips.pop().expect("there is a skip for each layer on the way up");
+            let skip = skips
+                .pop()
+                .expect("there is a skip for each layer on the way up");
             hidden = resnet.forward(Tensor::cat(vec![hidden, skip], 1), time.clone());
             if let Some(attentions) = &self.attentions {
                 hidden = attentions[layer].forward(hidden, context.clone());
             }
         }
         for upsampler in self.upsamplers.iter().flatten() {
-            let skip = skips.last().expect("a block that upsamples is followed by another");
+            let skip = skips
+                .last()
+                .expect("a block that upsamples is followed by another");
             let [_, _, height, width] = skip.dims();
             hidden = upsampler.conv.forward(upsample(hidden, [height, width]));
         }

@@ -160,11 +160,21 @@ impl UNetConfig {
         let blocks = self.block_out_channels.len();
         let same = |name: &str, found: usize| {
             let message = || format!("{name} has {found} entries, block_out_channels has {blocks}");
-            if found == blocks { Ok(()) } else { Err(message()) }
+            if found == blocks {
+                Ok(())
+            } else {
+                Err(message())
+            }
         };
         same("down_block_types", self.down_block_types.len())?;
         same("up_block_types", self.up_block_types.len())?;
-        for heads in [Some(&self.attention_head_dim), self.num_attention_heads.as_ref()].into_iter().flatten() {
+        for heads in [
+            Some(&self.attention_head_dim),
+            self.num_attention_heads.as_ref(),
+        ]
+        .into_iter()
+        .flatten()
+        {
             if let OneOrMany::Many(values) = heads {
                 same("attention_head_dim", values.len())?;
             }
@@ -172,9 +182,12 @@ impl UNetConfig {
         if blocks == 0 || self.layers_per_block == 0 || self.norm_num_groups == 0 {
             return Err("block_out_channels, layers_per_block and norm_num_groups must not be empty or zero".into());
         }
-        let is_up = |kind: &BlockType| matches!(kind, BlockType::UpBlock2D | BlockType::CrossAttnUpBlock2D);
+        let is_up =
+            |kind: &BlockType| matches!(kind, BlockType::UpBlock2D | BlockType::CrossAttnUpBlock2D);
         if self.down_block_types.iter().any(is_up) || !self.up_block_types.iter().all(is_up) {
-            return Err("down_block_types and up_block_types hold blocks of the other direction".into());
+            return Err(
+                "down_block_types and up_block_types hold blocks of the other direction".into(),
+            );
         }
         for (block, &channels) in self.block_out_channels.iter().enumerate() {
             let heads = self.heads(block);
@@ -185,16 +198,24 @@ impl UNetConfig {
                 ));
             }
             if heads == 0 || channels % heads != 0 {
-                return Err(format!("block_out_channels[{block}] = {channels} does not split into {heads} heads"));
+                return Err(format!(
+                    "block_out_channels[{block}] = {channels} does not split into {heads} heads"
+                ));
             }
         }
-        if self.block_out_channels[0] % 2 != 0 {
-            return Err(format!("block_out_channels[0] = {} is odd", self.block_out_channels[0]));
+        if !self.block_out_channels[0].is_multiple_of(2) {
+            return Err(format!(
+                "block_out_channels[0] = {} is odd",
+                self.block_out_channels[0]
+            ));
         }
         Ok(())
     }
 
     pub(crate) fn heads(&self, block: usize) -> usize {
-        self.num_attention_heads.as_ref().unwrap_or(&self.attention_head_dim).get(block)
+        self.num_attention_heads
+            .as_ref()
+            .unwrap_or(&self.attention_head_dim)
+            .get(block)
     }
 }

@@ -19,7 +19,9 @@ pub(crate) struct Resnet {
 impl Resnet {
     pub(crate) fn new(config: &UNetConfig, inputs: usize, outputs: usize, device: &Device) -> Self {
         let norm = |channels| {
-            GroupNormConfig::new(config.norm_num_groups, channels).with_epsilon(config.norm_eps).init(device)
+            GroupNormConfig::new(config.norm_num_groups, channels)
+                .with_epsilon(config.norm_eps)
+                .init(device)
         };
         let time_width = 4 * config.block_out_channels[0];
         Self {
@@ -28,7 +30,8 @@ impl Resnet {
             time_emb_proj: LinearConfig::new(time_width, outputs).init(device),
             norm2: norm(outputs),
             conv2: Conv2dConfig::same3x3(outputs, outputs).init(device),
-            conv_shortcut: (inputs != outputs).then(|| Conv2dConfig::new(inputs, outputs, 1).init(device)),
+            conv_shortcut: (inputs != outputs)
+                .then(|| Conv2dConfig::new(inputs, outputs, 1).init(device)),
         }
     }
 

@@ -23,7 +23,8 @@ impl TimeEmbedding {
 
     /// `[batch, channels]` → `[batch, 4·channels]`
     pub(crate) fn forward(&self, sinusoids: Tensor<2>) -> Tensor<2> {
-        self.linear_2.forward(silu(self.linear_1.forward(sinusoids)))
+        self.linear_2
+            .forward(silu(self.linear_1.forward(sinusoids)))
     }
 }
 
@@ -46,6 +47,10 @@ pub(crate) fn sinusoids(
         Tensor::<2>::from_data(TensorData::new(frequencies, [1, half]), &timesteps.device());
     let angles = timesteps.cast(FloatDType::F32).unsqueeze_dim::<2>(1) * frequencies;
     let (sines, cosines) = (angles.clone().sin(), angles.cos());
-    let parts = if cosines_first { vec![cosines, sines] } else { vec![sines, cosines] };
+    let parts = if cosines_first {
+        vec![cosines, sines]
+    } else {
+        vec![sines, cosines]
+    };
     Tensor::cat(parts, 1).cast(dtype)
 }

@@ -2,8 +2,8 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Tensor};
 use swiftbrush_kernels::{
-    Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig, Mask,
-    attention, gelu,
+    Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig, Linear,
+    LinearConfig, Mask, attention, gelu,
 };
 
 use crate::UNetConfig;
@@ -36,13 +36,18 @@ impl Transformer {
     pub(crate) fn forward(&self, input: Tensor<4>, context: Tensor<3>) -> Tensor<4> {
         let [batch, channels, height, width] = input.dims();
         let tokens = self.norm.forward(input.clone());
-        let tokens = tokens.reshape([batch, channels, height * width]).swap_dims(1, 2);
+        let tokens = tokens
+            .reshape([batch, channels, height * width])
+            .swap_dims(1, 2);
         let mut tokens = self.proj_in.forward(tokens);
         for block in &self.transformer_blocks {
             tokens = block.forward(tokens, context.clone());
         }
         let tokens = self.proj_out.forward(tokens);
-        input + tokens.swap_dims(1, 2).reshape([batch, channels, height, width])
+        input
+            + tokens
+                .swap_dims(1, 2)
+                .reshape([batch, channels, height, width])
     }
 }
 
@@ -67,7 +72,10 @@ impl Projection {
             Self::Linear(linear) => linear.forward(tokens),
             Self::Convolution(convolution) => {
                 let pixels = tokens.swap_dims(1, 2).unsqueeze_dim::<4>(3);
-                convolution.forward(pixels).squeeze_dim::<3>(3).swap_dims(1, 2)
+                convolution
+                    .forward(pixels)
+                    .squeeze_dim::<3>(3)
+                    .swap_dims(1, 2)
             }
         }
     }
@@ -118,12 +126,19 @@ struct Attention {
 
 impl Attention {
     fn new(channels: usize, context: usize, heads: usize, device: &Device) -> Self {
-        let input = |width| LinearConfig::new(width, channels).with_bias(false).init(device);
+        let input = |width| {
+            LinearConfig::new(width, channels)
+                .with_bias(false)
+                .init(device)
+        };
         Self {
             to_q: input(channels),
             to_k: input(context),
             to_v: input(context),
-            to_out: (LinearConfig::new(channels, channels).init(device), DropoutConfig::new(0.0).init()),
+            to_out: (
+                LinearConfig::new(channels, channels).init(device),
+                DropoutConfig::new(0.0).init(),
+            ),
             heads,
         }
     }
@@ -132,13 +147,16 @@ impl Attention {
         let [batch, length, channels] = tokens.dims();
         let split = |x: Tensor<3>| {
             let [_, length, _] = x.dims();
-            x.reshape([batch, length, self.heads, channels / self.heads]).swap_dims(1, 2)
+            x.reshape([batch, length, self.heads, channels / self.heads])
+                .swap_dims(1, 2)
         };
         let query = split(self.to_q.forward(tokens));
         let key = split(self.to_k.forward(context.clone()));
         let value = split(self.to_v.forward(context));
         let mixed = attention(query, key, value, Mask::None);
-        self.to_out.0.forward(mixed.swap_dims(1, 2).reshape([batch, length, channels]))
+        self.to_out
+            .0
+            .forward(mixed.swap_dims(1, 2).reshape([batch, length, channels]))
     }
 }
 
@@ -152,7 +170,9 @@ impl FeedForward {
     fn new(channels: usize, device: &Device) -> Self {
         let proj = LinearConfig::new(channels, 8 * channels).init(device);
         let back = LinearConfig::new(4 * channels, channels).init(device);
-        Self { net: (GatedGelu { proj }, DropoutConfig::new(0.0).init(), back) }
+        Self {
+            net: (GatedGelu { proj }, DropoutConfig::new(0.0).init(), back),
+        }
     }
 
     fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {

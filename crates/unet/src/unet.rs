@@ -38,9 +38,14 @@ impl UNetConfig {
         UNet {
             conv_in: Conv2dConfig::same3x3(self.in_channels, first).init(device),
             time_embedding: TimeEmbedding::new(first, device),
-            down_blocks: blocks.clone().map(|block| DownBlock::new(self, block, device)).collect(),
+            down_blocks: blocks
+                .clone()
+                .map(|block| DownBlock::new(self, block, device))
+                .collect(),
             mid_block: MidBlock::new(self, device),
-            up_blocks: blocks.map(|block| UpBlock::new(self, block, device)).collect(),
+            up_blocks: blocks
+                .map(|block| UpBlock::new(self, block, device))
+                .collect(),
             conv_norm_out: GroupNormConfig::new(self.norm_num_groups, first)
                 .with_epsilon(self.norm_eps)
                 .init(device),
@@ -59,7 +64,9 @@ impl UNetConfig {
     pub fn from_folder(folder: &Folder, component: &str) -> Result<Self, Error> {
         let path = folder.path(&format!("{component}/config.json"));
         let config: Self = read_config(&path, &Self::accepted())?;
-        config.check().map_err(|reason| Error::Config { path, reason })?;
+        config
+            .check()
+            .map_err(|reason| Error::Config { path, reason })?;
         Ok(config)
     }
 }
@@ -92,15 +99,25 @@ impl UNet {
     /// # Panics
     ///
     /// If the shapes do not agree, or the dtypes differ from that of the weights.
-    pub fn forward(&self, latents: Tensor<4>, timesteps: Tensor<1>, context: Tensor<3>) -> Tensor<4> {
+    pub fn forward(
+        &self,
+        latents: Tensor<4>,
+        timesteps: Tensor<1>,
+        context: Tensor<3>,
+    ) -> Tensor<4> {
         let [batch, _, _, _] = latents.dims();
         let [_, length, _] = context.dims();
         assert_shape!(timesteps, [batch]);
         assert_shape!(context, [batch, length, self.context_width]);
 
         let [channels, _, _, _] = self.conv_in.weight.lazy_shape().dims::<4>();
-        let time =
-            sinusoids(timesteps, channels, self.cosines_first, self.freq_shift, latents.dtype());
+        let time = sinusoids(
+            timesteps,
+            channels,
+            self.cosines_first,
+            self.freq_shift,
+            latents.dtype(),
+        );
         let time = self.time_embedding.forward(time);
 
         let mut hidden = self.conv_in.forward(latents);
@@ -112,6 +129,7 @@ impl UNet {
         for block in &self.up_blocks {
             hidden = block.forward(hidden, &time, &context, &mut skips);
         }
-        self.conv_out.forward(self.conv_norm_out.forward_silu(hidden))
+        self.conv_out
+            .forward(self.conv_norm_out.forward_silu(hidden))
     }
 }

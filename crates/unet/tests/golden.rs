@@ -1,8 +1,8 @@
 //! Against diffusers: `golden/make.py` writes the numbers.
 
+use burn::module::Module;
 use burn::module::{ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor};
-use burn::module::Module;
 use swiftbrush_checkpoint::{Folder, ModulePath};
 use swiftbrush_testing::{F32, Golden, assert_close, assert_values_close, device, values};
 use swiftbrush_unet::UNet;
@@ -51,9 +51,14 @@ impl ModuleVisitor for GradientCheck<'_> {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let expected = self.golden.tensors_under(&format!("grads.{}", self.path.name()));
+        let expected = self
+            .golden
+            .tensors_under(&format!("grads.{}", self.path.name()));
         if let Some(expected) = expected.get("") {
-            let found = param.val().grad(self.grads).expect("every parameter has a gradient");
+            let found = param
+                .val()
+                .grad(self.grads)
+                .expect("every parameter has a gradient");
             let expected: Vec<f32> = expected.iter::<f32>().collect();
             assert_values_close(&values(found), &expected, F32);
             self.compared += 1;
@@ -62,15 +67,31 @@ impl ModuleVisitor for GradientCheck<'_> {
 }
 
 fn check_gradients(name: &str) {
-    let (golden, device) = (Golden::open(env!("CARGO_MANIFEST_DIR"), name), device().autodiff());
+    let (golden, device) = (
+        Golden::open(env!("CARGO_MANIFEST_DIR"), name),
+        device().autodiff(),
+    );
     let unet = load(&golden, &device);
     let latents = golden.tensor::<4>("latents", &device).require_grad();
     let context = golden.tensor("context", &device);
-    let out = unet.forward(latents.clone(), golden.tensor("timesteps", &device), context);
+    let out = unet.forward(
+        latents.clone(),
+        golden.tensor("timesteps", &device),
+        context,
+    );
     let grads = (out * golden.tensor("target", &device)).sum().backward();
 
-    assert_close(latents.grad(&grads).unwrap(), golden.tensor("latents_grad", &device.inner()), F32);
-    let mut check = GradientCheck { path: ModulePath::default(), golden: &golden, grads: &grads, compared: 0 };
+    assert_close(
+        latents.grad(&grads).unwrap(),
+        golden.tensor("latents_grad", &device.inner()),
+        F32,
+    );
+    let mut check = GradientCheck {
+        path: ModulePath::default(),
+        golden: &golden,
+        grads: &grads,
+        compared: 0,
+    };
     unet.visit(&mut check);
     assert_eq!(check.compared, golden.tensors_under("grads.").len());
 }

@@ -57,7 +57,11 @@ impl AutoencoderKlConfig {
     ///
     /// If it cannot be read, contradicts itself, or sets an option that is not supported.
     pub fn from_folder(folder: &Folder, component: &str) -> Result<Self, Error> {
-        let levels = |kind: &str| (1..=8).map(|n| json!(vec![kind; n])).collect::<Vec<Value>>();
+        let levels = |kind: &str| {
+            (1..=8)
+                .map(|n| json!(vec![kind; n]))
+                .collect::<Vec<Value>>()
+        };
         let mut accepted = vec![
             ("act_fn", json!("silu")),
             ("force_upcast", json!(true)),
@@ -66,16 +70,29 @@ impl AutoencoderKlConfig {
             ("use_post_quant_conv", json!(true)),
             ("use_quant_conv", json!(true)),
         ];
-        accepted.extend(levels("DownEncoderBlock2D").into_iter().map(|value| ("down_block_types", value)));
-        accepted.extend(levels("UpDecoderBlock2D").into_iter().map(|value| ("up_block_types", value)));
+        accepted.extend(
+            levels("DownEncoderBlock2D")
+                .into_iter()
+                .map(|value| ("down_block_types", value)),
+        );
+        accepted.extend(
+            levels("UpDecoderBlock2D")
+                .into_iter()
+                .map(|value| ("up_block_types", value)),
+        );
         let path = folder.path(&format!("{component}/config.json"));
         let config: Self = read_config(&path, &accepted)?;
-        config.check().map_err(|reason| Error::Config { path, reason })?;
+        config
+            .check()
+            .map_err(|reason| Error::Config { path, reason })?;
         Ok(config)
     }
 
     pub(crate) fn check(&self) -> Result<(), String> {
-        if self.block_out_channels.is_empty() || self.layers_per_block == 0 || self.norm_num_groups == 0 {
+        if self.block_out_channels.is_empty()
+            || self.layers_per_block == 0
+            || self.norm_num_groups == 0
+        {
             return Err("block_out_channels, layers_per_block and norm_num_groups must not be empty or zero".into());
         }
         for (level, &channels) in self.block_out_channels.iter().enumerate() {
@@ -87,7 +104,10 @@ impl AutoencoderKlConfig {
             }
         }
         if !(self.scaling_factor.is_finite() && self.scaling_factor > 0.0) {
-            return Err(format!("scaling_factor = {} is not positive", self.scaling_factor));
+            return Err(format!(
+                "scaling_factor = {} is not positive",
+                self.scaling_factor
+            ));
         }
         Ok(())
     }
@@ -163,14 +183,24 @@ impl AutoencoderTinyConfig {
         ];
         let path = folder.path(&format!("{component}/config.json"));
         let config: Self = read_config(&path, &accepted)?;
-        config.check().map_err(|reason| Error::Config { path, reason })?;
+        config
+            .check()
+            .map_err(|reason| Error::Config { path, reason })?;
         Ok(config)
     }
 
     pub(crate) fn check(&self) -> Result<(), String> {
         let stages = [
-            ("encoder", &self.encoder_block_out_channels, &self.num_encoder_blocks),
-            ("decoder", &self.decoder_block_out_channels, &self.num_decoder_blocks),
+            (
+                "encoder",
+                &self.encoder_block_out_channels,
+                &self.num_encoder_blocks,
+            ),
+            (
+                "decoder",
+                &self.decoder_block_out_channels,
+                &self.num_decoder_blocks,
+            ),
         ];
         for (which, channels, blocks) in stages {
             if channels.is_empty() || channels.len() != blocks.len() {
@@ -181,11 +211,16 @@ impl AutoencoderTinyConfig {
                 ));
             }
             if channels.iter().any(|&c| c == 0 || c != channels[0]) {
-                return Err(format!("{which}_block_out_channels = {channels:?}: all must be the same"));
+                return Err(format!(
+                    "{which}_block_out_channels = {channels:?}: all must be the same"
+                ));
             }
         }
         if !(self.scaling_factor.is_finite() && self.scaling_factor > 0.0) {
-            return Err(format!("scaling_factor = {} is not positive", self.scaling_factor));
+            return Err(format!(
+                "scaling_factor = {} is not positive",
+                self.scaling_factor
+            ));
         }
         Ok(())
     }

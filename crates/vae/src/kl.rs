@@ -59,7 +59,11 @@ impl Posterior {
     ///
     /// If the noise has another shape than the mean.
     pub fn sample(&self, noise: Tensor<4>) -> Tensor<4> {
-        assert_eq!(noise.dims(), self.mean.dims(), "the noise has another shape than the mean");
+        assert_eq!(
+            noise.dims(),
+            self.mean.dims(),
+            "the noise has another shape than the mean"
+        );
         let deviation = (self.log_variance.clone() * 0.5).exp();
         (self.mean.clone() + deviation * noise) * self.scaling_factor
     }
@@ -99,7 +103,11 @@ impl AutoencoderKl {
             unreachable!("the encoder gives a mean and a variance for each channel")
         };
         let log_variance = log_variance.clamp(-30.0, 20.0);
-        Posterior { mean, log_variance, scaling_factor: self.scaling_factor }
+        Posterior {
+            mean,
+            log_variance,
+            scaling_factor: self.scaling_factor,
+        }
     }
 
     /// Images from latents.
@@ -116,7 +124,8 @@ impl AutoencoderKl {
         let [batch, _, height, width] = latents.dims();
         let [_, channels, _, _] = self.post_quant_conv.weight.lazy_shape().dims::<4>();
         assert_shape!(latents, [batch, channels, height, width]);
-        self.decoder.forward(self.post_quant_conv.forward(latents / self.scaling_factor))
+        self.decoder
+            .forward(self.post_quant_conv.forward(latents / self.scaling_factor))
     }
 
     /// What raw latents are multiplied by.
@@ -140,14 +149,22 @@ impl Encoder {
         let last = channels.len() - 1;
         let level = |level: usize| {
             let inputs = channels[level.saturating_sub(1)];
-            Level::down(groups, config.layers_per_block, inputs, channels[level], level != last, device)
+            Level::down(
+                groups,
+                config.layers_per_block,
+                inputs,
+                channels[level],
+                level != last,
+                device,
+            )
         };
         Self {
             conv_in: Conv2dConfig::same3x3(config.in_channels, channels[0]).init(device),
             down_blocks: (0..=last).map(level).collect(),
             mid_block: MidBlock::new(groups, channels[last], device),
             conv_norm_out: group_norm(groups, channels[last], device),
-            conv_out: Conv2dConfig::same3x3(channels[last], 2 * config.latent_channels).init(device),
+            conv_out: Conv2dConfig::same3x3(channels[last], 2 * config.latent_channels)
+                .init(device),
         }
     }
 
@@ -157,7 +174,8 @@ impl Encoder {
             hidden = block.forward(hidden);
         }
         let hidden = self.mid_block.forward(hidden);
-        self.conv_out.forward(self.conv_norm_out.forward_silu(hidden))
+        self.conv_out
+            .forward(self.conv_norm_out.forward_silu(hidden))
     }
 }
 
@@ -194,6 +212,7 @@ impl Decoder {
         for block in &self.up_blocks {
             hidden = block.forward(hidden);
         }
-        self.conv_out.forward(self.conv_norm_out.forward_silu(hidden))
+        self.conv_out
+            .forward(self.conv_norm_out.forward_silu(hidden))
     }
 }

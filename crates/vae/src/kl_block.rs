@@ -9,7 +9,9 @@ use swiftbrush_kernels::{
 const EPSILON: f64 = 1e-6;
 
 pub(crate) fn group_norm(groups: usize, channels: usize, device: &Device) -> GroupNorm {
-    GroupNormConfig::new(groups, channels).with_epsilon(EPSILON).init(device)
+    GroupNormConfig::new(groups, channels)
+        .with_epsilon(EPSILON)
+        .init(device)
 }
 
 /// Residual block.
@@ -29,7 +31,8 @@ impl Resnet {
             conv1: Conv2dConfig::same3x3(inputs, outputs).init(device),
             norm2: group_norm(groups, outputs, device),
             conv2: Conv2dConfig::same3x3(outputs, outputs).init(device),
-            conv_shortcut: (inputs != outputs).then(|| Conv2dConfig::new(inputs, outputs, 1).init(device)),
+            conv_shortcut: (inputs != outputs)
+                .then(|| Conv2dConfig::new(inputs, outputs, 1).init(device)),
         }
     }
 
@@ -58,9 +61,22 @@ struct Resampler {
 }
 
 impl Level {
-    fn resnets(groups: usize, layers: usize, inputs: usize, outputs: usize, device: &Device) -> Vec<Resnet> {
+    fn resnets(
+        groups: usize,
+        layers: usize,
+        inputs: usize,
+        outputs: usize,
+        device: &Device,
+    ) -> Vec<Resnet> {
         (0..layers)
-            .map(|layer| Resnet::new(groups, if layer == 0 { inputs } else { outputs }, outputs, device))
+            .map(|layer| {
+                Resnet::new(
+                    groups,
+                    if layer == 0 { inputs } else { outputs },
+                    outputs,
+                    device,
+                )
+            })
             .collect()
     }
 
@@ -73,10 +89,16 @@ impl Level {
         device: &Device,
     ) -> Self {
         // The encoder pads below and to the right only.
-        let conv = Conv2dConfig::new(outputs, outputs, 3).with_stride(2).with_padding((0, 1));
+        let conv = Conv2dConfig::new(outputs, outputs, 3)
+            .with_stride(2)
+            .with_padding((0, 1));
         Self {
             resnets: Self::resnets(groups, layers, inputs, outputs, device),
-            downsamplers: halves.then(|| vec![Resampler { conv: conv.init(device) }]),
+            downsamplers: halves.then(|| {
+                vec![Resampler {
+                    conv: conv.init(device),
+                }]
+            }),
             upsamplers: None,
         }
     }
@@ -93,7 +115,11 @@ impl Level {
         Self {
             resnets: Self::resnets(groups, layers, inputs, outputs, device),
             downsamplers: None,
-            upsamplers: doubles.then(|| vec![Resampler { conv: conv.init(device) }]),
+            upsamplers: doubles.then(|| {
+                vec![Resampler {
+                    conv: conv.init(device),
+                }]
+            }),
         }
     }
 
@@ -131,7 +157,9 @@ impl MidBlock {
     pub(crate) fn new(groups: usize, channels: usize, device: &Device) -> Self {
         Self {
             attentions: vec![PixelAttention::new(groups, channels, device)],
-            resnets: (0..2).map(|_| Resnet::new(groups, channels, channels, device)).collect(),
+            resnets: (0..2)
+                .map(|_| Resnet::new(groups, channels, channels, device))
+                .collect(),
         }
     }
 
@@ -167,11 +195,20 @@ impl PixelAttention {
     fn forward(&self, input: Tensor<4>) -> Tensor<4> {
         let [batch, channels, height, width] = input.dims();
         let tokens = self.group_norm.forward(input.clone());
-        let tokens = tokens.reshape([batch, channels, height * width]).swap_dims(1, 2);
+        let tokens = tokens
+            .reshape([batch, channels, height * width])
+            .swap_dims(1, 2);
         let one_head = |layer: &Linear| layer.forward(tokens.clone()).unsqueeze_dim::<4>(1);
-        let (query, key, value) = (one_head(&self.to_q), one_head(&self.to_k), one_head(&self.to_v));
+        let (query, key, value) = (
+            one_head(&self.to_q),
+            one_head(&self.to_k),
+            one_head(&self.to_v),
+        );
         let mixed = attention(query, key, value, Mask::None).squeeze_dim::<3>(1);
         let mixed = self.to_out.0.forward(mixed);
-        input + mixed.swap_dims(1, 2).reshape([batch, channels, height, width])
+        input
+            + mixed
+                .swap_dims(1, 2)
+                .reshape([batch, channels, height, width])
     }
 }

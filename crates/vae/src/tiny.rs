@@ -43,7 +43,9 @@ impl AutoencoderTinyConfig {
         for (stage, &blocks) in self.num_encoder_blocks.iter().enumerate() {
             let conv = match stage {
                 0 => Conv2dConfig::same3x3(self.in_channels, channels),
-                _ => Conv2dConfig::same3x3(channels, channels).with_stride(2).with_bias(false),
+                _ => Conv2dConfig::same3x3(channels, channels)
+                    .with_stride(2)
+                    .with_bias(false),
             };
             layers.push(Layer::Convolution(conv.init(device)));
             layers.extend((0..blocks).map(|_| Layer::Block(Block::new(channels, device))));
@@ -138,7 +140,10 @@ impl Sequence {
 }
 
 #[derive(Module, Debug)]
-#[allow(clippy::large_enum_variant, reason = "a handful of layers, each allocated once")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a handful of layers, each allocated once"
+)]
 enum Layer {
     Convolution(Conv2d),
     Block(Block),
@@ -159,7 +164,9 @@ struct Block {
 impl Block {
     fn new(channels: usize, device: &Device) -> Self {
         let conv = || Conv2dConfig::same3x3(channels, channels).init(device);
-        Self { conv: (conv(), Relu, conv(), Relu, conv()) }
+        Self {
+            conv: (conv(), Relu, conv(), Relu, conv()),
+        }
     }
 
     fn forward(&self, input: Tensor<4>) -> Tensor<4> {

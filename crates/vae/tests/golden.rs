@@ -35,12 +35,20 @@ fn check_tiny(name: &str) {
     let vae = AutoencoderTiny::from_folder(&folder, "vae", None, &device).unwrap();
     let tensor = |name| golden.tensor::<4>(name, &device);
 
-    assert_close(vae.encode(tensor("images")).inner(), tensor("encoded").inner(), F32);
+    assert_close(
+        vae.encode(tensor("images")).inner(),
+        tensor("encoded").inner(),
+        F32,
+    );
     let latents = tensor("latents").require_grad();
     let decoded = vae.decode(latents.clone());
     assert_close(decoded.clone().inner(), tensor("decoded").inner(), F32);
     let grads = (decoded * tensor("weight")).sum().backward();
-    assert_close(latents.grad(&grads).unwrap(), tensor("latents_grad").inner(), F32);
+    assert_close(
+        latents.grad(&grads).unwrap(),
+        tensor("latents_grad").inner(),
+        F32,
+    );
 }
 
 #[test]

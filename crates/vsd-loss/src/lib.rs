@@ -19,7 +19,11 @@ use burn::tensor::{FloatDType, Tensor, assert_shape};
 /// # Panics
 ///
 /// If the shapes do not agree.
-pub fn vsd_gradient(teacher_noise: Tensor<4>, fake_noise: Tensor<4>, weight: Tensor<4>) -> Tensor<4> {
+pub fn vsd_gradient(
+    teacher_noise: Tensor<4>,
+    fake_noise: Tensor<4>,
+    weight: Tensor<4>,
+) -> Tensor<4> {
     let [batch, channels, height, width] = teacher_noise.dims();
     assert_shape!(fake_noise, [batch, channels, height, width]);
     assert_shape!(weight, [batch, 1, 1, 1]);
@@ -40,7 +44,11 @@ pub fn vsd_gradient(teacher_noise: Tensor<4>, fake_noise: Tensor<4>, weight: Ten
 ///
 /// If the shapes differ.
 pub fn vsd_loss(latents: Tensor<4>, gradient: Tensor<4>) -> Tensor<1> {
-    assert_eq!(latents.dims(), gradient.dims(), "latents and gradient differ in shape");
+    assert_eq!(
+        latents.dims(),
+        gradient.dims(),
+        "latents and gradient differ in shape"
+    );
     let latents = latents.cast(FloatDType::F32);
     let target = (latents.clone() - gradient).detach();
     (latents - target).powi_scalar(2).mean() * 0.5
@@ -58,7 +66,11 @@ pub fn vsd_loss(latents: Tensor<4>, gradient: Tensor<4>) -> Tensor<1> {
 /// # Panics
 ///
 /// If the shapes do not agree.
-pub fn denoising_loss(predicted_noise: Tensor<4>, noise: Tensor<4>, weight: Tensor<4>) -> Tensor<1> {
+pub fn denoising_loss(
+    predicted_noise: Tensor<4>,
+    noise: Tensor<4>,
+    weight: Tensor<4>,
+) -> Tensor<1> {
     let [batch, channels, height, width] = predicted_noise.dims();
     assert_shape!(noise, [batch, channels, height, width]);
     assert_shape!(weight, [batch, 1, 1, 1]);
@@ -106,7 +118,9 @@ mod tests {
         let (mu, alpha, sigma) = (1.5, 0.8, 0.6);
         let mut mean = -1.0;
         for _ in 0..60 {
-            let latents = (normal([64, 1, 1, 1], &device) + mean).detach().require_grad();
+            let latents = (normal([64, 1, 1, 1], &device) + mean)
+                .detach()
+                .require_grad();
             let noisy = latents.clone().detach() * alpha + normal([64, 1, 1, 1], &device) * sigma;
             // For data N(c, 1): E[ε | x_t] = σ·(x_t − αc), since α² + σ² = 1.
             let noise = |centre: f64| (noisy.clone() - alpha * centre) * sigma;
@@ -116,7 +130,10 @@ mod tests {
             let pull: f32 = values(latents.grad(&grads).unwrap()).iter().sum();
             mean -= f64::from(pull);
         }
-        assert!((mean - mu).abs() < 0.05, "the student's mean ended at {mean}, not at {mu}");
+        assert!(
+            (mean - mu).abs() < 0.05,
+            "the student's mean ended at {mean}, not at {mu}"
+        );
     }
 
     #[test]
@@ -126,6 +143,10 @@ mod tests {
         let predicted = Tensor::<4>::from_data([[[[1., 3.]]], [[[2., 2.]]]], &device);
         let weight = Tensor::<4>::from_data([[[[1.0]]], [[[0.5]]]], &device);
         // (1·(1 + 9) + ½·(4 + 4)) / 4
-        assert_close(denoising_loss(predicted, noise, weight), Tensor::from_data([3.5], &device), 1e-6);
+        assert_close(
+            denoising_loss(predicted, noise, weight),
+            Tensor::from_data([3.5], &device),
+            1e-6,
+        );
     }
 }

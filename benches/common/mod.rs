@@ -1,0 +1,24 @@
+//! What the benches share: the device, inputs, and waiting for a result.
+#![allow(dead_code, reason = "each bench uses a part")]
+
+use burn::tensor::{Device, Distribution, Tensor};
+
+/// The first backend of this build.
+pub(crate) fn device() -> Device {
+    #[cfg(feature = "cuda")]
+    return Device::cuda(0);
+    #[cfg(all(feature = "wgpu", not(feature = "cuda")))]
+    return Device::wgpu(burn::tensor::DeviceKind::DefaultDevice);
+    #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
+    Device::flex()
+}
+
+pub(crate) fn normal<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), device)
+}
+
+/// Reads one element, which cannot be had before the rest is computed.
+pub(crate) fn sync<const D: usize>(tensor: Tensor<D>) -> f32 {
+    let flat = tensor.flatten::<1>(0, D - 1).narrow(0, 0, 1);
+    flat.into_data().iter::<f32>().sum()
+}

@@ -1,0 +1,44 @@
+//! Decoding latents, with the full autoencoder and the tiny one.
+//!
+//! `cargo bench --bench vae -- tiny` or `-- sd-2.1`; without a filter both.
+
+use criterion::{Criterion, criterion_group, criterion_main};
+
+mod common;
+use common::{device, normal, sync};
+use swiftbrush_vae::{AutoencoderKlConfig, AutoencoderTinyConfig};
+
+fn decoders(c: &mut Criterion) {
+    let device = device();
+    let mut group = c.benchmark_group("vae");
+    group.sample_size(10);
+    let sizes = [
+        (
+            "tiny",
+            AutoencoderKlConfig::tiny(),
+            AutoencoderTinyConfig::tiny(),
+            16,
+        ),
+        (
+            "sd-2.1",
+            AutoencoderKlConfig::default(),
+            AutoencoderTinyConfig::default(),
+            64,
+        ),
+    ];
+    for (name, kl_config, tiny_config, side) in sizes {
+        group.bench_function(format!("kl decoder/{name}"), |bencher| {
+            let vae = kl_config.init(&device);
+            let latents = normal([1, 4, side, side], &device);
+            bencher.iter(|| sync(vae.decode(latents.clone())));
+        });
+        group.bench_function(format!("taesd decoder/{name}"), |bencher| {
+            let vae = tiny_config.init(&device);
+            let latents = normal([1, 4, side, side], &device);
+            bencher.iter(|| sync(vae.decode(latents.clone())));
+        });
+    }
+}
+
+criterion_group!(benches, decoders);
+criterion_main!(benches);

@@ -1,0 +1,286 @@
+//! Paints pictures from prompts.
+//!
+//! Without `--model` it uses the miniature that lies beside this file: a one-step model of a world of
+//! coloured shapes, small enough for any machine.
+//!
+//! ```sh
+//! cargo run --release --example generate -- "a red circle above a green star on a white background"
+//! cargo run --release --example generate -- --model sd-turbo --output cat.png "a photo of a cat"
+//! ```
+#![allow(clippy::print_stderr, reason = "a program talks to its user")]
+
+mod shared;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::{DType, Device, Tensor};
+use clap::{Parser, ValueEnum};
+use image::RgbImage;
+use swiftbrush_checkpoint::{Archive, Folder, LazyTensor, write_tensors};
+use swiftbrush_lora::{Adapters, fuse};
+use swiftbrush_pipeline::{Decoder, Method, Painting, Request, TextToImage, noise};
+use swiftbrush_vae::AutoencoderTiny;
+
+use shared::{device, enlarged, pictures, write_png};
+
+/// Paints pictures from prompts.
+#[derive(Debug, Parser)]
+struct Args {
+    /// What to paint.
+    prompt: Option<String>,
+    /// A file with a prompt on each line; pictures are then 00000.png, 00001.png … in that order.
+    #[arg(long, conflicts_with = "prompt")]
+    prompts: Option<PathBuf>,
+    /// A model folder in the layout of diffusers [default: the miniature].
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Another denoiser: a component of the model folder such as "teacher".
+    #[arg(long, default_value = "unet")]
+    unet: String,
+    /// The first picture's seed; the next has the next.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Pictures of each prompt.
+    #[arg(long, default_value_t = 1)]
+    count: usize,
+    /// How latents are made of noise [default: what fits the model].
+    #[arg(long)]
+    sampler: Option<SamplerName>,
+    /// Network calls of ddim and euler.
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Scale of classifier-free guidance; 1 is none.
+    #[arg(long, default_value_t = 1.0)]
+    guidance: f64,
+    /// What to paint the opposite of, with guidance.
+    #[arg(long, default_value = "")]
+    negative_prompt: String,
+    /// Which decoder makes the picture.
+    #[arg(long, default_value = "kl")]
+    vae: VaeName,
+    /// An adapter file of PEFT or diffusers, FILE or FILE=weight; can be given again.
+    #[arg(long)]
+    lora: Vec<String>,
+    /// Where to compute.
+    #[arg(long, default_value = shared::DEVICES[0])]
+    device: String,
+    /// Precision of the networks.
+    #[arg(long, default_value = "f32")]
+    dtype: DtypeName,
+    /// Pictures made in one go.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// The picture, or the folder for several.
+    #[arg(long, short, default_value = "picture.png")]
+    output: PathBuf,
+    /// Enlarges the picture for viewing, each pixel to a square of this side.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    enlarge: u32,
+    /// Initial noise instead of the seed's: the tensor "noise" of a safetensors file.
+    #[arg(long)]
+    noise: Option<PathBuf>,
+    /// Writes tokens, context, noise, latents and image, to be compared with other programs.
+    #[arg(long)]
+    save_tensors: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SamplerName {
+    /// SwiftBrush's rule: one call.
+    OneStep,
+    Ddim,
+    Euler,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum VaeName {
+    Kl,
+    Tiny,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DtypeName {
+    F32,
+    F16,
+    Bf16,
+}
+
+fn main() -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::WARN)
+        .init();
+    let args = Args::parse();
+    let prompts = prompts(&args)?;
+    let device = device(&args.device)?;
+
+    let begun = Instant::now();
+    let pipeline = load(&args, &device)?;
+    let method = method(&args, &pipeline)?;
+    eprintln!("loaded in {:.2} s", begun.elapsed().as_secs_f64());
+
+    let jobs: Vec<_> = prompts
+        .iter()
+        .flat_map(|prompt| (0..args.count).map(move |_| prompt.clone()))
+        .zip(args.seed..)
+        .collect();
+    ensure!(args.batch > 0, "--batch must be at least 1");
+    ensure!(
+        args.noise.is_none() || jobs.len() <= args.batch,
+        "--noise needs all pictures in one --batch"
+    );
+    ensure!(
+        args.save_tensors.is_none() || jobs.len() <= args.batch,
+        "--save-tensors needs all pictures in one --batch"
+    );
+    let is_single = jobs.len() == 1 && args.prompts.is_none();
+    let mut index = 0;
+    for jobs in jobs.chunks(args.batch) {
+        let begun = Instant::now();
+        let request = Request {
+            method,
+            guidance: args.guidance,
+            negative_prompt: args.negative_prompt.clone(),
+            ..Request::new(jobs.iter().map(|(prompt, _)| prompt.clone()))
+        };
+        let noise = initial_noise(&args, &pipeline, jobs, &device)?;
+        let painting = pipeline.generate(&request, noise.clone())?;
+        if let Some(path) = &args.save_tensors {
+            save_tensors(path, &painting, noise)?;
+        }
+        for picture in pictures(painting.images) {
+            let path = if is_single {
+                args.output.clone()
+            } else {
+                args.output.join(format!("{index:05}.png"))
+            };
+            save(&picture, args.enlarge, &path)?;
+            index += 1;
+        }
+        eprintln!(
+            "{index} of {} pictures, {:.2} s for the last {}",
+            prompts.len() * args.count,
+            begun.elapsed().as_secs_f64(),
+            jobs.len()
+        );
+    }
+    Ok(())
+}
+
+fn prompts(args: &Args) -> Result<Vec<String>> {
+    let prompts = match (&args.prompt, &args.prompts) {
+        (Some(prompt), _) => vec![prompt.clone()],
+        (None, Some(path)) => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            text.lines().map(str::to_owned).collect()
+        }
+        (None, None) => bail!("say what to paint, or give --prompts FILE"),
+    };
+    ensure!(!prompts.is_empty(), "there are no prompts");
+    Ok(prompts)
+}
+
+fn load(args: &Args, device: &Device) -> Result<TextToImage> {
+    let miniature = Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature/model");
+    let folder = Folder::open(args.model.clone().unwrap_or(miniature))?;
+    let dtype = match args.dtype {
+        DtypeName::F32 => DType::F32,
+        DtypeName::F16 => DType::F16,
+        DtypeName::Bf16 => DType::BF16,
+    };
+    ensure!(
+        device.supports_dtype(dtype),
+        "--device {} cannot compute in {dtype:?}",
+        args.device
+    );
+    let mut pipeline = TextToImage::from_folder_with(&folder, &args.unet, Some(dtype), device)?;
+    if args.vae == VaeName::Tiny {
+        pipeline.decoder = Decoder::Tiny(AutoencoderTiny::from_folder(
+            &folder,
+            "taesd",
+            Some(dtype),
+            device,
+        )?);
+    }
+    for lora in &args.lora {
+        let (file, weight) = match lora.rsplit_once('=') {
+            Some((file, weight)) => (
+                file,
+                weight.parse().with_context(|| format!("--lora {lora}"))?,
+            ),
+            None => (lora.as_str(), 1.0),
+        };
+        pipeline.unet = fuse(pipeline.unet, &Adapters::open(Path::new(file))?, weight)?;
+    }
+    Ok(pipeline)
+}
+
+fn method(args: &Args, pipeline: &TextToImage) -> Result<Method> {
+    Ok(match (args.sampler, args.steps) {
+        (Some(SamplerName::OneStep), None | Some(1)) => Method::OneStep,
+        (Some(SamplerName::OneStep), Some(steps)) => {
+            bail!("--sampler one-step takes one step, not {steps}")
+        }
+        (Some(SamplerName::Ddim), steps) => Method::Ddim(steps.unwrap_or(25)),
+        (Some(SamplerName::Euler), steps) => Method::Euler(steps.unwrap_or(25)),
+        (None, None) => pipeline.default_method(),
+        (None, Some(steps)) => match pipeline.default_method() {
+            Method::Euler(_) => Method::Euler(steps),
+            Method::OneStep | Method::Ddim(_) => Method::Ddim(steps),
+        },
+    })
+}
+
+fn initial_noise(
+    args: &Args,
+    pipeline: &TextToImage,
+    jobs: &[(String, u64)],
+    device: &Device,
+) -> Result<Tensor<4>> {
+    if let Some(path) = &args.noise {
+        let data = Archive::open(path)?
+            .read("noise")?
+            .convert_dtype(DType::F32);
+        let rank = data.shape().num_dims();
+        ensure!(
+            rank == 4,
+            "{}: noise has {rank} axes, expected [batch, channels, height, width]",
+            path.display()
+        );
+        return Ok(Tensor::from_data(data, device));
+    }
+    let shape = pipeline.latent_shape(1);
+    Ok(Tensor::cat(
+        jobs.iter()
+            .map(|(_, seed)| noise(shape, *seed, device))
+            .collect(),
+        0,
+    ))
+}
+
+fn save_tensors(path: &Path, painting: &Painting, noise: Tensor<4>) -> Result<()> {
+    let tensors = vec![
+        LazyTensor::ready(
+            "tokens",
+            painting.tokens.to_data().convert_dtype(DType::I64),
+        ),
+        LazyTensor::ready(
+            "context",
+            painting.context.to_data().convert_dtype(DType::F32),
+        ),
+        LazyTensor::ready("noise", noise.to_data()),
+        LazyTensor::ready("latents", painting.latents.to_data()),
+        LazyTensor::ready("image", painting.images.to_data().convert_dtype(DType::F32)),
+    ];
+    Ok(write_tensors(path, tensors, HashMap::new())?)
+}
+
+fn save(picture: &RgbImage, factor: u32, path: &Path) -> Result<()> {
+    write_png(&enlarged(picture, factor), path)?;
+    eprintln!("wrote {}", path.display());
+    Ok(())
+}

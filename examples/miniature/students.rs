@@ -1,0 +1,213 @@
+//! The one-step students: the one that distillation begins with, A, B, and what lies between them.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use burn::module::Module;
+use burn::tensor::{DType, Tensor, TensorData};
+use indicatif::ProgressBar;
+use swiftbrush_checkpoint::{Archive, LazyTensor, write_atomically, write_tensors};
+use swiftbrush_clip::{Clip, TextEncoder, Tokenizer};
+use swiftbrush_lora::LoraConfig;
+use swiftbrush_pipeline::{Method, Request, noise, one_step};
+use swiftbrush_scheduler::NoiseSchedule;
+use swiftbrush_trainer::{
+    ClipNetworks, ClipRecipe, Distiller, Event, Networks, Prompts, Purpose, Random, Recipe, resume,
+    run,
+};
+use swiftbrush_unet::UNet;
+use swiftbrush_vae::AutoencoderTiny;
+
+use crate::model::{Workshop, scheduler, unet_config, write_component};
+use crate::teacher::{GUIDANCE, captions};
+use crate::training::{Schedule, train};
+use crate::world::Scene;
+
+/// Pairs of noise and what the teacher makes of it.
+const PAIRS: usize = 3072;
+/// Steps of the teacher for a pair.
+const PAIR_STEPS: usize = 8;
+/// Captions in the file that distillation reads.
+const PROMPTS: usize = 20_000;
+
+/// The stand-in for SD-Turbo: the teacher, taught to jump where its own eight guided steps of DDIM lead.
+pub(crate) fn train_start(workshop: &Workshop, steps: u64) -> Result<()> {
+    const BATCH: usize = 32;
+    let inner = &workshop.device;
+    let device = inner.clone().autodiff();
+    let folder = workshop.model()?;
+    let pairs = Archive::open(pairs(workshop)?)?;
+    let tensor =
+        |name: &str| -> Result<Tensor<4>> { Ok(Tensor::from_data(pairs.read(name)?, inner)) };
+    let (noises, targets) = (tensor("noise")?, tensor("latents")?);
+    let tokenizer = Tokenizer::from_folder(&folder, "tokenizer")?;
+    let text_encoder = TextEncoder::from_folder(&folder, "text_encoder", None, inner)?;
+    let scenes = captions(workshop.seed ^ 3, PAIRS, false);
+    let prompts: Vec<_> = scenes.iter().map(Scene::caption).collect();
+    let schedule = NoiseSchedule::new(&scheduler("DDIMScheduler"));
+
+    let loss = |unet: &UNet, step| {
+        let places = Random::new(workshop.seed, Purpose::Data, step).integers(BATCH, 0..PAIRS);
+        let captions: Vec<_> = places
+            .iter()
+            .map(|&place| prompts[place].as_str())
+            .collect();
+        let context = text_encoder.forward(tokenizer.encode_batch(&captions, inner));
+        let indices: Vec<i32> = places.iter().map(|&place| place as i32).collect();
+        let indices =
+            Tensor::<1, burn::tensor::Int>::from_data(TensorData::new(indices, [BATCH]), inner);
+        let noise = noises.clone().select(0, indices.clone()).autodiff();
+        let target = targets.clone().select(0, indices).autodiff();
+        let latents = one_step(unet, &schedule, noise, context.autodiff());
+        (latents - target).powi_scalar(2).mean()
+    };
+    let look = |_: &UNet, _| Ok(());
+    let teacher = UNet::from_folder(&folder, "teacher", None, inner)?
+        .train()
+        .unfreeze();
+    let rate = Schedule {
+        steps,
+        learning_rate: 3e-4,
+        ema: 0.99,
+    };
+    let unet = train(&workshop.stage("start"), teacher, rate, &device, loss, look)?;
+    write_component(
+        &folder.path("start"),
+        "UNet2DConditionModel",
+        &unet_config(),
+        &unet,
+        DType::F32,
+    )
+}
+
+/// Noise and the latents that the teacher makes of it, as a file.
+fn pairs(workshop: &Workshop) -> Result<PathBuf> {
+    let path = workshop.stage("start").join("pairs.safetensors");
+    if path.is_file() {
+        return Ok(path);
+    }
+    let pipeline = workshop.pipeline("teacher")?;
+    let scenes = captions(workshop.seed ^ 3, PAIRS, false);
+    let bar = ProgressBar::new(PAIRS as u64);
+    let (mut noises, mut latents) = (Vec::new(), Vec::new());
+    for (index, scenes) in scenes.chunks(64).enumerate() {
+        let noise = noise(
+            pipeline.latent_shape(scenes.len()),
+            1_000_000 + index as u64,
+            &workshop.device,
+        );
+        let method = Method::Ddim(PAIR_STEPS);
+        let request = Request {
+            method,
+            guidance: GUIDANCE,
+            ..Request::new(scenes.iter().map(Scene::caption))
+        };
+        latents.push(pipeline.generate(&request, noise.clone())?.latents);
+        noises.push(noise);
+        bar.inc(scenes.len() as u64);
+    }
+    bar.finish();
+    let tensors = [("noise", noises), ("latents", latents)]
+        .map(|(name, parts)| LazyTensor::ready(name, Tensor::cat(parts, 0).into_data()));
+    write_tensors(&path, tensors.into(), HashMap::new())?;
+    Ok(path)
+}
+
+/// Scheme A of the paper at the miniature's size.
+pub(crate) fn recipe_a(steps: u64) -> Recipe {
+    let everything = [
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "proj_in",
+        "proj_out",
+        "ff.net.0.proj",
+        "ff.net.2",
+    ];
+    Recipe {
+        steps,
+        batch: 32,
+        accumulation: 1,
+        learning_rate: 5e-5,
+        fake_learning_rate: 1e-3,
+        guidance: GUIDANCE,
+        ema_decay: 0.99,
+        fake_lora: LoraConfig::new(16, 32.0, everything),
+        save_every: 50,
+        preview_every: 100,
+        ..Recipe::full()
+    }
+}
+
+/// Scheme B, with the clamped CLIP loss or with one that is never clamped.
+pub(crate) fn recipe_b(steps: u64, clamped: bool) -> Recipe {
+    let threshold = if clamped { CLIP_THRESHOLD } else { 1.0 };
+    Recipe {
+        learning_rate: 3e-4,
+        student_lora: Some(LoraConfig::new(32, 64.0, ["to_q", "to_k", "to_v"])),
+        clip: Some(ClipRecipe {
+            weight: 0.1,
+            threshold,
+        }),
+        ..recipe_a(steps)
+    }
+}
+
+/// τ for the miniature's CLIP, whose good pairs lie at higher cosines than those of ViT-B/32.
+const CLIP_THRESHOLD: f64 = 0.7;
+
+/// Distils the starting student into the component `name`.
+pub(crate) fn distill(workshop: &Workshop, name: &str, recipe: Recipe) -> Result<()> {
+    let device = &workshop.device;
+    let folder = workshop.model()?;
+    let config = unet_config();
+    let clip = ClipNetworks {
+        clip: Clip::from_folder(&folder, "clip", None, device)?,
+        decoder: AutoencoderTiny::from_folder(&folder, "taesd", None, device)?,
+    };
+    let networks = Networks {
+        tokenizer: Tokenizer::from_folder(&folder, "tokenizer")?,
+        text_encoder: TextEncoder::from_folder(&folder, "text_encoder", None, device)?,
+        teacher: UNet::from_folder(&folder, "teacher", None, device)?,
+        student: UNet::from_folder(&folder, "start", None, device)?,
+        schedule: NoiseSchedule::new(&scheduler("DDIMScheduler")),
+        latents: [config.in_channels, config.sample_size, config.sample_size],
+        clip: Some(clip),
+    };
+    let stage = workshop.stage(name);
+    let prompts = Prompts::open(prompts(workshop)?, recipe.seed)?;
+    let mut distiller = resume(Distiller::new(recipe, networks, device)?, &stage)?;
+    let bar = ProgressBar::new(distiller.recipe().steps).with_position(distiller.n_steps());
+    run(&mut distiller, &prompts, &stage, |event| {
+        if let Event::Step(report) = event {
+            bar.set_position(report.step + 1);
+        }
+        ControlFlow::Continue(())
+    })?;
+    bar.finish();
+    let unet = distiller.averaged_student();
+    write_component(
+        &folder.path(name),
+        "UNet2DConditionModel",
+        &config,
+        &unet,
+        DType::F32,
+    )
+}
+
+/// The captions that distillation reads; none holds a held-out pair.
+fn prompts(workshop: &Workshop) -> Result<PathBuf> {
+    let path = workshop.root.join("prompts.txt");
+    if !path.is_file() {
+        let mut text = String::new();
+        for scene in captions(workshop.seed ^ 4, PROMPTS, false) {
+            writeln!(text, "{}", scene.caption())?;
+        }
+        write_atomically(&path, |file| file.write_all(text.as_bytes()))?;
+    }
+    Ok(path)
+}

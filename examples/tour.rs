@@ -1,0 +1,122 @@
+//! The whole data flow at toy size, in seconds: a prompt, a picture, one step of distillation, a merge.
+//!
+//! Weights are random, so the picture shows nothing; every arrow of docs/architecture.md is walked.
+//!
+//! ```sh
+//! cargo run --release --example tour
+//! ```
+#![allow(clippy::print_stderr, reason = "a program talks to its user")]
+
+mod shared;
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use burn::tensor::Device;
+use swiftbrush_checkpoint::Folder;
+use swiftbrush_clip::{ClipConfig, TextConfig, Tokenizer};
+use swiftbrush_lora::LoraConfig;
+use swiftbrush_pipeline::{Decoder, Request, TextToImage, noise};
+use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
+use swiftbrush_trainer::{ClipNetworks, Distiller, Networks, Recipe};
+use swiftbrush_unet::UNetConfig;
+use swiftbrush_vae::{AutoencoderKlConfig, AutoencoderTinyConfig};
+use swiftbrush_weight_interp::interpolate;
+
+fn main() -> Result<()> {
+    let device = shared::device(shared::DEVICES[0])?;
+    let prompt = "a red circle above a green star on a white background".to_owned();
+
+    // A prompt becomes tokens, tokens become states, noise and states become latents, latents a picture.
+    let networks = networks(&device)?;
+    let pipeline = TextToImage::from_parts(
+        networks.tokenizer.clone(),
+        networks.text_encoder.clone(),
+        networks.student.clone(),
+        Decoder::Kl(AutoencoderKlConfig::tiny().init(&device)),
+        SchedulerConfig::default(),
+        &UNetConfig::tiny(),
+        &device,
+    );
+    let start = noise(pipeline.latent_shape(1), 0, &device);
+    let painting = pipeline.generate(&Request::new([prompt.clone()]), start)?;
+    eprintln!(
+        "tokens {:?}, context {:?}",
+        painting.tokens.dims(),
+        painting.context.dims()
+    );
+    eprintln!(
+        "latents {:?}, image {:?}",
+        painting.latents.dims(),
+        painting.images.dims()
+    );
+
+    // Teacher and fake teacher disagree about the latents; the student moves, the fake teacher follows.
+    let student = |recipe: Recipe| -> Result<_> {
+        let mut distiller = Distiller::new(recipe, networks.clone(), &device)?;
+        let report = distiller.step(std::slice::from_ref(&prompt))?;
+        eprintln!("{}", serde_json::to_string(&report)?);
+        Ok(distiller.student())
+    };
+    let a = student(small(Recipe::full()))?;
+    let b = student(small(Recipe::efficient()))?;
+
+    // Half of one and half of the other.
+    let merged = interpolate(a, &b, 0.5);
+    let mut pipeline = pipeline;
+    pipeline.unet = merged;
+    let start = noise(pipeline.latent_shape(1), 0, &device);
+    let merged = pipeline.generate(&Request::new([prompt]), start)?;
+    let moved = (merged.latents - painting.latents).abs().max().into_data();
+    ensure!(
+        moved.iter::<f32>().all(|distance| distance > 0.0),
+        "the student has not moved"
+    );
+    eprintln!("the tour is complete");
+    Ok(())
+}
+
+fn small(recipe: Recipe) -> Recipe {
+    Recipe {
+        batch: 1,
+        accumulation: 1,
+        learning_rate: 1e-3,
+        fake_lora: LoraConfig {
+            rank: 2,
+            ..recipe.fake_lora
+        },
+        student_lora: recipe
+            .student_lora
+            .map(|lora| LoraConfig { rank: 2, ..lora }),
+        ..recipe
+    }
+}
+
+fn networks(device: &Device) -> Result<Networks> {
+    let folder = Folder::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature/model"))?;
+    let tokenizer = Tokenizer::from_folder(&folder, "tokenizer")?;
+    let vocabulary = TextConfig::from_folder(&folder, "text_encoder")?;
+    let text = TextConfig {
+        vocab_size: vocabulary.vocab_size,
+        eos_token_id: vocabulary.eos_token_id,
+        max_position_embeddings: tokenizer.length(),
+        ..TextConfig::tiny()
+    };
+    let clip = ClipConfig {
+        text_config: text.clone(),
+        ..ClipConfig::tiny()
+    };
+    let decoder = AutoencoderTinyConfig::tiny().init(device);
+    Ok(Networks {
+        tokenizer,
+        text_encoder: text.init(device),
+        teacher: UNetConfig::tiny().init(device),
+        student: UNetConfig::tiny().init(device),
+        schedule: NoiseSchedule::new(&SchedulerConfig::default()),
+        latents: [4, 8, 8],
+        clip: Some(ClipNetworks {
+            clip: clip.init(device),
+            decoder,
+        }),
+    })
+}
