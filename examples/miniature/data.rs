@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 use swiftbrush_checkpoint::write_json;
 
+use crate::shared::pictures;
 use crate::world::{Scene, words};
 
 /// Side of the pictures.
@@ -54,18 +55,9 @@ impl Batch {
 
 /// RGB bytes of each image of a batch in −1…1.
 pub(crate) fn to_bytes(images: Tensor<4>) -> Vec<Vec<u8>> {
-    let [batch, channels, height, width] = images.dims();
-    let values = images.permute([0, 2, 3, 1]).into_data();
-    let values: Vec<u8> = values
-        .iter::<f32>()
-        .map(|x| ((x + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8)
-        .collect();
-    values
-        .chunks(values.len() / batch)
-        .map(|image| {
-            debug_assert_eq!(image.len(), channels * height * width);
-            image.to_vec()
-        })
+    pictures(images)
+        .into_iter()
+        .map(image::RgbImage::into_raw)
         .collect()
 }
 

@@ -1,6 +1,6 @@
 //! One training loop for all the networks of the miniature: resumable, logged, averaged.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use swiftbrush_checkpoint::{named_tensors, with_tensors};
+use swiftbrush_checkpoint::{named_tensors, with_tensors, write_atomically};
 use swiftbrush_trainer::{AdamW, AdamWConfig, Ema, NamedGradients, Snapshot};
 
 /// What a stage is trained with.
@@ -60,10 +60,7 @@ pub(crate) fn train<M: Module>(
     if path.is_file() {
         state = state.restore(&Snapshot::open(&path)?, &path, schedule, device)?;
     }
-    let mut log = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(folder.join("log.jsonl"))?;
+    let mut log = open_log(&folder.join("log.jsonl"), state.step)?;
 
     let name = folder
         .file_name()
@@ -106,6 +103,20 @@ pub(crate) fn train<M: Module>(
     }
     bar.finish();
     Ok(state.averaged())
+}
+
+/// The log without the lines that a run which was killed wrote after its last snapshot.
+fn open_log(path: &Path, step: u64) -> Result<File> {
+    if path.is_file() {
+        let text = std::fs::read_to_string(path)?;
+        let kept: String = text
+            .lines()
+            .take(step as usize)
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        write_atomically(path, |file| file.write_all(kept.as_bytes()))?;
+    }
+    Ok(OpenOptions::new().create(true).append(true).open(path)?)
 }
 
 fn progress_bar(name: String, steps: u64, done: u64) -> ProgressBar {

@@ -24,16 +24,26 @@ fn samplers_take_the_steps_of_diffusers() {
             "ddim" => Sampler::Ddim(Ddim::new(&config, case.steps)),
             _ => Sampler::Euler(Euler::new(&config, case.steps)),
         };
-        let name = format!("{} {:?}, {} steps", case.kind, config.timestep_spacing, case.steps);
+        let name = format!(
+            "{} {:?}, {} steps",
+            case.kind, config.timestep_spacing, case.steps
+        );
         let mut x = 0.7 * sampler.initial_scale();
         for (index, step) in sampler.steps().iter().enumerate() {
             let expected = case.timesteps[index];
-            assert!((step.timestep - expected).abs() < 1e-3, "{name}: t = {}, not {expected}", step.timestep);
+            assert!(
+                (step.timestep - expected).abs() < 1e-3,
+                "{name}: t = {}, not {expected}",
+                step.timestep
+            );
             let noise = 0.3 * x * step.input_scale + 0.1 * step.timestep.cos();
             x = x * step.keep + noise * step.noise;
             let expected = case.trace[index];
             let error = (x - expected).abs() / expected.abs().max(1.0);
-            assert!(error < TOLERANCE, "{name}: step {index} gives {x}, not {expected}");
+            assert!(
+                error < TOLERANCE,
+                "{name}: step {index} gives {x}, not {expected}"
+            );
         }
         assert_eq!(sampler.steps().len(), case.trace.len(), "{name}");
     }

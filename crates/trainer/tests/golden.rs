@@ -29,12 +29,21 @@ impl Step {
     }
 
     fn timesteps(&self, name: &str) -> Vec<usize> {
-        self.golden.data(name).iter::<i64>().map(|t| t as usize).collect()
+        self.golden
+            .data(name)
+            .iter::<i64>()
+            .map(|t| t as usize)
+            .collect()
     }
 
     fn unet(&self, name: &str) -> UNet {
         let tensors = self.golden.tensors_under(&format!("{name}."));
-        with_tensors(UNetConfig::tiny().init(&self.device), &tensors, Path::new(name)).unwrap()
+        with_tensors(
+            UNetConfig::tiny().init(&self.device),
+            &tensors,
+            Path::new(name),
+        )
+        .unwrap()
     }
 
     /// The teacher's weights with the adapters of the golden file, α/r = 2.
@@ -42,19 +51,36 @@ impl Step {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lora.safetensors");
         let tensors = self.golden.tensors_under("lora.").into_iter();
-        let tensors = tensors.map(|(name, data)| LazyTensor::ready(name, data)).collect();
+        let tensors = tensors
+            .map(|(name, data)| LazyTensor::ready(name, data))
+            .collect();
         let config = r#"{"unet.lora_alpha": 4}"#.to_owned();
-        write_tensors(&path, tensors, HashMap::from([("lora_adapter_metadata".to_owned(), config)])).unwrap();
+        write_tensors(
+            &path,
+            tensors,
+            HashMap::from([("lora_adapter_metadata".to_owned(), config)]),
+        )
+        .unwrap();
         insert(self.unet("teacher"), &Adapters::open(&path).unwrap()).unwrap()
     }
 
     /// Clips, updates twice with the same gradient, and compares norm and weights.
     fn check_updates(&self, name: &str, mut unet: UNet, grads: NamedGradients, learning_rate: f64) {
         let (grads, norm) = grads.clip(1.0);
-        let expected: f64 = self.golden.data(&format!("{name}.norm")).iter::<f64>().sum();
-        assert!((norm - expected).abs() < TOLERANCE * expected, "norm {norm}, not {expected}");
+        let expected: f64 = self
+            .golden
+            .data(&format!("{name}.norm"))
+            .iter::<f64>()
+            .sum();
+        assert!(
+            (norm - expected).abs() < TOLERANCE * expected,
+            "norm {norm}, not {expected}"
+        );
         let before = named_tensors(&unet);
-        let config = AdamWConfig { weight_decay: 0.01, ..AdamWConfig::default() };
+        let config = AdamWConfig {
+            weight_decay: 0.01,
+            ..AdamWConfig::default()
+        };
         let mut optimizer = AdamW::new(config);
         for step in [1, 2] {
             unet = optimizer.step(unet, grads.clone(), learning_rate);
@@ -65,33 +91,55 @@ impl Step {
                 // The update is compared, not the weight, which hardly moves.
                 let moved = difference(&after[parameter], &before[parameter]);
                 let expected = difference(expected, &before[parameter]);
-                check_update(parameter, &moved, &expected, learning_rate * f64::from(step));
+                check_update(
+                    parameter,
+                    &moved,
+                    &expected,
+                    learning_rate * f64::from(step),
+                );
             }
             for (parameter, data) in &after {
                 let is_trained = expected.contains_key(parameter);
-                assert!(is_trained || *data == before[parameter], "{parameter} is frozen and moved");
+                assert!(
+                    is_trained || *data == before[parameter],
+                    "{parameter} is frozen and moved"
+                );
             }
         }
     }
 }
 
 fn difference(a: &TensorData, b: &TensorData) -> Vec<f32> {
-    a.iter::<f32>().zip(b.iter::<f32>()).map(|(a, b)| a - b).collect()
+    a.iter::<f32>()
+        .zip(b.iter::<f32>())
+        .map(|(a, b)| a - b)
+        .collect()
 }
 
 /// Adam divides a gradient by its own size: where that is rounding, so is the update, and its sign means
 /// nothing. All but one in fifty must agree, and none may go farther than the learning rate allows.
 fn check_update(name: &str, found: &[f32], expected: &[f32], reach: f64) {
-    let is_off = |(found, expected): &(&f32, &f32)| f64::from((*found - *expected).abs()) > 5e-3 * reach;
+    let is_off =
+        |(found, expected): &(&f32, &f32)| f64::from((*found - *expected).abs()) > 5e-3 * reach;
     let off = found.iter().zip(expected).filter(is_off).count();
-    assert!(off * 50 <= found.len(), "{name}: {off} of {} updates differ", found.len());
-    assert!(found.iter().all(|x| f64::from(x.abs()) < 1.1 * reach), "{name} moved too far");
+    assert!(
+        off * 50 <= found.len(),
+        "{name}: {off} of {} updates differ",
+        found.len()
+    );
+    assert!(
+        found.iter().all(|x| f64::from(x.abs()) < 1.1 * reach),
+        "{name} moved too far"
+    );
 }
 
 #[test]
 fn losses_gradients_and_new_weights_are_those_of_pytorch() {
     let golden = Golden::open(env!("CARGO_MANIFEST_DIR"), "step");
-    let step = Step { golden, device: device() };
+    let step = Step {
+        golden,
+        device: device(),
+    };
     let schedule = NoiseSchedule::new(&SchedulerConfig::default());
     let context: Tensor<3> = step.tensor("context");
     let student = step.unet("student").train().unfreeze();
@@ -122,7 +170,10 @@ fn losses_gradients_and_new_weights_are_those_of_pytorch() {
     step.check_updates("student_after", student, grads, 1e-3);
 
     let fake = fake.train();
-    let draw = FakeDraw { timesteps: step.timesteps("fake_timesteps"), noise: step.tensor("fake_noise") };
+    let draw = FakeDraw {
+        timesteps: step.timesteps("fake_timesteps"),
+        noise: step.tensor("fake_noise"),
+    };
     let loss = fake_loss(&fake, &schedule, fixed, &draw, context);
     assert_close(loss.clone().inner(), step.tensor("fake_loss"), TOLERANCE);
     let grads = NamedGradients::take(&fake, &mut loss.backward());
@@ -140,8 +191,13 @@ fn adamw_takes_the_steps_of_pytorch() {
     }
     let device = device().autodiff();
     let weight = Tensor::from_data([1.0, -2.0], &device);
-    let mut module = Weight { weight: Param::from_tensor(weight) };
-    let mut optimizer = AdamW::new(AdamWConfig { weight_decay: 0.5, ..AdamWConfig::default() });
+    let mut module = Weight {
+        weight: Param::from_tensor(weight),
+    };
+    let mut optimizer = AdamW::new(AdamWConfig {
+        weight_decay: 0.5,
+        ..AdamWConfig::default()
+    });
     let mut trace = Vec::new();
     for grad in [[0.5, -1e-3], [-0.25, 2.0]] {
         let loss = (module.weight.val() * Tensor::from_data(grad, &device)).sum();
@@ -151,7 +207,10 @@ fn adamw_takes_the_steps_of_pytorch() {
     }
     assert_values_close(&trace, &ADAMW_TRACE, 1e-6);
     let state: BTreeMap<_, _> = optimizer.state();
-    assert_eq!(state.keys().map(String::as_str).collect::<Vec<_>>(), ["weight.exp_avg", "weight.exp_avg_sq"]);
+    assert_eq!(
+        state.keys().map(String::as_str).collect::<Vec<_>>(),
+        ["weight.exp_avg", "weight.exp_avg_sq"]
+    );
 }
 
 const ADAMW_TRACE: [f32; 4] = [0.85, -1.800001, 0.7808663, -1.784381];
