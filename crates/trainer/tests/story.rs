@@ -251,3 +251,56 @@ fn a_clip_loss_without_clip_is_refused() {
     let error = Distiller::new(efficient(), networks, &device()).unwrap_err();
     assert!(matches!(error, Error::NoClip));
 }
+
+/// The folder that a child process of the kill test trains in.
+const KILL_TEST_FOLDER: &str = "SWIFTBRUSH_KILL_TEST_FOLDER";
+
+/// Does nothing by itself: the kill test below runs it in a process of its own, to be killed.
+#[test]
+fn child_of_the_kill_test() {
+    if let Some(folder) = std::env::var_os(KILL_TEST_FOLDER) {
+        let recipe = Recipe {
+            steps: 12,
+            save_every: 1,
+            ..efficient()
+        };
+        train(recipe, &networks(&device()), Path::new(&folder), 0);
+    }
+}
+
+fn spawn_child(folder: &Path) -> std::process::Child {
+    std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_of_the_kill_test"])
+        .env(KILL_TEST_FOLDER, folder)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// Every step writes a snapshot, so that many of these kills (SIGKILL on Unix) fall into a write.
+#[test]
+fn a_run_killed_at_any_moment_ends_with_the_same_bytes() {
+    let whole = tempfile::tempdir().unwrap();
+    assert!(spawn_child(whole.path()).wait().unwrap().success());
+
+    let killed = tempfile::tempdir().unwrap();
+    for milliseconds in [30, 170, 90, 260, 210, 330, 150, 280] {
+        let mut child = spawn_child(killed.path());
+        std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let path = snapshot_path(killed.path());
+        assert!(
+            !path.is_file() || Snapshot::open(&path).is_ok(),
+            "the snapshot is not whole"
+        );
+    }
+    assert!(spawn_child(killed.path()).wait().unwrap().success());
+    let read = |folder: &Path| std::fs::read(snapshot_path(folder)).unwrap();
+    assert!(
+        read(killed.path()) == read(whole.path()),
+        "the snapshots differ"
+    );
+    let log = |folder: &Path| std::fs::read_to_string(folder.join("log.jsonl")).unwrap();
+    assert_eq!(log(killed.path()), log(whole.path()));
+}
