@@ -198,5 +198,9 @@ mod tests {
         check([9, 16, 16, 16], [8, 16, 3, 3], 1, (1, 1));
         check([1, 2, 1, 1], [2, 2, 3, 3], 1, (1, 1));
         check([2, 3, 6, 5], [4, 3, 3, 3], 1, (0, 2));
+        // Several blocks of rows, some of which begin in one image and end in the next.
+        check([3, 2, 20, 32], [3, 2, 3, 3], 1, (1, 1));
+        check([3, 2, 23, 70], [3, 2, 3, 3], 2, (1, 1));
+        check([40, 3, 4, 4], [5, 3, 3, 3], 1, (1, 1));
     }
 }

@@ -6,6 +6,8 @@
 //! split does not depend on the number of threads, so results are the same on every machine size.
 #![allow(unsafe_code, reason = "calls of gemm, which takes pointers")]
 
+use std::ops::Range;
+
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Shape;
 use rayon::prelude::*;
@@ -15,7 +17,7 @@ use crate::flex::{Contiguous, tensor};
 
 /// Columns of the patch matrix aimed at: enough to pay for packing the weights.
 const COLUMNS: usize = 512;
-/// Parts that the sum over a batch is split into for the gradient of the weights.
+/// Parts at most that the sum over a batch is split into for the gradient of the weights.
 const PARTS: usize = 8;
 
 /// Sizes of one convolution.
@@ -73,54 +75,114 @@ impl Geometry {
     }
 
     /// Lays the patches under some output rows out as columns, `[patch, rows·out_width]`.
-    fn unfold(&self, input: &[f32], rows: std::ops::Range<usize>, patches: &mut Vec<f32>) {
+    fn unfold(&self, input: &[f32], rows: Range<usize>, scratch: &mut Scratch) {
         let columns = rows.len() * self.out_width;
-        patches.clear();
-        patches.resize(self.patch() * columns, 0.0);
-        let (stride, before) = (self.window.stride, self.window.padding.0);
-        let mut lines = patches.chunks_mut(columns);
+        let layout = Framed::new(self, rows);
+        // Every number of the patches is written below; the frame stays zero for all channels.
+        scratch.patches.resize(self.patch() * columns, 0.0);
+        scratch.framed.clear();
+        scratch.framed.resize(layout.height * layout.width, 0.0);
+        let mut lines = scratch.patches.chunks_mut(columns);
         for channel in 0..self.inputs {
+            for &(to, image, y) in &layout.filled {
+                let from = ((image * self.inputs + channel) * self.height + y) * self.width;
+                let to = to * layout.width + self.window.padding.0;
+                scratch.framed[to..to + self.width]
+                    .copy_from_slice(&input[from..from + self.width]);
+            }
             for ky in 0..self.kernel.0 {
                 for kx in 0..self.kernel.1 {
                     let line = lines.next().expect("there is a line for each weight");
-                    for (row, line) in rows.clone().zip(line.chunks_mut(self.out_width)) {
-                        let (image, out_y) = (row / self.out_height, row % self.out_height);
-                        let Some(y) = (out_y * stride + ky).checked_sub(before) else {
-                            continue;
-                        };
-                        if y >= self.height {
-                            continue;
-                        }
-                        let start =
-                            ((image * self.inputs + channel) * self.height + y) * self.width;
-                        let source = &input[start..start + self.width];
-                        self.copy_line(line, source, kx);
-                    }
+                    let starts = layout
+                        .starts
+                        .iter()
+                        .map(|row| (row + ky) * layout.width + kx);
+                    copy_lines(
+                        line,
+                        self.out_width,
+                        &scratch.framed,
+                        starts,
+                        self.window.stride,
+                    );
                 }
             }
         }
     }
+}
 
-    /// `line[x] = source[x·stride + kx − padding]` where that exists.
-    fn copy_line(&self, line: &mut [f32], source: &[f32], kx: usize) {
-        let (stride, before) = (self.window.stride, self.window.padding.0);
-        let first = before.saturating_sub(kx).div_ceil(stride);
-        let end = (self.width + before)
-            .saturating_sub(kx)
-            .div_ceil(stride)
-            .min(self.out_width);
-        if first >= end {
-            return;
+/// What one block after another is laid out in.
+#[derive(Default)]
+struct Scratch {
+    patches: Vec<f32>,
+    framed: Vec<f32>,
+}
+
+/// Where the input rows under a block of output rows lie when they are set in a frame of zeros.
+struct Framed {
+    height: usize,
+    width: usize,
+    /// Row in the frame, image, and row of that image.
+    filled: Vec<(usize, usize, usize)>,
+    /// For each output row the row in the frame under the first row of the kernel.
+    starts: Vec<usize>,
+}
+
+impl Framed {
+    fn new(geometry: &Geometry, rows: Range<usize>) -> Self {
+        let (before, after) = geometry.window.padding;
+        let mut framed = Self {
+            height: 0,
+            width: geometry.width + before + after,
+            filled: Vec::new(),
+            starts: Vec::with_capacity(rows.len()),
+        };
+        let mut row = rows.start;
+        while row < rows.end {
+            let (image, first) = (row / geometry.out_height, row % geometry.out_height);
+            let count = (geometry.out_height - first).min(rows.end - row);
+            let stride = geometry.window.stride;
+            let height = (count - 1) * stride + geometry.kernel.0;
+            let inside = (0..height)
+                .filter_map(|i| Some((i, (first * stride + i).checked_sub(before)?)))
+                .filter(|&(_, y)| y < geometry.height);
+            let top = framed.height;
+            framed
+                .filled
+                .extend(inside.map(|(i, y)| (top + i, image, y)));
+            framed.starts.extend((0..count).map(|i| top + i * stride));
+            framed.height += height;
+            row += count;
         }
-        let from = first * stride + kx - before;
-        if stride == 1 {
-            line[first..end].copy_from_slice(&source[from..from + end - first]);
-        } else {
-            for (value, source) in line[first..end]
-                .iter_mut()
-                .zip(source[from..].iter().step_by(stride))
-            {
-                *value = *source;
+        framed
+    }
+}
+
+/// Copies a line of `width` numbers, `stride` apart, from each start.
+fn copy_lines(
+    to: &mut [f32],
+    width: usize,
+    from: &[f32],
+    starts: impl Iterator<Item = usize>,
+    stride: usize,
+) {
+    // Short lines are the rule in a U-Net; of a length known beforehand they are a load and a store.
+    fn fixed<const N: usize>(to: &mut [f32], from: &[f32], starts: impl Iterator<Item = usize>) {
+        let (lines, _) = to.as_chunks_mut::<N>();
+        for (line, start) in lines.iter_mut().zip(starts) {
+            line.copy_from_slice(&from[start..start + N]);
+        }
+    }
+    match (stride, width) {
+        (1, 4) => fixed::<4>(to, from, starts),
+        (1, 8) => fixed::<8>(to, from, starts),
+        (1, 16) => fixed::<16>(to, from, starts),
+        (1, 32) => fixed::<32>(to, from, starts),
+        _ => {
+            for (line, start) in to.chunks_mut(width).zip(starts) {
+                let source = from[start..].iter().step_by(stride);
+                line.iter_mut()
+                    .zip(source)
+                    .for_each(|(to, from)| *to = *from);
             }
         }
     }
@@ -148,10 +210,10 @@ fn convolve(geometry: &Geometry, input: &[f32], weight: &[f32]) -> Vec<f32> {
     let blocks: Vec<_> = (0..geometry.rows()).step_by(rows_per_block).collect();
     let results: Vec<(usize, Vec<f32>)> = blocks
         .into_par_iter()
-        .map_init(Vec::new, |patches, start| {
+        .map_init(Scratch::default, |scratch, start| {
             let rows = start..(start + rows_per_block).min(geometry.rows());
             let columns = rows.len() * out_width;
-            geometry.unfold(input, rows, patches);
+            geometry.unfold(input, rows, scratch);
             let mut result = vec![0.0; outputs * columns];
             let weight = Matrix {
                 values: weight,
@@ -162,7 +224,7 @@ fn convolve(geometry: &Geometry, input: &[f32], weight: &[f32]) -> Vec<f32> {
                 columns,
                 weight,
                 Matrix {
-                    values: patches,
+                    values: &scratch.patches,
                     columns,
                 },
                 false,
@@ -172,16 +234,21 @@ fn convolve(geometry: &Geometry, input: &[f32], weight: &[f32]) -> Vec<f32> {
         .collect();
 
     let mut output = vec![0.0; geometry.batch * outputs * geometry.plane()];
-    for (start, result) in &results {
-        let columns = result.len() / outputs;
-        for (channel, line) in result.chunks(columns).enumerate() {
-            for (row, line) in (*start..).zip(line.chunks(out_width)) {
-                let (image, y) = (row / out_height, row % out_height);
-                let at = ((image * outputs + channel) * out_height + y) * out_width;
-                output[at..at + out_width].copy_from_slice(line);
-            }
+    let planes = output.par_chunks_mut(geometry.plane().max(1));
+    planes.enumerate().for_each(|(index, plane)| {
+        let (first, channel) = (index / outputs * out_height, index % outputs);
+        let mut row = first;
+        while row < first + out_height {
+            let (start, block) = &results[row / rows_per_block];
+            let columns = block.len() / outputs;
+            let end = (start + columns / out_width).min(first + out_height);
+            let from = channel * columns + (row - start) * out_width;
+            let to = (row - first) * out_width;
+            let length = (end - row) * out_width;
+            plane[to..to + length].copy_from_slice(&block[from..from + length]);
+            row = end;
         }
-    }
+    });
     output
 }
 
@@ -230,21 +297,22 @@ pub(crate) fn weight_grad(
 ) -> FlexTensor {
     let geometry = Geometry::new(&input.shape(), &shape, window);
     let (patch, outputs) = (geometry.patch(), geometry.outputs);
-    let rows_per_part = geometry.rows().div_ceil(PARTS).max(1);
+    let rows_per_part = geometry.rows().div_ceil(PARTS);
+    let rows_per_part = rows_per_part.max(geometry.rows_per_block());
     let parts: Vec<_> = (0..geometry.rows()).step_by(rows_per_part).collect();
     let sums: Vec<Vec<f32>> = parts
         .into_par_iter()
         .map(|start| {
             let mut sum = vec![0.0; outputs * patch];
-            let (mut patches, mut lines) = (Vec::new(), Vec::new());
+            let (mut scratch, mut lines) = (Scratch::default(), Vec::new());
             let end = (start + rows_per_part).min(geometry.rows());
             for start in (start..end).step_by(geometry.rows_per_block()) {
                 let rows = start..(start + geometry.rows_per_block()).min(end);
                 let columns = rows.len() * geometry.out_width;
-                geometry.unfold(input.values(), rows.clone(), &mut patches);
+                geometry.unfold(input.values(), rows.clone(), &mut scratch);
                 gather_rows(&geometry, grad.values(), rows, &mut lines);
                 let patches = Transposed(Matrix {
-                    values: &patches,
+                    values: &scratch.patches,
                     columns,
                 });
                 product(
@@ -261,23 +329,23 @@ pub(crate) fn weight_grad(
             sum
         })
         .collect();
-    let mut total = vec![0.0; outputs * patch];
-    for sum in &sums {
-        total
-            .iter_mut()
-            .zip(sum)
-            .for_each(|(total, part)| *total += part);
-    }
+    let mut sums = sums.into_iter();
+    let mut total = sums.next().unwrap_or_else(|| vec![0.0; outputs * patch]);
+    let rest: Vec<_> = sums.collect();
+    let lines = total.par_chunks_mut(patch.max(1)).enumerate();
+    lines.for_each(|(output, line)| {
+        for sum in &rest {
+            let part = &sum[output * patch..][..patch];
+            line.iter_mut()
+                .zip(part)
+                .for_each(|(total, part)| *total += part);
+        }
+    });
     tensor(total, shape)
 }
 
 /// The gradient at some output rows, `[outputs, rows·out_width]`.
-fn gather_rows(
-    geometry: &Geometry,
-    grad: &[f32],
-    rows: std::ops::Range<usize>,
-    lines: &mut Vec<f32>,
-) {
+fn gather_rows(geometry: &Geometry, grad: &[f32], rows: Range<usize>, lines: &mut Vec<f32>) {
     let Geometry {
         outputs,
         out_height,
