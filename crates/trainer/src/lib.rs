@@ -24,6 +24,7 @@ mod random;
 mod recipe;
 mod run;
 mod snapshot;
+mod threads;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use distiller::{ClipNetworks, Distiller, Networks, Report};
@@ -35,3 +36,4 @@ pub use random::{Purpose, Random};
 pub use recipe::{ClipRecipe, Recipe};
 pub use run::{Event, resume, run, snapshot_path};
 pub use snapshot::Snapshot;
+pub use threads::Threads;
