@@ -16,7 +16,7 @@ use swiftbrush_vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, Autoen
 use crate::data::{Batch, LENGTH, SIDE, to_bytes};
 use crate::scorer::{Score, score};
 use crate::teacher::Tally;
-use crate::training::{Schedule, train};
+use crate::training::{PARTS, Schedule, train};
 use crate::world::{Layout, Object, Scene};
 
 /// Weight of the pull towards a unit normal, small as in Stable Diffusion.
@@ -24,7 +24,7 @@ const KL_WEIGHT: f64 = 1e-4;
 
 pub(crate) fn kl_config() -> AutoencoderKlConfig {
     AutoencoderKlConfig {
-        block_out_channels: vec![16, 32],
+        block_out_channels: vec![16, 32, 64],
         layers_per_block: 1,
         norm_num_groups: 8,
         sample_size: SIDE,
@@ -35,11 +35,11 @@ pub(crate) fn kl_config() -> AutoencoderKlConfig {
 
 pub(crate) fn tiny_config() -> AutoencoderTinyConfig {
     AutoencoderTinyConfig {
-        encoder_block_out_channels: vec![24; 2],
-        decoder_block_out_channels: vec![24; 2],
-        block_out_channels: vec![24; 2],
-        num_encoder_blocks: vec![1, 2],
-        num_decoder_blocks: vec![2, 1],
+        encoder_block_out_channels: vec![24; 3],
+        decoder_block_out_channels: vec![24; 3],
+        block_out_channels: vec![24; 3],
+        num_encoder_blocks: vec![1, 1, 2],
+        num_decoder_blocks: vec![2, 2, 1],
         ..AutoencoderTinyConfig::default()
     }
 }
@@ -50,12 +50,13 @@ pub(crate) fn train_autoencoder(
     steps: u64,
     device: &Device,
 ) -> Result<AutoencoderKl> {
-    const BATCH: usize = 32;
+    const BATCH: usize = 32 / PARTS as usize;
     let device = device.clone().autodiff();
     let schedule = Schedule {
         steps,
         learning_rate: 1.5e-3,
         ema: 0.99,
+        parts: PARTS,
     };
     let loss = |model: &AutoencoderKl, step| {
         let images = Batch::new(seed, step, BATCH).images(&device);
@@ -92,13 +93,14 @@ pub(crate) fn train_decoder(
     steps: u64,
     device: &Device,
 ) -> Result<AutoencoderKl> {
-    const BATCH: usize = 32;
+    const BATCH: usize = 32 / PARTS as usize;
     let inner = device;
     let device = device.clone().autodiff();
     let schedule = Schedule {
         steps,
         learning_rate: 1.5e-3,
         ema: 0.998,
+        parts: PARTS,
     };
     let loss = |model: &AutoencoderKl, step| {
         let batch = Batch::new(seed ^ 2, step, BATCH);
@@ -146,13 +148,14 @@ pub(crate) fn train_tiny(
     steps: u64,
     device: &Device,
 ) -> Result<AutoencoderTiny> {
-    const BATCH: usize = 32;
+    const BATCH: usize = 32 / PARTS as usize;
     let inner = device;
     let device = device.clone().autodiff();
     let schedule = Schedule {
         steps,
         learning_rate: 1.5e-3,
         ema: 0.99,
+        parts: PARTS,
     };
     let loss = |model: &AutoencoderTiny, step| {
         let batch = Batch::new(seed, step, BATCH);
@@ -250,6 +253,7 @@ pub(crate) fn train_clip(
         steps,
         learning_rate: 1e-3,
         ema: 0.99,
+        parts: 1,
     };
     let loss = |model: &Clip, step| {
         let batch = Batch::new(seed, step, BATCH);

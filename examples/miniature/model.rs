@@ -16,14 +16,14 @@ use swiftbrush_unet::{BlockType, OneOrMany, UNetConfig};
 use crate::data::SIDE;
 
 pub(crate) fn unet_config() -> UNetConfig {
-    use BlockType::{CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, UpBlock2D};
+    use BlockType::{CrossAttnDownBlock2D, CrossAttnUpBlock2D};
     UNetConfig {
-        sample_size: SIDE / 2,
-        down_block_types: vec![DownBlock2D, CrossAttnDownBlock2D, CrossAttnDownBlock2D],
-        up_block_types: vec![CrossAttnUpBlock2D, CrossAttnUpBlock2D, UpBlock2D],
-        block_out_channels: vec![32, 64, 96],
+        sample_size: SIDE / 4,
+        down_block_types: vec![CrossAttnDownBlock2D; 2],
+        up_block_types: vec![CrossAttnUpBlock2D; 2],
+        block_out_channels: vec![64, 128],
         layers_per_block: 1,
-        attention_head_dim: OneOrMany::Many(vec![1, 2, 3]),
+        attention_head_dim: OneOrMany::Many(vec![2, 4]),
         cross_attention_dim: 64,
         norm_num_groups: 16,
         ..UNetConfig::default()

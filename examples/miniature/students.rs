@@ -23,7 +23,7 @@ use swiftbrush_vae::AutoencoderTiny;
 
 use crate::model::{Workshop, scheduler, unet_config, write_component};
 use crate::teacher::{GUIDANCE, captions};
-use crate::training::{Schedule, train};
+use crate::training::{PARTS, Schedule, train};
 use crate::world::Scene;
 
 /// Pairs of noise and what the teacher makes of it.
@@ -35,7 +35,7 @@ const PROMPTS: usize = 20_000;
 
 /// The stand-in for SD-Turbo: the teacher, taught to jump where its own eight guided steps of DDIM lead.
 pub(crate) fn train_start(workshop: &Workshop, steps: u64) -> Result<()> {
-    const BATCH: usize = 32;
+    const BATCH: usize = 32 / PARTS as usize;
     let inner = &workshop.device;
     let device = inner.clone().autodiff();
     let folder = workshop.model()?;
@@ -72,6 +72,7 @@ pub(crate) fn train_start(workshop: &Workshop, steps: u64) -> Result<()> {
         steps,
         learning_rate: 3e-4,
         ema: 0.99,
+        parts: PARTS,
     };
     let unet = train(&workshop.stage("start"), teacher, rate, &device, loss, look)?;
     write_component(
@@ -130,8 +131,8 @@ pub(crate) fn recipe_a(steps: u64) -> Recipe {
     ];
     Recipe {
         steps,
-        batch: 32,
-        accumulation: 1,
+        batch: 16,
+        accumulation: 2,
         learning_rate: 5e-5,
         fake_learning_rate: 1e-3,
         guidance: GUIDANCE,
@@ -180,7 +181,10 @@ pub(crate) fn distill(workshop: &Workshop, name: &str, recipe: Recipe) -> Result
     };
     let stage = workshop.stage(name);
     let prompts = Prompts::open(prompts(workshop)?, recipe.seed)?;
-    let mut distiller = resume(Distiller::new(recipe, networks, device)?, &stage)?;
+    let mut distiller = resume(
+        Distiller::new(recipe, networks, device)?.with_threads(2),
+        &stage,
+    )?;
     let bar = ProgressBar::new(distiller.recipe().steps).with_position(distiller.n_steps());
     run(&mut distiller, &prompts, &stage, |event| {
         if let Event::Step(report) = event {

@@ -12,13 +12,13 @@ use swiftbrush_vae::AutoencoderKl;
 use crate::data::{Batch, to_bytes};
 use crate::model::{Workshop, scheduler, unet_config, write_component};
 use crate::scorer::{Score, score};
-use crate::training::{Schedule, train};
+use crate::training::{PARTS, Schedule, train};
 use crate::world::Scene;
 
 /// Share of captions that are left out, so that guidance has something to guide away from.
 const DROP: f64 = 0.1;
-/// Pictures in a step.
-const BATCH: usize = 48;
+/// Pictures in a part of a step.
+const BATCH: usize = 32 / PARTS as usize;
 /// Guidance that the teacher paints with, here and when it teaches.
 pub(crate) const GUIDANCE: f64 = 4.5;
 
@@ -57,7 +57,7 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64) -> Result<()> {
         (predicted - noise.autodiff()).powi_scalar(2).mean()
     };
     let look = |unet: &UNet, step| {
-        if step % 400 != 0 && step != steps {
+        if step % 1000 != 0 && step != steps {
             return Ok(());
         }
         let pipeline = TextToImage::from_parts(
@@ -80,8 +80,9 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64) -> Result<()> {
     };
     let schedule_of_rate = Schedule {
         steps,
-        learning_rate: 1.2e-3,
-        ema: 0.995,
+        learning_rate: 1e-3,
+        ema: 0.999,
+        parts: PARTS,
     };
     let unet = train(
         &workshop.stage("teacher"),

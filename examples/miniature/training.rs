@@ -11,7 +11,7 @@ use burn::tensor::{Device, Tensor};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use swiftbrush_checkpoint::{named_tensors, with_tensors, write_atomically};
-use swiftbrush_trainer::{AdamW, AdamWConfig, Ema, NamedGradients, Snapshot};
+use swiftbrush_trainer::{AdamW, AdamWConfig, Ema, NamedGradients, Snapshot, Threads};
 
 /// What a stage is trained with.
 #[derive(Clone, Copy, Debug)]
@@ -22,8 +22,13 @@ pub(crate) struct Schedule {
     pub(crate) learning_rate: f64,
     /// Decay of the averaged weights.
     pub(crate) ema: f64,
+    /// Parts of a batch that are computed side by side, each by one thread. `loss` makes a part, and
+    /// their number is a part of the seed.
+    pub(crate) parts: u64,
 }
 
+/// Parts of a batch, for networks that are trained picture by picture.
+pub(crate) const PARTS: u64 = 2;
 /// Steps over which the learning rate rises.
 const WARM_UP: u64 = 100;
 /// Steps between two snapshots.
@@ -44,14 +49,14 @@ impl Schedule {
 /// Trains a module from its present weights, or from the snapshot in `folder` if there is one, and
 /// returns it with its averaged weights, without autodiff.
 ///
-/// `loss` is given the module and the step, and `look` is called after every snapshot with the averaged
+/// `loss` is given the module and the number of the part, counted over all steps, and `look` is called after every snapshot with the averaged
 /// module.
-pub(crate) fn train<M: Module>(
+pub(crate) fn train<M: Module + Sync>(
     folder: &Path,
     module: M,
     schedule: Schedule,
     device: &Device,
-    loss: impl Fn(&M, u64) -> Tensor<1>,
+    loss: impl Fn(&M, u64) -> Tensor<1> + Sync,
     look: impl Fn(&M, u64) -> Result<()>,
 ) -> Result<M> {
     std::fs::create_dir_all(folder)?;
@@ -67,18 +72,17 @@ pub(crate) fn train<M: Module>(
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned();
+    let threads = Threads::new(schedule.parts as usize);
     let bar = progress_bar(name, schedule.steps, state.step);
     while state.step < schedule.steps {
         let begun = Instant::now();
         let step = state.step;
-        let loss = loss(&state.module, step);
-        let value: f64 = loss.clone().into_data().iter::<f64>().sum();
+        let (value, grads) = gradients(&state.module, step, schedule.parts, &threads, &loss);
         ensure!(
             value.is_finite(),
             "the loss became {value} at step {step}; {} is from before",
             path.display()
         );
-        let grads = NamedGradients::take(&state.module, &mut loss.backward());
         let (grads, norm) = grads.clip(MAX_NORM);
         let rate = schedule.learning_rate(step);
         state.module = state.optimizer.step(state.module, grads, rate);
@@ -103,6 +107,31 @@ pub(crate) fn train<M: Module>(
     }
     bar.finish();
     Ok(state.averaged())
+}
+
+/// Mean loss and mean gradients over the parts of a step.
+fn gradients<M: Module + Sync>(
+    module: &M,
+    step: u64,
+    n_parts: u64,
+    threads: &Threads,
+    loss: impl Fn(&M, u64) -> Tensor<1> + Sync,
+) -> (f64, NamedGradients) {
+    let parts: Vec<u64> = (step * n_parts..(step + 1) * n_parts).collect();
+    let found = threads.map(&parts, |&part| {
+        // Leaves of its own: graphs that share one are walked one after the other.
+        let module = module.valid().train();
+        let loss = loss(&module, part);
+        let value: f64 = loss.clone().into_data().iter::<f64>().sum();
+        (value, NamedGradients::take(&module, &mut loss.backward()))
+    });
+    let (mut value, mut grads) = (0.0, NamedGradients::default());
+    for (part, gradients) in found {
+        value += part;
+        grads = grads.plus(gradients);
+    }
+    let share = 1.0 / n_parts as f64;
+    (value * share, grads.scale(share))
 }
 
 /// The log without the lines that a run which was killed wrote after its last snapshot.
