@@ -1,0 +1,79 @@
+"""Writes model/, a Stable Diffusion of toy size as diffusers saves it, and paintings.safetensors, what it paints.
+
+Weights and noise are rounded to f32, everything is then computed in f64 and stored as f32.
+Run with diffusers 0.42, transformers 5.23 and torch 2.15: python make.py
+"""
+import json, pathlib, shutil, torch
+from diffusers import (AutoencoderKL, AutoencoderTiny, DDIMScheduler, EulerDiscreteScheduler,
+                       StableDiffusionPipeline, UNet2DConditionModel)
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+HERE = pathlib.Path(__file__).parent
+LENGTH = 12
+PROMPTS = ["a red circle on a blue background", ""]
+SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, steps_offset=1)
+
+def tokenizer():
+    """CLIP's byte symbols, and merges for a few words."""
+    clear = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    symbols = [chr(b) for b in clear] + [chr(256 + i) for i in range(256 - len(clear))]
+    merges = ["r e", "re d</w>", "o n</w>", "c i", "ci r"]
+    words = symbols + [s + "</w>" for s in symbols] + [m.replace(" ", "") for m in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    folder = HERE / "tokenizer"
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    made = CLIPTokenizer.from_pretrained(folder, model_max_length=LENGTH, pad_token="!")
+    shutil.rmtree(folder)
+    return made, len(words)
+
+def perturbed(model):
+    """Away from initial values that hide mistakes, such as biases of zero."""
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model.eval()
+
+torch.manual_seed(0)
+tokenizer, size = tokenizer()
+text_encoder = perturbed(CLIPTextModel(CLIPTextConfig(
+    vocab_size=size, hidden_size=12, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, projection_dim=12,
+    max_position_embeddings=LENGTH, hidden_act="gelu", bos_token_id=size - 2, eos_token_id=size - 1)))
+unet = perturbed(UNet2DConditionModel(
+    sample_size=8, block_out_channels=[8, 16], down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
+    up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"], layers_per_block=1, attention_head_dim=[1, 2],
+    cross_attention_dim=12, use_linear_projection=True, norm_num_groups=4))
+vae = perturbed(AutoencoderKL(
+    block_out_channels=[8, 16], down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
+    latent_channels=4, norm_num_groups=4, sample_size=16, scaling_factor=0.6))
+tiny = perturbed(AutoencoderTiny(
+    encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+    num_decoder_blocks=(1, 1)))
+pipeline = StableDiffusionPipeline(vae, text_encoder, tokenizer, unet, DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False), None, None,
+                                   requires_safety_checker=False)
+folder = HERE / "model"
+shutil.rmtree(folder, ignore_errors=True)
+pipeline.save_pretrained(folder)
+tiny.save_pretrained(folder / "taesd")
+
+pipeline.to(dtype=torch.float64)
+pipeline.set_progress_bar_config(disable=True)
+noise = torch.randn(2, 4, 8, 8)
+tokens = tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt").input_ids
+tensors = dict(noise=noise, tokens=tokens, context=text_encoder(tokens).last_hidden_state)
+
+def paint(name, scheduler, vae, **options):
+    pipeline.scheduler, pipeline.vae = scheduler, vae.double()
+    ask = dict(prompt=PROMPTS, negative_prompt=["a"] * 2, **options)
+    tensors[f"{name}.latents"] = pipeline(latents=noise.double(), output_type="latent", **ask).images
+    with torch.no_grad():
+        tensors[f"{name}.images"] = vae.decode(tensors[f"{name}.latents"] / vae.config.scaling_factor).sample
+
+ddim = DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False)
+euler = lambda spacing: EulerDiscreteScheduler(**SCHEDULE, timestep_spacing=spacing)
+paint("ddim", ddim, vae, num_inference_steps=3, guidance_scale=4.5)
+paint("euler", euler("leading"), vae, num_inference_steps=4, guidance_scale=3.0)
+paint("turbo", euler("trailing"), tiny, num_inference_steps=1, guidance_scale=0.0)
+save_file({k: (v if v.dtype == torch.int64 else v.detach().float()).contiguous() for k, v in tensors.items()},
+          HERE / "paintings.safetensors")
