@@ -24,12 +24,9 @@ const KL_WEIGHT: f64 = 1e-4;
 
 pub(crate) fn kl_config() -> AutoencoderKlConfig {
     AutoencoderKlConfig {
-        block_out_channels: vec![16, 32, 64],
-        layers_per_block: 1,
         norm_num_groups: 8,
         sample_size: SIDE,
-        scaling_factor: 1.0,
-        ..AutoencoderKlConfig::default()
+        ..AutoencoderKlConfig::with_levels([16, 32, 64])
     }
 }
 

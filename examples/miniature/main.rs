@@ -7,7 +7,11 @@
 //! cargo run --release --example miniature -- --root runs/miniature autoencoder --steps 2000
 //! cargo run --release --example miniature -- --root runs/miniature --help
 //! ```
-#![allow(clippy::print_stderr, reason = "a program talks to its user")]
+#![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a program talks to its user"
+)]
 
 mod data;
 mod first_stages;
@@ -37,6 +41,8 @@ use crate::first_stages::{
     train_decoder, train_tiny,
 };
 use crate::model::{Workshop, scheduler, unet_config, write_component};
+use crate::scorer::Score;
+use crate::teacher::Painter;
 
 /// Makes the miniature, network by network.
 #[derive(Debug, Parser)]
@@ -106,9 +112,12 @@ enum Command {
         /// Captions of each kind.
         #[arg(long, default_value_t = 512)]
         captions: usize,
-        /// Steps of DDIM with guidance; without it the one-step rule.
+        /// Steps of DDIM; without it the one-step rule.
         #[arg(long)]
         ddim: Option<usize>,
+        /// Scale of guidance [default: the teacher's with DDIM, none in one step].
+        #[arg(long)]
+        guidance: Option<f64>,
     },
     /// Averages two denoisers into the component `merged`: λ·A + (1−λ)·B.
     Merge {
@@ -157,7 +166,8 @@ fn main() -> Result<()> {
             name,
             captions,
             ddim,
-        } => evaluate(&workshop, &name, captions, ddim),
+            guidance,
+        } => evaluate(&workshop, &name, captions, ddim, guidance),
         Command::Merge { lambda, a, b } => merge(&workshop, lambda, &a, &b),
         Command::Ship { name, output } => ship(&workshop, &name, &output),
     }
@@ -250,17 +260,31 @@ fn make_clip(workshop: &Workshop, steps: u64) -> Result<()> {
     )
 }
 
-fn evaluate(workshop: &Workshop, name: &str, count: usize, ddim: Option<usize>) -> Result<()> {
-    let pipeline = workshop.pipeline(name)?;
-    let (method, guidance) = match ddim {
+/// Prints a row of the table in docs/results.md.
+fn evaluate(
+    workshop: &Workshop,
+    name: &str,
+    count: usize,
+    ddim: Option<usize>,
+    guidance: Option<f64>,
+) -> Result<()> {
+    let (method, usual) = match ddim {
         Some(steps) => (Method::Ddim(steps), teacher::GUIDANCE),
         None => (Method::OneStep, 1.0),
     };
-    for (what, held_out) in [("seen", false), ("unseen", true)] {
-        let scenes = teacher::captions(workshop.seed ^ 9, count, held_out);
-        let tally = teacher::evaluate(&pipeline, method, guidance, &scenes)?;
-        eprintln!("{name}, {method:?}, {count} {what} captions: {tally}");
-    }
+    let painter = Painter {
+        pipeline: &workshop.pipeline(name)?,
+        method,
+        guidance: guidance.unwrap_or(usual),
+    };
+    let scenes = |held_out| teacher::captions(workshop.seed ^ 9, count, held_out);
+    let seen = painter.tally(&scenes(false))?;
+    let unseen = painter.tally(&scenes(true))?;
+    let diversity = painter.diversity(&teacher::captions(workshop.seed ^ 10, 32, false))?;
+    eprintln!("{name}, {method:?}, {count} captions\n  seen: {seen}\n  unseen: {unseen}");
+    let (seen, unseen) = (seen.share(Score::all), unseen.share(Score::all));
+    let calls = painter.n_calls();
+    println!("| {name} | {calls} | {seen:.3} | {unseen:.3} | {diversity:.3} |");
     Ok(())
 }
 

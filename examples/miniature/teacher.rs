@@ -69,12 +69,12 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64) -> Result<()> {
             &unet_config(),
             inner,
         );
-        let tally = evaluate(
-            &pipeline,
-            Method::Ddim(10),
-            GUIDANCE,
-            &captions(seed, 64, false),
-        )?;
+        let painter = Painter {
+            pipeline: &pipeline,
+            method: Method::Ddim(10),
+            guidance: GUIDANCE,
+        };
+        let tally = painter.tally(&captions(seed, 64, false))?;
         eprintln!("step {step}: ten steps of DDIM, {tally}");
         Ok(())
     };
@@ -136,32 +136,75 @@ impl std::fmt::Display for Tally {
     }
 }
 
-/// Paints scenes and scores the pictures.
-pub(crate) fn evaluate(
-    pipeline: &TextToImage,
-    method: Method,
-    guidance: f64,
-    scenes: &[Scene],
-) -> Result<Tally> {
-    let mut scores = Vec::new();
-    for (index, scenes) in scenes.chunks(64).enumerate() {
-        let request = Request {
-            method,
-            guidance,
-            ..Request::new(scenes.iter().map(Scene::caption))
-        };
-        let noise = noise(
-            pipeline.latent_shape(scenes.len()),
-            index as u64,
-            pipeline.device(),
-        );
-        let painting = pipeline.generate(&request, noise)?;
-        scores.extend(
-            to_bytes(painting.images)
-                .iter()
-                .zip(scenes)
-                .map(|(image, scene)| score(image, scene)),
-        );
+/// How a denoiser paints.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Painter<'a> {
+    pub(crate) pipeline: &'a TextToImage,
+    pub(crate) method: Method,
+    pub(crate) guidance: f64,
+}
+
+impl Painter<'_> {
+    /// Calls of the network for a picture.
+    pub(crate) fn n_calls(&self) -> usize {
+        let per_step = if self.guidance == 1.0 { 1 } else { 2 };
+        match self.method {
+            Method::OneStep => per_step,
+            Method::Ddim(steps) | Method::Euler(steps) => steps * per_step,
+        }
     }
-    Ok(Tally(scores))
+
+    /// Pictures of captions, 64 at a time, the noise of each 64 from a seed of its own.
+    fn paint(&self, captions: &[String], first_seed: u64) -> Result<Vec<Vec<u8>>> {
+        let mut pictures = Vec::new();
+        for (seed, captions) in (first_seed..).zip(captions.chunks(64)) {
+            let request = Request {
+                method: self.method,
+                guidance: self.guidance,
+                ..Request::new(captions.iter().cloned())
+            };
+            let shape = self.pipeline.latent_shape(captions.len());
+            let noise = noise(shape, seed, self.pipeline.device());
+            let painting = self.pipeline.generate(&request, noise)?;
+            pictures.extend(to_bytes(painting.images));
+        }
+        Ok(pictures)
+    }
+
+    /// Paints scenes and scores the pictures.
+    pub(crate) fn tally(&self, scenes: &[Scene]) -> Result<Tally> {
+        let captions: Vec<_> = scenes.iter().map(Scene::caption).collect();
+        let pictures = self.paint(&captions, 0)?;
+        let scores = pictures.iter().zip(scenes);
+        Ok(Tally(
+            scores
+                .map(|(picture, scene)| score(picture, scene))
+                .collect(),
+        ))
+    }
+
+    /// Mean distance of two pictures of one caption: the root of the mean squared difference of their
+    /// numbers, which lie in 0…1.
+    pub(crate) fn diversity(&self, scenes: &[Scene]) -> Result<f64> {
+        const SEEDS: usize = 8;
+        let captions: Vec<_> = scenes.iter().map(Scene::caption).collect();
+        let captions: Vec<_> = captions
+            .iter()
+            .flat_map(|c| vec![c.clone(); SEEDS])
+            .collect();
+        let pictures = self.paint(&captions, 1000)?;
+        let distances = pictures.chunks(SEEDS).flat_map(|pictures| {
+            (0..SEEDS).flat_map(move |a| (0..a).map(move |b| distance(&pictures[a], &pictures[b])))
+        });
+        let distances: Vec<_> = distances.collect();
+        Ok(distances.iter().sum::<f64>() / distances.len() as f64)
+    }
+}
+
+fn distance(a: &[u8], b: &[u8]) -> f64 {
+    let squares = a
+        .iter()
+        .zip(b)
+        .map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2));
+    (squares.sum::<f64>() / a.len() as f64).sqrt() / 255.0
 }

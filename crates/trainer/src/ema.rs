@@ -8,7 +8,7 @@ use swiftbrush_checkpoint::ModulePath;
 
 /// A running average of a module's parameters, in f32.
 ///
-/// After n updates the decay is `min((1 + n) / (10 + n), decay)`, as diffusers' `EMAModel`.
+/// The n-th update has the decay `min(n / (9 + n), decay)`, the first none, as diffusers' `EMAModel`.
 #[derive(Clone, Debug)]
 pub struct Ema {
     decay: f64,
@@ -29,8 +29,10 @@ impl Ema {
     /// Takes in the module's present weights.
     pub fn update<M: Module>(&mut self, module: &M) {
         self.n_updates += 1;
-        let n = self.n_updates as f64;
-        let decay = ((1.0 + n) / (10.0 + n)).min(self.decay);
+        let decay = match self.n_updates {
+            1 => 0.0,
+            n => (n as f64 / (9.0 + n as f64)).min(self.decay),
+        };
         for (name, weight) in flat_tensors(module) {
             let average = match self.averages.remove(&name) {
                 Some(average) => average * decay + weight * (1.0 - decay),

@@ -3,17 +3,20 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use swiftbrush_checkpoint::{LazyTensor, named_tensors, with_tensors, write_tensors};
+use swiftbrush_clip::ClipConfig;
 use swiftbrush_lora::{Adapters, insert};
 use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
-use swiftbrush_testing::{Golden, assert_close, assert_values_close, device};
+use swiftbrush_testing::{F32, Golden, assert_close, assert_values_close, device};
 use swiftbrush_trainer::losses::{
-    FakeDraw, StudentDraw, distillation_gradient, distillation_loss, fake_loss, student_latents,
+    FakeDraw, StudentDraw, clip_loss, distillation_gradient, distillation_loss, fake_loss,
+    student_latents,
 };
-use swiftbrush_trainer::{AdamW, AdamWConfig, NamedGradients};
+use swiftbrush_trainer::{AdamW, AdamWConfig, Ema, NamedGradients};
 use swiftbrush_unet::{UNet, UNetConfig};
+use swiftbrush_vae::AutoencoderTinyConfig;
 
 /// x̂₀ multiplies the rounding of ε̂ by 14.6; all else follows from x̂₀.
 const TOLERANCE: f64 = 1e-4;
@@ -180,15 +183,63 @@ fn losses_gradients_and_new_weights_are_those_of_pytorch() {
     step.check_updates("fake_after", fake, grads, 1e-2);
 }
 
+#[test]
+fn the_clamped_clip_loss_pulls_latents_as_in_pytorch() {
+    let golden = Golden::open(env!("CARGO_MANIFEST_DIR"), "clip_loss");
+    let device = device().autodiff();
+    let clip: ClipConfig = serde_json::from_str(golden.metadata("clip")).unwrap();
+    let clip = with_tensors(
+        clip.init(&device),
+        &golden.tensors_under("clip."),
+        Path::new("clip"),
+    );
+    let decoder: AutoencoderTinyConfig = serde_json::from_str(golden.metadata("decoder")).unwrap();
+    let decoder = with_tensors(
+        decoder.init(&device),
+        &golden.tensors_under("decoder."),
+        Path::new("decoder"),
+    );
+    let latents = golden.tensor::<4>("latents", &device).require_grad();
+    let loss = clip_loss(
+        &clip.unwrap(),
+        &decoder.unwrap(),
+        latents.clone(),
+        golden.tensor("texts", &device.clone().inner()),
+        golden.metadata("threshold").parse().unwrap(),
+    );
+    let inner = device.inner();
+    assert_close(loss.clone().inner(), golden.tensor("loss", &inner), F32);
+    let grad = latents.grad(&loss.backward()).unwrap();
+    assert_close(grad, golden.tensor("latents_grad", &inner), F32);
+}
+
+#[test]
+fn averages_are_those_of_diffusers() {
+    let golden = Golden::open(env!("CARGO_MANIFEST_DIR"), "ema");
+    let device = device();
+    let module = |step: usize| Weight {
+        weight: Param::from_tensor(golden.tensor(&format!("weight.{step}"), &device)),
+    };
+    let mut ema = Ema::new(&module(0), 0.3);
+    for step in 1..8 {
+        ema.update(&module(step));
+        let average = ema.apply(module(0)).weight.val();
+        assert_close(
+            average,
+            golden.tensor(&format!("average.{step}"), &device),
+            1e-6,
+        );
+    }
+}
+
+#[derive(Module, Debug)]
+struct Weight {
+    weight: Param<Tensor<1>>,
+}
+
 /// PyTorch 2.15: `AdamW([1.0, -2.0], lr=0.1, weight_decay=0.5)`, gradients [0.5, -1e-3] and [−0.25, 2.0].
 #[test]
 fn adamw_takes_the_steps_of_pytorch() {
-    use burn::module::Param;
-
-    #[derive(Module, Debug)]
-    struct Weight {
-        weight: Param<Tensor<1>>,
-    }
     let device = device().autodiff();
     let weight = Tensor::from_data([1.0, -2.0], &device);
     let mut module = Weight {

@@ -1,6 +1,20 @@
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use swiftbrush_checkpoint::{Error, Folder, read_config};
+
+/// A level of an encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EncoderBlockType {
+    /// Residual blocks.
+    DownEncoderBlock2D,
+}
+
+/// A level of a decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DecoderBlockType {
+    /// Residual blocks.
+    UpDecoderBlock2D,
+}
 
 /// `vae/config.json` of an `AutoencoderKL`. Defaults are Stable Diffusion's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -12,6 +26,10 @@ pub struct AutoencoderKlConfig {
     pub out_channels: usize,
     /// Channels of each level, finest first; every level but the last halves height and width.
     pub block_out_channels: Vec<usize>,
+    /// Levels of the encoder, as many as `block_out_channels`.
+    pub down_block_types: Vec<EncoderBlockType>,
+    /// Levels of the decoder, likewise.
+    pub up_block_types: Vec<DecoderBlockType>,
     /// Residual blocks in each level of the encoder; the decoder has one more.
     pub layers_per_block: usize,
     /// Channels of the latents.
@@ -27,27 +45,40 @@ pub struct AutoencoderKlConfig {
 impl Default for AutoencoderKlConfig {
     fn default() -> Self {
         Self {
-            in_channels: 3,
-            out_channels: 3,
-            block_out_channels: vec![128, 256, 512, 512],
             layers_per_block: 2,
-            latent_channels: 4,
             norm_num_groups: 32,
             sample_size: 768,
             scaling_factor: 0.18215,
+            ..Self::with_levels([128, 256, 512, 512])
         }
     }
 }
 
 impl AutoencoderKlConfig {
+    /// A small one with these channels in its levels, finest first.
+    pub fn with_levels(block_out_channels: impl Into<Vec<usize>>) -> Self {
+        let block_out_channels = block_out_channels.into();
+        let n_levels = block_out_channels.len();
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            block_out_channels,
+            down_block_types: vec![EncoderBlockType::DownEncoderBlock2D; n_levels],
+            up_block_types: vec![DecoderBlockType::UpDecoderBlock2D; n_levels],
+            layers_per_block: 1,
+            latent_channels: 4,
+            norm_num_groups: 4,
+            sample_size: 32,
+            scaling_factor: 1.0,
+        }
+    }
+
     /// A network of a few thousand parameters for tests and examples; it halves the side once.
     pub fn tiny() -> Self {
         Self {
-            block_out_channels: vec![8, 12],
-            layers_per_block: 1,
-            norm_num_groups: 4,
             sample_size: 16,
-            ..Self::default()
+            scaling_factor: 0.18215,
+            ..Self::with_levels([8, 12])
         }
     }
 
@@ -57,12 +88,7 @@ impl AutoencoderKlConfig {
     ///
     /// If it cannot be read, contradicts itself, or sets an option that is not supported.
     pub fn from_folder(folder: &Folder, component: &str) -> Result<Self, Error> {
-        let levels = |kind: &str| {
-            (1..=8)
-                .map(|n| json!(vec![kind; n]))
-                .collect::<Vec<Value>>()
-        };
-        let mut accepted = vec![
+        let accepted = [
             ("act_fn", json!("silu")),
             ("force_upcast", json!(true)),
             ("force_upcast", json!(false)),
@@ -70,16 +96,6 @@ impl AutoencoderKlConfig {
             ("use_post_quant_conv", json!(true)),
             ("use_quant_conv", json!(true)),
         ];
-        accepted.extend(
-            levels("DownEncoderBlock2D")
-                .into_iter()
-                .map(|value| ("down_block_types", value)),
-        );
-        accepted.extend(
-            levels("UpDecoderBlock2D")
-                .into_iter()
-                .map(|value| ("up_block_types", value)),
-        );
         let path = folder.path(&format!("{component}/config.json"));
         let config: Self = read_config(&path, &accepted)?;
         config
@@ -94,6 +110,14 @@ impl AutoencoderKlConfig {
             || self.norm_num_groups == 0
         {
             return Err("block_out_channels, layers_per_block and norm_num_groups must not be empty or zero".into());
+        }
+        let n_levels = self.block_out_channels.len();
+        if [self.down_block_types.len(), self.up_block_types.len()] != [n_levels; 2] {
+            return Err(format!(
+                "block_out_channels has {n_levels} entries, down_block_types {}, up_block_types {}",
+                self.down_block_types.len(),
+                self.up_block_types.len()
+            ));
         }
         for (level, &channels) in self.block_out_channels.iter().enumerate() {
             if channels == 0 || channels % self.norm_num_groups != 0 {

@@ -8,6 +8,6 @@ mod kl;
 mod kl_block;
 mod tiny;
 
-pub use config::{AutoencoderKlConfig, AutoencoderTinyConfig};
+pub use config::{AutoencoderKlConfig, AutoencoderTinyConfig, DecoderBlockType, EncoderBlockType};
 pub use kl::{AutoencoderKl, Posterior};
 pub use tiny::AutoencoderTiny;
