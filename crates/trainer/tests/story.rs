@@ -158,6 +158,26 @@ fn the_clip_loss_reaches_the_student() {
     assert_ne!(with, without);
 }
 
+/// On flex; a GPU has no threads to divide.
+#[test]
+fn threads_change_no_result() {
+    let networks = networks(&device());
+    let snapshots = [1, 2, 3].map(|count| {
+        let distiller = Distiller::new(efficient(), networks.clone(), &device()).unwrap();
+        let mut distiller = distiller.with_threads(count);
+        for step in 0..2 {
+            distiller
+                .step(&["a", "b", "c", "d"].map(|word| format!("{word} {step}")))
+                .unwrap();
+        }
+        distiller.snapshot()
+    });
+    for group in ["student", "fake", "ema"] {
+        let [one, two, three] = [0, 1, 2].map(|i: usize| snapshots[i].group(group));
+        assert!(one == two && two == three, "{group} depends on the threads");
+    }
+}
+
 /// Stopped after every step count there is, the run ends with the same bits.
 #[test]
 fn a_resumed_run_equals_one_that_was_never_stopped() {
