@@ -27,7 +27,7 @@ use crate::training::{PARTS, Schedule, train};
 use crate::world::Scene;
 
 /// Pairs of noise and what the teacher makes of it.
-const PAIRS: usize = 1536;
+const PAIRS: usize = 4096;
 /// Steps of the teacher for a pair.
 const PAIR_STEPS: usize = 8;
 /// Captions in the file that distillation reads.
