@@ -22,7 +22,7 @@ use crate::{gelu, layer_norm};
 )]
 pub(crate) trait Kernels: Backend {
     /// See [`crate::attention()`].
-    #[cfg_attr(feature = "fusion", fusion(default))]
+    #[fusion(default)]
     fn blockwise_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -33,7 +33,7 @@ pub(crate) trait Kernels: Backend {
     }
 
     /// See [`crate::conv2d()`]; without its bias.
-    #[cfg_attr(feature = "fusion", fusion(default))]
+    #[fusion(default)]
     fn convolution(
         input: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -43,7 +43,7 @@ pub(crate) trait Kernels: Backend {
     }
 
     /// Gradient of [`convolution`](Self::convolution) for its input.
-    #[cfg_attr(feature = "fusion", fusion(default))]
+    #[fusion(default)]
     fn convolution_input_grad(
         input: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -54,7 +54,7 @@ pub(crate) trait Kernels: Backend {
     }
 
     /// Gradient of [`convolution`](Self::convolution) for its weight.
-    #[cfg_attr(feature = "fusion", fusion(default))]
+    #[fusion(default)]
     fn convolution_weight_grad(
         input: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -65,7 +65,7 @@ pub(crate) trait Kernels: Backend {
     }
 
     /// See [`crate::group_norm()`].
-    #[cfg_attr(feature = "fusion", fusion(default))]
+    #[fusion(default)]
     fn fused_group_norm(
         input: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -78,7 +78,7 @@ pub(crate) trait Kernels: Backend {
     }
 
     /// Gradients of [`fused_group_norm`](Self::fused_group_norm) for input, gamma and beta.
-    #[cfg_attr(feature = "fusion", fusion(default))]
+    #[fusion(default)]
     fn fused_group_norm_backward(
         input: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -92,7 +92,7 @@ pub(crate) trait Kernels: Backend {
     }
 
     /// See [`crate::layer_norm()`].
-    #[cfg_attr(feature = "fusion", fusion(default))]
+    #[fusion(default)]
     fn fused_layer_norm(
         input: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -103,7 +103,7 @@ pub(crate) trait Kernels: Backend {
     }
 
     /// Gradients of [`fused_layer_norm`](Self::fused_layer_norm) for input, gamma and beta.
-    #[cfg_attr(feature = "fusion", fusion(default))]
+    #[fusion(default)]
     fn fused_layer_norm_backward(
         input: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -114,13 +114,13 @@ pub(crate) trait Kernels: Backend {
     }
 
     /// See [`crate::gelu()`].
-    #[cfg_attr(feature = "fusion", fusion(default))]
+    #[fusion(default)]
     fn exact_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::gelu(input)
     }
 
     /// Gradient of [`exact_gelu`](Self::exact_gelu).
-    #[cfg_attr(feature = "fusion", fusion(default))]
+    #[fusion(default)]
     fn exact_gelu_backward(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
         gelu::backward::<Self>(input, grad)
     }
