@@ -113,13 +113,16 @@ fn main() -> Result<()> {
         .with_writer(std::io::stderr)
         .with_max_level(tracing::Level::WARN)
         .init();
-    let args = Args::parse();
-    let prompts = prompts(&args)?;
+    paint(&Args::parse())
+}
+
+fn paint(args: &Args) -> Result<()> {
+    let prompts = prompts(args)?;
     let device = device(&args.device)?;
 
     let begun = Instant::now();
-    let pipeline = load(&args, &device)?;
-    let method = method(&args, &pipeline)?;
+    let pipeline = load(args, &device)?;
+    let method = method(args, &pipeline)?;
     eprintln!("loaded in {:.2} s", begun.elapsed().as_secs_f64());
 
     let jobs: Vec<_> = prompts
@@ -146,7 +149,7 @@ fn main() -> Result<()> {
             negative_prompt: args.negative_prompt.clone(),
             ..Request::new(jobs.iter().map(|(prompt, _)| prompt.clone()))
         };
-        let noise = initial_noise(&args, &pipeline, jobs, &device)?;
+        let noise = initial_noise(args, &pipeline, jobs, &device)?;
         let painting = pipeline.generate(&request, noise.clone())?;
         if let Some(path) = &args.save_tensors {
             save_tensors(path, &painting, noise)?;
@@ -283,4 +286,54 @@ fn save(picture: &RgbImage, factor: u32, path: &Path) -> Result<()> {
     write_png(&enlarged(picture, factor), path)?;
     eprintln!("wrote {}", path.display());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paint(more: &[&str]) -> Result<()> {
+        let prompt = "a red circle on a blue background";
+        let args = ["generate", prompt].iter().chain(more);
+        super::paint(&Args::try_parse_from(args)?)
+    }
+
+    fn error(result: Result<()>) -> String {
+        format!("{:#}", result.expect_err("it cannot be done"))
+    }
+
+    #[test]
+    fn an_output_that_cannot_be_written_is_named() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("file");
+        std::fs::write(&file, "mine")?;
+        for (option, name) in [
+            ("--output", "picture.png"),
+            ("--save-tensors", "all.safetensors"),
+        ] {
+            let path = file.join(name);
+            let path = path.to_str().context("the path is UTF-8")?;
+            let rest = folder.path().join("picture.png");
+            let rest = rest.to_str().context("the path is UTF-8")?;
+            let error = match option {
+                "--output" => error(paint(&[option, path])),
+                _ => error(paint(&["--output", rest, option, path])),
+            };
+            assert!(error.contains(path), "{error}");
+        }
+        assert_eq!(std::fs::read_to_string(&file)?, "mine");
+        Ok(())
+    }
+
+    #[test]
+    fn a_picture_is_replaced_whole() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("picture.png");
+        std::fs::write(&path, "an older picture")?;
+        paint(&["--output", path.to_str().context("the path is UTF-8")?])?;
+        let picture = image::open(&path)?;
+        assert_eq!((picture.width(), picture.height()), (32, 32));
+        assert_eq!(std::fs::read_dir(folder.path())?.count(), 1);
+        Ok(())
+    }
 }

@@ -9,7 +9,6 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 use swiftbrush_checkpoint::write_json;
 
-use crate::shared::pictures;
 use crate::world::{Scene, words};
 
 /// Side of the pictures.
@@ -51,14 +50,6 @@ impl Batch {
         let data = TensorData::new(values, [self.pictures.len(), SIDE, SIDE, 3]);
         Tensor::<4>::from_data(data, device).permute([0, 3, 1, 2])
     }
-}
-
-/// RGB bytes of each image of a batch in −1…1.
-pub(crate) fn to_bytes(images: Tensor<4>) -> Vec<Vec<u8>> {
-    pictures(images)
-        .into_iter()
-        .map(image::RgbImage::into_raw)
-        .collect()
 }
 
 /// Writes a tokenizer in CLIP's layout whose merges make every word of the shapes world one token;

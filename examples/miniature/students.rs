@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use anyhow::Result;
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData};
-use indicatif::ProgressBar;
 use swiftbrush_checkpoint::{Archive, LazyTensor, write_atomically, write_tensors};
 use swiftbrush_clip::{Clip, TextEncoder, Tokenizer};
 use swiftbrush_lora::LoraConfig;
@@ -22,14 +21,16 @@ use swiftbrush_unet::UNet;
 use swiftbrush_vae::AutoencoderTiny;
 
 use crate::model::{Workshop, scheduler, unet_config, write_component};
-use crate::teacher::{GUIDANCE, captions};
-use crate::training::{PARTS, Schedule, train};
+use crate::teacher::{GUIDANCE, Painter, Tally, captions};
+use crate::training::{PARTS, Schedule, progress_bar, train};
 use crate::world::Scene;
 
 /// Pairs of noise and what the teacher makes of it.
 const PAIRS: usize = 4096;
 /// Steps of the teacher for a pair.
 const PAIR_STEPS: usize = 8;
+/// Steps of distillation between two looks at what the student paints.
+const LOOK_EVERY: u64 = 100;
 /// Captions in the file that distillation reads.
 const PROMPTS: usize = 20_000;
 
@@ -64,7 +65,14 @@ pub(crate) fn train_start(workshop: &Workshop, steps: u64) -> Result<()> {
         let latents = one_step(unet, &schedule, noise, context.autodiff());
         (latents - target).powi_scalar(2).mean()
     };
-    let look = |_: &UNet, _| Ok(());
+    let look = |unet: &UNet, step| {
+        if step % 500 != 0 && step != steps {
+            return Ok(());
+        }
+        let tally = one_step_sheet(workshop, "teacher", unet, "start", step)?;
+        eprintln!("step {step}: one step, {tally}");
+        Ok(())
+    };
     let teacher = UNet::from_folder(&folder, "teacher", None, inner)?
         .train()
         .unfreeze();
@@ -92,7 +100,7 @@ fn pairs(workshop: &Workshop) -> Result<PathBuf> {
     }
     let pipeline = workshop.pipeline("teacher")?;
     let scenes = captions(workshop.seed ^ 3, PAIRS, false);
-    let bar = ProgressBar::new(PAIRS as u64);
+    let bar = progress_bar("pairs", PAIRS as u64, 0);
     let (mut noises, mut latents) = (Vec::new(), Vec::new());
     for (index, scenes) in scenes.chunks(64).enumerate() {
         let noise = noise(
@@ -139,7 +147,7 @@ pub(crate) fn recipe_a(steps: u64) -> Recipe {
         ema_decay: 0.99,
         fake_lora: LoraConfig::new(16, 32.0, everything),
         save_every: 50,
-        preview_every: 100,
+        preview_every: 0,
         ..Recipe::full()
     }
 }
@@ -185,13 +193,23 @@ pub(crate) fn distill(workshop: &Workshop, name: &str, recipe: Recipe) -> Result
         Distiller::new(recipe, networks, device)?.with_threads(2),
         &stage,
     )?;
-    let bar = ProgressBar::new(distiller.recipe().steps).with_position(distiller.n_steps());
-    run(&mut distiller, &prompts, &stage, |event| {
-        if let Event::Step(report) = event {
-            bar.set_position(report.step + 1);
-        }
-        ControlFlow::Continue(())
-    })?;
+    let bar = progress_bar(name, distiller.recipe().steps, distiller.n_steps());
+    while distiller.n_steps() < distiller.recipe().steps {
+        run(&mut distiller, &prompts, &stage, |event| {
+            let Event::Step(report) = event else {
+                return ControlFlow::Continue(());
+            };
+            let done = report.step + 1;
+            bar.set_position(done);
+            if done.is_multiple_of(LOOK_EVERY) {
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        })?;
+        let (unet, done) = (distiller.averaged_student(), distiller.n_steps());
+        let tally = one_step_sheet(workshop, "start", &unet, name, done)?;
+        eprintln!("step {done}: one step, {tally}");
+    }
     bar.finish();
     let unet = distiller.averaged_student();
     write_component(
@@ -201,6 +219,25 @@ pub(crate) fn distill(workshop: &Workshop, name: &str, recipe: Recipe) -> Result
         &unet,
         DType::F32,
     )
+}
+
+/// Pictures that a denoiser makes in one step, left in the folder of a stage. `other` is a denoiser
+/// of the same shape that is finished.
+fn one_step_sheet(
+    workshop: &Workshop,
+    other: &str,
+    unet: &UNet,
+    stage: &str,
+    step: u64,
+) -> Result<Tally> {
+    let mut pipeline = workshop.pipeline(other)?;
+    pipeline.unet = unet.clone();
+    let painter = Painter {
+        pipeline: &pipeline,
+        method: Method::OneStep,
+        guidance: 1.0,
+    };
+    painter.sheet(workshop.seed, &workshop.stage(stage), step)
 }
 
 /// The captions that distillation reads; none holds a held-out pair.

@@ -1,7 +1,10 @@
 //! The teacher: a text-conditioned latent-diffusion model.
 
+use std::path::Path;
+
 use anyhow::Result;
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use image::RgbImage;
 use swiftbrush_clip::{TextEncoder, Tokenizer};
 use swiftbrush_pipeline::{Decoder, Method, Request, TextToImage, noise};
 use swiftbrush_scheduler::NoiseSchedule;
@@ -9,9 +12,10 @@ use swiftbrush_trainer::{Purpose, Random};
 use swiftbrush_unet::UNet;
 use swiftbrush_vae::AutoencoderKl;
 
-use crate::data::{Batch, to_bytes};
+use crate::data::Batch;
 use crate::model::{Workshop, scheduler, unet_config, write_component};
 use crate::scorer::{Score, score};
+use crate::shared::{grid, pictures, write_png};
 use crate::training::{PARTS, Schedule, train};
 use crate::world::Scene;
 
@@ -74,7 +78,7 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64) -> Result<()> {
             method: Method::Ddim(10),
             guidance: GUIDANCE,
         };
-        let tally = painter.tally(&captions(seed, 64, false))?;
+        let tally = painter.sheet(seed, &workshop.stage("teacher"), step)?;
         eprintln!("step {step}: ten steps of DDIM, {tally}");
         Ok(())
     };
@@ -116,9 +120,18 @@ pub(crate) fn captions(seed: u64, count: usize, held_out: bool) -> Vec<Scene> {
 }
 
 /// How many pictures had what right.
-pub(crate) struct Tally(pub(crate) Vec<Score>);
+pub(crate) struct Tally(Vec<Score>);
 
 impl Tally {
+    pub(crate) fn new(pictures: &[RgbImage], scenes: &[Scene]) -> Self {
+        let pairs = pictures.iter().zip(scenes);
+        Self(
+            pairs
+                .map(|(picture, scene)| score(picture, scene))
+                .collect(),
+        )
+    }
+
     pub(crate) fn share(&self, right: impl Fn(Score) -> bool) -> f64 {
         self.0.iter().filter(|score| right(**score)).count() as f64 / self.0.len().max(1) as f64
     }
@@ -155,8 +168,8 @@ impl Painter<'_> {
     }
 
     /// Pictures of captions, 64 at a time, the noise of each 64 from a seed of its own.
-    fn paint(&self, captions: &[String], first_seed: u64) -> Result<Vec<Vec<u8>>> {
-        let mut pictures = Vec::new();
+    fn paint(&self, captions: &[String], first_seed: u64) -> Result<Vec<RgbImage>> {
+        let mut painted = Vec::new();
         for (seed, captions) in (first_seed..).zip(captions.chunks(64)) {
             let request = Request {
                 method: self.method,
@@ -165,22 +178,24 @@ impl Painter<'_> {
             };
             let shape = self.pipeline.latent_shape(captions.len());
             let noise = noise(shape, seed, self.pipeline.device());
-            let painting = self.pipeline.generate(&request, noise)?;
-            pictures.extend(to_bytes(painting.images));
+            painted.extend(pictures(self.pipeline.generate(&request, noise)?.images));
         }
-        Ok(pictures)
+        Ok(painted)
     }
 
     /// Paints scenes and scores the pictures.
     pub(crate) fn tally(&self, scenes: &[Scene]) -> Result<Tally> {
         let captions: Vec<_> = scenes.iter().map(Scene::caption).collect();
+        Ok(Tally::new(&self.paint(&captions, 0)?, scenes))
+    }
+
+    /// Paints 128 scenes, scores them and leaves them in `folder` for the eye.
+    pub(crate) fn sheet(&self, seed: u64, folder: &Path, step: u64) -> Result<Tally> {
+        let scenes = captions(seed, 128, false);
+        let captions: Vec<_> = scenes.iter().map(Scene::caption).collect();
         let pictures = self.paint(&captions, 0)?;
-        let scores = pictures.iter().zip(scenes);
-        Ok(Tally(
-            scores
-                .map(|(picture, scene)| score(picture, scene))
-                .collect(),
-        ))
+        write_png(&grid(&pictures, 16), &folder.join(format!("{step:06}.png")))?;
+        Ok(Tally::new(&pictures, &scenes))
     }
 
     /// Mean distance of two pictures of one caption: the root of the mean squared difference of their
@@ -194,7 +209,9 @@ impl Painter<'_> {
             .collect();
         let pictures = self.paint(&captions, 1000)?;
         let distances = pictures.chunks(SEEDS).flat_map(|pictures| {
-            (0..SEEDS).flat_map(move |a| (0..a).map(move |b| distance(&pictures[a], &pictures[b])))
+            (0..SEEDS).flat_map(move |a| {
+                (0..a).map(move |b| distance(pictures[a].as_raw(), pictures[b].as_raw()))
+            })
         });
         let distances: Vec<_> = distances.collect();
         Ok(distances.iter().sum::<f64>() / distances.len() as f64)

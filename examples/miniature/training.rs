@@ -73,7 +73,7 @@ pub(crate) fn train<M: Module + Sync>(
         .to_string_lossy()
         .into_owned();
     let threads = Threads::new(schedule.parts as usize);
-    let bar = progress_bar(name, schedule.steps, state.step);
+    let bar = progress_bar(&name, schedule.steps, state.step);
     while state.step < schedule.steps {
         let begun = Instant::now();
         let step = state.step;
@@ -148,10 +148,10 @@ fn open_log(path: &Path, step: u64) -> Result<File> {
     Ok(OpenOptions::new().create(true).append(true).open(path)?)
 }
 
-fn progress_bar(name: String, steps: u64, done: u64) -> ProgressBar {
+pub(crate) fn progress_bar(name: &str, steps: u64, done: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix:14} {bar:30} {pos}/{len} {msg} {eta} left");
     let bar = ProgressBar::new(steps)
-        .with_prefix(name)
+        .with_prefix(name.to_owned())
         .with_position(done);
     bar.set_style(style.expect("the template is valid"));
     bar.reset_eta();
