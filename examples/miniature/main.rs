@@ -60,46 +60,59 @@ struct Args {
     command: Command,
 }
 
+/// Steps of each stage, as in docs/results.md.
+mod steps {
+    pub(crate) const AUTOENCODER: u64 = 6000;
+    pub(crate) const CLIP: u64 = 450;
+    pub(crate) const TEACHER: u64 = 14_000;
+    pub(crate) const START: u64 = 3000;
+    pub(crate) const TINY: u64 = 2000;
+    pub(crate) const DECODER: u64 = 6000;
+    pub(crate) const STUDENT: u64 = 800;
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Everything, from an empty folder to the averaged student; stages that are finished are skipped.
+    All,
     /// The autoencoder.
     Autoencoder {
-        #[arg(long, default_value_t = 2000)]
+        #[arg(long, default_value_t = steps::AUTOENCODER)]
         steps: u64,
     },
     /// More training of its decoder, which leaves the latents as they are.
     Decoder {
-        #[arg(long, default_value_t = 2000)]
+        #[arg(long, default_value_t = steps::DECODER)]
         steps: u64,
     },
     /// The tiny autoencoder.
     Tiny {
-        #[arg(long, default_value_t = 1000)]
+        #[arg(long, default_value_t = steps::TINY)]
         steps: u64,
     },
     /// The tokenizer, CLIP, and the text encoder in it.
     Clip {
-        #[arg(long, default_value_t = 1000)]
+        #[arg(long, default_value_t = steps::CLIP)]
         steps: u64,
     },
     /// The teacher.
     Teacher {
-        #[arg(long, default_value_t = 6000)]
+        #[arg(long, default_value_t = steps::TEACHER)]
         steps: u64,
     },
     /// The student that distillation begins with, the stand-in for SD-Turbo.
     Start {
-        #[arg(long, default_value_t = 600)]
+        #[arg(long, default_value_t = steps::START)]
         steps: u64,
     },
     /// Student A: all weights, variational score distillation.
     StudentA {
-        #[arg(long, default_value_t = 1000)]
+        #[arg(long, default_value_t = steps::STUDENT)]
         steps: u64,
     },
     /// Student B: low-rank, with the clamped CLIP loss.
     StudentB {
-        #[arg(long, default_value_t = 1000)]
+        #[arg(long, default_value_t = steps::STUDENT)]
         steps: u64,
         /// Without the clamp, for the table.
         #[arg(long)]
@@ -145,6 +158,7 @@ fn main() -> Result<()> {
         seed: args.seed,
     };
     match args.command {
+        Command::All => make_all(&workshop),
         Command::Autoencoder { steps } => make_autoencoder(&workshop, steps),
         Command::Decoder { steps } => make_decoder(&workshop, steps),
         Command::Tiny { steps } => make_tiny(&workshop, steps),
@@ -154,14 +168,7 @@ fn main() -> Result<()> {
         Command::StudentA { steps } => {
             students::distill(&workshop, "student_a", students::recipe_a(steps))
         }
-        Command::StudentB { steps, unclamped } => {
-            let name = if unclamped {
-                "student_b_unclamped"
-            } else {
-                "student_b"
-            };
-            students::distill(&workshop, name, students::recipe_b(steps, !unclamped))
-        }
+        Command::StudentB { steps, unclamped } => make_student_b(&workshop, steps, unclamped),
         Command::Evaluate {
             name,
             captions,
@@ -171,6 +178,28 @@ fn main() -> Result<()> {
         Command::Merge { lambda, a, b } => merge(&workshop, lambda, &a, &b),
         Command::Ship { name, output } => ship(&workshop, &name, &output),
     }
+}
+
+fn make_all(workshop: &Workshop) -> Result<()> {
+    make_autoencoder(workshop, steps::AUTOENCODER)?;
+    make_clip(workshop, steps::CLIP)?;
+    teacher::train_teacher(workshop, steps::TEACHER)?;
+    students::train_start(workshop, steps::START)?;
+    make_tiny(workshop, steps::TINY)?;
+    make_decoder(workshop, steps::DECODER)?;
+    students::distill(workshop, "student_a", students::recipe_a(steps::STUDENT))?;
+    make_student_b(workshop, steps::STUDENT, false)?;
+    make_student_b(workshop, steps::STUDENT, true)?;
+    merge(workshop, 0.5, "student_a", "student_b")
+}
+
+fn make_student_b(workshop: &Workshop, steps: u64, unclamped: bool) -> Result<()> {
+    let name = if unclamped {
+        "student_b_unclamped"
+    } else {
+        "student_b"
+    };
+    students::distill(workshop, name, students::recipe_b(steps, !unclamped))
 }
 
 fn make_autoencoder(workshop: &Workshop, steps: u64) -> Result<()> {

@@ -141,7 +141,7 @@ pub(crate) fn recipe_a(steps: u64) -> Recipe {
         steps,
         batch: 16,
         accumulation: 2,
-        learning_rate: 5e-5,
+        learning_rate: 5e-6,
         fake_learning_rate: 1e-3,
         guidance: GUIDANCE,
         ema_decay: 0.99,
@@ -156,7 +156,7 @@ pub(crate) fn recipe_a(steps: u64) -> Recipe {
 pub(crate) fn recipe_b(steps: u64, clamped: bool) -> Recipe {
     let threshold = if clamped { CLIP_THRESHOLD } else { 1.0 };
     Recipe {
-        learning_rate: 3e-4,
+        learning_rate: 3e-5,
         student_lora: Some(LoraConfig::new(32, 64.0, ["to_q", "to_k", "to_v"])),
         clip: Some(ClipRecipe {
             weight: 0.1,
@@ -174,9 +174,12 @@ pub(crate) fn distill(workshop: &Workshop, name: &str, recipe: Recipe) -> Result
     let device = &workshop.device;
     let folder = workshop.model()?;
     let config = unet_config();
-    let clip = ClipNetworks {
-        clip: Clip::from_folder(&folder, "clip", None, device)?,
-        decoder: AutoencoderTiny::from_folder(&folder, "taesd", None, device)?,
+    let clip = match &recipe.clip {
+        Some(_) => Some(ClipNetworks {
+            clip: Clip::from_folder(&folder, "clip", None, device)?,
+            decoder: AutoencoderTiny::from_folder(&folder, "taesd", None, device)?,
+        }),
+        None => None,
     };
     let networks = Networks {
         tokenizer: Tokenizer::from_folder(&folder, "tokenizer")?,
@@ -185,7 +188,7 @@ pub(crate) fn distill(workshop: &Workshop, name: &str, recipe: Recipe) -> Result
         student: UNet::from_folder(&folder, "start", None, device)?,
         schedule: NoiseSchedule::new(&scheduler("DDIMScheduler")),
         latents: [config.in_channels, config.sample_size, config.sample_size],
-        clip: Some(clip),
+        clip,
     };
     let stage = workshop.stage(name);
     let prompts = Prompts::open(prompts(workshop)?, recipe.seed)?;
