@@ -294,7 +294,7 @@ mod tests {
 
     fn paint(more: &[&str]) -> Result<()> {
         let prompt = "a red circle on a blue background";
-        let args = ["generate", prompt].iter().chain(more);
+        let args = [&["generate", prompt], more].concat();
         super::paint(&Args::try_parse_from(args)?)
     }
 
