@@ -56,9 +56,12 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64) -> Result<()> {
         let timesteps = random.integers(BATCH, 0..schedule.len());
         let noise = random.normal(latents.dims(), inner);
         let noisy = schedule.add_noise(latents, noise.clone(), &timesteps);
+        let weights: Vec<f32> = timesteps.iter().map(|&t| weight(&schedule, t)).collect();
+        let weights = Tensor::from_data(TensorData::new(weights, [BATCH, 1, 1, 1]), inner);
         let timesteps = floats(&timesteps, &device);
         let predicted = unet.forward(noisy.autodiff(), timesteps, context.autodiff());
-        (predicted - noise.autodiff()).powi_scalar(2).mean()
+        let squares = (predicted - noise.autodiff()).powi_scalar(2);
+        (squares * weights.autodiff()).mean()
     };
     let look = |unet: &UNet, step| {
         if step % 1000 != 0 && step != steps {
@@ -103,6 +106,15 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64) -> Result<()> {
         &unet,
         DType::F32,
     )
+}
+
+/// Min-SNR weight of a squared error of the noise (arXiv 2303.09556, section 3.4, with its γ = 5): errors
+/// that hardly change a picture would otherwise outweigh those that decide what is in it.
+fn weight(schedule: &NoiseSchedule, timestep: usize) -> f32 {
+    const GAMMA: f64 = 5.0;
+    let alpha = schedule.alpha_cumprod(timestep);
+    let ratio = alpha / (1.0 - alpha);
+    (ratio.min(GAMMA) / ratio) as f32
 }
 
 pub(crate) fn floats(timesteps: &[usize], device: &Device) -> Tensor<1> {
