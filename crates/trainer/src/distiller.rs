@@ -210,7 +210,8 @@ impl Distiller {
         )
     }
 
-    /// One update of the student and one of the fake teacher.
+    /// One update of the fake teacher, and one of the student if it is its turn: the last of every
+    /// `student_every` steps. At all others the report has zeros for the student.
     ///
     /// # Errors
     ///
@@ -259,18 +260,25 @@ impl Distiller {
         };
         report.check()?;
 
-        let student_rate = self.recipe.learning_rate;
-        self.student = self
-            .student_adamw
-            .step(self.student.clone(), student_grads, student_rate);
+        if self.is_students_turn() {
+            self.student = self.student_adamw.step(
+                self.student.clone(),
+                student_grads,
+                self.recipe.learning_rate,
+            );
+            self.ema.update(&self.student);
+        }
         self.fake = self.fake_adamw.step(
             self.fake.clone(),
             fake_grads,
             self.recipe.fake_learning_rate,
         );
-        self.ema.update(&self.student);
         self.step += 1;
         Ok(report)
+    }
+
+    fn is_students_turn(&self) -> bool {
+        (self.step + 1).is_multiple_of(self.recipe.student_every)
     }
 
     /// Losses and gradients of one batch.
@@ -279,20 +287,26 @@ impl Distiller {
         let (student, fake) = (own(&self.student), own(&self.fake));
         let schedule = &self.networks.schedule;
         let context = self.encode(part.prompts);
-        let latents = student_latents(&student, schedule, &part.student, context.clone());
-        let fixed = latents.clone().inner();
-        let gradient = self.gradient(fixed.clone(), &part.student, context.clone());
-
-        let vsd = distillation_loss(latents.clone(), gradient);
-        let mut losses = [scalar(&vsd), 0.0, 0.0];
-        let loss = match self.clip_loss(latents, part.prompts) {
-            Some((weight, clip)) => {
-                losses[1] = scalar(&clip);
-                vsd + clip * weight
-            }
-            None => vsd,
+        let mut outcome = Outcome::default();
+        let fixed = if self.is_students_turn() {
+            let latents = student_latents(&student, schedule, &part.student, context.clone());
+            let fixed = latents.clone().inner();
+            let gradient = self.gradient(fixed.clone(), &part.student, context.clone());
+            let vsd = distillation_loss(latents.clone(), gradient);
+            outcome.losses[0] = scalar(&vsd);
+            let loss = match self.clip_loss(latents, part.prompts) {
+                Some((weight, clip)) => {
+                    outcome.losses[1] = scalar(&clip);
+                    vsd + clip * weight
+                }
+                None => vsd,
+            };
+            outcome.student_grads = NamedGradients::take(&student, &mut loss.backward());
+            fixed
+        } else {
+            let noise = part.student.noise.clone();
+            one_step(&student.valid(), schedule, noise, context.clone())
         };
-        let student_grads = NamedGradients::take(&student, &mut loss.backward());
 
         let context = if part.is_unconditional {
             self.null_context.clone().expand(context.dims())
@@ -300,13 +314,9 @@ impl Distiller {
             context
         };
         let loss = fake_loss(&fake, schedule, fixed, &part.fake, context);
-        losses[2] = scalar(&loss);
-        let fake_grads = NamedGradients::take(&fake, &mut loss.backward());
-        Outcome {
-            losses,
-            student_grads,
-            fake_grads,
-        }
+        outcome.losses[2] = scalar(&loss);
+        outcome.fake_grads = NamedGradients::take(&fake, &mut loss.backward());
+        outcome
     }
 
     fn encode(&self, prompts: &[String]) -> Tensor<3> {

@@ -12,8 +12,11 @@ use crate::{AdamWConfig, Error};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Recipe {
-    /// Steps in all; each is one update of the student and one of the fake teacher.
+    /// Steps in all; each is an update of the fake teacher, and of the student where `student_every` says so.
     pub steps: u64,
+    /// Steps of the fake teacher for one of the student: 1 in the paper; DMD2 has 5 (arXiv 2405.14867, §4.2).
+    /// A student that learns faster than the fake teacher follows it collapses.
+    pub student_every: u64,
     /// Prompts in a batch.
     pub batch: usize,
     /// Batches whose gradients are averaged for one update.
@@ -73,6 +76,7 @@ impl Default for Recipe {
     fn default() -> Self {
         Self {
             steps: 40_000,
+            student_every: 1,
             batch: 16,
             accumulation: 4,
             seed: 0,
@@ -128,6 +132,7 @@ impl Recipe {
     pub(crate) fn check(&self) -> Result<(), String> {
         let positive = [
             ("steps", self.steps as f64),
+            ("student_every", self.student_every as f64),
             ("batch", self.batch as f64),
             ("accumulation", self.accumulation as f64),
             ("save_every", self.save_every as f64),
@@ -172,6 +177,7 @@ mod tests {
         for (text, named) in [
             ("learning_rat = 1e-4", "learning_rat"),
             ("batch = 0", "batch"),
+            ("student_every = 0", "student_every"),
             ("null_probability = 2.0", "null_probability"),
             ("min_timestep = 990", "min_timestep"),
         ] {

@@ -121,6 +121,34 @@ fn scheme_a_moves_student_and_fake_and_leaves_the_teacher() {
 }
 
 #[test]
+fn between_its_turns_the_student_stands_still_while_the_fake_teacher_learns() {
+    let folder = tempfile::tempdir().unwrap();
+    let networks = networks(&device());
+    let recipe = Recipe {
+        student_every: 3,
+        ..recipe()
+    };
+    let mut before = Distiller::new(recipe.clone(), networks.clone(), &device())
+        .unwrap()
+        .snapshot();
+    for step in 1..=6 {
+        let after = train(recipe.clone(), &networks, folder.path(), step).snapshot();
+        for (group, moves) in [
+            ("student", step % 3 == 0),
+            ("ema", step % 3 == 0),
+            ("fake", true),
+        ] {
+            assert_eq!(
+                before.group(group) != after.group(group),
+                moves,
+                "{group} in step {step}"
+            );
+        }
+        before = after;
+    }
+}
+
+#[test]
 fn scheme_b_moves_only_the_students_adapters() {
     let folder = tempfile::tempdir().unwrap();
     let networks = networks(&device());
@@ -181,7 +209,11 @@ fn threads_change_no_result() {
 /// Stopped after every step count there is, the run ends with the same bits.
 #[test]
 fn a_resumed_run_equals_one_that_was_never_stopped() {
-    for recipe in [recipe(), efficient()] {
+    let seldom = Recipe {
+        student_every: 2,
+        ..recipe()
+    };
+    for recipe in [recipe(), efficient(), seldom] {
         let networks = networks(&device());
         let whole = tempfile::tempdir().unwrap();
         train(recipe.clone(), &networks, whole.path(), 0);
