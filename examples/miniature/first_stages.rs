@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use burn::module::Module;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor, TensorData};
 use swiftbrush_checkpoint::{named_tensors, with_tensors};
@@ -82,45 +81,6 @@ pub(crate) fn train_autoencoder(
     train(
         folder,
         without_noise(kl_config().init(&device))?,
-        schedule,
-        &device,
-        loss,
-        look,
-    )
-}
-
-/// Goes on training the decoder alone, so that what was trained on the latents meanwhile keeps its worth.
-pub(crate) fn train_decoder(
-    folder: &Path,
-    kl: &AutoencoderKl,
-    seed: u64,
-    steps: u64,
-    device: &Device,
-) -> Result<AutoencoderKl> {
-    const BATCH: usize = 32 / PARTS as usize;
-    let inner = device;
-    let device = device.clone().autodiff();
-    let schedule = Schedule {
-        steps,
-        learning_rate: 1.5e-3,
-        ema: 0.998,
-        parts: PARTS,
-    };
-    let loss = |model: &AutoencoderKl, step| {
-        let batch = Batch::new(seed ^ 2, step, BATCH);
-        let latents = kl.encode(batch.images(inner)).mode().autodiff();
-        difference(model.decode(latents), batch.images(&device))
-    };
-    let look = |model: &AutoencoderKl, step| {
-        let batch = Batch::new(seed ^ 1, u64::MAX, 256);
-        let latents = kl.encode(batch.images(inner)).mode();
-        let tally = Tally::new(&pictures(model.decode(latents)), &batch.scenes);
-        eprintln!("step {step}: coded and decoded, {tally}");
-        Ok(())
-    };
-    train(
-        folder,
-        kl.clone().train().unfreeze(),
         schedule,
         &device,
         loss,

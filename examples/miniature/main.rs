@@ -37,8 +37,7 @@ use swiftbrush_vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, Autoen
 use swiftbrush_weight_interp::interpolate_files;
 
 use crate::first_stages::{
-    clip_config, kl_config, scaling_factor, tiny_config, train_autoencoder, train_clip,
-    train_decoder, train_tiny,
+    clip_config, kl_config, scaling_factor, tiny_config, train_autoencoder, train_clip, train_tiny,
 };
 use crate::model::{Workshop, scheduler, unet_config, write_component};
 use crate::scorer::Score;
@@ -62,12 +61,11 @@ struct Args {
 
 /// Steps of each stage, as in docs/results.md.
 mod steps {
-    pub(crate) const AUTOENCODER: u64 = 6000;
-    pub(crate) const CLIP: u64 = 450;
-    pub(crate) const TEACHER: u64 = 14_000;
+    pub(crate) const AUTOENCODER: u64 = 4500;
+    pub(crate) const CLIP: u64 = 600;
+    pub(crate) const TEACHER: u64 = 11_000;
     pub(crate) const START: u64 = 3000;
-    pub(crate) const TINY: u64 = 2000;
-    pub(crate) const DECODER: u64 = 6000;
+    pub(crate) const TINY: u64 = 1500;
     pub(crate) const STUDENT: u64 = 800;
 }
 
@@ -78,11 +76,6 @@ enum Command {
     /// The autoencoder.
     Autoencoder {
         #[arg(long, default_value_t = steps::AUTOENCODER)]
-        steps: u64,
-    },
-    /// More training of its decoder, which leaves the latents as they are.
-    Decoder {
-        #[arg(long, default_value_t = steps::DECODER)]
         steps: u64,
     },
     /// The tiny autoencoder.
@@ -160,7 +153,6 @@ fn main() -> Result<()> {
     match args.command {
         Command::All => make_all(&workshop),
         Command::Autoencoder { steps } => make_autoencoder(&workshop, steps),
-        Command::Decoder { steps } => make_decoder(&workshop, steps),
         Command::Tiny { steps } => make_tiny(&workshop, steps),
         Command::Clip { steps } => make_clip(&workshop, steps),
         Command::Teacher { steps } => teacher::train_teacher(&workshop, steps),
@@ -186,7 +178,6 @@ fn make_all(workshop: &Workshop) -> Result<()> {
     teacher::train_teacher(workshop, steps::TEACHER)?;
     students::train_start(workshop, steps::START)?;
     make_tiny(workshop, steps::TINY)?;
-    make_decoder(workshop, steps::DECODER)?;
     students::distill(workshop, "student_a", students::recipe_a(steps::STUDENT))?;
     make_student_b(workshop, steps::STUDENT, false)?;
     make_student_b(workshop, steps::STUDENT, true)?;
@@ -212,26 +203,6 @@ fn make_autoencoder(workshop: &Workshop, steps: u64) -> Result<()> {
     };
     write_component(
         &workshop.model()?.path("vae"),
-        "AutoencoderKL",
-        &config,
-        &kl,
-        DType::F32,
-    )
-}
-
-fn make_decoder(workshop: &Workshop, steps: u64) -> Result<()> {
-    let folder = workshop.model()?;
-    let kl = AutoencoderKl::from_folder(&folder, "vae", None, &workshop.device)?;
-    let config = AutoencoderKlConfig::from_folder(&folder, "vae")?;
-    let kl = train_decoder(
-        &workshop.stage("decoder"),
-        &kl,
-        workshop.seed,
-        steps,
-        &workshop.device,
-    )?;
-    write_component(
-        &folder.path("vae"),
         "AutoencoderKL",
         &config,
         &kl,
