@@ -26,7 +26,7 @@ use crate::training::{PARTS, Schedule, progress_bar, train};
 use crate::world::Scene;
 
 /// Pairs of noise and what the teacher makes of it.
-const PAIRS: usize = 4096;
+const PAIRS: usize = 16_384;
 /// Steps of the teacher for a pair.
 const PAIR_STEPS: usize = 8;
 /// Steps of distillation between two looks at what the student paints.
