@@ -212,7 +212,7 @@ fn make_autoencoder(workshop: &Workshop, steps: u64) -> Result<()> {
 
 fn make_tiny(workshop: &Workshop, steps: u64) -> Result<()> {
     let folder = workshop.model()?;
-    let kl = AutoencoderKl::from_folder(&folder, "vae", None, &workshop.device)?;
+    let kl = AutoencoderKl::from_folder(&folder, "vae", Some(DType::F32), &workshop.device)?;
     let tiny = train_tiny(
         &workshop.stage("tiny"),
         &kl,
@@ -307,7 +307,7 @@ fn merge(workshop: &Workshop, lambda: f64, a: &str, b: &str) -> Result<()> {
 fn ship(workshop: &Workshop, name: &str, output: &Path) -> Result<()> {
     let (folder, device) = (workshop.model()?, &workshop.device);
     let half = DType::F16;
-    let unet = UNet::from_folder(&folder, name, None, device)?;
+    let unet = UNet::from_folder(&folder, name, Some(DType::F32), device)?;
     write_component(
         &output.join("unet"),
         "UNet2DConditionModel",
@@ -315,11 +315,11 @@ fn ship(workshop: &Workshop, name: &str, output: &Path) -> Result<()> {
         &unet,
         half,
     )?;
-    let vae = AutoencoderKl::from_folder(&folder, "vae", None, device)?;
+    let vae = AutoencoderKl::from_folder(&folder, "vae", Some(DType::F32), device)?;
     let config = AutoencoderKlConfig::from_folder(&folder, "vae")?;
     write_component(&output.join("vae"), "AutoencoderKL", &config, &vae, half)?;
     if folder.has("taesd") {
-        let tiny = AutoencoderTiny::from_folder(&folder, "taesd", None, device)?;
+        let tiny = AutoencoderTiny::from_folder(&folder, "taesd", Some(DType::F32), device)?;
         let config = AutoencoderTinyConfig::from_folder(&folder, "taesd")?;
         write_component(
             &output.join("taesd"),
@@ -329,7 +329,7 @@ fn ship(workshop: &Workshop, name: &str, output: &Path) -> Result<()> {
             half,
         )?;
     }
-    let text_encoder = TextEncoder::from_folder(&folder, "text_encoder", None, device)?;
+    let text_encoder = TextEncoder::from_folder(&folder, "text_encoder", Some(DType::F32), device)?;
     let config = TextConfig::from_folder(&folder, "text_encoder")?;
     write_component(
         &output.join("text_encoder"),
@@ -338,7 +338,7 @@ fn ship(workshop: &Workshop, name: &str, output: &Path) -> Result<()> {
         &text_encoder,
         half,
     )?;
-    let clip = Clip::from_folder(&folder, "clip", None, device)?;
+    let clip = Clip::from_folder(&folder, "clip", Some(DType::F32), device)?;
     let config = ClipConfig::from_folder(&folder, "clip")?;
     write_component(&output.join("clip"), "CLIPModel", &config, &clip, half)?;
     copy_tokenizer(&folder, &output.join("tokenizer"))?;

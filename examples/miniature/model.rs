@@ -117,7 +117,7 @@ impl Workshop {
         Ok(TextToImage::from_folder_with(
             &self.model()?,
             denoiser,
-            None,
+            Some(DType::F32),
             &self.device,
         )?)
     }

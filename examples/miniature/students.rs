@@ -45,7 +45,7 @@ pub(crate) fn train_start(workshop: &Workshop, steps: u64) -> Result<()> {
         |name: &str| -> Result<Tensor<4>> { Ok(Tensor::from_data(pairs.read(name)?, inner)) };
     let (noises, targets) = (tensor("noise")?, tensor("latents")?);
     let tokenizer = Tokenizer::from_folder(&folder, "tokenizer")?;
-    let text_encoder = TextEncoder::from_folder(&folder, "text_encoder", None, inner)?;
+    let text_encoder = TextEncoder::from_folder(&folder, "text_encoder", Some(DType::F32), inner)?;
     let scenes = captions(workshop.seed ^ 3, PAIRS, false);
     let prompts: Vec<_> = scenes.iter().map(Scene::caption).collect();
     let schedule = NoiseSchedule::new(&scheduler("DDIMScheduler"));
@@ -73,7 +73,7 @@ pub(crate) fn train_start(workshop: &Workshop, steps: u64) -> Result<()> {
         eprintln!("step {step}: one step, {tally}");
         Ok(())
     };
-    let teacher = UNet::from_folder(&folder, "teacher", None, inner)?
+    let teacher = UNet::from_folder(&folder, "teacher", Some(DType::F32), inner)?
         .train()
         .unfreeze();
     let rate = Schedule {
@@ -141,7 +141,8 @@ pub(crate) fn recipe_a(steps: u64) -> Recipe {
         steps,
         batch: 16,
         accumulation: 2,
-        learning_rate: 5e-6,
+        student_every: 5,
+        learning_rate: 1e-5,
         fake_learning_rate: 1e-3,
         guidance: GUIDANCE,
         ema_decay: 0.99,
@@ -156,7 +157,7 @@ pub(crate) fn recipe_a(steps: u64) -> Recipe {
 pub(crate) fn recipe_b(steps: u64, clamped: bool) -> Recipe {
     let threshold = if clamped { CLIP_THRESHOLD } else { 1.0 };
     Recipe {
-        learning_rate: 3e-5,
+        learning_rate: 1e-4,
         student_lora: Some(LoraConfig::new(32, 64.0, ["to_q", "to_k", "to_v"])),
         clip: Some(ClipRecipe {
             weight: 0.1,
@@ -177,16 +178,16 @@ pub(crate) fn distill(workshop: &Workshop, name: &str, recipe: Recipe) -> Result
     let config = unet_config();
     let clip = match &recipe.clip {
         Some(_) => Some(ClipNetworks {
-            clip: Clip::from_folder(&folder, "clip", None, device)?,
-            decoder: AutoencoderTiny::from_folder(&folder, "taesd", None, device)?,
+            clip: Clip::from_folder(&folder, "clip", Some(DType::F32), device)?,
+            decoder: AutoencoderTiny::from_folder(&folder, "taesd", Some(DType::F32), device)?,
         }),
         None => None,
     };
     let networks = Networks {
         tokenizer: Tokenizer::from_folder(&folder, "tokenizer")?,
-        text_encoder: TextEncoder::from_folder(&folder, "text_encoder", None, device)?,
-        teacher: UNet::from_folder(&folder, "teacher", None, device)?,
-        student: UNet::from_folder(&folder, "start", None, device)?,
+        text_encoder: TextEncoder::from_folder(&folder, "text_encoder", Some(DType::F32), device)?,
+        teacher: UNet::from_folder(&folder, "teacher", Some(DType::F32), device)?,
+        student: UNet::from_folder(&folder, "start", Some(DType::F32), device)?,
         schedule: NoiseSchedule::new(&scheduler("DDIMScheduler")),
         latents: [config.in_channels, config.sample_size, config.sample_size],
         clip,

@@ -32,9 +32,9 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64) -> Result<()> {
     let seed = workshop.seed;
     workshop.write_scheduler("DDIMScheduler")?;
     let folder = workshop.model()?;
-    let vae = AutoencoderKl::from_folder(&folder, "vae", None, inner)?;
+    let vae = AutoencoderKl::from_folder(&folder, "vae", Some(DType::F32), inner)?;
     let tokenizer = Tokenizer::from_folder(&folder, "tokenizer")?;
-    let text_encoder = TextEncoder::from_folder(&folder, "text_encoder", None, inner)?;
+    let text_encoder = TextEncoder::from_folder(&folder, "text_encoder", Some(DType::F32), inner)?;
     let schedule = NoiseSchedule::new(&scheduler("DDIMScheduler"));
 
     let loss = |unet: &UNet, step| {
