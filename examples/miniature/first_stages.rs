@@ -146,7 +146,7 @@ pub(crate) fn train_tiny(
 }
 
 /// Mean absolute and squared difference, and the absolute difference of the slopes between neighbouring
-/// pixels (arXiv 1511.05440, equation 6): without it the points of small stars are too few pixels to matter.
+/// pixels (arXiv 1511.05440): without it the points of small stars are too few pixels to matter.
 fn difference(found: Tensor<4>, expected: Tensor<4>) -> Tensor<1> {
     let difference = found - expected;
     let slopes = |axis: usize| {

@@ -108,7 +108,7 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64) -> Result<()> {
     )
 }
 
-/// Min-SNR weight of a squared error of the noise (arXiv 2303.09556, section 3.4, with its γ = 5): errors
+/// Min-SNR weight of a squared error of the noise (arXiv 2303.09556, with its γ = 5): errors
 /// that hardly change a picture would otherwise outweigh those that decide what is in it.
 fn weight(schedule: &NoiseSchedule, timestep: usize) -> f32 {
     const GAMMA: f64 = 5.0;

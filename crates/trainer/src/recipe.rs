@@ -14,7 +14,7 @@ use crate::{AdamWConfig, Error};
 pub struct Recipe {
     /// Steps in all; each is an update of the fake teacher, and of the student where `student_every` says so.
     pub steps: u64,
-    /// Steps of the fake teacher for one of the student: 1 in the paper; DMD2 has 5 (arXiv 2405.14867, §4.2).
+    /// Steps of the fake teacher for one of the student: 1 in the paper; DMD2 has several (arXiv 2405.14867).
     /// A student that learns faster than the fake teacher follows it collapses.
     pub student_every: u64,
     /// Prompts in a batch.
