@@ -17,7 +17,7 @@ use crate::scorer::Score;
 use crate::shared::pictures;
 use crate::teacher::Tally;
 use crate::training::{PARTS, Schedule, train};
-use crate::world::{Layout, Object, Scene};
+use crate::world::{Layout, Object, SHAPES, Scene};
 
 /// Weight of the pull towards a unit normal. Twenty times less leaves the posterior deviations of
 /// 0.02 to 0.05, and a decoder that has never seen latents as imprecise as a denoiser's.
@@ -202,8 +202,8 @@ pub(crate) fn clip_config(n_tokens: usize) -> ClipConfig {
     }
 }
 
-/// Contrastive training (arXiv 2103.00020, figure 3). Every caption of two objects brings one more
-/// with their colours or places exchanged, or bags of words would do.
+/// Contrastive training (arXiv 2103.00020, figure 3). Every caption brings two more that are nearly
+/// right, or bags of words and blobs of colour would do.
 pub(crate) fn train_clip(
     folder: &Path,
     tokenizer: &Tokenizer,
@@ -226,8 +226,7 @@ pub(crate) fn train_clip(
     };
     let loss = |model: &Clip, step| {
         let batch = Batch::new(seed, step, BATCH);
-        let mut captions = batch.captions();
-        captions.extend(batch.scenes.iter().map(|scene| exchanged(scene).caption()));
+        let captions: Vec<_> = [batch.captions(), exchanged(&batch), reshaped(&batch)].concat();
         let texts = model.embed_texts(tokenizer.encode_batch(&captions, &device));
         let images = model.embed_images(preprocess(batch.images(&device), SIDE));
         let scale = model
@@ -237,23 +236,12 @@ pub(crate) fn train_clip(
             .exp()
             .unsqueeze::<2>();
         let logits = images.matmul(texts.transpose()) * scale;
-        // Exchanged captions of one object are the captions themselves: no negatives.
-        let same: Vec<f32> = (0..BATCH)
-            .flat_map(|i| {
-                captions
-                    .iter()
-                    .enumerate()
-                    .map(move |(j, caption)| (i, j, caption))
-            })
-            .map(|(i, j, caption)| {
-                if i != j && *caption == captions[i] {
-                    -1e4
-                } else {
-                    0.0
-                }
-            })
-            .collect();
-        let same = TensorData::new(same, [BATCH, 2 * BATCH]);
+        // A caption that came out the same is no negative.
+        let same = captions[..BATCH].iter().enumerate().flat_map(|(i, own)| {
+            let others = captions.iter().enumerate();
+            others.map(move |(j, other)| if i != j && other == own { -1e4 } else { 0.0 })
+        });
+        let same = TensorData::new(same.collect::<Vec<f32>>(), [BATCH, captions.len()]);
         let logits = logits + Tensor::<2>::from_data(same, &device);
         let by_image = log_softmax(logits.clone(), 1);
         let by_text = log_softmax(logits.narrow(1, 0, BATCH), 0);
@@ -263,23 +251,21 @@ pub(crate) fn train_clip(
     };
     let look = |model: &Clip, step| {
         let inner = device.clone().inner();
-        let batch = Batch::new(seed ^ 1, u64::MAX, 128);
-        let others: Vec<_> = batch
-            .scenes
-            .iter()
-            .map(|scene| exchanged(scene).caption())
-            .collect();
+        let batch = Batch::new(seed ^ 1, u64::MAX, 256);
         let images = model.embed_images(preprocess(batch.images(&inner), SIDE));
-        let cosine = |captions: &[String]| {
-            let texts = model.embed_texts(tokenizer.encode_batch(captions, &inner));
-            swiftbrush_clip::cosine_similarity(images.clone(), texts)
+        let cosines = |captions: Vec<String>| -> Vec<f32> {
+            let texts = model.embed_texts(tokenizer.encode_batch(&captions, &inner));
+            let cosines = swiftbrush_clip::cosine_similarity(images.clone(), texts);
+            cosines.into_data().iter().collect()
         };
-        let (own, other) = (cosine(&batch.captions()), cosine(&others));
-        let mean = |x: Tensor<1>| x.mean().into_data().iter::<f32>().sum::<f32>();
+        let [own, swapped, other] =
+            [batch.captions(), exchanged(&batch), reshaped(&batch)].map(cosines);
+        let mean = |values: &[f32]| values.iter().sum::<f32>() / values.len() as f32;
+        let told = own.iter().zip(&other).filter(|(own, other)| own > other);
+        let (told, count) = (told.count(), own.len());
+        let (own, swapped, other) = (mean(&own), mean(&swapped), mean(&other));
         eprintln!(
-            "step {step}: cosine with its caption {:.3}, exchanged {:.3}",
-            mean(own),
-            mean(other)
+            "step {step}: cosine with its caption {own:.3}, exchanged {swapped:.3}, with another shape {other:.3}; {told} of {count} told from the last"
         );
         Ok(())
     };
@@ -293,43 +279,83 @@ pub(crate) fn train_clip(
     )
 }
 
-/// The scene with its two colours exchanged where they differ, else its two shapes.
-fn exchanged(scene: &Scene) -> Scene {
-    let swap = |a: Object, b: Object| {
+/// Captions with the two colours exchanged where they differ, else the two shapes.
+fn exchanged(batch: &Batch) -> Vec<String> {
+    let exchange = |[mut a, mut b]: [Object; 2]| {
         if a.color == b.color {
-            (
-                Object {
-                    shape: b.shape,
-                    ..a
-                },
-                Object {
-                    shape: a.shape,
-                    ..b
-                },
-            )
+            std::mem::swap(&mut a.shape, &mut b.shape);
         } else {
-            (
-                Object {
-                    color: b.color,
-                    ..a
-                },
-                Object {
-                    color: a.color,
-                    ..b
-                },
-            )
+            std::mem::swap(&mut a.color, &mut b.color);
         }
+        [a, b]
     };
+    let scenes = batch.scenes.iter();
+    scenes.map(|scene| altered(*scene, exchange)).collect()
+}
+
+/// Captions with the shape of one object changed.
+fn reshaped(batch: &Batch) -> Vec<String> {
+    let reshape = |(index, scene): (usize, &Scene)| {
+        let which = index % scene.objects().len();
+        let by = 1 + index / 2 % (SHAPES.len() - 1);
+        altered(*scene, |mut objects| {
+            objects[which].shape = (objects[which].shape + by) % SHAPES.len();
+            objects
+        })
+    };
+    batch.scenes.iter().enumerate().map(reshape).collect()
+}
+
+/// The caption of a scene with other objects, or its own where that would hold a held-out pair.
+fn altered(scene: Scene, alter: impl Fn([Object; 2]) -> [Object; 2]) -> String {
     let layout = match scene.layout {
-        Layout::One(object) => Layout::One(object),
+        Layout::One(object) => Layout::One(alter([object; 2])[0]),
         Layout::Above(a, b) => {
-            let (a, b) = swap(a, b);
+            let [a, b] = alter([a, b]);
             Layout::Above(a, b)
         }
         Layout::LeftOf(a, b) => {
-            let (a, b) = swap(a, b);
+            let [a, b] = alter([a, b]);
             Layout::LeftOf(a, b)
         }
     };
-    Scene { layout, ..*scene }
+    let other = Scene { layout, ..scene };
+    let is_held_out = other.objects().into_iter().any(Object::is_held_out);
+    (if is_held_out { scene } else { other }).caption()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::HELD_OUT;
+
+    #[test]
+    fn a_difference_counts_with_its_edges() {
+        let device = Device::default();
+        let expected = Tensor::zeros([1, 1, 2, 2], &device);
+        let value = |found: [f32; 4]| -> f32 {
+            let found = Tensor::<1>::from_data(found, &device).reshape([1, 1, 2, 2]);
+            let loss = difference(found, expected.clone()).into_data();
+            loss.iter::<f32>().sum()
+        };
+        // ½ + ¼ and no slopes; then ¼ + ¼, and half of the slopes along either axis.
+        assert_eq!(value([0.5; 4]), 0.75);
+        assert_eq!(value([1.0, 0.0, 0.0, 0.0]), 1.5);
+    }
+
+    #[test]
+    fn altered_captions_hold_no_held_out_pair() {
+        let batch = Batch::new(3, 0, 400);
+        let held_out = HELD_OUT.map(|(color, shape)| format!("{color} {shape}"));
+        for captions in [exchanged(&batch), reshaped(&batch)] {
+            let own = batch.captions();
+            let others = captions
+                .iter()
+                .zip(&own)
+                .filter(|(other, own)| other != own);
+            assert!(others.count() > 200, "most captions must change");
+            let known = |caption: &String| !held_out.iter().any(|pair| caption.contains(pair));
+            assert!(captions.iter().all(known));
+        }
+    }
 }

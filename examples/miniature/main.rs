@@ -249,8 +249,12 @@ fn make_clip(workshop: &Workshop, steps: u64) -> Result<()> {
         &clip,
         DType::F32,
     )?;
-    let text_encoder = clip.into_text_encoder();
+    // CLIP can be trained on; a teacher needs the text encoder that it learned with.
     let path = folder.path("text_encoder");
+    if path.is_dir() {
+        return Ok(());
+    }
+    let text_encoder = clip.into_text_encoder();
     write_component(
         &path,
         "CLIPTextModel",

@@ -237,3 +237,16 @@ fn distance(a: &[u8], b: &[u8]) -> f64 {
         .map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2));
     (squares.sum::<f64>() / a.len() as f64).sqrt() / 255.0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_of_squared_noise_are_those_of_squared_pictures_up_to_five() {
+        let schedule = NoiseSchedule::new(&scheduler("DDIMScheduler"));
+        // β₀ = 0.00085, so the ratio of signal to noise is 1175.47 at the first timestep.
+        assert!((weight(&schedule, 0) * 1175.47 - 5.0).abs() < 1e-3);
+        assert_eq!(weight(&schedule, 999), 1.0);
+    }
+}
