@@ -211,7 +211,8 @@ impl Distiller {
     }
 
     /// One update of the fake teacher, and one of the student if it is its turn: the last of every
-    /// `student_every` steps. At all others the report has zeros for the student.
+    /// `student_every` steps after the first `student_after`. At all others the report has zeros for the
+    /// student.
     ///
     /// # Errors
     ///
@@ -278,7 +279,12 @@ impl Distiller {
     }
 
     fn is_students_turn(&self) -> bool {
-        (self.step + 1).is_multiple_of(self.recipe.student_every)
+        let Recipe {
+            student_every,
+            student_after,
+            ..
+        } = self.recipe;
+        self.step >= student_after && (self.step + 1).is_multiple_of(student_every)
     }
 
     /// Losses and gradients of one batch.

@@ -12,11 +12,14 @@ use crate::{AdamWConfig, Error};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Recipe {
-    /// Steps in all; each is an update of the fake teacher, and of the student where `student_every` says so.
+    /// Steps in all; each is an update of the fake teacher, and of the student where it is its turn.
     pub steps: u64,
     /// Steps of the fake teacher for one of the student: 1 in the paper; DMD2 has several (arXiv 2405.14867).
     /// A student that learns faster than the fake teacher follows it collapses.
     pub student_every: u64,
+    /// Steps that the fake teacher has alone first: 0 in the paper. It begins as the teacher itself, so until it
+    /// has seen what the student makes, their difference is noise.
+    pub student_after: u64,
     /// Prompts in a batch.
     pub batch: usize,
     /// Batches whose gradients are averaged for one update.
@@ -77,6 +80,7 @@ impl Default for Recipe {
         Self {
             steps: 40_000,
             student_every: 1,
+            student_after: 0,
             batch: 16,
             accumulation: 4,
             seed: 0,
