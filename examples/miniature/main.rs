@@ -92,6 +92,9 @@ enum Command {
     Teacher {
         #[arg(long, default_value_t = steps::TEACHER)]
         steps: u64,
+        /// A denoiser whose weights it begins with [default: random weights].
+        #[arg(long)]
+        from: Option<String>,
     },
     /// The student that distillation begins with, the stand-in for SD-Turbo.
     Start {
@@ -155,7 +158,9 @@ fn main() -> Result<()> {
         Command::Autoencoder { steps } => make_autoencoder(&workshop, steps),
         Command::Tiny { steps } => make_tiny(&workshop, steps),
         Command::Clip { steps } => make_clip(&workshop, steps),
-        Command::Teacher { steps } => teacher::train_teacher(&workshop, steps),
+        Command::Teacher { steps, from } => {
+            teacher::train_teacher(&workshop, steps, from.as_deref())
+        }
         Command::Start { steps } => students::train_start(&workshop, steps),
         Command::StudentA { steps } => {
             students::distill(&workshop, "student_a", students::recipe_a(steps))
@@ -175,7 +180,7 @@ fn main() -> Result<()> {
 fn make_all(workshop: &Workshop) -> Result<()> {
     make_autoencoder(workshop, steps::AUTOENCODER)?;
     make_clip(workshop, steps::CLIP)?;
-    teacher::train_teacher(workshop, steps::TEACHER)?;
+    teacher::train_teacher(workshop, steps::TEACHER, None)?;
     students::train_start(workshop, steps::START)?;
     make_tiny(workshop, steps::TINY)?;
     students::distill(workshop, "student_a", students::recipe_a(steps::STUDENT))?;

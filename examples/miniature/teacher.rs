@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use image::RgbImage;
 use swiftbrush_clip::{TextEncoder, Tokenizer};
@@ -27,7 +28,8 @@ const BATCH: usize = 32 / PARTS as usize;
 /// has fewer shapes right.
 pub(crate) const GUIDANCE: f64 = 3.0;
 
-pub(crate) fn train_teacher(workshop: &Workshop, steps: u64) -> Result<()> {
+/// Trains the teacher from random weights, or from those of the denoiser `from`.
+pub(crate) fn train_teacher(workshop: &Workshop, steps: u64, from: Option<&str>) -> Result<()> {
     let inner = &workshop.device;
     let device = inner.clone().autodiff();
     let seed = workshop.seed;
@@ -92,9 +94,15 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64) -> Result<()> {
         ema: 0.999,
         parts: PARTS,
     };
+    let beginning = match from {
+        Some(name) => UNet::from_folder(&folder, name, Some(DType::F32), inner)?
+            .train()
+            .unfreeze(),
+        None => unet_config().init(&device),
+    };
     let unet = train(
         &workshop.stage("teacher"),
-        unet_config().init(&device),
+        beginning,
         schedule_of_rate,
         &device,
         loss,
