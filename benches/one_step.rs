@@ -1,23 +1,30 @@
 //! From states of a prompt to a picture in one step: denoiser and tiny decoder.
 //!
-//! `cargo bench --bench one_step -- tiny` or `-- sd-2.1`; without a filter both.
+//! `cargo bench --bench one_step -- miniature` or `-- sd-2.1`; without a filter both.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 
 mod common;
-use common::{device, normal, sync};
+use common::{device, miniature, normal, sync};
 use swiftbrush_pipeline::one_step;
 use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
 use swiftbrush_unet::UNetConfig;
 use swiftbrush_vae::AutoencoderTinyConfig;
+
+const HAS_BOTH: &str = "the miniature has both networks";
 
 fn picture(c: &mut Criterion) {
     let device = device();
     let schedule = NoiseSchedule::new(&SchedulerConfig::default());
     let mut group = c.benchmark_group("one step");
     group.sample_size(10);
+    let folder = miniature();
     let sizes = [
-        ("tiny", UNetConfig::tiny(), AutoencoderTinyConfig::tiny()),
+        (
+            "miniature",
+            UNetConfig::from_folder(&folder, "unet").expect(HAS_BOTH),
+            AutoencoderTinyConfig::from_folder(&folder, "taesd").expect(HAS_BOTH),
+        ),
         (
             "sd-2.1",
             UNetConfig::default(),

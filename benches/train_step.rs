@@ -1,14 +1,14 @@
 //! Gradients of one training step: a whole network, and adapters on a frozen one by the low-rank path
 //! beside the composed weight.
 //!
-//! `cargo bench --bench train_step -- tiny` or `-- sd-2.1` (over 20 GB); without a filter both.
+//! `cargo bench --bench train_step -- miniature` or `-- sd-2.1` (over 20 GB); without a filter both.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 mod common;
-use common::{device, normal, sync};
+use common::{device, miniature, normal, sync};
 use swiftbrush_kernels::LinearConfig;
 use swiftbrush_lora::{LoraConfig, attach};
 use swiftbrush_trainer::NamedGradients;
@@ -37,10 +37,9 @@ fn steps(c: &mut Criterion) {
     let device = device().autodiff();
     let mut group = c.benchmark_group("train step");
     group.sample_size(10);
-    for (name, config) in [
-        ("tiny", UNetConfig::tiny()),
-        ("sd-2.1", UNetConfig::default()),
-    ] {
+    let miniature = UNetConfig::from_folder(&miniature(), "unet");
+    let miniature = miniature.expect("the miniature has a denoiser");
+    for (name, config) in [("miniature", miniature), ("sd-2.1", UNetConfig::default())] {
         group.bench_function(format!("all weights/{name}"), |bencher| {
             let unet = config.init(&device);
             bencher.iter(|| gradients(&unet, &config, &device));

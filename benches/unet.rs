@@ -1,20 +1,24 @@
 //! One call of the denoiser.
 //!
-//! `cargo bench --bench unet -- tiny` or `-- sd-2.1`; without a filter both.
+//! `cargo bench --bench unet -- miniature` or `-- sd-2.1`; without a filter both.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 
 mod common;
 use burn::tensor::Tensor;
-use common::{device, normal, sync};
+use common::{device, miniature, normal, sync};
 use swiftbrush_unet::UNetConfig;
+
+fn miniature_config() -> UNetConfig {
+    UNetConfig::from_folder(&miniature(), "unet").expect("the miniature has a denoiser")
+}
 
 fn unet(c: &mut Criterion) {
     let device = device();
     let mut group = c.benchmark_group("unet");
     group.sample_size(10);
     for (name, config, length) in [
-        ("tiny", UNetConfig::tiny(), 20),
+        ("miniature", miniature_config(), 20),
         ("sd-2.1", UNetConfig::default(), 77),
     ] {
         let mut network = None;

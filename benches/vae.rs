@@ -1,23 +1,26 @@
 //! Decoding latents, with the full autoencoder and the tiny one.
 //!
-//! `cargo bench --bench vae -- tiny` or `-- sd-2.1`; without a filter both.
+//! `cargo bench --bench vae -- miniature` or `-- sd-2.1`; without a filter both.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 
 mod common;
-use common::{device, normal, sync};
+use common::{device, miniature, normal, sync};
 use swiftbrush_vae::{AutoencoderKlConfig, AutoencoderTinyConfig};
+
+const HAS_BOTH: &str = "the miniature has both networks";
 
 fn decoders(c: &mut Criterion) {
     let device = device();
     let mut group = c.benchmark_group("vae");
     group.sample_size(10);
+    let folder = miniature();
     let sizes = [
         (
-            "tiny",
-            AutoencoderKlConfig::tiny(),
-            AutoencoderTinyConfig::tiny(),
-            16,
+            "miniature",
+            AutoencoderKlConfig::from_folder(&folder, "vae").expect(HAS_BOTH),
+            AutoencoderTinyConfig::from_folder(&folder, "taesd").expect(HAS_BOTH),
+            8,
         ),
         (
             "sd-2.1",

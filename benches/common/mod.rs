@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each bench uses a part")]
 
 use burn::tensor::{Device, Distribution, Tensor};
+use swiftbrush_checkpoint::Folder;
 
 /// The first backend of this build.
 pub(crate) fn device() -> Device {
@@ -11,6 +12,12 @@ pub(crate) fn device() -> Device {
     return Device::wgpu(burn::tensor::DeviceKind::DefaultDevice);
     #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
     Device::flex()
+}
+
+/// The model that ships with the examples.
+pub(crate) fn miniature() -> Folder {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/miniature/model");
+    Folder::open(path).expect("it is part of the repository")
 }
 
 pub(crate) fn normal<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {

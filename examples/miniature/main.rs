@@ -32,6 +32,7 @@ use clap::{Parser, Subcommand};
 use swiftbrush_checkpoint::{Folder, write_json};
 use swiftbrush_clip::{Clip, ClipConfig, TextConfig, TextEncoder, Tokenizer};
 use swiftbrush_pipeline::Method;
+use swiftbrush_trainer::Recipe;
 use swiftbrush_unet::UNet;
 use swiftbrush_vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, AutoencoderTinyConfig};
 use swiftbrush_weight_interp::interpolate_files;
@@ -66,7 +67,6 @@ mod steps {
     pub(crate) const TEACHER: u64 = 11_000;
     pub(crate) const START: u64 = 3000;
     pub(crate) const TINY: u64 = 1500;
-    pub(crate) const STUDENT: u64 = 800;
 }
 
 #[derive(Debug, Subcommand)]
@@ -100,19 +100,21 @@ enum Command {
     Start {
         #[arg(long, default_value_t = steps::START)]
         steps: u64,
+        /// The denoiser whose weights it begins with.
+        #[arg(long, default_value = "teacher")]
+        from: String,
     },
-    /// Student A: all weights, variational score distillation.
-    StudentA {
-        #[arg(long, default_value_t = steps::STUDENT)]
-        steps: u64,
-    },
-    /// Student B: low-rank, with the clamped CLIP loss.
-    StudentB {
-        #[arg(long, default_value_t = steps::STUDENT)]
-        steps: u64,
-        /// Without the clamp, for the table.
+    /// A student: student_a (all weights, variational score distillation), student_b (low-rank, with the
+    /// clamped CLIP loss), student_b_unclamped (the same without the clamp, for the table).
+    Distill {
+        /// Its name.
+        name: String,
+        /// Settings [default: the file of its name beside the source].
         #[arg(long)]
-        unclamped: bool,
+        recipe: Option<PathBuf>,
+        /// The denoiser whose weights it begins with.
+        #[arg(long, default_value = "start")]
+        from: String,
     },
     /// Scores one of the denoisers on seen and unseen captions.
     Evaluate {
@@ -161,11 +163,11 @@ fn main() -> Result<()> {
         Command::Teacher { steps, from } => {
             teacher::train_teacher(&workshop, steps, from.as_deref())
         }
-        Command::Start { steps } => students::train_start(&workshop, steps),
-        Command::StudentA { steps } => {
-            students::distill(&workshop, "student_a", students::recipe_a(steps))
+        Command::Start { steps, from } => students::train_start(&workshop, steps, &from),
+        Command::Distill { name, recipe, from } => {
+            let recipe = recipe.unwrap_or_else(|| students::recipe_path(&name));
+            students::distill(&workshop, &name, &from, Recipe::open(&recipe)?)
         }
-        Command::StudentB { steps, unclamped } => make_student_b(&workshop, steps, unclamped),
         Command::Evaluate {
             name,
             captions,
@@ -181,21 +183,13 @@ fn make_all(workshop: &Workshop) -> Result<()> {
     make_autoencoder(workshop, steps::AUTOENCODER)?;
     make_clip(workshop, steps::CLIP)?;
     teacher::train_teacher(workshop, steps::TEACHER, None)?;
-    students::train_start(workshop, steps::START)?;
+    students::train_start(workshop, steps::START, "teacher")?;
     make_tiny(workshop, steps::TINY)?;
-    students::distill(workshop, "student_a", students::recipe_a(steps::STUDENT))?;
-    make_student_b(workshop, steps::STUDENT, false)?;
-    make_student_b(workshop, steps::STUDENT, true)?;
+    for name in ["student_a", "student_b", "student_b_unclamped"] {
+        let recipe = Recipe::open(&students::recipe_path(name))?;
+        students::distill(workshop, name, "start", recipe)?;
+    }
     merge(workshop, 0.5, "student_a", "student_b")
-}
-
-fn make_student_b(workshop: &Workshop, steps: u64, unclamped: bool) -> Result<()> {
-    let name = if unclamped {
-        "student_b_unclamped"
-    } else {
-        "student_b"
-    };
-    students::distill(workshop, name, students::recipe_b(steps, !unclamped))
 }
 
 fn make_autoencoder(workshop: &Workshop, steps: u64) -> Result<()> {

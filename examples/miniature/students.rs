@@ -3,18 +3,17 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData};
 use swiftbrush_checkpoint::{Archive, LazyTensor, write_atomically, write_tensors};
 use swiftbrush_clip::{Clip, TextEncoder, Tokenizer};
-use swiftbrush_lora::LoraConfig;
 use swiftbrush_pipeline::{Method, Request, noise, one_step};
 use swiftbrush_scheduler::NoiseSchedule;
 use swiftbrush_trainer::{
-    ClipNetworks, ClipRecipe, Distiller, Event, Networks, Prompts, Purpose, Random, Recipe, resume,
+    ClipNetworks, Distiller, Event, Networks, Prompts, Purpose, Random, Recipe, Threads, resume,
     run,
 };
 use swiftbrush_unet::UNet;
@@ -35,7 +34,9 @@ const LOOK_EVERY: u64 = 100;
 const PROMPTS: usize = 20_000;
 
 /// The stand-in for SD-Turbo: the teacher, taught to jump where its own eight guided steps of DDIM lead.
-pub(crate) fn train_start(workshop: &Workshop, steps: u64) -> Result<()> {
+///
+/// It begins with the weights of the denoiser `from`.
+pub(crate) fn train_start(workshop: &Workshop, steps: u64, from: &str) -> Result<()> {
     const BATCH: usize = 32 / PARTS as usize;
     let inner = &workshop.device;
     let device = inner.clone().autodiff();
@@ -74,7 +75,7 @@ pub(crate) fn train_start(workshop: &Workshop, steps: u64) -> Result<()> {
         eprintln!("step {step}: one step, {tally}");
         Ok(())
     };
-    let teacher = UNet::from_folder(&folder, "teacher", Some(DType::F32), inner)?
+    let beginning = UNet::from_folder(&folder, from, Some(DType::F32), inner)?
         .train()
         .unfreeze();
     let rate = Schedule {
@@ -83,7 +84,14 @@ pub(crate) fn train_start(workshop: &Workshop, steps: u64) -> Result<()> {
         ema: 0.99,
         parts: PARTS,
     };
-    let unet = train(&workshop.stage("start"), teacher, rate, &device, loss, look)?;
+    let unet = train(
+        &workshop.stage("start"),
+        beginning,
+        rate,
+        &device,
+        loss,
+        look,
+    )?;
     write_component(
         &folder.path("start"),
         "UNet2DConditionModel",
@@ -102,8 +110,8 @@ fn pairs(workshop: &Workshop) -> Result<PathBuf> {
     let pipeline = workshop.pipeline("teacher")?;
     let scenes = captions(workshop.seed ^ 3, PAIRS, false);
     let bar = progress_bar("pairs", PAIRS as u64, 0);
-    let (mut noises, mut latents) = (Vec::new(), Vec::new());
-    for (index, scenes) in scenes.chunks(64).enumerate() {
+    let parts: Vec<_> = scenes.chunks(64).enumerate().collect();
+    let painted = Threads::new(PARTS as usize).map(&parts, |&(index, scenes)| {
         let noise = noise(
             pipeline.latent_shape(scenes.len()),
             1_000_000 + index as u64,
@@ -115,65 +123,27 @@ fn pairs(workshop: &Workshop) -> Result<PathBuf> {
             guidance: GUIDANCE,
             ..Request::new(scenes.iter().map(Scene::caption))
         };
-        latents.push(pipeline.generate(&request, noise.clone())?.latents);
-        noises.push(noise);
+        let painting = pipeline.generate(&request, noise.clone())?;
         bar.inc(scenes.len() as u64);
-    }
+        Ok((noise, painting.latents))
+    });
+    let painted: Result<Vec<_>> = painted.into_iter().collect();
     bar.finish();
+    let (noises, latents): (Vec<_>, Vec<_>) = painted?.into_iter().unzip();
     let tensors = [("noise", noises), ("latents", latents)]
         .map(|(name, parts)| LazyTensor::ready(name, Tensor::cat(parts, 0).into_data()));
     write_tensors(&path, tensors.into(), HashMap::new())?;
     Ok(path)
 }
 
-/// Scheme A of the paper at the miniature's size.
-pub(crate) fn recipe_a(steps: u64) -> Recipe {
-    let everything = [
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "proj_in",
-        "proj_out",
-        "ff.net.0.proj",
-        "ff.net.2",
-    ];
-    Recipe {
-        steps,
-        batch: 16,
-        accumulation: 2,
-        student_every: 5,
-        learning_rate: 1e-5,
-        fake_learning_rate: 1e-3,
-        guidance: GUIDANCE,
-        ema_decay: 0.99,
-        fake_lora: LoraConfig::new(16, 32.0, everything),
-        save_every: 50,
-        preview_every: 0,
-        ..Recipe::full()
-    }
+/// Settings of a student that ships with the miniature: `NAME.toml` beside this file.
+pub(crate) fn recipe_path(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature");
+    folder.join(name).with_extension("toml")
 }
 
-/// Scheme B, with the clamped CLIP loss or with one that is never clamped.
-pub(crate) fn recipe_b(steps: u64, clamped: bool) -> Recipe {
-    let threshold = if clamped { CLIP_THRESHOLD } else { 1.0 };
-    Recipe {
-        learning_rate: 1e-4,
-        student_lora: Some(LoraConfig::new(32, 64.0, ["to_q", "to_k", "to_v"])),
-        clip: Some(ClipRecipe {
-            weight: 0.1,
-            threshold,
-        }),
-        ..recipe_a(steps)
-    }
-}
-
-/// τ for the miniature's CLIP, which gives a picture and its caption 0.93 and the captions with two
-/// colours or shapes exchanged 0.78.
-const CLIP_THRESHOLD: f64 = 0.9;
-
-/// Distils the starting student into the component `name`.
-pub(crate) fn distill(workshop: &Workshop, name: &str, recipe: Recipe) -> Result<()> {
+/// Distils the denoiser `from` into the component `name`.
+pub(crate) fn distill(workshop: &Workshop, name: &str, from: &str, recipe: Recipe) -> Result<()> {
     let device = &workshop.device;
     let folder = workshop.model()?;
     let config = unet_config();
@@ -188,7 +158,7 @@ pub(crate) fn distill(workshop: &Workshop, name: &str, recipe: Recipe) -> Result
         tokenizer: Tokenizer::from_folder(&folder, "tokenizer")?,
         text_encoder: TextEncoder::from_folder(&folder, "text_encoder", Some(DType::F32), device)?,
         teacher: UNet::from_folder(&folder, "teacher", Some(DType::F32), device)?,
-        student: UNet::from_folder(&folder, "start", Some(DType::F32), device)?,
+        student: UNet::from_folder(&folder, from, Some(DType::F32), device)?,
         schedule: NoiseSchedule::new(&scheduler("DDIMScheduler")),
         latents: [config.in_channels, config.sample_size, config.sample_size],
         clip,
@@ -213,7 +183,7 @@ pub(crate) fn distill(workshop: &Workshop, name: &str, recipe: Recipe) -> Result
             ControlFlow::Continue(())
         })?;
         let (unet, done) = (distiller.averaged_student(), distiller.n_steps());
-        let tally = one_step_sheet(workshop, "start", &unet, name, done)?;
+        let tally = one_step_sheet(workshop, from, &unet, name, done)?;
         eprintln!("step {done}: one step, {tally}");
     }
     bar.finish();

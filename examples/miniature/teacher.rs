@@ -210,9 +210,9 @@ impl Painter<'_> {
         Ok(Tally::new(&self.paint(&captions, 0)?, scenes))
     }
 
-    /// Paints 128 scenes, scores them and leaves them in `folder` for the eye.
+    /// Paints 256 scenes, scores them and leaves them in `folder` for the eye.
     pub(crate) fn sheet(&self, seed: u64, folder: &Path, step: u64) -> Result<Tally> {
-        let scenes = captions(seed, 128, false);
+        let scenes = captions(seed, 256, false);
         let captions: Vec<_> = scenes.iter().map(Scene::caption).collect();
         let pictures = self.paint(&captions, 0)?;
         write_png(&grid(&pictures, 16), &folder.join(format!("{step:06}.png")))?;

@@ -262,11 +262,10 @@ impl Distiller {
         report.check()?;
 
         if self.is_students_turn() {
-            self.student = self.student_adamw.step(
-                self.student.clone(),
-                student_grads,
-                self.recipe.learning_rate,
-            );
+            let rate = self.learning_rate();
+            self.student = self
+                .student_adamw
+                .step(self.student.clone(), student_grads, rate);
             self.ema.update(&self.student);
         }
         self.fake = self.fake_adamw.step(
@@ -285,6 +284,21 @@ impl Distiller {
             ..
         } = self.recipe;
         self.step >= student_after && (self.step + 1).is_multiple_of(student_every)
+    }
+
+    /// The student's, at its next update.
+    fn learning_rate(&self) -> f64 {
+        let Recipe {
+            learning_rate,
+            warm_up,
+            ..
+        } = self.recipe;
+        let next = self.student_adamw.n_steps() + 1;
+        if next < warm_up {
+            learning_rate * next as f64 / warm_up as f64
+        } else {
+            learning_rate
+        }
     }
 
     /// Losses and gradients of one batch.
@@ -357,7 +371,7 @@ impl Distiller {
             &self.networks.teacher,
             &self.fake.valid(),
             &self.networks.schedule,
-            self.recipe.guidance,
+            self.recipe.guidance(),
             latents,
             draw,
             context,

@@ -44,8 +44,17 @@ pub fn student_latents(
     )
 }
 
-/// The direction of variational score distillation at some latents: both teachers are asked with the
-/// same guidance, and the difference is weighed by σ_t² (arXiv 2408.14176, §3).
+/// Scales of classifier-free guidance with which the two teachers are asked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Guidance {
+    /// The teacher's.
+    pub teacher: f64,
+    /// The fake teacher's.
+    pub fake: f64,
+}
+
+/// The direction of variational score distillation at some latents: the difference of what the two
+/// teachers predict, weighed by σ_t² (arXiv 2408.14176, §3).
 ///
 /// # Shapes
 ///
@@ -56,7 +65,7 @@ pub fn distillation_gradient(
     teacher: &UNet,
     fake: &UNet,
     schedule: &NoiseSchedule,
-    guidance: f64,
+    guidance: Guidance,
     latents: Tensor<4>,
     draw: &StudentDraw,
     context: Tensor<3>,
@@ -66,12 +75,20 @@ pub fn distillation_gradient(
     let noisy = schedule.add_noise(latents, draw.renoise.clone(), timesteps);
     let [batch, length, width] = context.dims();
     let null_context = null_context.expand([batch, length, width]);
-    let guided = |unet: &UNet| {
+    let guided = |unet: &UNet, scale| {
         let ask = |context| ask(unet, schedule, noisy.clone(), timesteps, context);
-        guide(ask(context.clone()), ask(null_context.clone()), guidance)
+        let conditional = ask(context.clone());
+        if scale == 1.0 {
+            return conditional;
+        }
+        guide(conditional, ask(null_context.clone()), scale)
     };
     let (_, sigma) = schedule.alpha_sigma(timesteps, &noisy.device());
-    vsd_gradient(guided(teacher), guided(fake), sigma.powi_scalar(2))
+    let (teacher, fake) = (
+        guided(teacher, guidance.teacher),
+        guided(fake, guidance.fake),
+    );
+    vsd_gradient(teacher, fake, sigma.powi_scalar(2))
 }
 
 /// The student's loss of variational score distillation; see [`vsd_loss`].

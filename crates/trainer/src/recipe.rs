@@ -3,6 +3,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use swiftbrush_lora::LoraConfig;
 
+use crate::losses::Guidance;
 use crate::{AdamWConfig, Error};
 
 /// All settings of a run; the file is TOML and may leave out what it does not change.
@@ -28,6 +29,9 @@ pub struct Recipe {
     pub seed: u64,
     /// Learning rate of the student.
     pub learning_rate: f64,
+    /// Updates of the student over which its learning rate rises: 0 in the paper. AdamW's first updates are of
+    /// full length whatever the gradient, and one step divides by α_T: each is felt 14.6 times.
+    pub warm_up: u64,
     /// Learning rate of the fake teacher.
     pub fake_learning_rate: f64,
     /// Both optimisers.
@@ -36,8 +40,12 @@ pub struct Recipe {
     pub max_grad_norm: f64,
     /// Decay of the student's averaged weights.
     pub ema_decay: f64,
-    /// Scale of classifier-free guidance, for the teacher and the fake teacher alike.
+    /// Scale of classifier-free guidance of the teacher.
     pub guidance: f64,
+    /// The fake teacher's; without it the teacher's, as in the code of SwiftBrush v1, which leads the student to
+    /// what the teacher paints *without* guidance. 1 leads it to what the guided teacher paints, as in DMD2
+    /// (arXiv 2405.14867).
+    pub fake_guidance: Option<f64>,
     /// First timestep at which the two are compared.
     pub min_timestep: usize,
     /// Last timestep at which the two are compared.
@@ -85,11 +93,13 @@ impl Default for Recipe {
             accumulation: 4,
             seed: 0,
             learning_rate: 1e-6,
+            warm_up: 0,
             fake_learning_rate: 1e-3,
             adamw: AdamWConfig::default(),
             max_grad_norm: 1.0,
             ema_decay: 0.9999,
             guidance: 4.5,
+            fake_guidance: None,
             min_timestep: 20,
             max_timestep: 980,
             null_probability: 0.1,
@@ -131,6 +141,13 @@ impl Recipe {
         let recipe: Self = toml::from_str(&text).map_err(|error| bad(error.to_string()))?;
         recipe.check().map_err(bad)?;
         Ok(recipe)
+    }
+
+    pub(crate) fn guidance(&self) -> Guidance {
+        Guidance {
+            teacher: self.guidance,
+            fake: self.fake_guidance.unwrap_or(self.guidance),
+        }
     }
 
     pub(crate) fn check(&self) -> Result<(), String> {

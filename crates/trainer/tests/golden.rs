@@ -11,8 +11,8 @@ use swiftbrush_lora::{Adapters, insert};
 use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
 use swiftbrush_testing::{F32, Golden, assert_close, assert_values_close, device};
 use swiftbrush_trainer::losses::{
-    FakeDraw, StudentDraw, clip_loss, distillation_gradient, distillation_loss, fake_loss,
-    student_latents,
+    FakeDraw, Guidance, StudentDraw, clip_loss, distillation_gradient, distillation_loss,
+    fake_loss, student_latents,
 };
 use swiftbrush_trainer::{AdamW, AdamWConfig, Ema, NamedGradients};
 use swiftbrush_unet::{UNet, UNetConfig};
@@ -137,6 +137,41 @@ fn check_update(name: &str, found: &[f32], expected: &[f32], reach: f64) {
 }
 
 #[test]
+fn a_teacher_beside_itself_differs_by_its_guidance_alone() {
+    let golden = Golden::open(env!("CARGO_MANIFEST_DIR"), "step");
+    let step = Step {
+        golden,
+        device: device(),
+    };
+    let schedule = NoiseSchedule::new(&SchedulerConfig::default());
+    let draw = StudentDraw {
+        noise: step.tensor("noise"),
+        timesteps: step.timesteps("timesteps"),
+        renoise: step.tensor("renoise"),
+    };
+    let unet = step.unet("teacher");
+    let gradient = |teacher, fake| {
+        distillation_gradient(
+            &unet,
+            &unet,
+            &schedule,
+            Guidance { teacher, fake },
+            step.tensor("latents"),
+            &draw,
+            step.tensor("context"),
+            step.tensor("null_context"),
+        )
+    };
+    let largest = |x: Tensor<4>| x.abs().max().into_data().iter::<f32>().sum::<f32>();
+    let (twice, once) = (gradient(3.0, 1.0), gradient(2.0, 1.0));
+    assert!(largest(once.clone()) > 1e-4);
+    // ε_c + (s − 1)·(ε_c − ε_u) beside ε_c.
+    assert_close(twice, once * 2.0, 1e-4);
+    assert_eq!(largest(gradient(1.0, 1.0)), 0.0);
+    assert_eq!(largest(gradient(3.0, 3.0)), 0.0);
+}
+
+#[test]
 fn losses_gradients_and_new_weights_are_those_of_pytorch() {
     let golden = Golden::open(env!("CARGO_MANIFEST_DIR"), "step");
     let step = Step {
@@ -160,7 +195,10 @@ fn losses_gradients_and_new_weights_are_those_of_pytorch() {
         &step.unet("teacher"),
         &fake,
         &schedule,
-        4.5,
+        Guidance {
+            teacher: 4.5,
+            fake: 4.5,
+        },
         fixed.clone(),
         &draw,
         context.clone(),

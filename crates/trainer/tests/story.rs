@@ -150,6 +150,36 @@ fn between_its_turns_the_student_stands_still_while_the_fake_teacher_learns() {
 }
 
 #[test]
+fn the_students_learning_rate_rises_over_its_first_updates() {
+    let networks = networks(&device());
+    let first_update = |warm_up| {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = Recipe {
+            warm_up,
+            ..recipe()
+        };
+        let begin = named_tensors(&networks.student);
+        let end = train(recipe, &networks, folder.path(), 1).snapshot();
+        let moves = end.group("student").into_iter().flat_map(|(name, data)| {
+            let (begin, end): (Vec<f32>, Vec<f32>) =
+                (begin[&name].iter().collect(), data.iter().collect());
+            begin
+                .into_iter()
+                .zip(end)
+                .map(|(a, b)| (b - a).abs())
+                .collect::<Vec<_>>()
+        });
+        f64::from(moves.fold(0.0, f32::max))
+    };
+    // AdamW's first update has the length of the learning rate.
+    let full = recipe().learning_rate;
+    for (warm_up, expected) in [(0, full), (1, full), (4, full / 4.0)] {
+        let found = first_update(warm_up);
+        assert!((found / expected - 1.0).abs() < 0.01, "{warm_up}: {found}");
+    }
+}
+
+#[test]
 fn scheme_b_moves_only_the_students_adapters() {
     let folder = tempfile::tempdir().unwrap();
     let networks = networks(&device());
