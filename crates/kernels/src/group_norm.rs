@@ -251,8 +251,8 @@ pub(crate) fn backward<B: Backend>(
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Distribution, activation::silu};
-    use swiftbrush_testing::{assert_close, device};
+    use burn::tensor::activation::silu;
+    use swiftbrush_testing::{assert_close, device, random};
 
     use super::*;
 
@@ -279,18 +279,17 @@ mod tests {
     }
 
     fn inputs(shape: [usize; 4], device: &Device) -> (Tensor<4>, Tensor<1>, Tensor<1>) {
-        let normal = Distribution::Normal(0.3, 1.5);
         (
-            Tensor::random(shape, normal, device).require_grad(),
-            Tensor::random([shape[1]], normal, device).require_grad(),
-            Tensor::random([shape[1]], normal, device).require_grad(),
+            random(shape, 0, device).require_grad(),
+            random([shape[1]], 1, device).require_grad(),
+            random([shape[1]], 2, device).require_grad(),
         )
     }
 
     fn check(shape: [usize; 4], groups: usize, activation: Activation) {
         let device = device().autodiff();
         let (input, gamma, beta) = inputs(shape, &device);
-        let weight = Tensor::random(shape, Distribution::Normal(0.0, 1.0), &device);
+        let weight = random(shape, 3, &device);
         let run = |output: Tensor<4>| {
             let grads = (output.clone() * weight.clone()).sum().backward();
             let input = input.grad(&grads).unwrap();

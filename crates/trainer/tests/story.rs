@@ -154,8 +154,10 @@ fn the_students_learning_rate_rises_over_its_first_updates() {
     let networks = networks(&device());
     let first_update = |warm_up| {
         let folder = tempfile::tempdir().unwrap();
+        // With the guidance of the teacher, an untrained fake teacher says what the teacher says.
         let recipe = Recipe {
             warm_up,
+            fake_guidance: Some(1.0),
             ..recipe()
         };
         let begin = named_tensors(&networks.student);
