@@ -130,9 +130,10 @@ fn check_update(name: &str, found: &[f32], expected: &[f32], reach: f64) {
         "{name}: {off} of {} updates differ",
         found.len()
     );
+    let farthest = found.iter().map(|x| f64::from(x.abs())).fold(0.0, f64::max);
     assert!(
         found.iter().all(|x| f64::from(x.abs()) < 1.1 * reach),
-        "{name} moved too far"
+        "{name} moved by {farthest}, which is more than {reach}: {found:?}, not {expected:?}"
     );
 }
 
