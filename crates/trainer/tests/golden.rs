@@ -67,6 +67,14 @@ impl Step {
         insert(self.unet("teacher"), &Adapters::open(&path).unwrap()).unwrap()
     }
 
+    fn student_draw(&self) -> StudentDraw {
+        StudentDraw {
+            noise: self.tensor("noise"),
+            timesteps: self.timesteps("timesteps"),
+            renoise: self.tensor("renoise"),
+        }
+    }
+
     /// Clips, updates twice with the same gradient, and compares norm and weights.
     fn check_updates(&self, name: &str, mut unet: UNet, grads: NamedGradients, learning_rate: f64) {
         let (grads, norm) = grads.clip(1.0);
@@ -145,11 +153,7 @@ fn a_teacher_beside_itself_differs_by_its_guidance_alone() {
         device: device(),
     };
     let schedule = NoiseSchedule::new(&SchedulerConfig::default());
-    let draw = StudentDraw {
-        noise: step.tensor("noise"),
-        timesteps: step.timesteps("timesteps"),
-        renoise: step.tensor("renoise"),
-    };
+    let draw = step.student_draw();
     let unet = step.unet("teacher");
     let gradient = |teacher, fake| {
         distillation_gradient(
@@ -183,11 +187,7 @@ fn losses_gradients_and_new_weights_are_those_of_pytorch() {
     let context: Tensor<3> = step.tensor("context");
     let student = step.unet("student").train().unfreeze();
     let fake = step.fake();
-    let draw = StudentDraw {
-        noise: step.tensor("noise"),
-        timesteps: step.timesteps("timesteps"),
-        renoise: step.tensor("renoise"),
-    };
+    let draw = step.student_draw();
 
     let latents = student_latents(&student, &schedule, &draw, context.clone());
     let fixed = latents.clone().inner();
