@@ -25,6 +25,7 @@ use swiftbrush_weight_interp::interpolate;
 
 fn main() -> Result<()> {
     let device = shared::device(shared::DEVICES[0])?;
+    device.seed(0);
     let prompt = "a red circle above a green star on a white background".to_owned();
 
     // A prompt becomes tokens, tokens become states, noise and states become latents, latents a picture.
@@ -51,11 +52,14 @@ fn main() -> Result<()> {
         painting.images.dims()
     );
 
-    // Teacher and fake teacher disagree about the latents; the student moves, the fake teacher follows.
+    // Before its first step the fake teacher is the teacher; from the second on they disagree about the
+    // latents, and the student moves.
     let student = |recipe: Recipe| -> Result<_> {
         let mut distiller = Distiller::new(recipe, networks.clone(), &device)?;
-        let report = distiller.step(std::slice::from_ref(&prompt))?;
-        eprintln!("{}", serde_json::to_string(&report)?);
+        for _ in 0..2 {
+            let report = distiller.step(std::slice::from_ref(&prompt))?;
+            eprintln!("{}", serde_json::to_string(&report)?);
+        }
         Ok(distiller.student())
     };
     let a = student(small(Recipe::full()))?;
