@@ -168,8 +168,8 @@ fn causal_bias<B: Backend>(
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Distribution, activation::softmax};
-    use swiftbrush_testing::{assert_close, device};
+    use burn::tensor::activation::softmax;
+    use swiftbrush_testing::{assert_close, device, random};
 
     use super::*;
 
@@ -194,12 +194,9 @@ mod tests {
 
     fn check(queries: usize, keys: usize, mask: Mask) {
         let device = device().autodiff();
-        let random = |tokens| {
-            Tensor::<4>::random([2, 3, tokens, 8], Distribution::Normal(0.0, 1.0), &device)
-                .require_grad()
-        };
-        let inputs = [random(queries), random(keys), random(keys)];
-        let weight = Tensor::random([2, 3, queries, 8], Distribution::Normal(0.0, 1.0), &device);
+        let inputs = [(queries, 0), (keys, 1), (keys, 2)]
+            .map(|(tokens, seed)| random([2, 3, tokens, 8], seed, &device).require_grad());
+        let weight = random([2, 3, queries, 8], 3, &device);
 
         let run = |operation: fn(Tensor<4>, Tensor<4>, Tensor<4>, Mask) -> Tensor<4>| {
             let [query, key, value] = inputs.clone();

@@ -150,18 +150,16 @@ impl Conv2d {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Distribution, module};
-    use swiftbrush_testing::{assert_close, device};
+    use burn::tensor::module;
+    use swiftbrush_testing::{assert_close, device, random};
 
     use super::*;
 
     fn check(input: [usize; 4], weight: [usize; 4], stride: usize, padding: (usize, usize)) {
         let device = device().autodiff();
-        let random = |shape| {
-            Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device).require_grad()
-        };
-        let (input, weight) = (random(input), random(weight));
-        let bias = Tensor::<1>::random([weight.dims()[0]], Distribution::Normal(0.0, 1.0), &device);
+        let input = random(input, 0, &device).require_grad();
+        let bias = random([weight[0]], 1, &device);
+        let weight = random(weight, 2, &device).require_grad();
         let window = Window { stride, padding };
         let run = |output: Tensor<4>| {
             let grads = output.clone().powi_scalar(2).sum().backward();

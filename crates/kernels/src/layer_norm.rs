@@ -143,8 +143,7 @@ impl LayerNorm {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Distribution;
-    use swiftbrush_testing::{assert_close, device};
+    use swiftbrush_testing::{assert_close, device, random};
 
     use super::*;
 
@@ -152,11 +151,10 @@ mod tests {
     fn agrees_with_its_definition() {
         let device = device().autodiff();
         for shape in [[2, 5, 48], [1, 1, 7], [3, 2, 33]] {
-            let normal = Distribution::Normal(0.3, 1.5);
-            let input = Tensor::<3>::random(shape, normal, &device).require_grad();
-            let gamma = Tensor::<1>::random([shape[2]], normal, &device).require_grad();
-            let beta = Tensor::<1>::random([shape[2]], normal, &device).require_grad();
-            let weight = Tensor::random(shape, normal, &device);
+            let input = random(shape, 0, &device).require_grad();
+            let gamma = random([shape[2]], 1, &device).require_grad();
+            let beta = random([shape[2]], 2, &device).require_grad();
+            let weight = random(shape, 3, &device);
             let run = |output: Tensor<3>| {
                 let grads = (output.clone() * weight.clone()).sum().backward();
                 let input = input.grad(&grads).unwrap();

@@ -101,7 +101,7 @@ pub(crate) fn random_param<const D: usize>(
 #[cfg(test)]
 mod tests {
     use burn::module::Lora;
-    use swiftbrush_testing::{assert_close, device};
+    use swiftbrush_testing::{assert_close, device, random};
 
     use super::*;
 
@@ -149,9 +149,8 @@ mod tests {
         let layer = LinearConfig::new(6, 4)
             .init(&device)
             .apply_lora(Lora::new(2, 4.0));
-        let mut random = Fill(Distribution::Normal(0.0, 1.0));
-        let layer = layer.map(&mut random);
-        let input = Tensor::<2>::random([5, 6], Distribution::Normal(0.0, 1.0), &device);
+        let layer = layer.map(&mut Fill);
+        let input = random([5, 6], 0, &device);
 
         let dense = layer.weight.val();
         let expected = input.clone().matmul(dense.transpose())
@@ -159,11 +158,11 @@ mod tests {
         assert_close(layer.forward(input).inner(), expected.inner(), 1e-5);
     }
 
-    struct Fill(Distribution);
+    struct Fill;
 
     impl burn::module::ModuleMapper for Fill {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            param.map(|tensor| tensor.random_like(self.0))
+            param.map(|tensor| random(tensor.dims(), 1, &tensor.device()))
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Mutex;
 
 use burn::module::Module;
 use burn::tensor::Device;
@@ -18,6 +19,9 @@ use swiftbrush_unet::UNetConfig;
 use swiftbrush_vae::AutoencoderTinyConfig;
 
 fn networks(device: &Device) -> Networks {
+    // Tests share the device and its generator.
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let _alone = GENERATOR.lock();
     device.seed(1);
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../clip/tests/golden");
     let text = TextConfig {
