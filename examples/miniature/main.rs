@@ -38,7 +38,8 @@ use swiftbrush_vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, Autoen
 use swiftbrush_weight_interp::interpolate_files;
 
 use crate::first_stages::{
-    clip_config, kl_config, scaling_factor, tiny_config, train_autoencoder, train_clip, train_tiny,
+    clip_config, kl_config, scaling_factor, tiny_config, train_autoencoder, train_clip,
+    train_decoder, train_tiny,
 };
 use crate::model::{Workshop, scheduler, unet_config, write_component};
 use crate::scorer::Score;
@@ -66,6 +67,7 @@ mod steps {
     pub(crate) const CLIP: u64 = 3000;
     pub(crate) const TEACHER: u64 = 23_000;
     pub(crate) const START: u64 = 10_000;
+    pub(crate) const DECODER: u64 = 3000;
     pub(crate) const TINY: u64 = 4000;
 }
 
@@ -76,6 +78,11 @@ enum Command {
     /// The autoencoder.
     Autoencoder {
         #[arg(long, default_value_t = steps::AUTOENCODER)]
+        steps: u64,
+    },
+    /// The autoencoder's decoder, trained on for latents as imprecise as a denoiser's.
+    Decoder {
+        #[arg(long, default_value_t = steps::DECODER)]
         steps: u64,
     },
     /// The tiny autoencoder.
@@ -158,6 +165,7 @@ fn main() -> Result<()> {
     match args.command {
         Command::All => make_all(&workshop),
         Command::Autoencoder { steps } => make_autoencoder(&workshop, steps),
+        Command::Decoder { steps } => make_decoder(&workshop, steps),
         Command::Tiny { steps } => make_tiny(&workshop, steps),
         Command::Clip { steps } => make_clip(&workshop, steps),
         Command::Teacher { steps, from } => {
@@ -202,6 +210,26 @@ fn make_autoencoder(workshop: &Workshop, steps: u64) -> Result<()> {
     };
     write_component(
         &workshop.model()?.path("vae"),
+        "AutoencoderKL",
+        &config,
+        &kl,
+        DType::F32,
+    )
+}
+
+fn make_decoder(workshop: &Workshop, steps: u64) -> Result<()> {
+    let folder = workshop.model()?;
+    let kl = AutoencoderKl::from_folder(&folder, "vae", Some(DType::F32), &workshop.device)?;
+    let kl = train_decoder(
+        &workshop.stage("decoder"),
+        kl,
+        workshop.seed,
+        steps,
+        &workshop.device,
+    )?;
+    let config = AutoencoderKlConfig::from_folder(&folder, "vae")?;
+    write_component(
+        &folder.path("vae"),
         "AutoencoderKL",
         &config,
         &kl,

@@ -14,6 +14,6 @@ pub use archive::Archive;
 pub use error::{Error, Mismatch};
 pub use folder::{Folder, read_config, read_json};
 pub use module::{
-    ModulePath, load, load_prefixed, n_parameters, named_tensors, save, with_tensors,
+    ModulePath, load, load_prefixed, n_parameters, named_tensors, read, save, with_tensors,
 };
 pub use write::{LazyTensor, sha256, write_atomically, write_json, write_tensors};

@@ -215,9 +215,18 @@ impl ModuleVisitor for Collector {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.tensors
-            .insert(self.path.name(), param.base().into_data());
+        self.tensors.insert(self.path.name(), read(param.base()));
     }
+}
+
+/// The numbers of a tensor as they are now.
+///
+/// [`Tensor::into_data`] of burn's GPU backends leaves them on the device until somebody looks at them
+/// (burn-cubecl 0.22.1); if the tensor is updated in place before that, its new numbers are found.
+pub fn read<const D: usize>(tensor: Tensor<D>) -> TensorData {
+    let data = tensor.into_data();
+    data.as_bytes();
+    data
 }
 
 /// Number of elements in all parameters, without initialising any of them.
@@ -249,4 +258,20 @@ pub fn save<M: Module>(
         .map(|(name, data)| LazyTensor::ready(name, data.convert_dtype(dtype)))
         .collect();
     write_tensors(path, tensors, metadata)
+}
+
+#[cfg(test)]
+mod tests {
+    use swiftbrush_testing::device;
+
+    use super::*;
+
+    #[test]
+    fn what_was_read_outlives_an_update_in_place() {
+        let tensor = Tensor::<1>::from_data([1.0f32, 2.0], &device());
+        let before = read(tensor.clone());
+        let after = read(tensor * 10.0);
+        assert_eq!(before, TensorData::from([1.0f32, 2.0]));
+        assert_eq!(after, TensorData::from([10.0f32, 20.0]));
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use swiftbrush_checkpoint::ModulePath;
+use swiftbrush_checkpoint::{ModulePath, read};
 
 use crate::NamedGradients;
 
@@ -79,8 +79,8 @@ impl AdamW {
         moments
             .flat_map(|(name, [first, second])| {
                 [
-                    (format!("{name}.exp_avg"), first.to_data()),
-                    (format!("{name}.exp_avg_sq"), second.to_data()),
+                    (format!("{name}.exp_avg"), read(first.clone())),
+                    (format!("{name}.exp_avg_sq"), read(second.clone())),
                 ]
             })
             .collect()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use swiftbrush_checkpoint::ModulePath;
+use swiftbrush_checkpoint::{ModulePath, read};
 
 /// A running average of a module's parameters, in f32.
 ///
@@ -59,7 +59,7 @@ impl Ema {
     pub fn state(&self) -> BTreeMap<String, TensorData> {
         self.averages
             .iter()
-            .map(|(name, average)| (name.clone(), average.to_data()))
+            .map(|(name, average)| (name.clone(), read(average.clone())))
             .collect()
     }
 
