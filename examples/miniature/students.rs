@@ -24,8 +24,10 @@ use crate::teacher::{GUIDANCE, Painter, Tally, captions};
 use crate::training::{PARTS, Schedule, progress_bar, train};
 use crate::world::Scene;
 
-/// Pairs of noise and what the teacher makes of it.
-const PAIRS: usize = 16_384;
+/// Pairs of noise and what the teacher makes of it. A third of them were learned by heart.
+const PAIRS: usize = 49_152;
+/// Pairs in a file.
+const PAIRS_PER_FILE: usize = 4096;
 /// Steps of the teacher for a pair.
 const PAIR_STEPS: usize = 8;
 /// Steps of distillation between two looks at what the student paints.
@@ -41,13 +43,10 @@ pub(crate) fn train_start(workshop: &Workshop, steps: u64, from: &str) -> Result
     let inner = &workshop.device;
     let device = inner.clone().autodiff();
     let folder = workshop.model()?;
-    let pairs = Archive::open(pairs(workshop)?)?;
-    let tensor =
-        |name: &str| -> Result<Tensor<4>> { Ok(Tensor::from_data(pairs.read(name)?, inner)) };
-    let (noises, targets) = (tensor("noise")?, tensor("latents")?);
+    let scenes = captions(workshop.seed ^ 3, PAIRS, false);
+    let (noises, targets) = pairs(workshop, &scenes)?;
     let tokenizer = Tokenizer::from_folder(&folder, "tokenizer")?;
     let text_encoder = TextEncoder::from_folder(&folder, "text_encoder", Some(DType::F32), inner)?;
-    let scenes = captions(workshop.seed ^ 3, PAIRS, false);
     let prompts: Vec<_> = scenes.iter().map(Scene::caption).collect();
     let schedule = NoiseSchedule::new(&scheduler("DDIMScheduler"));
 
@@ -101,39 +100,49 @@ pub(crate) fn train_start(workshop: &Workshop, steps: u64, from: &str) -> Result
     )
 }
 
-/// Noise and the latents that the teacher makes of it, as a file.
-fn pairs(workshop: &Workshop) -> Result<PathBuf> {
-    let path = workshop.stage("start").join("pairs.safetensors");
-    if path.is_file() {
-        return Ok(path);
+/// Noise and the latents that the teacher makes of it for these scenes, kept in files.
+fn pairs(workshop: &Workshop, scenes: &[Scene]) -> Result<(Tensor<4>, Tensor<4>)> {
+    let bar = progress_bar("pairs", scenes.len() as u64, 0);
+    let mut parts = [vec![], vec![]];
+    for (index, scenes) in scenes.chunks(PAIRS_PER_FILE).enumerate() {
+        let path = workshop
+            .stage("start")
+            .join(format!("pairs-{index:03}.safetensors"));
+        if !path.is_file() {
+            write_pairs(workshop, index, scenes, &path)?;
+        }
+        let file = Archive::open(path)?;
+        for (name, parts) in ["noise", "latents"].into_iter().zip(&mut parts) {
+            parts.push(Tensor::from_data(file.read(name)?, &workshop.device));
+        }
+        bar.inc(scenes.len() as u64);
     }
+    bar.finish();
+    let [noises, latents] = parts.map(|parts| Tensor::cat(parts, 0));
+    Ok((noises, latents))
+}
+
+/// Has the teacher paint the scenes of one file, with noise that its index decides.
+fn write_pairs(workshop: &Workshop, index: usize, scenes: &[Scene], path: &Path) -> Result<()> {
+    const BATCH: usize = 64;
     let pipeline = workshop.pipeline("teacher")?;
-    let scenes = captions(workshop.seed ^ 3, PAIRS, false);
-    let bar = progress_bar("pairs", PAIRS as u64, 0);
-    let parts: Vec<_> = scenes.chunks(64).enumerate().collect();
-    let painted = Threads::new(PARTS as usize).map(&parts, |&(index, scenes)| {
-        let noise = noise(
-            pipeline.latent_shape(scenes.len()),
-            1_000_000 + index as u64,
-            &workshop.device,
-        );
-        let method = Method::Ddim(PAIR_STEPS);
+    let first_seed = 1_000_000 + (index * PAIRS_PER_FILE / BATCH) as u64;
+    let parts: Vec<_> = (first_seed..).zip(scenes.chunks(BATCH)).collect();
+    let painted = Threads::new(PARTS as usize).map(&parts, |&(seed, scenes)| {
+        let noise = noise(pipeline.latent_shape(scenes.len()), seed, &workshop.device);
         let request = Request {
-            method,
+            method: Method::Ddim(PAIR_STEPS),
             guidance: GUIDANCE,
             ..Request::new(scenes.iter().map(Scene::caption))
         };
         let painting = pipeline.generate(&request, noise.clone())?;
-        bar.inc(scenes.len() as u64);
         Ok((noise, painting.latents))
     });
     let painted: Result<Vec<_>> = painted.into_iter().collect();
-    bar.finish();
     let (noises, latents): (Vec<_>, Vec<_>) = painted?.into_iter().unzip();
     let tensors = [("noise", noises), ("latents", latents)]
         .map(|(name, parts)| LazyTensor::ready(name, Tensor::cat(parts, 0).into_data()));
-    write_tensors(&path, tensors.into(), HashMap::new())?;
-    Ok(path)
+    Ok(write_tensors(path, tensors.into(), HashMap::new())?)
 }
 
 /// Settings of a student that ships with the miniature: `NAME.toml` beside this file.
