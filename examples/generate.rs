@@ -16,12 +16,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use clap::{Parser, ValueEnum};
 use image::RgbImage;
 use swiftbrush_checkpoint::{Archive, Folder, LazyTensor, write_tensors};
 use swiftbrush_lora::{Adapters, fuse};
 use swiftbrush_pipeline::{Decoder, Method, Painting, Request, TextToImage, noise};
+use swiftbrush_torch_noise::{CpuGenerator, CudaGenerator};
 use swiftbrush_vae::AutoencoderTiny;
 
 use shared::{device, enlarged, pictures, write_png};
@@ -43,6 +44,9 @@ struct Args {
     /// The first picture's seed; the next has the next.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Whose numbers a seed stands for; with PyTorch's, pictures of other programs can be painted again.
+    #[arg(long, default_value = "native")]
+    rng: RngName,
     /// Pictures of each prompt.
     #[arg(long, default_value_t = 1)]
     count: usize,
@@ -93,6 +97,16 @@ enum SamplerName {
     OneStep,
     Ddim,
     Euler,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RngName {
+    /// ChaCha, the same on every machine and device.
+    Native,
+    /// PyTorch's on the CPU: diffusers with a generator there, ComfyUI.
+    Cpu,
+    /// PyTorch's on CUDA: AUTOMATIC1111's interface.
+    Cuda,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -257,12 +271,15 @@ fn initial_noise(
         return Ok(Tensor::from_data(data, device));
     }
     let shape = pipeline.latent_shape(1);
-    Ok(Tensor::cat(
-        jobs.iter()
-            .map(|(_, seed)| noise(shape, *seed, device))
-            .collect(),
-        0,
-    ))
+    let count = shape.iter().product();
+    let of_torch = |numbers: Vec<f32>| Tensor::from_data(TensorData::new(numbers, shape), device);
+    let of_seed = |seed| match args.rng {
+        RngName::Native => noise(shape, seed, device),
+        RngName::Cpu => of_torch(CpuGenerator::new(seed).randn(count)),
+        RngName::Cuda => of_torch(CudaGenerator::new(seed).randn(count)),
+    };
+    let noises = jobs.iter().map(|(_, seed)| of_seed(*seed));
+    Ok(Tensor::cat(noises.collect(), 0))
 }
 
 fn save_tensors(path: &Path, painting: &Painting, noise: Tensor<4>) -> Result<()> {
@@ -322,6 +339,29 @@ mod tests {
             assert!(error.contains(path), "{error}");
         }
         assert_eq!(std::fs::read_to_string(&file)?, "mine");
+        Ok(())
+    }
+
+    /// What `torch.randn(1, 4, 8, 8)` begins with after `torch.manual_seed` of 0 and of 1.
+    #[test]
+    fn a_seed_can_stand_for_pytorchs_numbers() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = |name| folder.path().join(name).display().to_string();
+        let (picture, tensors) = (path("picture.png"), path("all.safetensors"));
+        let half = 4 * 8 * 8;
+        for (rng, place, expected) in [
+            ("cpu", 0, -1.125_8),
+            ("cpu", half, -1.525_6),
+            ("cuda", 0, -0.924_7),
+        ] {
+            let rest = ["--rng", rng, "--count", "2", "--batch", "2"];
+            let files = ["--output", &path("folder"), "--save-tensors", &tensors];
+            paint(&[&rest[..], &files[..]].concat())?;
+            let noise: Vec<f32> = Archive::open(&tensors)?.read("noise")?.iter().collect();
+            let found = noise[place];
+            assert!((found - expected).abs() < 6e-5, "{rng} at {place}: {found}");
+        }
+        assert!(paint(&["--rng", "numpy", "--output", &picture]).is_err());
         Ok(())
     }
 

@@ -65,9 +65,9 @@ struct Args {
 mod steps {
     pub(crate) const AUTOENCODER: u64 = 4500;
     pub(crate) const CLIP: u64 = 3000;
-    pub(crate) const TEACHER: u64 = 23_000;
+    pub(crate) const TEACHER: u64 = 33_000;
     pub(crate) const START: u64 = 10_000;
-    pub(crate) const DECODER: u64 = 3000;
+    pub(crate) const DECODER: u64 = 8000;
     pub(crate) const TINY: u64 = 4000;
 }
 
@@ -189,6 +189,7 @@ fn main() -> Result<()> {
 
 fn make_all(workshop: &Workshop) -> Result<()> {
     make_autoencoder(workshop, steps::AUTOENCODER)?;
+    make_decoder(workshop, steps::DECODER)?;
     make_clip(workshop, steps::CLIP)?;
     teacher::train_teacher(workshop, steps::TEACHER, None)?;
     students::train_start(workshop, steps::START, "teacher")?;

@@ -35,7 +35,8 @@ impl Ema {
         };
         for (name, weight) in flat_tensors(module) {
             let average = match self.averages.remove(&name) {
-                Some(average) => average * decay + weight * (1.0 - decay),
+                // In this form a weight that is not trained stays as it is, to the bit.
+                Some(average) => average.clone() + (weight - average) * (1.0 - decay),
                 None => weight,
             };
             self.averages.insert(name, average);
