@@ -53,7 +53,7 @@ struct Args {
     /// How latents are made of noise [default: what fits the model].
     #[arg(long)]
     sampler: Option<SamplerName>,
-    /// Network calls of ddim and euler.
+    /// Steps of the other samplers.
     #[arg(long)]
     steps: Option<usize>,
     /// Scale of classifier-free guidance; 1 is none.
@@ -97,6 +97,9 @@ enum SamplerName {
     OneStep,
     Ddim,
     Euler,
+    /// DPM-Solver++(2M).
+    DpmSolver,
+    Pndm,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -244,9 +247,13 @@ fn method(args: &Args, pipeline: &TextToImage) -> Result<Method> {
         }
         (Some(SamplerName::Ddim), steps) => Method::Ddim(steps.unwrap_or(25)),
         (Some(SamplerName::Euler), steps) => Method::Euler(steps.unwrap_or(25)),
+        (Some(SamplerName::DpmSolver), steps) => Method::DpmSolver(steps.unwrap_or(25)),
+        (Some(SamplerName::Pndm), steps) => Method::Pndm(steps.unwrap_or(25)),
         (None, None) => pipeline.default_method(),
         (None, Some(steps)) => match pipeline.default_method() {
             Method::Euler(_) => Method::Euler(steps),
+            Method::DpmSolver(_) => Method::DpmSolver(steps),
+            Method::Pndm(_) => Method::Pndm(steps),
             Method::OneStep | Method::Ddim(_) => Method::Ddim(steps),
         },
     })

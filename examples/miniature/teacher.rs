@@ -182,10 +182,7 @@ impl Painter<'_> {
     /// Calls of the network for a picture.
     pub(crate) fn n_calls(&self) -> usize {
         let per_step = if self.guidance == 1.0 { 1 } else { 2 };
-        match self.method {
-            Method::OneStep => per_step,
-            Method::Ddim(steps) | Method::Euler(steps) => steps * per_step,
-        }
+        self.method.n_calls() * per_step
     }
 
     /// Pictures of captions, 64 at a time, the noise of each 64 from a seed of its own.

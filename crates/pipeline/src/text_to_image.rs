@@ -5,7 +5,7 @@ use rand_distr::{Distribution, StandardNormal};
 use swiftbrush_checkpoint::Folder;
 use swiftbrush_clip::{TextEncoder, Tokenizer};
 use swiftbrush_scheduler::{
-    Ddim, Euler, NoiseSchedule, Sampler, SchedulerConfig, TimestepSpacing, guide,
+    NoiseSchedule, Predicts, Sampler, SchedulerConfig, TimestepSpacing, guide,
 };
 use swiftbrush_unet::{UNet, UNetConfig};
 use swiftbrush_vae::{AutoencoderKl, AutoencoderTiny};
@@ -51,6 +51,9 @@ fn predict(
     schedule.predicted_noise(output, noisy, timesteps)
 }
 
+/// Predictions that the sampler with the longest memory, PNDM, looks back on.
+const LONGEST_MEMORY: usize = 5;
+
 /// Unit normal noise, the same for a seed on every machine and device.
 ///
 /// # Shapes
@@ -73,6 +76,22 @@ pub enum Method {
     Ddim(usize),
     /// Euler with this many steps; one step with trailing spacing is SD-Turbo's own rule.
     Euler(usize),
+    /// DPM-Solver++(2M) with this many steps.
+    DpmSolver(usize),
+    /// PNDM with this many steps, and a call more than steps.
+    Pndm(usize),
+}
+
+impl Method {
+    /// Calls of the network for a picture, without guidance; guidance doubles them.
+    pub fn n_calls(self) -> usize {
+        match self {
+            Self::OneStep => 1,
+            Self::Ddim(steps) | Self::Euler(steps) | Self::DpmSolver(steps) => steps,
+            Self::Pndm(steps) if steps > 1 => steps + 1,
+            Self::Pndm(steps) => steps,
+        }
+    }
 }
 
 /// What to paint.
@@ -304,8 +323,13 @@ impl TextToImage {
         }
         match request.method {
             Method::OneStep => Ok(()),
-            Method::Ddim(steps) | Method::Euler(steps) if (1..=train).contains(&steps) => Ok(()),
-            Method::Ddim(steps) | Method::Euler(steps) => {
+            Method::Ddim(steps)
+            | Method::Euler(steps)
+            | Method::DpmSolver(steps)
+            | Method::Pndm(steps) => {
+                if (1..=train).contains(&steps) {
+                    return Ok(());
+                }
                 refuse(format!("{steps} steps; there can be 1 to {train}"))
             }
         }
@@ -343,24 +367,41 @@ impl TextToImage {
                 let predicted = predict(noise.clone(), schedule.last() as f64);
                 return schedule.predicted_latents(noise, predicted, &timesteps);
             }
-            Method::Ddim(steps) => Sampler::Ddim(Ddim::new(&self.scheduler, steps)),
-            Method::Euler(steps) => Sampler::Euler(Euler::new(&self.scheduler, steps)),
+            Method::Ddim(steps) => Sampler::ddim(&self.scheduler, steps),
+            Method::Euler(steps) => Sampler::euler(&self.scheduler, steps),
+            Method::DpmSolver(steps) => Sampler::dpm_solver(&self.scheduler, steps),
+            Method::Pndm(steps) => Sampler::pndm(&self.scheduler, steps),
         };
-        let start = noise.cast(FloatDType::F32) * sampler.initial_scale();
-        sampler.steps().iter().fold(start, |latents, step| {
-            let predicted = predict(step.input(latents.clone()), step.timestep);
-            step.advance(latents, predicted)
-        })
+        let mut latents = noise.cast(FloatDType::F32) * sampler.initial_scale();
+        let mut predictions = Vec::new();
+        for step in sampler.steps() {
+            let input = step.input(latents.clone());
+            let noise = predict(input.clone(), step.timestep);
+            let prediction = match sampler.predicts() {
+                Predicts::Noise => noise,
+                Predicts::Latents => {
+                    let timesteps = vec![step.timestep as usize; request.prompts.len()];
+                    schedule.predicted_latents(input, noise, &timesteps)
+                }
+            };
+            predictions.insert(0, prediction);
+            predictions.truncate(LONGEST_MEMORY);
+            latents = step.advance(latents, &predictions);
+        }
+        latents
     }
 
     /// The method that fits the folder's scheduler: its own one-step rule for models whose only step
-    /// is the last timestep, 25 steps of DDIM for the rest.
+    /// is the last timestep, else 25 steps of the scheduler that it names, or of DDIM if it is none of ours.
     pub fn default_method(&self) -> Method {
         match (
             self.scheduler.class_name.as_str(),
             self.scheduler.timestep_spacing,
         ) {
             ("EulerDiscreteScheduler", TimestepSpacing::Trailing) => Method::Euler(1),
+            ("EulerDiscreteScheduler", _) => Method::Euler(25),
+            ("DPMSolverMultistepScheduler", _) => Method::DpmSolver(25),
+            ("PNDMScheduler", _) => Method::Pndm(25),
             ("DDPMScheduler", _) => Method::OneStep,
             _ => Method::Ddim(25),
         }

@@ -53,6 +53,17 @@ fn euler_with_guidance() {
 }
 
 #[test]
+fn dpm_solver_with_guidance() {
+    check(&pipeline(), "dpm", Method::DpmSolver(5), 3.0);
+}
+
+#[test]
+fn pndm_with_guidance() {
+    assert_eq!(Method::Pndm(6).n_calls(), 7);
+    check(&pipeline(), "pndm", Method::Pndm(6), 3.0);
+}
+
+#[test]
 fn sd_turbos_rule_with_the_tiny_decoder() {
     let mut pipeline = pipeline();
     pipeline.scheduler = SchedulerConfig {
@@ -65,6 +76,25 @@ fn sd_turbos_rule_with_the_tiny_decoder() {
     pipeline.decoder = Decoder::Tiny(tiny.expect("it is whole"));
     assert_eq!(pipeline.default_method(), Method::Euler(1));
     check(&pipeline, "turbo", Method::Euler(1), 1.0);
+}
+
+#[test]
+fn the_default_is_the_scheduler_that_the_folder_names() {
+    let mut pipeline = pipeline();
+    for (name, method) in [
+        ("PNDMScheduler", Method::Pndm(25)),
+        ("DPMSolverMultistepScheduler", Method::DpmSolver(25)),
+        ("EulerDiscreteScheduler", Method::Euler(25)),
+        ("DDIMScheduler", Method::Ddim(25)),
+        ("DDPMScheduler", Method::OneStep),
+    ] {
+        pipeline.scheduler = SchedulerConfig {
+            class_name: name.to_owned(),
+            timestep_spacing: TimestepSpacing::Leading,
+            ..pipeline.scheduler
+        };
+        assert_eq!(pipeline.default_method(), method);
+    }
 }
 
 #[test]

@@ -41,8 +41,7 @@ pub enum TimestepSpacing {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SchedulerConfig {
-    /// The scheduler class that the folder names; [`Sampler::for_class`](crate::Sampler::for_class)
-    /// says which sampler stands for it.
+    /// The scheduler class that the folder names.
     #[serde(rename = "_class_name")]
     pub class_name: String,
     /// Timesteps of the diffusion that the network was trained on.

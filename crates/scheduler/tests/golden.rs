@@ -1,7 +1,7 @@
 //! Against diffusers: `golden/make.py` writes the numbers.
 
 use serde::Deserialize;
-use swiftbrush_scheduler::{Ddim, Euler, Sampler, SchedulerConfig};
+use swiftbrush_scheduler::{NoiseSchedule, Predicts, Sampler, SchedulerConfig};
 
 #[derive(Deserialize)]
 struct Case {
@@ -21,14 +21,18 @@ fn samplers_take_the_steps_of_diffusers() {
     for case in cases {
         let config = SchedulerConfig::from_json(&case.config.to_string()).unwrap();
         let sampler = match case.kind.as_str() {
-            "ddim" => Sampler::Ddim(Ddim::new(&config, case.steps)),
-            _ => Sampler::Euler(Euler::new(&config, case.steps)),
+            "ddim" => Sampler::ddim(&config, case.steps),
+            "dpm" => Sampler::dpm_solver(&config, case.steps),
+            "pndm" => Sampler::pndm(&config, case.steps),
+            _ => Sampler::euler(&config, case.steps),
         };
+        let schedule = NoiseSchedule::new(&config);
         let name = format!(
             "{} {:?}, {} steps",
             case.kind, config.timestep_spacing, case.steps
         );
         let mut x = 0.7 * sampler.initial_scale();
+        let mut predictions = Vec::new();
         for (index, step) in sampler.steps().iter().enumerate() {
             let expected = case.timesteps[index];
             assert!(
@@ -37,7 +41,16 @@ fn samplers_take_the_steps_of_diffusers() {
                 step.timestep
             );
             let noise = 0.3 * x * step.input_scale + 0.1 * step.timestep.cos();
-            x = x * step.keep + noise * step.noise;
+            let t = step.timestep as usize;
+            predictions.insert(
+                0,
+                match sampler.predicts() {
+                    Predicts::Noise => noise,
+                    Predicts::Latents => (x - schedule.sigma(t) * noise) / schedule.alpha(t),
+                },
+            );
+            let terms = step.predicted.iter().zip(&predictions);
+            x = x * step.keep + terms.map(|(factor, value)| factor * value).sum::<f64>();
             let expected = case.trace[index];
             let error = (x - expected).abs() / expected.abs().max(1.0);
             assert!(

@@ -4,8 +4,8 @@ Weights and noise are rounded to f32, everything is then computed in f64 and sto
 Run with diffusers 0.42, transformers 5.23 and torch 2.15: python make.py
 """
 import json, pathlib, shutil, torch
-from diffusers import (AutoencoderKL, AutoencoderTiny, DDIMScheduler, EulerDiscreteScheduler,
-                       StableDiffusionPipeline, UNet2DConditionModel)
+from diffusers import (AutoencoderKL, AutoencoderTiny, DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler,
+                       PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel)
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -74,6 +74,8 @@ ddim = DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False)
 euler = lambda spacing: EulerDiscreteScheduler(**SCHEDULE, timestep_spacing=spacing)
 paint("ddim", ddim, vae, num_inference_steps=3, guidance_scale=4.5)
 paint("euler", euler("leading"), vae, num_inference_steps=4, guidance_scale=3.0)
+paint("dpm", DPMSolverMultistepScheduler(**SCHEDULE, timestep_spacing="leading"), vae, num_inference_steps=5, guidance_scale=3.0)
+paint("pndm", PNDMScheduler(**SCHEDULE, skip_prk_steps=True), vae, num_inference_steps=6, guidance_scale=3.0)
 paint("turbo", euler("trailing"), tiny, num_inference_steps=1, guidance_scale=0.0)
 save_file({k: (v if v.dtype == torch.int64 else v.detach().float()).contiguous() for k, v in tensors.items()},
           HERE / "paintings.safetensors")

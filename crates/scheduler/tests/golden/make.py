@@ -1,10 +1,10 @@
-"""Writes samplers.json: runs of diffusers' DDIM and Euler schedulers on one number with a made-up network.
+"""Writes samplers.json: runs of diffusers' schedulers on one number with a made-up network.
 
 The network answers 0.3·x + 0.1·cos(t), so that every step depends on all before it. Run with diffusers 0.42:
 python make.py
 """
 import json, math, pathlib, torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
 
 HERE = pathlib.Path(__file__).parent
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
@@ -14,10 +14,18 @@ for kind, spacing, offset, steps, one in [
     ("ddim", "trailing", 1, 1, False), ("ddim", "linspace", 1, 10, False),
     ("euler", "trailing", 1, 1, False), ("euler", "trailing", 1, 4, False), ("euler", "leading", 1, 25, False),
     ("euler", "linspace", 1, 10, False),
+    ("dpm", "linspace", 1, 20, False), ("dpm", "leading", 1, 7, False), ("dpm", "trailing", 1, 4, False),
+    ("dpm", "trailing", 1, 1, False),
+    ("pndm", "leading", 1, 25, False), ("pndm", "leading", 1, 2, False), ("pndm", "leading", 1, 1, True),
+    ("pndm", "trailing", 0, 6, False), ("pndm", "linspace", 0, 10, False),
 ]:
     config = BETAS | dict(timestep_spacing=spacing, steps_offset=offset)
     if kind == "ddim":
         scheduler = DDIMScheduler(**config, set_alpha_to_one=one, clip_sample=False)
+    elif kind == "dpm":
+        scheduler = DPMSolverMultistepScheduler(**config)
+    elif kind == "pndm":
+        scheduler = PNDMScheduler(**config, set_alpha_to_one=one, skip_prk_steps=True)
     else:
         scheduler = EulerDiscreteScheduler(**config)
     scheduler.set_timesteps(steps)
