@@ -82,7 +82,7 @@ impl Sampler {
     /// If `n_steps` is zero or more than the training timesteps.
     pub fn ddim(config: &SchedulerConfig, n_steps: usize) -> Self {
         let schedule = NoiseSchedule::new(config);
-        let stride = config.num_train_timesteps / n_steps;
+        let stride = train_timesteps(config, n_steps) / n_steps;
         let steps = whole_timesteps(config, n_steps)
             .into_iter()
             .map(|timestep| {
@@ -194,7 +194,7 @@ impl Sampler {
     /// If `n_steps` is zero or more than the training timesteps.
     pub fn pndm(config: &SchedulerConfig, n_steps: usize) -> Self {
         let schedule = NoiseSchedule::new(config);
-        let stride = config.num_train_timesteps / n_steps;
+        let stride = train_timesteps(config, n_steps) / n_steps;
         // x ← keep·x + noise·ε from a timestep to that a stride before it.
         let factors = |timestep: usize| {
             let now = schedule.alpha_cumprod(timestep.min(schedule.last()));
@@ -279,12 +279,18 @@ fn level(schedule: &NoiseSchedule, timestep: f64) -> f64 {
     at(below) + (at(above) - at(below)) * timestep.fract()
 }
 
-fn fractional_timesteps(config: &SchedulerConfig, n_steps: usize) -> Vec<f64> {
+/// Timesteps of the training, of which a sampler can visit so many.
+fn train_timesteps(config: &SchedulerConfig, n_steps: usize) -> usize {
     let train = config.num_train_timesteps;
     assert!(
         (1..=train).contains(&n_steps),
         "{n_steps} steps: there are 1 to {train}"
     );
+    train
+}
+
+fn fractional_timesteps(config: &SchedulerConfig, n_steps: usize) -> Vec<f64> {
+    let train = train_timesteps(config, n_steps);
     if config.timestep_spacing == TimestepSpacing::Linspace {
         let last = (train - 1) as f64;
         return match n_steps {
@@ -302,11 +308,7 @@ fn fractional_timesteps(config: &SchedulerConfig, n_steps: usize) -> Vec<f64> {
 }
 
 fn whole_timesteps(config: &SchedulerConfig, n_steps: usize) -> Vec<usize> {
-    let train = config.num_train_timesteps;
-    assert!(
-        (1..=train).contains(&n_steps),
-        "{n_steps} steps: there are 1 to {train}"
-    );
+    let train = train_timesteps(config, n_steps);
     match config.timestep_spacing {
         TimestepSpacing::Leading => {
             let stride = train / n_steps;
@@ -338,11 +340,7 @@ fn whole_timesteps(config: &SchedulerConfig, n_steps: usize) -> Vec<usize> {
 
 /// DPM-Solver's: one more than the steps, of which the last, where it ends, is left out.
 fn solver_timesteps(config: &SchedulerConfig, n_steps: usize) -> Vec<usize> {
-    let train = config.num_train_timesteps;
-    assert!(
-        (1..=train).contains(&n_steps),
-        "{n_steps} steps: there are 1 to {train}"
-    );
+    let train = train_timesteps(config, n_steps);
     match config.timestep_spacing {
         TimestepSpacing::Leading => {
             let stride = train / (n_steps + 1);
