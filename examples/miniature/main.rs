@@ -66,8 +66,8 @@ mod steps {
     pub(crate) const AUTOENCODER: u64 = 4500;
     pub(crate) const CLIP: u64 = 3000;
     pub(crate) const TEACHER: u64 = 33_000;
-    pub(crate) const START: u64 = 10_000;
-    pub(crate) const DECODER: u64 = 8000;
+    pub(crate) const START: u64 = 14_500;
+    pub(crate) const DECODER: u64 = 13_000;
     pub(crate) const TINY: u64 = 4000;
 }
 
