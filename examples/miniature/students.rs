@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData};
+use indicatif::ProgressBar;
 use swiftbrush_checkpoint::{Archive, LazyTensor, write_atomically, write_tensors};
 use swiftbrush_clip::{Clip, TextEncoder, Tokenizer};
 use swiftbrush_pipeline::{Method, Request, noise, one_step};
@@ -109,13 +110,13 @@ fn pairs(workshop: &Workshop, scenes: &[Scene]) -> Result<(Tensor<4>, Tensor<4>)
             .stage("start")
             .join(format!("pairs-{index:03}.safetensors"));
         if !path.is_file() {
-            write_pairs(workshop, index, scenes, &path)?;
+            write_pairs(workshop, index, scenes, &path, &bar)?;
         }
         let file = Archive::open(path)?;
         for (name, parts) in ["noise", "latents"].into_iter().zip(&mut parts) {
             parts.push(Tensor::from_data(file.read(name)?, &workshop.device));
         }
-        bar.inc(scenes.len() as u64);
+        bar.set_position((index * PAIRS_PER_FILE + scenes.len()) as u64);
     }
     bar.finish();
     let [noises, latents] = parts.map(|parts| Tensor::cat(parts, 0));
@@ -123,7 +124,13 @@ fn pairs(workshop: &Workshop, scenes: &[Scene]) -> Result<(Tensor<4>, Tensor<4>)
 }
 
 /// Has the teacher paint the scenes of one file, with noise that its index decides.
-fn write_pairs(workshop: &Workshop, index: usize, scenes: &[Scene], path: &Path) -> Result<()> {
+fn write_pairs(
+    workshop: &Workshop,
+    index: usize,
+    scenes: &[Scene],
+    path: &Path,
+    bar: &ProgressBar,
+) -> Result<()> {
     const BATCH: usize = 64;
     let pipeline = workshop.pipeline("teacher")?;
     let first_seed = 1_000_000 + (index * PAIRS_PER_FILE / BATCH) as u64;
@@ -136,6 +143,7 @@ fn write_pairs(workshop: &Workshop, index: usize, scenes: &[Scene], path: &Path)
             ..Request::new(scenes.iter().map(Scene::caption))
         };
         let painting = pipeline.generate(&request, noise.clone())?;
+        bar.inc(scenes.len() as u64);
         Ok((noise, painting.latents))
     });
     let painted: Result<Vec<_>> = painted.into_iter().collect();

@@ -223,6 +223,14 @@ impl ModuleVisitor for Collector {
 ///
 /// [`Tensor::into_data`] of burn's GPU backends leaves them on the device until somebody looks at them
 /// (burn-cubecl 0.22.1); if the tensor is updated in place before that, its new numbers are found.
+///
+/// # Shapes
+///
+/// - returns: shape and element type of the tensor
+///
+/// # Panics
+///
+/// If the device fails.
 pub fn read<const D: usize>(tensor: Tensor<D>) -> TensorData {
     let data = tensor.into_data();
     data.as_bytes();

@@ -51,9 +51,6 @@ fn predict(
     schedule.predicted_noise(output, noisy, timesteps)
 }
 
-/// Predictions that the sampler with the longest memory, PNDM, looks back on.
-const LONGEST_MEMORY: usize = 5;
-
 /// Unit normal noise, the same for a seed on every machine and device.
 ///
 /// # Shapes
@@ -321,17 +318,15 @@ impl TextToImage {
         if !request.guidance.is_finite() {
             return refuse(format!("guidance is {}", request.guidance));
         }
-        match request.method {
-            Method::OneStep => Ok(()),
-            Method::Ddim(steps)
-            | Method::Euler(steps)
-            | Method::DpmSolver(steps)
-            | Method::Pndm(steps) => {
-                if (1..=train).contains(&steps) {
-                    return Ok(());
-                }
-                refuse(format!("{steps} steps; there can be 1 to {train}"))
-            }
+        let (steps, most) = match request.method {
+            Method::OneStep => return Ok(()),
+            Method::Ddim(steps) | Method::Euler(steps) | Method::Pndm(steps) => (steps, train),
+            Method::DpmSolver(steps) => (steps, train - 1),
+        };
+        if (1..=most).contains(&steps) {
+            Ok(())
+        } else {
+            refuse(format!("{steps} steps; there can be 1 to {most}"))
         }
     }
 
@@ -385,7 +380,7 @@ impl TextToImage {
                 }
             };
             predictions.insert(0, prediction);
-            predictions.truncate(LONGEST_MEMORY);
+            predictions.truncate(sampler.memory());
             latents = step.advance(latents, &predictions);
         }
         latents

@@ -137,6 +137,11 @@ fn requests_that_cannot_be_painted_are_refused() {
         };
         assert!(ask(request, noise(2, 4)).contains("1 to 1000"));
     }
+    let thousand = Request {
+        method: Method::DpmSolver(1000),
+        ..request.clone()
+    };
+    assert!(ask(thousand, noise(2, 4)).contains("1 to 999"));
     let request = Request {
         guidance: f64::NAN,
         ..request

@@ -145,7 +145,7 @@ impl Sampler {
     ///
     /// # Panics
     ///
-    /// If `n_steps` is zero or more than the training timesteps.
+    /// If `n_steps` is zero, or not less than the training timesteps: some would be visited twice.
     pub fn dpm_solver(config: &SchedulerConfig, n_steps: usize) -> Self {
         let schedule = NoiseSchedule::new(config);
         let timesteps = solver_timesteps(config, n_steps);
@@ -251,6 +251,12 @@ impl Sampler {
         self.initial_scale
     }
 
+    /// How many predictions the step with the longest memory combines.
+    pub fn memory(&self) -> usize {
+        let lengths = self.steps.iter().map(|step| step.predicted.len());
+        lengths.max().unwrap_or_default()
+    }
+
     /// What the steps combine with the latents.
     pub fn predicts(&self) -> Predicts {
         self.predicts
@@ -341,6 +347,11 @@ fn whole_timesteps(config: &SchedulerConfig, n_steps: usize) -> Vec<usize> {
 /// DPM-Solver's: one more than the steps, of which the last, where it ends, is left out.
 fn solver_timesteps(config: &SchedulerConfig, n_steps: usize) -> Vec<usize> {
     let train = train_timesteps(config, n_steps);
+    assert!(
+        n_steps < train,
+        "{n_steps} steps: there are 1 to {}",
+        train - 1
+    );
     match config.timestep_spacing {
         TimestepSpacing::Leading => {
             let stride = train / (n_steps + 1);

@@ -2,8 +2,8 @@
 //!
 //! [`CpuGenerator`] stands for `torch.Generator("cpu")`, [`CudaGenerator`] for `torch.Generator("cuda")`;
 //! both give `torch.rand` and `torch.randn` in f32, as flat lists in the order of a contiguous tensor.
-//! On the CPU every bit is PyTorch's on x86; on CUDA uniform numbers agree in every bit, normal ones to
-//! the last places of the GPU's own logarithm and sine.
+//! On the CPU every bit is PyTorch's on x86; for CUDA cuRAND's formulas are followed, but for the GPU's own
+//! approximations of logarithm and sine.
 //!
 //! Diffusers draws on the CPU if its generator is there, which its documentation recommends for
 //! pictures that can be repeated; ComfyUI does by default; AUTOMATIC1111's interface draws on the GPU.

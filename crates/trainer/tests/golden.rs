@@ -271,6 +271,22 @@ fn averages_are_those_of_diffusers() {
     }
 }
 
+#[test]
+fn the_average_of_a_weight_that_stands_still_is_that_weight() {
+    let weight = swiftbrush_testing::random([100], 0, &device());
+    let module = Weight {
+        weight: Param::from_tensor(weight),
+    };
+    let mut ema = Ema::new(&module, 0.99);
+    for _ in 0..50 {
+        ema.update(&module);
+    }
+    assert_eq!(
+        named_tensors(&ema.apply(module.clone())),
+        named_tensors(&module)
+    );
+}
+
 #[derive(Module, Debug)]
 struct Weight {
     weight: Param<Tensor<1>>,
