@@ -16,7 +16,7 @@ fn towers(c: &mut Criterion) {
     let mut group = c.benchmark_group("clip");
     group.sample_size(10);
     let folder = miniature();
-    let text = TextConfig::from_folder(&folder, "text_encoder").expect(HAS_BOTH);
+    let text = TextConfig::from_model(&folder, "text_encoder").expect(HAS_BOTH);
     for (name, config) in [("miniature", text), ("sd-2.1", TextConfig::sd2())] {
         group.bench_function(format!("text encoder/{name}"), |bencher| {
             let encoder = config.init(&device);
@@ -24,7 +24,7 @@ fn towers(c: &mut Criterion) {
             bencher.iter(|| sync(encoder.forward(tokens.clone())));
         });
     }
-    let clip = ClipConfig::from_folder(&folder, "clip").expect(HAS_BOTH);
+    let clip = ClipConfig::from_model(&folder, "clip").expect(HAS_BOTH);
     for (name, config) in [("miniature", clip), ("sd-2.1", ClipConfig::default())] {
         group.bench_function(format!("vision tower/{name}"), |bencher| {
             let clip = config.init(&device);

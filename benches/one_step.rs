@@ -22,8 +22,8 @@ fn picture(c: &mut Criterion) {
     let sizes = [
         (
             "miniature",
-            UNetConfig::from_folder(&folder, "unet").expect(HAS_BOTH),
-            AutoencoderTinyConfig::from_folder(&folder, "taesd").expect(HAS_BOTH),
+            UNetConfig::from_model(&folder, "unet").expect(HAS_BOTH),
+            AutoencoderTinyConfig::from_model(&folder, "taesd").expect(HAS_BOTH),
         ),
         (
             "sd-2.1",

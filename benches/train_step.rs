@@ -37,7 +37,7 @@ fn steps(c: &mut Criterion) {
     let device = device().autodiff();
     let mut group = c.benchmark_group("train step");
     group.sample_size(10);
-    let miniature = UNetConfig::from_folder(&miniature(), "unet");
+    let miniature = UNetConfig::from_model(&miniature(), "unet");
     let miniature = miniature.expect("the miniature has a denoiser");
     for (name, config) in [("miniature", miniature), ("sd-2.1", UNetConfig::default())] {
         group.bench_function(format!("all weights/{name}"), |bencher| {

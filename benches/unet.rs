@@ -10,7 +10,7 @@ use common::{device, miniature, normal, sync};
 use swiftbrush_unet::UNetConfig;
 
 fn miniature_config() -> UNetConfig {
-    UNetConfig::from_folder(&miniature(), "unet").expect("the miniature has a denoiser")
+    UNetConfig::from_model(&miniature(), "unet").expect("the miniature has a denoiser")
 }
 
 fn unet(c: &mut Criterion) {

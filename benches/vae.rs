@@ -18,8 +18,8 @@ fn decoders(c: &mut Criterion) {
     let sizes = [
         (
             "miniature",
-            AutoencoderKlConfig::from_folder(&folder, "vae").expect(HAS_BOTH),
-            AutoencoderTinyConfig::from_folder(&folder, "taesd").expect(HAS_BOTH),
+            AutoencoderKlConfig::from_model(&folder, "vae").expect(HAS_BOTH),
+            AutoencoderTinyConfig::from_model(&folder, "taesd").expect(HAS_BOTH),
             8,
         ),
         (

@@ -20,9 +20,10 @@ use anyhow::{Context, Result};
 use burn::tensor::{DType, Device, Tensor};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use swiftbrush_checkpoint::{Folder, save};
+use swiftbrush_checkpoint::{Model, save};
 use swiftbrush_clip::{Clip, TextEncoder, Tokenizer};
-use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
+use swiftbrush_pipeline::Loader;
+use swiftbrush_scheduler::NoiseSchedule;
 use swiftbrush_trainer::{ClipNetworks, Distiller, Event, Networks, Prompts, Recipe, resume, run};
 use swiftbrush_unet::{UNet, UNetConfig};
 use swiftbrush_vae::{AutoencoderKl, AutoencoderTiny};
@@ -76,8 +77,8 @@ fn main() -> Result<()> {
         .as_deref()
         .map_or(Ok(Recipe::full()), Recipe::open)?;
     let prompts = Prompts::open(&args.prompts, recipe.seed)?;
-    let teacher = Folder::open(&args.teacher)?;
-    let vae = AutoencoderKl::from_folder(&teacher, "vae", Some(DType::F32), &device)?;
+    let teacher = Model::open(&args.teacher)?;
+    let vae = AutoencoderKl::from_model(&teacher, "vae", Some(DType::F32), &device)?;
     let networks = networks(&args, &teacher, &device)?;
     let mut distiller = resume(Distiller::new(recipe, networks, &device)?, &args.run)?;
 
@@ -111,28 +112,27 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn networks(args: &Args, teacher: &Folder, device: &Device) -> Result<Networks> {
+fn networks(args: &Args, teacher: &Model, device: &Device) -> Result<Networks> {
     let f32 = Some(DType::F32);
-    let config = UNetConfig::from_folder(teacher, &args.teacher_unet)?;
-    let scheduler: serde_json::Value = teacher.json("scheduler/scheduler_config.json")?;
-    let scheduler = SchedulerConfig::from_json(&scheduler.to_string())?;
+    let config = UNetConfig::from_model(teacher, &args.teacher_unet)?;
+    let scheduler = Loader::new(teacher.clone(), device).scheduler()?;
     let clip = match &args.clip {
         Some(path) => {
-            let folder = Folder::open(path)?;
-            let clip = Clip::from_folder(&folder, "clip", f32, device)?;
+            let folder = Model::open(path)?;
+            let clip = Clip::from_model(&folder, "clip", f32, device)?;
             Some(ClipNetworks {
                 clip,
-                decoder: AutoencoderTiny::from_folder(&folder, "taesd", f32, device)?,
+                decoder: AutoencoderTiny::from_model(&folder, "taesd", f32, device)?,
             })
         }
         None => None,
     };
     Ok(Networks {
-        tokenizer: Tokenizer::from_folder(teacher, "tokenizer")?,
-        text_encoder: TextEncoder::from_folder(teacher, "text_encoder", f32, device)?,
-        teacher: UNet::from_folder(teacher, &args.teacher_unet, f32, device)?,
-        student: UNet::from_folder(
-            &Folder::open(&args.student)?,
+        tokenizer: Tokenizer::from_model(teacher, "tokenizer")?,
+        text_encoder: TextEncoder::from_model(teacher, "text_encoder", f32, device)?,
+        teacher: UNet::from_model(teacher, &args.teacher_unet, f32, device)?,
+        student: UNet::from_model(
+            &Model::open(&args.student)?,
             &args.student_unet,
             f32,
             device,

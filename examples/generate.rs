@@ -19,9 +19,10 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use clap::{Parser, ValueEnum};
 use image::RgbImage;
-use swiftbrush_checkpoint::{Archive, Folder, LazyTensor, write_tensors};
+use swiftbrush_checkpoint::{Archive, LazyTensor, Model, write_tensors};
 use swiftbrush_lora::{Adapters, fuse};
-use swiftbrush_pipeline::{Decoder, Method, Painting, Request, TextToImage, noise};
+use swiftbrush_pipeline::{Decoder, Given, Loader, Method, Painting, Request, TextToImage, noise};
+use swiftbrush_scheduler::SamplerKind;
 use swiftbrush_torch_noise::{CpuGenerator, CudaGenerator};
 use swiftbrush_vae::AutoencoderTiny;
 
@@ -167,7 +168,7 @@ fn paint(args: &Args) -> Result<()> {
             ..Request::new(jobs.iter().map(|(prompt, _)| prompt.clone()))
         };
         let noise = initial_noise(args, &pipeline, jobs, &device)?;
-        let painting = pipeline.generate(&request, noise.clone())?;
+        let painting = pipeline.generate(&request, &mut Given::from(noise.clone()))?;
         if let Some(path) = &args.save_tensors {
             save_tensors(path, &painting, noise)?;
         }
@@ -206,7 +207,7 @@ fn prompts(args: &Args) -> Result<Vec<String>> {
 
 fn load(args: &Args, device: &Device) -> Result<TextToImage> {
     let miniature = Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature/model");
-    let folder = Folder::open(args.model.clone().unwrap_or(miniature))?;
+    let folder = Model::open(args.model.clone().unwrap_or(miniature))?;
     let dtype = match args.dtype {
         DtypeName::F32 => DType::F32,
         DtypeName::F16 => DType::F16,
@@ -217,9 +218,12 @@ fn load(args: &Args, device: &Device) -> Result<TextToImage> {
         "--device {} cannot compute in {dtype:?}",
         args.device
     );
-    let mut pipeline = TextToImage::from_folder_with(&folder, &args.unet, Some(dtype), device)?;
+    let mut pipeline = Loader::new(folder.clone(), device)
+        .with_denoiser(&args.unet)
+        .with_dtype(dtype)
+        .load()?;
     if args.vae == VaeName::Tiny {
-        pipeline.decoder = Decoder::Tiny(AutoencoderTiny::from_folder(
+        pipeline.decoder = Decoder::Tiny(AutoencoderTiny::from_model(
             &folder,
             "taesd",
             Some(dtype),
@@ -240,23 +244,23 @@ fn load(args: &Args, device: &Device) -> Result<TextToImage> {
 }
 
 fn method(args: &Args, pipeline: &TextToImage) -> Result<Method> {
-    Ok(match (args.sampler, args.steps) {
-        (Some(SamplerName::OneStep), None | Some(1)) => Method::OneStep,
-        (Some(SamplerName::OneStep), Some(steps)) => {
-            bail!("--sampler one-step takes one step, not {steps}")
-        }
-        (Some(SamplerName::Ddim), steps) => Method::Ddim(steps.unwrap_or(25)),
-        (Some(SamplerName::Euler), steps) => Method::Euler(steps.unwrap_or(25)),
-        (Some(SamplerName::DpmSolver), steps) => Method::DpmSolver(steps.unwrap_or(25)),
-        (Some(SamplerName::Pndm), steps) => Method::Pndm(steps.unwrap_or(25)),
-        (None, None) => pipeline.default_method(),
-        (None, Some(steps)) => match pipeline.default_method() {
-            Method::Euler(_) => Method::Euler(steps),
-            Method::DpmSolver(_) => Method::DpmSolver(steps),
-            Method::Pndm(_) => Method::Pndm(steps),
-            Method::OneStep | Method::Ddim(_) => Method::Ddim(steps),
+    let kind = match args.sampler {
+        Some(SamplerName::OneStep) => None,
+        Some(SamplerName::Ddim) => Some(SamplerKind::Ddim),
+        Some(SamplerName::Euler) => Some(SamplerKind::Euler),
+        Some(SamplerName::DpmSolver) => Some(SamplerKind::DpmSolver),
+        Some(SamplerName::Pndm) => Some(SamplerKind::Pndm),
+        None => match (pipeline.default_method(), args.steps) {
+            (method, None) => return Ok(method),
+            (Method::OneStep, Some(_)) => Some(SamplerKind::Ddim),
+            (Method::Sampler(kind, _), Some(_)) => Some(kind),
         },
-    })
+    };
+    match (kind, args.steps) {
+        (None, None | Some(1)) => Ok(Method::OneStep),
+        (None, Some(steps)) => bail!("--sampler one-step takes one step, not {steps}"),
+        (Some(kind), steps) => Ok(Method::Sampler(kind, steps.unwrap_or(25))),
+    }
 }
 
 fn initial_noise(

@@ -13,10 +13,10 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use burn::tensor::Device;
-use swiftbrush_checkpoint::Folder;
+use swiftbrush_checkpoint::Model;
 use swiftbrush_clip::{ClipConfig, TextConfig, Tokenizer};
 use swiftbrush_lora::LoraConfig;
-use swiftbrush_pipeline::{Decoder, Request, TextToImage, noise};
+use swiftbrush_pipeline::{Decoder, Request, Rng, Seeds, TextToImage};
 use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
 use swiftbrush_trainer::{ClipNetworks, Distiller, Networks, Recipe};
 use swiftbrush_unet::UNetConfig;
@@ -39,8 +39,8 @@ fn main() -> Result<()> {
         &UNetConfig::tiny(),
         &device,
     );
-    let start = noise(pipeline.latent_shape(1), 0, &device);
-    let painting = pipeline.generate(&Request::new([prompt.clone()]), start)?;
+    let seed = || Seeds::new(Rng::Native, [0]);
+    let painting = pipeline.generate(&Request::new([prompt.clone()]), &mut seed())?;
     eprintln!(
         "tokens {:?}, context {:?}",
         painting.tokens.dims(),
@@ -69,8 +69,7 @@ fn main() -> Result<()> {
     let merged = interpolate(a, &b, 0.5);
     let mut pipeline = pipeline;
     pipeline.unet = merged;
-    let start = noise(pipeline.latent_shape(1), 0, &device);
-    let merged = pipeline.generate(&Request::new([prompt]), start)?;
+    let merged = pipeline.generate(&Request::new([prompt]), &mut seed())?;
     let moved = (merged.latents - painting.latents).abs().max().into_data();
     ensure!(
         moved.iter::<f32>().all(|distance| distance > 0.0),
@@ -97,9 +96,9 @@ fn small(recipe: Recipe) -> Recipe {
 }
 
 fn networks(device: &Device) -> Result<Networks> {
-    let folder = Folder::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature/model"))?;
-    let tokenizer = Tokenizer::from_folder(&folder, "tokenizer")?;
-    let vocabulary = TextConfig::from_folder(&folder, "text_encoder")?;
+    let folder = Model::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature/model"))?;
+    let tokenizer = Tokenizer::from_model(&folder, "tokenizer")?;
+    let vocabulary = TextConfig::from_model(&folder, "text_encoder")?;
     let text = TextConfig {
         vocab_size: vocabulary.vocab_size,
         eos_token_id: vocabulary.eos_token_id,

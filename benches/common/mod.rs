@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each bench uses a part")]
 
 use burn::tensor::{Device, Distribution, Tensor};
-use swiftbrush_checkpoint::Folder;
+use swiftbrush_checkpoint::Model;
 
 /// The first backend of this build.
 pub(crate) fn device() -> Device {
@@ -15,9 +15,9 @@ pub(crate) fn device() -> Device {
 }
 
 /// The model that ships with the examples.
-pub(crate) fn miniature() -> Folder {
+pub(crate) fn miniature() -> Model {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/miniature/model");
-    Folder::open(path).expect("it is part of the repository")
+    Model::open(path).expect("it is part of the repository")
 }
 
 pub(crate) fn normal<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {

@@ -29,9 +29,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use burn::tensor::DType;
 use clap::{Parser, Subcommand};
-use swiftbrush_checkpoint::{Folder, write_json};
+use swiftbrush_checkpoint::write_json;
 use swiftbrush_clip::{Clip, ClipConfig, TextConfig, TextEncoder, Tokenizer};
 use swiftbrush_pipeline::Method;
+use swiftbrush_scheduler::SamplerKind;
 use swiftbrush_trainer::Recipe;
 use swiftbrush_unet::UNet;
 use swiftbrush_vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, AutoencoderTinyConfig};
@@ -210,7 +211,7 @@ fn make_autoencoder(workshop: &Workshop, steps: u64) -> Result<()> {
         ..kl_config()
     };
     write_component(
-        &workshop.model()?.path("vae"),
+        &workshop.path("vae"),
         "AutoencoderKL",
         &config,
         &kl,
@@ -220,7 +221,7 @@ fn make_autoencoder(workshop: &Workshop, steps: u64) -> Result<()> {
 
 fn make_decoder(workshop: &Workshop, steps: u64) -> Result<()> {
     let folder = workshop.model()?;
-    let kl = AutoencoderKl::from_folder(&folder, "vae", Some(DType::F32), &workshop.device)?;
+    let kl = AutoencoderKl::from_model(&folder, "vae", Some(DType::F32), &workshop.device)?;
     let kl = train_decoder(
         &workshop.stage("decoder"),
         kl,
@@ -228,9 +229,9 @@ fn make_decoder(workshop: &Workshop, steps: u64) -> Result<()> {
         steps,
         &workshop.device,
     )?;
-    let config = AutoencoderKlConfig::from_folder(&folder, "vae")?;
+    let config = AutoencoderKlConfig::from_model(&folder, "vae")?;
     write_component(
-        &folder.path("vae"),
+        &workshop.path("vae"),
         "AutoencoderKL",
         &config,
         &kl,
@@ -240,7 +241,7 @@ fn make_decoder(workshop: &Workshop, steps: u64) -> Result<()> {
 
 fn make_tiny(workshop: &Workshop, steps: u64) -> Result<()> {
     let folder = workshop.model()?;
-    let kl = AutoencoderKl::from_folder(&folder, "vae", Some(DType::F32), &workshop.device)?;
+    let kl = AutoencoderKl::from_model(&folder, "vae", Some(DType::F32), &workshop.device)?;
     let tiny = train_tiny(
         &workshop.stage("tiny"),
         &kl,
@@ -249,7 +250,7 @@ fn make_tiny(workshop: &Workshop, steps: u64) -> Result<()> {
         &workshop.device,
     )?;
     write_component(
-        &folder.path("taesd"),
+        &workshop.path("taesd"),
         "AutoencoderTiny",
         &tiny_config(),
         &tiny,
@@ -259,8 +260,8 @@ fn make_tiny(workshop: &Workshop, steps: u64) -> Result<()> {
 
 fn make_clip(workshop: &Workshop, steps: u64) -> Result<()> {
     let folder = workshop.model()?;
-    let n_tokens = data::write_tokenizer(&folder.path("tokenizer"))?;
-    let tokenizer = Tokenizer::from_folder(&folder, "tokenizer")?;
+    let n_tokens = data::write_tokenizer(&workshop.path("tokenizer"))?;
+    let tokenizer = Tokenizer::from_model(&folder, "tokenizer")?;
     let config = clip_config(n_tokens);
     let clip = train_clip(
         &workshop.stage("clip"),
@@ -271,14 +272,14 @@ fn make_clip(workshop: &Workshop, steps: u64) -> Result<()> {
         &workshop.device,
     )?;
     write_component(
-        &folder.path("clip"),
+        &workshop.path("clip"),
         "CLIPModel",
         &config,
         &clip,
         DType::F32,
     )?;
     // CLIP can be trained on; a teacher needs the text encoder that it learned with.
-    let path = folder.path("text_encoder");
+    let path = workshop.path("text_encoder");
     if path.is_dir() {
         return Ok(());
     }
@@ -301,7 +302,7 @@ fn evaluate(
     guidance: Option<f64>,
 ) -> Result<()> {
     let (method, usual) = match ddim {
-        Some(steps) => (Method::Ddim(steps), teacher::GUIDANCE),
+        Some(steps) => (Method::Sampler(SamplerKind::Ddim, steps), teacher::GUIDANCE),
         None => (Method::OneStep, 1.0),
     };
     let painter = Painter {
@@ -321,16 +322,15 @@ fn evaluate(
 }
 
 fn merge(workshop: &Workshop, lambda: f64, a: &str, b: &str) -> Result<()> {
-    let folder = workshop.model()?;
     let file = |name: &str| {
-        folder
+        workshop
             .path(name)
             .join("diffusion_pytorch_model.safetensors")
     };
     interpolate_files(&file(a), &file(b), lambda, &file("merged"))?;
     std::fs::copy(
-        folder.path(a).join("config.json"),
-        folder.path("merged").join("config.json"),
+        workshop.path(a).join("config.json"),
+        workshop.path("merged").join("config.json"),
     )?;
     Ok(())
 }
@@ -339,7 +339,7 @@ fn merge(workshop: &Workshop, lambda: f64, a: &str, b: &str) -> Result<()> {
 fn ship(workshop: &Workshop, name: &str, output: &Path) -> Result<()> {
     let (folder, device) = (workshop.model()?, &workshop.device);
     let half = DType::F16;
-    let unet = UNet::from_folder(&folder, name, Some(DType::F32), device)?;
+    let unet = UNet::from_model(&folder, name, Some(DType::F32), device)?;
     write_component(
         &output.join("unet"),
         "UNet2DConditionModel",
@@ -347,12 +347,12 @@ fn ship(workshop: &Workshop, name: &str, output: &Path) -> Result<()> {
         &unet,
         half,
     )?;
-    let vae = AutoencoderKl::from_folder(&folder, "vae", Some(DType::F32), device)?;
-    let config = AutoencoderKlConfig::from_folder(&folder, "vae")?;
+    let vae = AutoencoderKl::from_model(&folder, "vae", Some(DType::F32), device)?;
+    let config = AutoencoderKlConfig::from_model(&folder, "vae")?;
     write_component(&output.join("vae"), "AutoencoderKL", &config, &vae, half)?;
     if folder.has("taesd") {
-        let tiny = AutoencoderTiny::from_folder(&folder, "taesd", Some(DType::F32), device)?;
-        let config = AutoencoderTinyConfig::from_folder(&folder, "taesd")?;
+        let tiny = AutoencoderTiny::from_model(&folder, "taesd", Some(DType::F32), device)?;
+        let config = AutoencoderTinyConfig::from_model(&folder, "taesd")?;
         write_component(
             &output.join("taesd"),
             "AutoencoderTiny",
@@ -361,8 +361,8 @@ fn ship(workshop: &Workshop, name: &str, output: &Path) -> Result<()> {
             half,
         )?;
     }
-    let text_encoder = TextEncoder::from_folder(&folder, "text_encoder", Some(DType::F32), device)?;
-    let config = TextConfig::from_folder(&folder, "text_encoder")?;
+    let text_encoder = TextEncoder::from_model(&folder, "text_encoder", Some(DType::F32), device)?;
+    let config = TextConfig::from_model(&folder, "text_encoder")?;
     write_component(
         &output.join("text_encoder"),
         "CLIPTextModel",
@@ -370,10 +370,10 @@ fn ship(workshop: &Workshop, name: &str, output: &Path) -> Result<()> {
         &text_encoder,
         half,
     )?;
-    let clip = Clip::from_folder(&folder, "clip", Some(DType::F32), device)?;
-    let config = ClipConfig::from_folder(&folder, "clip")?;
+    let clip = Clip::from_model(&folder, "clip", Some(DType::F32), device)?;
+    let config = ClipConfig::from_model(&folder, "clip")?;
     write_component(&output.join("clip"), "CLIPModel", &config, &clip, half)?;
-    copy_tokenizer(&folder, &output.join("tokenizer"))?;
+    copy_tokenizer(&workshop.path("tokenizer"), &output.join("tokenizer"))?;
     write_json(
         &output.join("scheduler/scheduler_config.json"),
         &scheduler("DDPMScheduler"),
@@ -392,7 +392,7 @@ fn ship(workshop: &Workshop, name: &str, output: &Path) -> Result<()> {
     Ok(write_json(&output.join("model_index.json"), &index)?)
 }
 
-fn copy_tokenizer(folder: &Folder, output: &Path) -> Result<()> {
+fn copy_tokenizer(tokenizer: &Path, output: &Path) -> Result<()> {
     std::fs::create_dir_all(output)?;
     for file in [
         "vocab.json",
@@ -400,7 +400,7 @@ fn copy_tokenizer(folder: &Folder, output: &Path) -> Result<()> {
         "tokenizer_config.json",
         "special_tokens_map.json",
     ] {
-        std::fs::copy(folder.path("tokenizer").join(file), output.join(file))?;
+        std::fs::copy(tokenizer.join(file), output.join(file))?;
     }
     Ok(())
 }

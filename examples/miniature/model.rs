@@ -8,8 +8,8 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Shape, TensorData};
 use serde::Serialize;
 use serde_json::{Value, json};
-use swiftbrush_checkpoint::{Folder, LazyTensor, named_tensors, write_json, write_tensors};
-use swiftbrush_pipeline::TextToImage;
+use swiftbrush_checkpoint::{LazyTensor, Model, named_tensors, write_json, write_tensors};
+use swiftbrush_pipeline::{Loader, TextToImage};
 use swiftbrush_scheduler::SchedulerConfig;
 use swiftbrush_unet::{BlockType, OneOrMany, UNetConfig};
 
@@ -99,26 +99,27 @@ impl Workshop {
         self.root.join("stages").join(name)
     }
 
+    /// Folder of a component of the model.
+    pub(crate) fn path(&self, component: &str) -> PathBuf {
+        self.root.join("model").join(component)
+    }
+
     /// The model folder with all that is finished.
-    pub(crate) fn model(&self) -> Result<Folder> {
+    pub(crate) fn model(&self) -> Result<Model> {
         let path = self.root.join("model");
         std::fs::create_dir_all(&path)?;
-        Ok(Folder::open(path)?)
+        Ok(Model::open(path)?)
     }
 
     /// Writes the scheduler's configuration.
     pub(crate) fn write_scheduler(&self, class_name: &str) -> Result<()> {
-        let path = self.model()?.path("scheduler/scheduler_config.json");
+        let path = self.path("scheduler").join("scheduler_config.json");
         Ok(write_json(&path, &scheduler(class_name))?)
     }
 
     /// The model folder with one of its denoisers.
     pub(crate) fn pipeline(&self, denoiser: &str) -> Result<TextToImage> {
-        Ok(TextToImage::from_folder_with(
-            &self.model()?,
-            denoiser,
-            Some(DType::F32),
-            &self.device,
-        )?)
+        let loader = Loader::new(self.model()?, &self.device);
+        Ok(loader.with_denoiser(denoiser).load()?)
     }
 }

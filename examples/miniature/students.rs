@@ -11,8 +11,8 @@ use burn::tensor::{DType, Tensor, TensorData};
 use indicatif::ProgressBar;
 use swiftbrush_checkpoint::{Archive, LazyTensor, write_atomically, write_tensors};
 use swiftbrush_clip::{Clip, TextEncoder, Tokenizer};
-use swiftbrush_pipeline::{Method, Request, noise, one_step};
-use swiftbrush_scheduler::NoiseSchedule;
+use swiftbrush_pipeline::{Given, Method, Request, noise, one_step};
+use swiftbrush_scheduler::{NoiseSchedule, SamplerKind};
 use swiftbrush_trainer::{
     ClipNetworks, Distiller, Event, Networks, Prompts, Purpose, Random, Recipe, Threads, resume,
     run,
@@ -46,8 +46,8 @@ pub(crate) fn train_start(workshop: &Workshop, steps: u64, from: &str) -> Result
     let folder = workshop.model()?;
     let scenes = captions(workshop.seed ^ 3, PAIRS, false);
     let (noises, targets) = pairs(workshop, &scenes)?;
-    let tokenizer = Tokenizer::from_folder(&folder, "tokenizer")?;
-    let text_encoder = TextEncoder::from_folder(&folder, "text_encoder", Some(DType::F32), inner)?;
+    let tokenizer = Tokenizer::from_model(&folder, "tokenizer")?;
+    let text_encoder = TextEncoder::from_model(&folder, "text_encoder", Some(DType::F32), inner)?;
     let prompts: Vec<_> = scenes.iter().map(Scene::caption).collect();
     let schedule = NoiseSchedule::new(&scheduler("DDIMScheduler"));
 
@@ -75,7 +75,7 @@ pub(crate) fn train_start(workshop: &Workshop, steps: u64, from: &str) -> Result
         eprintln!("step {step}: one step, {tally}");
         Ok(())
     };
-    let beginning = UNet::from_folder(&folder, from, Some(DType::F32), inner)?
+    let beginning = UNet::from_model(&folder, from, Some(DType::F32), inner)?
         .train()
         .unfreeze();
     let rate = Schedule {
@@ -93,7 +93,7 @@ pub(crate) fn train_start(workshop: &Workshop, steps: u64, from: &str) -> Result
         look,
     )?;
     write_component(
-        &folder.path("start"),
+        &workshop.path("start"),
         "UNet2DConditionModel",
         &unet_config(),
         &unet,
@@ -138,11 +138,11 @@ fn write_pairs(
     let painted = Threads::new(PARTS as usize).map(&parts, |&(seed, scenes)| {
         let noise = noise(pipeline.latent_shape(scenes.len()), seed, &workshop.device);
         let request = Request {
-            method: Method::Ddim(PAIR_STEPS),
+            method: Method::Sampler(SamplerKind::Ddim, PAIR_STEPS),
             guidance: GUIDANCE,
             ..Request::new(scenes.iter().map(Scene::caption))
         };
-        let painting = pipeline.generate(&request, noise.clone())?;
+        let painting = pipeline.generate(&request, &mut Given::from(noise.clone()))?;
         bar.inc(scenes.len() as u64);
         Ok((noise, painting.latents))
     });
@@ -166,16 +166,16 @@ pub(crate) fn distill(workshop: &Workshop, name: &str, from: &str, recipe: Recip
     let config = unet_config();
     let clip = match &recipe.clip {
         Some(_) => Some(ClipNetworks {
-            clip: Clip::from_folder(&folder, "clip", Some(DType::F32), device)?,
-            decoder: AutoencoderTiny::from_folder(&folder, "taesd", Some(DType::F32), device)?,
+            clip: Clip::from_model(&folder, "clip", Some(DType::F32), device)?,
+            decoder: AutoencoderTiny::from_model(&folder, "taesd", Some(DType::F32), device)?,
         }),
         None => None,
     };
     let networks = Networks {
-        tokenizer: Tokenizer::from_folder(&folder, "tokenizer")?,
-        text_encoder: TextEncoder::from_folder(&folder, "text_encoder", Some(DType::F32), device)?,
-        teacher: UNet::from_folder(&folder, "teacher", Some(DType::F32), device)?,
-        student: UNet::from_folder(&folder, from, Some(DType::F32), device)?,
+        tokenizer: Tokenizer::from_model(&folder, "tokenizer")?,
+        text_encoder: TextEncoder::from_model(&folder, "text_encoder", Some(DType::F32), device)?,
+        teacher: UNet::from_model(&folder, "teacher", Some(DType::F32), device)?,
+        student: UNet::from_model(&folder, from, Some(DType::F32), device)?,
         schedule: NoiseSchedule::new(&scheduler("DDIMScheduler")),
         latents: [config.in_channels, config.sample_size, config.sample_size],
         clip,
@@ -206,7 +206,7 @@ pub(crate) fn distill(workshop: &Workshop, name: &str, from: &str, recipe: Recip
     bar.finish();
     let unet = distiller.averaged_student();
     write_component(
-        &folder.path(name),
+        &workshop.path(name),
         "UNet2DConditionModel",
         &config,
         &unet,

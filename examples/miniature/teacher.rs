@@ -7,8 +7,8 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use image::RgbImage;
 use swiftbrush_clip::{TextEncoder, Tokenizer};
-use swiftbrush_pipeline::{Decoder, Method, Request, TextToImage, noise};
-use swiftbrush_scheduler::NoiseSchedule;
+use swiftbrush_pipeline::{Decoder, Given, Method, Request, TextToImage, noise};
+use swiftbrush_scheduler::{NoiseSchedule, SamplerKind};
 use swiftbrush_trainer::{Purpose, Random};
 use swiftbrush_unet::UNet;
 use swiftbrush_vae::AutoencoderKl;
@@ -35,9 +35,9 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64, from: Option<&str>)
     let seed = workshop.seed;
     workshop.write_scheduler("DDIMScheduler")?;
     let folder = workshop.model()?;
-    let vae = AutoencoderKl::from_folder(&folder, "vae", Some(DType::F32), inner)?;
-    let tokenizer = Tokenizer::from_folder(&folder, "tokenizer")?;
-    let text_encoder = TextEncoder::from_folder(&folder, "text_encoder", Some(DType::F32), inner)?;
+    let vae = AutoencoderKl::from_model(&folder, "vae", Some(DType::F32), inner)?;
+    let tokenizer = Tokenizer::from_model(&folder, "tokenizer")?;
+    let text_encoder = TextEncoder::from_model(&folder, "text_encoder", Some(DType::F32), inner)?;
     let schedule = NoiseSchedule::new(&scheduler("DDIMScheduler"));
 
     let loss = |unet: &UNet, step| {
@@ -81,7 +81,7 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64, from: Option<&str>)
         );
         let painter = Painter {
             pipeline: &pipeline,
-            method: Method::Ddim(10),
+            method: Method::Sampler(SamplerKind::Ddim, 10),
             guidance: GUIDANCE,
         };
         let tally = painter.sheet(seed, &workshop.stage("teacher"), step)?;
@@ -95,7 +95,7 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64, from: Option<&str>)
         parts: PARTS,
     };
     let beginning = match from {
-        Some(name) => UNet::from_folder(&folder, name, Some(DType::F32), inner)?
+        Some(name) => UNet::from_model(&folder, name, Some(DType::F32), inner)?
             .train()
             .unfreeze(),
         None => unet_config().init(&device),
@@ -109,7 +109,7 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64, from: Option<&str>)
         look,
     )?;
     write_component(
-        &folder.path("teacher"),
+        &workshop.path("teacher"),
         "UNet2DConditionModel",
         &unet_config(),
         &unet,
@@ -196,7 +196,8 @@ impl Painter<'_> {
             };
             let shape = self.pipeline.latent_shape(captions.len());
             let noise = noise(shape, seed, self.pipeline.device());
-            painted.extend(pictures(self.pipeline.generate(&request, noise)?.images));
+            let painting = self.pipeline.generate(&request, &mut Given::from(noise))?;
+            painted.extend(pictures(painting.images));
         }
         Ok(painted)
     }

@@ -12,7 +12,7 @@ use crate::Error;
 /// Bytes that give the length of the header.
 const LENGTH: u64 = 8;
 /// The format's own limit on its header.
-const MAX_HEADER: u64 = 100_000_000;
+pub(crate) const MAX_HEADER: u64 = 100_000_000;
 
 /// A safetensors file opened for reading: its header is checked, tensors are read one at a time.
 #[derive(Debug)]

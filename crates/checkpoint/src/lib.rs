@@ -1,19 +1,20 @@
-//! Model folders and safetensors files.
+//! Models on disk: folders, single files, safetensors.
 //!
 //! The crate knows files and tensor names, never an architecture: a module loads when the path of
-//! each of its parameters is the name of a tensor in the file, and [`load`] is strict about it.
+//! each of its parameters is the name of a tensor, and [`load`] is strict about it. [`Model`] finds the
+//! parts of a model, [`Weights`] the tensors of a part, whatever the file.
 //! Saving goes to a temporary file that replaces the old one only when it is whole and on disk.
 
 mod archive;
 mod error;
-mod folder;
+mod model;
 mod module;
+mod weights;
 mod write;
 
 pub use archive::Archive;
 pub use error::{Error, Mismatch};
-pub use folder::{Folder, read_config, read_json};
-pub use module::{
-    ModulePath, load, load_prefixed, n_parameters, named_tensors, read, save, with_tensors,
-};
+pub use model::{Model, read_config, read_json};
+pub use module::{ModulePath, load, n_parameters, named_tensors, read, save, with_tensors};
+pub use weights::Weights;
 pub use write::{LazyTensor, sha256, write_atomically, write_json, write_tensors};

@@ -4,8 +4,8 @@ use std::path::Path;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, TensorData};
 
-use crate::archive::Archive;
 use crate::error::{Error, Mismatch};
+use crate::weights::Weights;
 use crate::write::{LazyTensor, write_tensors};
 
 /// Where a visitor or mapper is in a module, as checkpoints name it: fields and indices joined by
@@ -47,29 +47,15 @@ fn is_variant(container: &str) -> bool {
 ///
 /// If the file cannot be read, or lacks a parameter, holds one too many, of another shape, or with a
 /// NaN or an infinity: one error lists all of them.
-pub fn load<M: Module>(module: M, archive: &Archive, dtype: Option<DType>) -> Result<M, Error> {
-    load_prefixed(module, archive, "", dtype)
-}
-
-/// [`load`] of those tensors whose names begin with `prefix`, which the module does not know of.
-///
-/// # Errors
-///
-/// As [`load`]; tensors without the prefix are none of its business.
-pub fn load_prefixed<M: Module>(
-    module: M,
-    archive: &Archive,
-    prefix: &str,
-    dtype: Option<DType>,
-) -> Result<M, Error> {
-    let names = archive
+pub fn load<M: Module>(module: M, weights: &Weights, dtype: Option<DType>) -> Result<M, Error> {
+    let is_weight = |name: &&str| weights.dtype(name).is_some_and(|dtype| dtype.is_float());
+    let names = weights
         .names()
-        .into_iter()
-        .filter(|name| archive.dtype(name).map_or(true, |dtype| dtype.is_float()))
-        .filter_map(|name| name.strip_prefix(prefix).map(str::to_owned))
+        .filter(is_weight)
+        .map(str::to_owned)
         .collect();
-    fill(module, archive.path(), names, |name| {
-        let data = archive.read(&format!("{prefix}{name}"))?;
+    fill(module, weights.path(), names, |name| {
+        let data = weights.read(name)?;
         Ok(match dtype {
             Some(dtype) => data.convert_dtype(dtype),
             None => data,

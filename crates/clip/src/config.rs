@@ -1,5 +1,7 @@
 use serde::{Deserialize, Serialize};
-use swiftbrush_checkpoint::{Error, Folder};
+use swiftbrush_checkpoint::{Error, Model, read_json};
+
+use crate::open_clip::{CONFIG, OpenClipConfig, as_transformers, is_open_clip, text_tower};
 
 /// Activation of the feed-forward layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,18 +88,28 @@ impl TextConfig {
         }
     }
 
-    /// Reads the `config.json` of a component of a model folder, usually `text_encoder`.
+    /// Reads the `config.json` of a component of a model, usually `text_encoder`; of a single file without one, the
+    /// shapes of the tensors.
     ///
     /// # Errors
     ///
     /// If it cannot be read or contradicts itself.
-    pub fn from_folder(folder: &Folder, component: &str) -> Result<Self, Error> {
-        let path = format!("{component}/config.json");
-        let config: Self = folder.json(&path)?;
-        config.check().map_err(|reason| Error::Config {
-            path: folder.path(&path),
-            reason,
-        })?;
+    pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
+        let (config, path): (Self, _) = match model.config(component)? {
+            Some(path) => (read_json(&path)?, path),
+            None => {
+                let weights = model.weights(component)?;
+                let is_open_clip = is_open_clip(&weights);
+                let tower = text_tower(&as_transformers(weights)?, None)?;
+                (
+                    Self::from_shapes(&tower, is_open_clip),
+                    model.root().to_owned(),
+                )
+            }
+        };
+        config
+            .check()
+            .map_err(|reason| Error::Config { path, reason })?;
         Ok(config)
     }
 
@@ -208,18 +220,29 @@ impl ClipConfig {
         }
     }
 
-    /// Reads the `config.json` of a component of a model folder.
+    /// Reads the `config.json` of a component of a model, or its `open_clip_config.json`. The component `.` is the
+    /// folder itself.
     ///
     /// # Errors
     ///
-    /// If it cannot be read or contradicts itself.
-    pub fn from_folder(folder: &Folder, component: &str) -> Result<Self, Error> {
-        let path = format!("{component}/config.json");
-        let config: Self = folder.json(&path)?;
-        config.check().map_err(|reason| Error::Config {
-            path: folder.path(&path),
-            reason,
-        })?;
+    /// If there is none, it cannot be read, or it contradicts itself.
+    pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
+        let open_clip = model.path(&format!("{component}/{CONFIG}"));
+        let (config, path): (Self, _) = match open_clip.filter(|path| path.is_file()) {
+            Some(path) => (read_json::<OpenClipConfig>(&path)?.into(), path),
+            None => match model.config(component)? {
+                Some(path) => (read_json(&path)?, path),
+                None => {
+                    return Err(Error::MissingFile {
+                        folder: model.root().to_owned(),
+                        wanted: format!("{component}/config.json"),
+                    });
+                }
+            },
+        };
+        config
+            .check()
+            .map_err(|reason| Error::Config { path, reason })?;
         Ok(config)
     }
 

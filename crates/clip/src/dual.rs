@@ -1,8 +1,9 @@
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, assert_shape};
-use swiftbrush_checkpoint::{Error, Folder, load};
+use swiftbrush_checkpoint::{Error, Model, load};
 use swiftbrush_kernels::{Linear, LinearConfig};
 
+use crate::open_clip::as_transformers;
 use crate::text::TextModel;
 use crate::vision::VisionModel;
 use crate::{ClipConfig, TextEncoder};
@@ -45,19 +46,21 @@ impl ClipConfig {
 }
 
 impl Clip {
-    /// Loads a component of a model folder; with `dtype` none, as the file has it.
+    /// Loads a component of a model (`.` for the folder itself); with `dtype` none, as the file has it. Files are
+    /// those of transformers or of open_clip.
     ///
     /// # Errors
     ///
     /// If its configuration or its weights cannot be read, or do not fit each other.
-    pub fn from_folder(
-        folder: &Folder,
+    pub fn from_model(
+        model: &Model,
         component: &str,
         dtype: Option<DType>,
         device: &Device,
     ) -> Result<Self, Error> {
-        let config = ClipConfig::from_folder(folder, component)?;
-        load(config.init(device), &folder.weights(component)?, dtype)
+        let config = ClipConfig::from_model(model, component)?;
+        let weights = as_transformers(model.weights(component)?)?;
+        load(config.init(device), &weights, dtype)
     }
 
     /// Embeddings of texts.

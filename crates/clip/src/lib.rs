@@ -7,11 +7,13 @@
 
 mod config;
 mod dual;
+mod open_clip;
 mod preprocess;
 mod text;
 mod tokenizer;
 mod transformer;
 mod vision;
+mod vocabulary;
 
 pub use config::{ClipConfig, HiddenAct, TextConfig, VisionConfig};
 pub use dual::{Clip, cosine_similarity};

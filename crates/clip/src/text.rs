@@ -1,9 +1,10 @@
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData, module};
-use swiftbrush_checkpoint::{Error, Folder, load_prefixed};
+use swiftbrush_checkpoint::{Error, Model, load};
 use swiftbrush_kernels::{LayerNorm, Mask};
 
 use crate::TextConfig;
+use crate::open_clip::{as_transformers, is_open_clip, text_tower};
 use crate::transformer::{Encoder, Shape};
 
 /// Standard deviation of embeddings before training.
@@ -32,26 +33,24 @@ impl TextConfig {
 }
 
 impl TextEncoder {
-    /// Loads a component of a model folder, usually `text_encoder`; with `dtype` none, as the file has
-    /// it.
+    /// Loads a component of a model, usually `text_encoder`; with `dtype` none, as the file has it. Tensors are named
+    /// as in transformers or as in open_clip, of which the first `num_hidden_layers` layers are taken.
     ///
     /// # Errors
     ///
     /// If its configuration or its weights cannot be read, or do not fit each other.
-    pub fn from_folder(
-        folder: &Folder,
+    pub fn from_model(
+        model: &Model,
         component: &str,
         dtype: Option<DType>,
         device: &Device,
     ) -> Result<Self, Error> {
-        let config = TextConfig::from_folder(folder, component)?;
-        let archive = folder.weights(component)?;
-        // transformers 5 saves the encoder without the prefix that all before it wrote.
-        let nested = archive.contains("text_model.final_layer_norm.weight");
-        let prefix = if nested { "text_model." } else { "" };
-        let text_model = TextModel::new(&config, device);
+        let config = TextConfig::from_model(model, component)?;
+        let weights = model.weights(component)?;
+        let n_layers = is_open_clip(&weights).then_some(config.num_hidden_layers);
+        let weights = text_tower(&as_transformers(weights)?, n_layers)?;
         Ok(Self {
-            text_model: load_prefixed(text_model, &archive, prefix, dtype)?,
+            text_model: load(TextModel::new(&config, device), &weights, dtype)?,
         })
     }
 

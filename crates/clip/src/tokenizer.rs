@@ -3,14 +3,20 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::Deserialize;
 use serde_json::Value;
-use swiftbrush_checkpoint::{Folder, read_json};
-use tokenizers::models::bpe::BPE;
+use swiftbrush_checkpoint::{Model, read_json};
+use tokenizers::models::bpe::{BPE, BpeBuilder};
 use tokenizers::normalizers::{self, Lowercase, NFC, Replace, replace::ReplacePattern};
 use tokenizers::pre_tokenizers::{self, byte_level::ByteLevel, split::Split, split::SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
-const START: &str = "<|startoftext|>";
-const END: &str = "<|endoftext|>";
+use crate::open_clip::is_open_clip;
+use crate::vocabulary::clip_vocabulary;
+
+pub(crate) const START: &str = "<|startoftext|>";
+pub(crate) const END: &str = "<|endoftext|>";
+pub(crate) const END_OF_WORD: &str = "</w>";
+/// What pads prompts in Stable Diffusion 2.x.
+const PAD_OF_2: &str = "!";
 /// Contractions, words, single digits, and runs of anything else.
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
@@ -87,7 +93,8 @@ impl Settings {
 const DEFAULT_LENGTH: usize = 77;
 
 impl Tokenizer {
-    /// Reads the `tokenizer` of a model folder: `vocab.json` with `merges.txt`, or `tokenizer.json`.
+    /// Reads the `tokenizer` of a model: `vocab.json` with `merges.txt`, or `tokenizer.json`; for a single file
+    /// without one it is CLIP's own.
     ///
     /// The padding token is that of `special_tokens_map.json`, else of `tokenizer_config.json`, else
     /// the end of text: in Stable Diffusion 2.1 the two files disagree and the first is right.
@@ -95,8 +102,14 @@ impl Tokenizer {
     /// # Errors
     ///
     /// If the files are missing or damaged, or the vocabulary lacks the special tokens.
-    pub fn from_folder(folder: &Folder, component: &str) -> Result<Self, TokenizerError> {
-        let folder = folder.path(component);
+    pub fn from_model(model: &Model, component: &str) -> Result<Self, TokenizerError> {
+        let Some(folder) = model.path(component) else {
+            // The text encoder of 2.x is open_clip's, and pads with what that library pads with.
+            let is_2 = model
+                .weights("text_encoder")
+                .is_ok_and(|weights| is_open_clip(&weights));
+            return Ok(Self::clip(if is_2 { PAD_OF_2 } else { END }));
+        };
         let bad = |reason: String| TokenizerError::Vocabulary {
             folder: folder.clone(),
             reason,
@@ -113,29 +126,43 @@ impl Tokenizer {
         } else {
             return Err(TokenizerError::NoVocabulary { folder });
         };
-        let mut inner = inner.map_err(|error| bad(error.to_string()))?;
-
-        let id = |token: &str| {
-            let id = inner
-                .token_to_id(token)
-                .and_then(|id| i32::try_from(id).ok());
-            id.ok_or_else(|| bad(format!("it has no token {token:?}")))
-        };
-        let (start, end) = (id(START)?, id(END)?);
+        let inner = inner.map_err(|error| bad(error.to_string()))?;
         let padding = special
             .pad()
             .or_else(|| config.pad())
             .unwrap_or_else(|| END.to_owned());
-        let pad = id(&padding)?;
         // transformers writes 1e30 for "no limit".
         let length = config
             .model_max_length
             .filter(|&length| (2.0..1e6).contains(&length));
         let length = length.map_or(DEFAULT_LENGTH, |length| length as usize);
+        Self::new(inner, &padding, length).map_err(bad)
+    }
+
+    /// CLIP's own vocabulary, prompts of 77 tokens, padded with `padding`: `!` in Stable Diffusion 2.x,
+    /// `<|endoftext|>` in 1.x and wherever CLIP is used alone.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such token.
+    pub fn clip(padding: &str) -> Self {
+        let (vocabulary, merges) = clip_vocabulary();
+        let inner = from_bpe(BPE::builder().vocab_and_merges(vocabulary, merges));
+        let inner = inner.expect("the vocabulary that is compiled in is whole");
+        Self::new(inner, padding, DEFAULT_LENGTH).unwrap_or_else(|reason| panic!("{reason}"))
+    }
+
+    fn new(mut inner: tokenizers::Tokenizer, padding: &str, length: usize) -> Result<Self, String> {
+        let id = |token: &str| {
+            let id = inner
+                .token_to_id(token)
+                .and_then(|id| i32::try_from(id).ok());
+            id.ok_or_else(|| format!("it has no token {token:?}"))
+        };
+        let (start, end, pad) = (id(START)?, id(END)?, id(padding)?);
         // Special tokens are found in the text before it is split into words; transformers counts the
         // padding among them, so "!!" is two tokens where "!" pads.
-        inner
-            .add_special_tokens(&[START, END, &padding].map(|token| AddedToken::from(token, true)));
+        inner.add_special_tokens(&[START, END, padding].map(|token| AddedToken::from(token, true)));
         Ok(Self {
             inner: without_templates(inner),
             start,
@@ -189,8 +216,12 @@ fn from_vocabulary(vocab: &Path, merges: &Path) -> tokenizers::Result<tokenizers
             .map(str::to_owned)
             .ok_or("a path that is not UTF-8")
     };
-    let model = BPE::from_file(&text(vocab)?, &text(merges)?)
-        .end_of_word_suffix("</w>".to_owned())
+    from_bpe(BPE::from_file(&text(vocab)?, &text(merges)?))
+}
+
+fn from_bpe(model: BpeBuilder) -> tokenizers::Result<tokenizers::Tokenizer> {
+    let model = model
+        .end_of_word_suffix(END_OF_WORD.to_owned())
         .unk_token(END.to_owned())
         .build()?;
     let mut tokenizer = tokenizers::Tokenizer::new(model);

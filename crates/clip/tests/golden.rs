@@ -1,7 +1,7 @@
 //! Against transformers: `golden/make.py` writes the numbers.
 
 use serde::Deserialize;
-use swiftbrush_checkpoint::{Folder, read_json};
+use swiftbrush_checkpoint::{Model, read_json};
 use swiftbrush_clip::{Clip, TextEncoder, Tokenizer, cosine_similarity, resize};
 use swiftbrush_testing::{F32, Golden, assert_close, device};
 
@@ -10,8 +10,8 @@ const HERE: &str = env!("CARGO_MANIFEST_DIR");
 fn check_text(name: &str) {
     let (golden, device) = (Golden::open(HERE, name), device());
     let folder = golden.model_folder("text_encoder");
-    let folder = Folder::open(folder.path()).unwrap();
-    let encoder = TextEncoder::from_folder(&folder, "text_encoder", None, &device).unwrap();
+    let folder = Model::open(folder.path()).unwrap();
+    let encoder = TextEncoder::from_model(&folder, "text_encoder", None, &device).unwrap();
     let states = encoder.forward(golden.ints("tokens", &device));
     assert_close(states, golden.tensor("states", &device), F32);
 }
@@ -30,8 +30,8 @@ fn check_clip(name: &str) {
     let golden = Golden::open(HERE, name);
     let device = device().autodiff();
     let folder = golden.model_folder("clip");
-    let folder = Folder::open(folder.path()).unwrap();
-    let clip = Clip::from_folder(&folder, "clip", None, &device).unwrap();
+    let folder = Model::open(folder.path()).unwrap();
+    let clip = Clip::from_model(&folder, "clip", None, &device).unwrap();
 
     let images = golden.tensor::<4>("images", &device).require_grad();
     let image_embeds = clip.embed_images(images.clone());
@@ -85,7 +85,7 @@ struct Case {
 #[test]
 fn tokens_are_those_of_transformers() {
     let here = std::path::Path::new(HERE).join("tests/golden");
-    let tokenizer = Tokenizer::from_folder(&Folder::open(&here).unwrap(), "tokenizer").unwrap();
+    let tokenizer = Tokenizer::from_model(&Model::open(&here).unwrap(), "tokenizer").unwrap();
     let cases: Vec<Case> = read_json(&here.join("tokens.json")).unwrap();
     for Case { prompt, ids } in cases {
         assert_eq!(tokenizer.encode(&prompt).ids, ids, "{prompt:?}");

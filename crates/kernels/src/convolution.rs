@@ -7,7 +7,7 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 
 use crate::backend::Kernels;
-use crate::linear::random_param;
+use crate::linear::{random_param, value};
 
 /// How the kernel moves over the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,18 +133,15 @@ impl Conv2d {
     ///
     /// # Panics
     ///
-    /// If the input has other channels, or another dtype than the weights.
+    /// If the input has other channels.
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
         let window = Window {
             stride: self.stride,
             padding: self.padding,
         };
-        conv2d(
-            input,
-            self.weight.val(),
-            self.bias.as_ref().map(Param::val),
-            window,
-        )
+        let dtype = input.dtype();
+        let bias = self.bias.as_ref().map(|bias| value(bias, dtype));
+        conv2d(input, value(&self.weight, dtype), bias, window)
     }
 }
 

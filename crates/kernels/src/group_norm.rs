@@ -7,6 +7,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, FloatDType, Shape, Tensor, assert_shape};
 
 use crate::backend::Kernels;
+use crate::linear::value;
 
 /// What follows a normalisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +127,8 @@ impl GroupNorm {
     }
 
     fn apply(&self, input: Tensor<4>, activation: Activation) -> Tensor<4> {
-        let (weight, bias) = (self.weight.val(), self.bias.val());
+        let dtype = input.dtype();
+        let (weight, bias) = (value(&self.weight, dtype), value(&self.bias, dtype));
         group_norm(input, weight, bias, self.groups, self.epsilon, activation)
     }
 }

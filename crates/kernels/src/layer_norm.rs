@@ -8,6 +8,7 @@ use burn::tensor::{Device, FloatDType, Shape, Tensor, assert_shape};
 
 use crate::backend::Kernels;
 use crate::group_norm::widen;
+use crate::linear::value;
 
 /// Layer normalisation (Ba et al., arXiv 1607.06450), statistics in f32 whatever the dtype.
 ///
@@ -137,7 +138,9 @@ pub struct LayerNorm {
 impl LayerNorm {
     /// `[batch, tokens, width]` → the same, each token normalised.
     pub fn forward(&self, input: Tensor<3>) -> Tensor<3> {
-        layer_norm(input, self.weight.val(), self.bias.val(), self.epsilon)
+        let dtype = input.dtype();
+        let (weight, bias) = (value(&self.weight, dtype), value(&self.bias, dtype));
+        layer_norm(input, weight, bias, self.epsilon)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use burn::config::Config;
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 
 /// Configuration of a [`Linear`].
 #[derive(Config, Debug)]
@@ -37,6 +37,9 @@ impl LinearConfig {
 /// When burn's LoRA is attached to the weight (`W + s·A·B`, `A: [outputs, rank]`,
 /// `B: [rank, inputs]`), the layer computes `x·Wᵀ + s·(x·Bᵀ)·Aᵀ` and never composes the dense matrix,
 /// whose gradient alone would cost as much as the frozen layer.
+///
+/// Like all layers here it computes in the element type of its input; parameters stored in another are converted at
+/// each use, so a network can be kept in half precision and compute in f32.
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `[outputs, inputs]`
@@ -50,33 +53,42 @@ impl Linear {
     ///
     /// # Panics
     ///
-    /// If the last axis has another size, or another dtype than the weights.
+    /// If the last axis has another size.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         let mut dims = input.dims();
         let [_, inputs] = self.weight.lazy_shape().dims::<2>();
         assert_eq!(dims[D - 1], inputs, "the layer takes {inputs} features");
         let rows = input.reshape([-1, inputs as i32]);
-        let weight = self.weight.base();
-        assert_eq!(
-            rows.dtype(),
-            weight.dtype(),
-            "input and weight differ in dtype"
-        );
+        let dtype = rows.dtype();
+        let weight = cast(self.weight.base(), dtype);
         let output = match self.weight.adapter() {
             None => rows.matmul(weight.transpose()),
             Some(adapter) => {
-                let down = rows.clone().matmul(adapter.b.val().transpose());
-                let up = down.matmul(adapter.a.val().transpose());
+                let down = rows.clone().matmul(value(&adapter.b, dtype).transpose());
+                let up = down.matmul(value(&adapter.a, dtype).transpose());
                 rows.matmul(weight.transpose()) + up * adapter.scale
             }
         };
         let output = match &self.bias {
             None => output,
-            Some(bias) => output + bias.val().unsqueeze::<2>(),
+            Some(bias) => output + value(bias, dtype).unsqueeze::<2>(),
         };
         dims[D - 1] = output.dims()[1];
         output.reshape(dims)
     }
+}
+
+/// A parameter in the element type that a layer computes in, which is that of its input: weights may be stored in
+/// another, narrower one.
+pub(crate) fn value<const D: usize>(param: &Param<Tensor<D>>, dtype: DType) -> Tensor<D> {
+    cast(param.val(), dtype)
+}
+
+fn cast<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if tensor.dtype() == dtype {
+        return tensor;
+    }
+    tensor.cast(FloatDType::from(dtype))
 }
 
 /// A trainable parameter, uniform within `bound`; drawn when it is first read, so that a network which
@@ -141,6 +153,25 @@ mod tests {
         assert!(linear.bias.unwrap().val().grad(&grads).is_some());
         assert!(conv.weight.val().grad(&grads).is_some());
         assert!(conv.bias.unwrap().val().grad(&grads).is_some());
+    }
+
+    #[test]
+    fn weights_in_half_precision_are_computed_with_in_that_of_the_input() {
+        let device = device();
+        let half = |weight: Tensor<2>| weight.cast(FloatDType::F16);
+        let layer = LinearConfig::new(8, 4).with_bias(false).init(&device);
+        let stored = Linear {
+            weight: layer.weight.clone().map(half),
+            bias: None,
+        };
+        let rounded = Linear {
+            weight: layer
+                .weight
+                .map(|weight| half(weight).cast(FloatDType::F32)),
+            bias: None,
+        };
+        let input = random([3, 8], 0, &device);
+        assert_close(stored.forward(input.clone()), rounded.forward(input), 1e-6);
     }
 
     #[test]

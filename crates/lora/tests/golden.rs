@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
-use swiftbrush_checkpoint::Folder;
+use swiftbrush_checkpoint::Model;
 use swiftbrush_lora::{Adapters, Layout, LoraConfig, attach, fuse, insert, materialize};
 use swiftbrush_testing::{F32, Golden, assert_close, device};
 use swiftbrush_unet::UNet;
@@ -24,8 +24,8 @@ impl Case {
     fn new() -> Self {
         let (golden, device) = (Golden::open(env!("CARGO_MANIFEST_DIR"), "lora"), device());
         let folder = golden.model_folder("unet");
-        let unet = UNet::from_folder(&Folder::open(folder.path()).unwrap(), "unet", None, &device)
-            .unwrap();
+        let unet =
+            UNet::from_model(&Model::open(folder.path()).unwrap(), "unet", None, &device).unwrap();
         Self {
             golden,
             device,

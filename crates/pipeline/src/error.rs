@@ -18,12 +18,18 @@ pub enum Error {
         /// Why.
         source: swiftbrush_scheduler::ConfigError,
     },
+    /// An adapter cannot be used.
+    #[error(transparent)]
+    Adapter(#[from] swiftbrush_lora::Error),
+    /// Whoever watched wanted no more.
+    #[error("the painting was cancelled")]
+    Cancelled,
     /// The request contradicts the model or itself.
     #[error("{0}")]
     Request(String),
     /// A part of the model gave a NaN or an infinity.
     #[error(
-        "the {part} gave a NaN or an infinity in {dtype:?}; try --dtype f32, or other weights if it was f32"
+        "the {part} gave a NaN or an infinity in {dtype:?}; try f32, or other weights if it was f32"
     )]
     NotFinite {
         /// Which network.

@@ -1,31 +1,39 @@
-//! Text to image: a model folder, a prompt, a picture.
+//! Text to image: a model, a prompt, a picture.
 //!
-//! [`TextToImage`] holds the networks of a folder as values that can be exchanged; [`one_step`] is the
-//! student's forward pass, which training uses too. Nothing here draws random numbers except
-//! [`noise`], which a caller asks for.
+//! [`TextToImage`] holds the networks of a model as values that can be exchanged; [`Loader`] says what is loaded
+//! and how; [`one_step`] is the student's forward pass, which training uses too. Noise comes from a [`Noise`] that
+//! the caller brings.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use burn::tensor::Device;
-//! use swiftbrush_pipeline::{Folder, Request, TextToImage, noise};
+//! use swiftbrush_pipeline::{Model, Request, Rng, Seeds, TextToImage};
 //!
 //! let device = Device::default();
-//! let pipeline = TextToImage::from_folder(&Folder::open("sd-turbo")?, None, &device)?;
-//! let latents = noise(pipeline.latent_shape(1), 42, &device);
-//! let painting = pipeline.generate(&Request::new(["a red circle on a blue background"]), latents)?;
+//! let pipeline = TextToImage::from_model(&Model::open("sd-turbo")?, None, &device)?;
+//! let request = Request::new(["a red circle on a blue background"]);
+//! let painting = pipeline.generate(&request, &mut Seeds::new(Rng::Native, [42]))?;
 //! println!("{:?}", painting.images.dims()); // [1, 3, 512, 512], RGB in −1…1
 //! # Ok(())
 //! # }
 //! ```
 
+mod decoder;
 mod error;
+mod loader;
+mod noise;
+mod request;
 mod text_to_image;
 
+pub use decoder::Decoder;
 pub use error::Error;
-pub use swiftbrush_checkpoint::Folder;
+pub use loader::{DecoderKind, Family, Loader};
+pub use noise::{Given, Noise, Rng, Seeds};
+pub use request::{Method, Painting, Progress, Request, Start};
+pub use swiftbrush_checkpoint::Model;
 pub use swiftbrush_clip as clip;
 pub use swiftbrush_lora as lora;
 pub use swiftbrush_scheduler as scheduler;
 pub use swiftbrush_unet as unet;
 pub use swiftbrush_vae as vae;
-pub use text_to_image::{Decoder, Method, Painting, Request, TextToImage, noise, one_step};
+pub use text_to_image::{Conditioning, TextToImage, noise, one_step};

@@ -1,16 +1,21 @@
+use std::ops::ControlFlow;
+
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
-use swiftbrush_checkpoint::Folder;
+use swiftbrush_checkpoint::Model;
 use swiftbrush_clip::{TextEncoder, Tokenizer};
 use swiftbrush_scheduler::{
-    NoiseSchedule, Predicts, Sampler, SchedulerConfig, TimestepSpacing, guide,
+    NoiseSchedule, Sampler, SamplerKind, SchedulerConfig, TimestepSpacing, guide,
 };
 use swiftbrush_unet::{UNet, UNetConfig};
-use swiftbrush_vae::{AutoencoderKl, AutoencoderTiny};
 
-use crate::Error;
+use crate::decoder::Decoder;
+use crate::{Error, Loader, Method, Noise, Painting, Progress, Request, Start};
+
+/// Steps of a sampler where nothing is said.
+const DEFAULT_STEPS: usize = 25;
 
 /// The one-step student: `x̂₀ = (z − σ_T·ε_θ(z, T, y)) / α_T` at the last timestep T
 /// (SwiftBrush, arXiv 2312.05239, equation 6), divided in f32.
@@ -31,24 +36,9 @@ pub fn one_step(
     context: Tensor<3>,
 ) -> Tensor<4> {
     let [batch, _, _, _] = noise.dims();
-    let timesteps = vec![schedule.last(); batch];
-    let predicted = predict(unet, schedule, noise.clone(), &timesteps, context);
-    schedule.predicted_latents(noise, predicted, &timesteps)
-}
-
-/// The noise that a network sees in latents at whole timesteps.
-fn predict(
-    unet: &UNet,
-    schedule: &NoiseSchedule,
-    noisy: Tensor<4>,
-    timesteps: &[usize],
-    context: Tensor<3>,
-) -> Tensor<4> {
-    let values = timesteps.iter().map(|&t| t as f32).collect::<Vec<_>>();
-    let device = noisy.device();
-    let steps = Tensor::from_data(TensorData::new(values, [timesteps.len()]), &device);
-    let output = unet.forward(noisy.clone(), steps, context);
-    schedule.predicted_noise(output, noisy, timesteps)
+    let steps = Tensor::full([batch], schedule.last() as f64, &noise.device());
+    let output = unet.forward(noise.clone(), steps, context);
+    schedule.clean_latents(output, noise, schedule.last())
 }
 
 /// Unit normal noise, the same for a seed on every machine and device.
@@ -64,160 +54,49 @@ pub fn noise(shape: [usize; 4], seed: u64, device: &Device) -> Tensor<4> {
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// How latents are made of noise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// SwiftBrush's rule, one network call; see [`one_step`].
-    OneStep,
-    /// DDIM with this many steps.
-    Ddim(usize),
-    /// Euler with this many steps; one step with trailing spacing is SD-Turbo's own rule.
-    Euler(usize),
-    /// DPM-Solver++(2M) with this many steps.
-    DpmSolver(usize),
-    /// PNDM with this many steps, and a call more than steps.
-    Pndm(usize),
-}
-
-impl Method {
-    /// Calls of the network for a picture, without guidance; guidance doubles them.
-    pub fn n_calls(self) -> usize {
-        match self {
-            Self::OneStep => 1,
-            Self::Ddim(steps) | Self::Euler(steps) | Self::DpmSolver(steps) => steps,
-            Self::Pndm(steps) if steps > 1 => steps + 1,
-            Self::Pndm(steps) => steps,
-        }
-    }
-}
-
-/// What to paint.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// A prompt for each picture.
-    pub prompts: Vec<String>,
-    /// What to paint the opposite of, where `guidance` is not 1.
-    pub negative_prompt: String,
-    /// How.
-    pub method: Method,
-    /// Scale of classifier-free guidance; 1 for none, which one-step students need.
-    pub guidance: f64,
-}
-
-impl Request {
-    /// One picture for each prompt, in one step, without guidance.
-    pub fn new<S: Into<String>>(prompts: impl IntoIterator<Item = S>) -> Self {
-        Self {
-            prompts: prompts.into_iter().map(Into::into).collect(),
-            negative_prompt: String::new(),
-            method: Method::OneStep,
-            guidance: 1.0,
-        }
-    }
-}
-
-/// What was painted, and all that led to it.
-#[derive(Clone, Debug)]
-pub struct Painting {
-    /// `[batch, 3, height, width]`, RGB in about −1…1.
-    pub images: Tensor<4>,
-    /// `[batch, channels, height, width]`, scaled, f32.
-    pub latents: Tensor<4>,
-    /// `[batch, length]`
-    pub tokens: Tensor<2, Int>,
-    /// `[batch, length, width]`
-    pub context: Tensor<3>,
-}
-
-/// What makes images of latents.
-#[derive(Clone, Debug)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "there is one, and its parameters live elsewhere"
-)]
-pub enum Decoder {
-    /// The full autoencoder.
-    Kl(AutoencoderKl),
-    /// The tiny one.
-    Tiny(AutoencoderTiny),
-}
-
-impl Decoder {
-    /// Images from latents; shapes as of the two decoders.
-    pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
-        match self {
-            Self::Kl(vae) => vae.decode(latents),
-            Self::Tiny(vae) => vae.decode(latents),
-        }
-    }
-}
-
-/// Everything that a model folder holds; the fields can be exchanged for others.
+/// All parts of a model, which can be exchanged for others: parameters are handles that clones share.
 #[derive(Clone, Debug)]
 pub struct TextToImage {
     /// Prompts to numbers.
     pub tokenizer: Tokenizer,
     /// Numbers to states.
     pub text_encoder: TextEncoder,
-    /// The denoiser.
+    /// The denoiser, and what it computes in.
     pub unet: UNet,
     /// Latents to images.
     pub decoder: Decoder,
     /// The noise schedule's configuration.
     pub scheduler: SchedulerConfig,
     /// Channels and side of the latents that the denoiser was trained on.
-    latents: (usize, usize),
-    dtype: DType,
-    device: Device,
+    pub(crate) latents: (usize, usize),
+    /// What the denoiser computes in.
+    pub(crate) dtype: DType,
+    pub(crate) device: Device,
+}
+
+/// What a denoiser attends to.
+#[derive(Clone, Debug)]
+pub struct Conditioning {
+    /// `[batch, length]`
+    pub tokens: Tensor<2, Int>,
+    /// States of the prompts, `[batch, length, width]`.
+    pub context: Tensor<3>,
+    /// States of the negative prompt, the same shape; none without guidance.
+    pub negative: Option<Tensor<3>>,
 }
 
 impl TextToImage {
-    /// Loads a model folder in the layout of diffusers, with its full autoencoder; with `dtype` none,
-    /// in f32.
+    /// Loads a model, with its full autoencoder; with `dtype` none, in f32. [`Loader`] has more to choose from.
     ///
     /// # Errors
     ///
     /// If a part is missing, damaged or not supported.
-    pub fn from_folder(
-        folder: &Folder,
-        dtype: Option<DType>,
-        device: &Device,
-    ) -> Result<Self, Error> {
-        Self::from_folder_with(folder, "unet", dtype, device)
-    }
-
-    /// [`from_folder`](Self::from_folder) with another component than `unet` as the denoiser.
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub fn from_folder_with(
-        folder: &Folder,
-        denoiser: &str,
-        dtype: Option<DType>,
-        device: &Device,
-    ) -> Result<Self, Error> {
-        let dtype = dtype.unwrap_or(DType::F32);
-        let path = folder.path("scheduler/scheduler_config.json");
-        let text: serde_json::Value = folder.json("scheduler/scheduler_config.json")?;
-        let scheduler = SchedulerConfig::from_json(&text.to_string())
-            .map_err(|source| Error::Scheduler { path, source })?;
-        let unet = UNetConfig::from_folder(folder, denoiser)?;
-        Ok(Self {
-            tokenizer: Tokenizer::from_folder(folder, "tokenizer")?,
-            text_encoder: TextEncoder::from_folder(folder, "text_encoder", Some(dtype), device)?,
-            unet: UNet::from_folder(folder, denoiser, Some(dtype), device)?,
-            decoder: Decoder::Kl(AutoencoderKl::from_folder(
-                folder,
-                "vae",
-                Some(dtype),
-                device,
-            )?),
-            scheduler,
-            latents: (unet.in_channels, unet.sample_size),
-            dtype,
-            device: device.clone(),
-        })
+    pub fn from_model(model: &Model, dtype: Option<DType>, device: &Device) -> Result<Self, Error> {
+        let loader = Loader::new(model.clone(), device);
+        match dtype {
+            None => loader.load(),
+            Some(dtype) => loader.with_dtype(dtype).load(),
+        }
     }
 
     /// Puts loaded parts together; they are taken to be on `device` and in f32.
@@ -230,17 +109,15 @@ impl TextToImage {
         unet_config: &UNetConfig,
         device: &Device,
     ) -> Self {
-        let latents = (unet_config.in_channels, unet_config.sample_size);
-        let (dtype, device) = (DType::F32, device.clone());
         Self {
             tokenizer,
             text_encoder,
             unet,
             decoder,
             scheduler,
-            latents,
-            dtype,
-            device,
+            latents: (unet_config.in_channels, unet_config.sample_size),
+            dtype: DType::F32,
+            device: device.clone(),
         }
     }
 
@@ -261,155 +138,341 @@ impl TextToImage {
     ///
     /// - returns: tokens `[prompts, length]`, context `[prompts, length, width]`
     pub fn encode<S: AsRef<str>>(&self, prompts: &[S]) -> (Tensor<2, Int>, Tensor<3>) {
-        for prompt in prompts {
-            let n_dropped = self.tokenizer.encode(prompt.as_ref()).n_dropped;
-            if n_dropped > 0 {
-                tracing::warn!(
-                    n_dropped,
-                    "a prompt is too long: its last tokens are not seen"
-                );
-            }
-        }
-        let tokens = self.tokenizer.encode_batch(prompts, &self.device);
-        (tokens.clone(), self.text_encoder.forward(tokens))
+        encode(&self.tokenizer, &self.text_encoder, prompts, &self.device)
     }
 
     /// Paints.
     ///
-    /// # Shapes
+    /// # Errors
     ///
-    /// - noise: `[prompts, channels, height, width]`, unit normal; its size decides that of the picture
+    /// If the request contradicts itself, the model or the noise, or a network gives a NaN.
+    pub fn generate(&self, request: &Request, noise: &mut dyn Noise) -> Result<Painting, Error> {
+        self.generate_watched(request, noise, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// [`generate`](Self::generate), telling `watch` after each call of the network where it stands; when that breaks,
+    /// the painting is cancelled.
     ///
     /// # Errors
     ///
-    /// If the request contradicts itself or the noise, or a network gives a NaN.
-    pub fn generate(&self, request: &Request, noise: Tensor<4>) -> Result<Painting, Error> {
-        self.check(request, &noise)?;
-        let (tokens, context) = self.encode(&request.prompts);
-        finite("text encoder", &context)?;
-        let latents = self.latents(request, noise, context.clone());
-        finite("denoiser", &latents)?;
-        let images = self.decoder.decode(latents.clone().cast(self.dtype));
-        finite("decoder", &images)?;
-        Ok(Painting {
-            images,
-            latents,
-            tokens,
-            context,
-        })
+    /// As [`generate`](Self::generate), and [`Error::Cancelled`].
+    pub fn generate_watched(
+        &self,
+        request: &Request,
+        noise: &mut dyn Noise,
+        watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Painting, Error> {
+        let brush = self.brush();
+        brush.check(request, &self.decoder)?;
+        let conditioning = condition(&self.tokenizer, &self.text_encoder, request, &self.device)?;
+        let start = brush.start(request, &self.decoder, noise)?;
+        let latents = brush.latents(&self.unet, request, &conditioning, start, noise, watch)?;
+        let images = paint(&self.decoder, &latents)?;
+        Ok(conditioning.painting(latents, images))
     }
 
-    fn check(&self, request: &Request, noise: &Tensor<4>) -> Result<(), Error> {
-        let refuse = |text: String| Err(Error::Request(text));
-        let [batch, channels, _, _] = noise.dims();
-        let train = self.scheduler.num_train_timesteps;
-        if batch != request.prompts.len() {
-            return refuse(format!(
-                "there are {} prompts but noise for {batch}",
-                request.prompts.len()
-            ));
-        }
-        if channels != self.latents.0 {
-            return refuse(format!(
-                "the noise has {channels} channels, the model takes {}",
-                self.latents.0
-            ));
-        }
-        if !request.guidance.is_finite() {
-            return refuse(format!("guidance is {}", request.guidance));
-        }
-        let (steps, most) = match request.method {
-            Method::OneStep => return Ok(()),
-            Method::Ddim(steps) | Method::Euler(steps) | Method::Pndm(steps) => (steps, train),
-            Method::DpmSolver(steps) => (steps, train - 1),
-        };
-        if (1..=most).contains(&steps) {
-            Ok(())
-        } else {
-            refuse(format!("{steps} steps; there can be 1 to {most}"))
-        }
-    }
-
-    /// Latents of noise, f32. The loop is in f32; the networks see their own element type.
-    fn latents(&self, request: &Request, noise: Tensor<4>, context: Tensor<3>) -> Tensor<4> {
-        let schedule = NoiseSchedule::new(&self.scheduler);
-        let negative = (request.guidance != 1.0).then(|| {
-            let prompts = vec![request.negative_prompt.as_str(); request.prompts.len()];
-            self.encode(&prompts).1
-        });
-        let predict = |noisy: Tensor<4>, timestep: f64| {
-            let [batch, _, _, _] = noisy.dims();
-            let steps = Tensor::full([batch], timestep, &self.device);
-            let noisy = noisy.cast(self.dtype);
-            let predict = |context: Tensor<3>| {
-                let output = self
-                    .unet
-                    .forward(noisy.clone(), steps.clone(), context)
-                    .cast(FloatDType::F32);
-                // v- and x₀-models are tied to whole timesteps.
-                let timesteps = vec![timestep.round() as usize; batch];
-                schedule.predicted_noise(output, noisy.clone().cast(FloatDType::F32), &timesteps)
-            };
-            let conditional = predict(context.clone());
-            match &negative {
-                Some(negative) => guide(conditional, predict(negative.clone()), request.guidance),
-                None => conditional,
-            }
-        };
-        let sampler = match request.method {
-            Method::OneStep => {
-                let timesteps = vec![schedule.last(); request.prompts.len()];
-                let predicted = predict(noise.clone(), schedule.last() as f64);
-                return schedule.predicted_latents(noise, predicted, &timesteps);
-            }
-            Method::Ddim(steps) => Sampler::ddim(&self.scheduler, steps),
-            Method::Euler(steps) => Sampler::euler(&self.scheduler, steps),
-            Method::DpmSolver(steps) => Sampler::dpm_solver(&self.scheduler, steps),
-            Method::Pndm(steps) => Sampler::pndm(&self.scheduler, steps),
-        };
-        let mut latents = noise.cast(FloatDType::F32) * sampler.initial_scale();
-        let mut predictions = Vec::new();
-        for step in sampler.steps() {
-            let input = step.input(latents.clone());
-            let noise = predict(input.clone(), step.timestep);
-            let prediction = match sampler.predicts() {
-                Predicts::Noise => noise,
-                Predicts::Latents => {
-                    let timesteps = vec![step.timestep as usize; request.prompts.len()];
-                    schedule.predicted_latents(input, noise, &timesteps)
-                }
-            };
-            predictions.insert(0, prediction);
-            predictions.truncate(sampler.memory());
-            latents = step.advance(latents, &predictions);
-        }
-        latents
-    }
-
-    /// The method that fits the folder's scheduler: its own one-step rule for models whose only step
+    /// The method that fits the model's scheduler: its own one-step rule for models whose only step
     /// is the last timestep, else 25 steps of the scheduler that it names, or of DDIM if it is none of ours.
     pub fn default_method(&self) -> Method {
-        match (
-            self.scheduler.class_name.as_str(),
-            self.scheduler.timestep_spacing,
-        ) {
-            ("EulerDiscreteScheduler", TimestepSpacing::Trailing) => Method::Euler(1),
-            ("EulerDiscreteScheduler", _) => Method::Euler(25),
-            ("DPMSolverMultistepScheduler", _) => Method::DpmSolver(25),
-            ("PNDMScheduler", _) => Method::Pndm(25),
+        let kind = SamplerKind::of_class(&self.scheduler.class_name);
+        let steps = match kind {
+            Some(SamplerKind::Euler)
+                if self.scheduler.timestep_spacing == TimestepSpacing::Trailing =>
+            {
+                1
+            }
+            Some(SamplerKind::Lcm) => 4,
+            _ => DEFAULT_STEPS,
+        };
+        match (self.scheduler.class_name.as_str(), kind) {
             ("DDPMScheduler", _) => Method::OneStep,
-            _ => Method::Ddim(25),
+            (_, kind) => Method::Sampler(kind.unwrap_or(SamplerKind::Ddim), steps),
+        }
+    }
+
+    fn brush(&self) -> Brush<'_> {
+        Brush {
+            scheduler: &self.scheduler,
+            latents: self.latents,
+            dtype: self.dtype,
+            device: &self.device,
         }
     }
 }
 
+fn encode<S: AsRef<str>>(
+    tokenizer: &Tokenizer,
+    text_encoder: &TextEncoder,
+    prompts: &[S],
+    device: &Device,
+) -> (Tensor<2, Int>, Tensor<3>) {
+    for prompt in prompts {
+        let n_dropped = tokenizer.encode(prompt.as_ref()).n_dropped;
+        if n_dropped > 0 {
+            tracing::warn!(
+                n_dropped,
+                "a prompt is too long: its last tokens are not seen"
+            );
+        }
+    }
+    let tokens = tokenizer.encode_batch(prompts, device);
+    (tokens.clone(), text_encoder.forward(tokens))
+}
+
+/// Encodes what a request says.
+pub(crate) fn condition(
+    tokenizer: &Tokenizer,
+    text_encoder: &TextEncoder,
+    request: &Request,
+    device: &Device,
+) -> Result<Conditioning, Error> {
+    let (tokens, context) = encode(tokenizer, text_encoder, &request.prompts, device);
+    finite("text encoder", &context)?;
+    let negative = (request.guidance != 1.0).then(|| {
+        let prompts = vec![request.negative_prompt.as_str(); request.prompts.len()];
+        encode(tokenizer, text_encoder, &prompts, device).1
+    });
+    Ok(Conditioning {
+        tokens,
+        context,
+        negative,
+    })
+}
+
+impl Conditioning {
+    pub(crate) fn painting(self, latents: Tensor<4>, images: Tensor<4>) -> Painting {
+        Painting {
+            images,
+            latents,
+            tokens: self.tokens,
+            context: self.context,
+        }
+    }
+}
+
+/// Decodes, and looks whether the result is one.
+pub(crate) fn paint(decoder: &Decoder, latents: &Tensor<4>) -> Result<Tensor<4>, Error> {
+    let images = decoder.decode(latents.clone());
+    finite("decoder", &images)?;
+    Ok(images)
+}
+
+/// What is known of a model without its networks: enough to go from noise to latents with a denoiser.
+pub(crate) struct Brush<'a> {
+    pub(crate) scheduler: &'a SchedulerConfig,
+    pub(crate) latents: (usize, usize),
+    pub(crate) dtype: DType,
+    pub(crate) device: &'a Device,
+}
+
+/// A run of samplers' steps, or the one-step rule at a timestep.
+enum Plan {
+    OneStep(usize),
+    Sampler(Sampler),
+}
+
+impl Brush<'_> {
+    /// Whether a request fits itself and the model.
+    pub(crate) fn check(&self, request: &Request, decoder: &Decoder) -> Result<(), Error> {
+        let refuse = |text: String| Err(Error::Request(text));
+        if request.prompts.is_empty() {
+            return refuse("there are no prompts".to_owned());
+        }
+        if !request.guidance.is_finite() {
+            return refuse(format!("guidance is {}", request.guidance));
+        }
+        let scale = decoder.scale();
+        let fits = |size: [usize; 2]| {
+            size.iter()
+                .all(|&side| side > 0 && side.is_multiple_of(scale))
+        };
+        if let Some(size) = request.size.filter(|&size| !fits(size)) {
+            return refuse(format!("{size:?} pixels are not multiples of {scale}"));
+        }
+        if let Some(start) = &request.start {
+            let [batch, channels, height, width] = start.images.dims();
+            let prompts = request.prompts.len();
+            if batch != prompts || channels != 3 {
+                return refuse(format!(
+                    "there are {prompts} prompts, but {batch} pictures of {channels} channels to begin with"
+                ));
+            }
+            if !fits([height, width]) || request.size.is_some_and(|size| size != [height, width]) {
+                return refuse(format!(
+                    "the picture to begin with is {height}×{width}; it must be of the size asked for, in multiples of {scale}"
+                ));
+            }
+            if !(0.0..=1.0).contains(&start.strength) {
+                return refuse(format!("strength is {}; it is 0 to 1", start.strength));
+            }
+        }
+        if self.scheduler.rescale_betas_zero_snr
+            && matches!(request.method, Method::Sampler(SamplerKind::Pndm, _))
+        {
+            return refuse("PNDM divides by 0 where the schedule ends in pure noise".to_owned());
+        }
+        let Method::Sampler(kind, steps) = request.method else {
+            return Ok(());
+        };
+        let most = kind.max_steps(self.scheduler);
+        if !(1..=most).contains(&steps) {
+            return refuse(format!("{steps} steps; there can be 1 to {most}"));
+        }
+        let strength = request.start.as_ref().map_or(1.0, |start| start.strength);
+        if n_taken(steps, strength) == 0 {
+            return refuse(format!(
+                "strength {strength} of {steps} steps leaves none; there must be one"
+            ));
+        }
+        Ok(())
+    }
+
+    fn plan(&self, request: &Request, schedule: &NoiseSchedule) -> Plan {
+        let strength = request.start.as_ref().map_or(1.0, |start| start.strength);
+        match request.method {
+            Method::OneStep => {
+                let timestep = (strength * schedule.len() as f64).round() as usize;
+                Plan::OneStep(timestep.max(1) - 1)
+            }
+            Method::Sampler(kind, steps) => {
+                let skipped = steps - n_taken(steps, strength);
+                Plan::Sampler(Sampler::after(kind, self.scheduler, steps, skipped))
+            }
+        }
+    }
+
+    /// Latents to begin with: noise, or those of pictures with noise.
+    pub(crate) fn start(
+        &self,
+        request: &Request,
+        decoder: &Decoder,
+        noise: &mut dyn Noise,
+    ) -> Result<Tensor<4>, Error> {
+        let schedule = NoiseSchedule::new(self.scheduler);
+        let plan = self.plan(request, &schedule);
+        let (channels, side) = self.latents;
+        let [height, width] = match (&request.start, request.size) {
+            (Some(start), _) => {
+                let [_, _, height, width] = start.images.dims();
+                [height / decoder.scale(), width / decoder.scale()]
+            }
+            (None, Some(size)) => size.map(|side| side / decoder.scale()),
+            (None, None) => [side, side],
+        };
+        let shape = [request.prompts.len(), channels, height, width];
+        let Some(Start { images, .. }) = &request.start else {
+            let noise = noise.draw(shape, self.device)?;
+            return Ok(match plan {
+                Plan::OneStep(_) => noise,
+                Plan::Sampler(sampler) => noise.cast(FloatDType::F32) * sampler.initial_scale(),
+            });
+        };
+        let latents = decoder.encode(images.clone(), || noise.draw(shape, self.device))?;
+        let latents = latents.cast(FloatDType::F32);
+        finite("encoder", &latents)?;
+        let noise = noise.draw(shape, self.device)?.cast(FloatDType::F32);
+        let [clean, level] = match plan {
+            Plan::OneStep(timestep) => [schedule.alpha(timestep), schedule.sigma(timestep)],
+            Plan::Sampler(sampler) => sampler.steps()[0].entry,
+        };
+        Ok(latents * clean + noise * level)
+    }
+
+    /// Latents of noisy ones, f32. The loop is in f32; the network sees its own element type.
+    pub(crate) fn latents(
+        &self,
+        unet: &UNet,
+        request: &Request,
+        conditioning: &Conditioning,
+        start: Tensor<4>,
+        noise: &mut dyn Noise,
+        watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Tensor<4>, Error> {
+        let schedule = NoiseSchedule::new(self.scheduler);
+        let shape = start.dims();
+        let dtype = FloatDType::from(self.dtype);
+        let context = conditioning.context.clone().cast(dtype);
+        let negative = conditioning
+            .negative
+            .clone()
+            .map(|states| states.cast(dtype));
+        let ask = |input: Tensor<4>, timestep: f64| {
+            let steps = Tensor::full([shape[0]], timestep, self.device);
+            let input = input.cast(dtype);
+            let ask = |context: Tensor<3>| {
+                let output = unet.forward(input.clone(), steps.clone(), context);
+                output.cast(FloatDType::F32)
+            };
+            let conditional = ask(context.clone());
+            let output = match &negative {
+                Some(negative) => guide(conditional, ask(negative.clone()), request.guidance),
+                None => conditional,
+            };
+            finite_in("denoiser", &output, self.dtype).map(|()| output)
+        };
+        let sampler = match self.plan(request, &schedule) {
+            Plan::Sampler(sampler) => sampler,
+            Plan::OneStep(timestep) => {
+                let output = ask(start.clone(), timestep as f64)?;
+                let latents = schedule.clean_latents(output, start, timestep);
+                told(watch, 1, 1, latents.clone())?;
+                return Ok(latents);
+            }
+        };
+        let mut latents = start;
+        let mut predictions = Vec::new();
+        let n_calls = sampler.steps().len();
+        for (index, step) in sampler.steps().iter().enumerate() {
+            let output = ask(step.input(latents.clone()), step.timestep)?;
+            let expected = step.clean(latents.clone(), output.clone());
+            predictions.insert(0, step.predict(latents.clone(), output));
+            predictions.truncate(sampler.memory());
+            latents = step.advance(latents, &predictions);
+            if step.fresh != 0.0 {
+                let noise = noise.draw(shape, self.device)?.cast(FloatDType::F32);
+                latents = latents + noise * step.fresh;
+            }
+            told(watch, index + 1, n_calls, expected)?;
+        }
+        Ok(latents)
+    }
+}
+
+/// Steps that are taken of `steps` from a picture of which `strength` is lost; as diffusers counts.
+fn n_taken(steps: usize, strength: f64) -> usize {
+    ((steps as f64 * strength) as usize).min(steps)
+}
+
+fn told(
+    watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    call: usize,
+    n_calls: usize,
+    expected: Tensor<4>,
+) -> Result<(), Error> {
+    let progress = Progress {
+        call,
+        n_calls,
+        expected,
+    };
+    match watch(progress) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Cancelled),
+    }
+}
+
 fn finite<const D: usize>(part: &'static str, tensor: &Tensor<D>) -> Result<(), Error> {
+    finite_in(part, tensor, tensor.dtype())
+}
+
+/// Whether a part gave numbers; `dtype` is what it computed in.
+fn finite_in<const D: usize>(
+    part: &'static str,
+    tensor: &Tensor<D>,
+    dtype: DType,
+) -> Result<(), Error> {
     let total = tensor.clone().cast(FloatDType::F32).abs().max().into_data();
     match total.iter::<f32>().all(f32::is_finite) {
         true => Ok(()),
-        false => Err(Error::NotFinite {
-            part,
-            dtype: tensor.dtype(),
-        }),
+        false => Err(Error::NotFinite { part, dtype }),
     }
 }

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
-use swiftbrush_pipeline::scheduler::{SchedulerConfig, TimestepSpacing};
+use swiftbrush_pipeline::scheduler::{SamplerKind, SchedulerConfig, TimestepSpacing};
 use swiftbrush_pipeline::vae::AutoencoderTiny;
-use swiftbrush_pipeline::{Decoder, Error, Folder, Method, Request, TextToImage, noise};
+use swiftbrush_pipeline::{Decoder, Error, Given, Method, Model, Request, TextToImage, noise};
 use swiftbrush_testing::{F32, Golden, assert_close, device, values};
 
 const PROMPTS: [&str; 2] = ["a red circle on a blue background", ""];
@@ -15,8 +15,8 @@ fn model() -> PathBuf {
 }
 
 fn pipeline() -> TextToImage {
-    let folder = Folder::open(model()).expect("the folder is there");
-    TextToImage::from_folder(&folder, None, &device()).expect("the folder is whole")
+    let folder = Model::open(model()).expect("the folder is there");
+    TextToImage::from_model(&folder, None, &device()).expect("the folder is whole")
 }
 
 fn golden() -> Golden {
@@ -32,7 +32,7 @@ fn check(pipeline: &TextToImage, name: &str, method: Method, guidance: f64) {
         ..Request::new(PROMPTS)
     };
     let painting = pipeline
-        .generate(&request, golden.tensor("noise", &device))
+        .generate(&request, &mut Given::from(golden.tensor("noise", &device)))
         .expect("it paints");
     let expected = |what: &str| -> Tensor<4> { golden.tensor(&format!("{name}.{what}"), &device) };
     let tokens: Vec<i64> = painting.tokens.into_data().iter().collect();
@@ -44,23 +44,43 @@ fn check(pipeline: &TextToImage, name: &str, method: Method, guidance: f64) {
 
 #[test]
 fn ddim_with_guidance_and_a_negative_prompt() {
-    check(&pipeline(), "ddim", Method::Ddim(3), 4.5);
+    check(
+        &pipeline(),
+        "ddim",
+        Method::Sampler(SamplerKind::Ddim, 3),
+        4.5,
+    );
 }
 
 #[test]
 fn euler_with_guidance() {
-    check(&pipeline(), "euler", Method::Euler(4), 3.0);
+    check(
+        &pipeline(),
+        "euler",
+        Method::Sampler(SamplerKind::Euler, 4),
+        3.0,
+    );
 }
 
 #[test]
 fn dpm_solver_with_guidance() {
-    check(&pipeline(), "dpm", Method::DpmSolver(5), 3.0);
+    check(
+        &pipeline(),
+        "dpm",
+        Method::Sampler(SamplerKind::DpmSolver, 5),
+        3.0,
+    );
 }
 
 #[test]
 fn pndm_with_guidance() {
-    assert_eq!(Method::Pndm(6).n_calls(), 7);
-    check(&pipeline(), "pndm", Method::Pndm(6), 3.0);
+    assert_eq!(Method::Sampler(SamplerKind::Pndm, 6).n_calls(), 7);
+    check(
+        &pipeline(),
+        "pndm",
+        Method::Sampler(SamplerKind::Pndm, 6),
+        3.0,
+    );
 }
 
 #[test]
@@ -71,21 +91,35 @@ fn sd_turbos_rule_with_the_tiny_decoder() {
         timestep_spacing: TimestepSpacing::Trailing,
         ..pipeline.scheduler
     };
-    let folder = Folder::open(model()).expect("the folder is there");
-    let tiny = AutoencoderTiny::from_folder(&folder, "taesd", None, &device());
+    let folder = Model::open(model()).expect("the folder is there");
+    let tiny = AutoencoderTiny::from_model(&folder, "taesd", None, &device());
     pipeline.decoder = Decoder::Tiny(tiny.expect("it is whole"));
-    assert_eq!(pipeline.default_method(), Method::Euler(1));
-    check(&pipeline, "turbo", Method::Euler(1), 1.0);
+    assert_eq!(
+        pipeline.default_method(),
+        Method::Sampler(SamplerKind::Euler, 1)
+    );
+    check(
+        &pipeline,
+        "turbo",
+        Method::Sampler(SamplerKind::Euler, 1),
+        1.0,
+    );
 }
 
 #[test]
 fn the_default_is_the_scheduler_that_the_folder_names() {
     let mut pipeline = pipeline();
     for (name, method) in [
-        ("PNDMScheduler", Method::Pndm(25)),
-        ("DPMSolverMultistepScheduler", Method::DpmSolver(25)),
-        ("EulerDiscreteScheduler", Method::Euler(25)),
-        ("DDIMScheduler", Method::Ddim(25)),
+        ("PNDMScheduler", Method::Sampler(SamplerKind::Pndm, 25)),
+        (
+            "DPMSolverMultistepScheduler",
+            Method::Sampler(SamplerKind::DpmSolver, 25),
+        ),
+        (
+            "EulerDiscreteScheduler",
+            Method::Sampler(SamplerKind::Euler, 25),
+        ),
+        ("DDIMScheduler", Method::Sampler(SamplerKind::Ddim, 25)),
         ("DDPMScheduler", Method::OneStep),
     ] {
         pipeline.scheduler = SchedulerConfig {
@@ -104,7 +138,9 @@ fn a_prompt_of_ten_thousand_words_is_cut_and_an_empty_one_is_painted() {
     let noise = noise(pipeline.latent_shape(3), 0, &device);
     let noise = noise.narrow(0, 0, 1).expand([3, 4, 8, 8]);
     let request = Request::new([long.as_str(), "a red circle a red circle a red circle", ""]);
-    let painting = pipeline.generate(&request, noise).expect("it paints");
+    let painting = pipeline
+        .generate(&request, &mut Given::from(noise))
+        .expect("it paints");
     assert_eq!(painting.context.dims(), [3, 12, 12]);
     let picture = |i: usize| values(painting.images.clone().narrow(0, i, 1));
     assert_eq!(
@@ -119,18 +155,20 @@ fn a_prompt_of_ten_thousand_words_is_cut_and_an_empty_one_is_painted() {
 fn requests_that_cannot_be_painted_are_refused() {
     let (pipeline, device) = (pipeline(), device());
     let noise = |batch: usize, channels: usize| noise([batch, channels, 8, 8], 0, &device);
-    let ask = |request: Request, noise: Tensor<4>| match pipeline.generate(&request, noise) {
+    let ask = |request: Request, noise: Tensor<4>| match pipeline
+        .generate(&request, &mut Given::from(noise))
+    {
         Err(Error::Request(reason)) => reason,
         other => panic!("not refused: {other:?}"),
     };
     let request = Request::new(["a", "b"]);
     assert_eq!(
         ask(request.clone(), noise(1, 4)),
-        "there are 2 prompts but noise for 1"
+        "the noise is [1, 4, 8, 8], wanted is [2, 4, 8, 8]"
     );
-    assert!(ask(request.clone(), noise(2, 3)).contains("3 channels, the model takes 4"));
+    assert!(ask(request.clone(), noise(2, 3)).contains("wanted is [2, 4, 8, 8]"));
     for steps in [0, 1001] {
-        let method = Method::Ddim(steps);
+        let method = Method::Sampler(SamplerKind::Ddim, steps);
         let request = Request {
             method,
             ..request.clone()
@@ -138,7 +176,7 @@ fn requests_that_cannot_be_painted_are_refused() {
         assert!(ask(request, noise(2, 4)).contains("1 to 1000"));
     }
     let thousand = Request {
-        method: Method::DpmSolver(1000),
+        method: Method::Sampler(SamplerKind::DpmSolver, 1000),
         ..request.clone()
     };
     assert!(ask(thousand, noise(2, 4)).contains("1 to 999"));
@@ -153,7 +191,7 @@ fn requests_that_cannot_be_painted_are_refused() {
 fn a_nan_is_noticed_and_the_network_named() {
     let (pipeline, device) = (pipeline(), device());
     let noise = Tensor::full([1, 4, 8, 8], f32::NAN, &device);
-    match pipeline.generate(&Request::new(["a"]), noise) {
+    match pipeline.generate(&Request::new(["a"]), &mut Given::from(noise)) {
         Err(Error::NotFinite { part, .. }) => assert_eq!(part, "denoiser"),
         other => panic!("not noticed: {other:?}"),
     }

@@ -24,15 +24,51 @@ impl NoiseSchedule {
                 between(config.beta_start.sqrt(), config.beta_end.sqrt(), step).powi(2)
             }
         };
-        let alphas_cumprod = (0..config.num_train_timesteps)
+        let mut alphas_cumprod: Vec<f64> = (0..config.num_train_timesteps)
             .scan(1.0, |product, step| {
                 *product *= 1.0 - beta(step);
                 Some(*product)
             })
             .collect();
+        if config.rescale_betas_zero_snr {
+            let (first, last) = (
+                alphas_cumprod[0].sqrt(),
+                alphas_cumprod[last as usize].sqrt(),
+            );
+            for product in &mut alphas_cumprod {
+                *product = ((product.sqrt() - last) * first / (first - last)).powi(2);
+            }
+        }
         Self {
             alphas_cumprod,
             prediction_type: config.prediction_type,
+        }
+    }
+
+    /// The same schedule with ᾱ no lower than this, so that σ/α is finite.
+    pub(crate) fn floored(mut self, least: f64) -> Self {
+        for product in &mut self.alphas_cumprod {
+            *product = product.max(least);
+        }
+        self
+    }
+
+    /// What makes clean latents of noisy ones and a network's output, `x̂₀ = a·x + b·output`, for latents with
+    /// these shares of clean latents and of noise.
+    pub(crate) fn to_latents(&self, alpha: f64, sigma: f64) -> [f64; 2] {
+        match self.prediction_type {
+            PredictionType::Epsilon => [1.0 / alpha, -sigma / alpha],
+            PredictionType::VPrediction => [alpha, -sigma],
+            PredictionType::Sample => [0.0, 1.0],
+        }
+    }
+
+    /// The same for the noise, `ε̂ = a·x + b·output`.
+    pub(crate) fn to_noise(&self, alpha: f64, sigma: f64) -> [f64; 2] {
+        match self.prediction_type {
+            PredictionType::Epsilon => [0.0, 1.0],
+            PredictionType::VPrediction => [sigma, alpha],
+            PredictionType::Sample => [1.0 / sigma, -alpha / sigma],
         }
     }
 
@@ -163,6 +199,22 @@ impl NoiseSchedule {
         assert_eq!(timesteps.len(), noisy.dims()[0], "one timestep per sample");
         let (alpha, sigma) = self.alpha_sigma(timesteps, &noisy.device());
         (noisy.cast(FloatDType::F32) - noise.cast(FloatDType::F32) * sigma) / alpha
+    }
+
+    /// `x̂₀` straight from what the network says of `x_t`, in f32; unlike [`predicted_latents`](Self::predicted_latents)
+    /// of [`predicted_noise`](Self::predicted_noise) it needs no division where the network predicts velocity, and
+    /// so works at ᾱ = 0.
+    ///
+    /// # Shapes
+    ///
+    /// - output, noisy, and the result: `[batch, channels, height, width]`; the result is f32
+    ///
+    /// # Panics
+    ///
+    /// If the shapes differ or the timestep lies outside the schedule.
+    pub fn clean_latents(&self, output: Tensor<4>, noisy: Tensor<4>, timestep: usize) -> Tensor<4> {
+        let [of_noisy, of_output] = self.to_latents(self.alpha(timestep), self.sigma(timestep));
+        noisy.cast(FloatDType::F32) * of_noisy + output.cast(FloatDType::F32) * of_output
     }
 
     /// The velocity `v = α_t·ε − σ_t·x₀` of a pair. Shapes and panics as [`add_noise`](Self::add_noise).

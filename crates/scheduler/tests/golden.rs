@@ -1,37 +1,59 @@
 //! Against diffusers: `golden/make.py` writes the numbers.
 
 use serde::Deserialize;
-use swiftbrush_scheduler::{NoiseSchedule, Predicts, Sampler, SchedulerConfig};
+use swiftbrush_scheduler::{Sampler, SamplerKind, SchedulerConfig};
 
 #[derive(Deserialize)]
 struct Case {
     config: serde_json::Value,
-    kind: String,
+    kind: SamplerKind,
     steps: usize,
+    skipped: usize,
     timesteps: Vec<f64>,
+    /// The latents before the first step and after each.
     trace: Vec<f64>,
 }
 
 /// diffusers keeps Euler's tables in f32 and steps in f32: a relative 1e-5 is its own precision.
 const TOLERANCE: f64 = 1e-5;
+/// Of σ/α = 4096, where its levels of noise begin when the schedule ends in pure noise.
+const TOLERANCE_ZERO_SNR: f64 = 4e-4;
 
 #[test]
 fn samplers_take_the_steps_of_diffusers() {
     let cases: Vec<Case> = serde_json::from_str(include_str!("golden/samplers.json")).unwrap();
     for case in cases {
         let config = SchedulerConfig::from_json(&case.config.to_string()).unwrap();
-        let sampler = match case.kind.as_str() {
-            "ddim" => Sampler::ddim(&config, case.steps),
-            "dpm" => Sampler::dpm_solver(&config, case.steps),
-            "pndm" => Sampler::pndm(&config, case.steps),
-            _ => Sampler::euler(&config, case.steps),
-        };
-        let schedule = NoiseSchedule::new(&config);
+        let sampler = Sampler::after(case.kind, &config, case.steps, case.skipped);
         let name = format!(
-            "{} {:?}, {} steps",
-            case.kind, config.timestep_spacing, case.steps
+            "{:?} {:?} {:?} zero SNR {}, {} steps after {}",
+            case.kind,
+            config.timestep_spacing,
+            config.prediction_type,
+            config.rescale_betas_zero_snr,
+            case.steps,
+            case.skipped
         );
-        let mut x = 0.7 * sampler.initial_scale();
+        let tolerance = match config.rescale_betas_zero_snr {
+            true => TOLERANCE_ZERO_SNR,
+            false => TOLERANCE,
+        };
+        let close = |what: &str, found: f64, expected: f64| {
+            let error = (found - expected).abs() / expected.abs().max(1.0);
+            assert!(
+                error < tolerance,
+                "{name}: {what} gives {found}, not {expected}"
+            );
+        };
+        let mut x = match case.skipped {
+            0 => 0.7 * sampler.initial_scale(),
+            _ => {
+                let [clean, noise] = sampler.steps()[0].entry;
+                0.7 * clean + 1.1 * noise
+            }
+        };
+        close("the start", x, case.trace[0]);
+        let mut noise = [0.5, -0.8].into_iter().cycle();
         let mut predictions = Vec::new();
         for (index, step) in sampler.steps().iter().enumerate() {
             let expected = case.timesteps[index];
@@ -40,24 +62,16 @@ fn samplers_take_the_steps_of_diffusers() {
                 "{name}: t = {}, not {expected}",
                 step.timestep
             );
-            let noise = 0.3 * x * step.input_scale + 0.1 * step.timestep.cos();
-            let t = step.timestep as usize;
-            predictions.insert(
-                0,
-                match sampler.predicts() {
-                    Predicts::Noise => noise,
-                    Predicts::Latents => (x - schedule.sigma(t) * noise) / schedule.alpha(t),
-                },
-            );
+            let output = 0.3 * x * step.input_scale + 0.1 * step.timestep.cos();
+            let [of_latents, of_output] = step.prediction;
+            predictions.insert(0, of_latents * x + of_output * output);
             let terms = step.predicted.iter().zip(&predictions);
             x = x * step.keep + terms.map(|(factor, value)| factor * value).sum::<f64>();
-            let expected = case.trace[index];
-            let error = (x - expected).abs() / expected.abs().max(1.0);
-            assert!(
-                error < TOLERANCE,
-                "{name}: step {index} gives {x}, not {expected}"
-            );
+            if step.fresh != 0.0 {
+                x += step.fresh * noise.next().unwrap();
+            }
+            close(&format!("step {index}"), x, case.trace[index + 1]);
         }
-        assert_eq!(sampler.steps().len(), case.trace.len(), "{name}");
+        assert_eq!(sampler.steps().len(), case.timesteps.len(), "{name}");
     }
 }

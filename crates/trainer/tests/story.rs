@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use swiftbrush_checkpoint::{Folder, named_tensors};
+use swiftbrush_checkpoint::{Model, named_tensors};
 use swiftbrush_clip::{ClipConfig, TextConfig, Tokenizer};
 use swiftbrush_lora::LoraConfig;
 use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
@@ -36,7 +36,7 @@ fn networks(device: &Device) -> Networks {
     };
     let teacher = UNetConfig::tiny().init(device);
     Networks {
-        tokenizer: Tokenizer::from_folder(&Folder::open(here).unwrap(), "tokenizer").unwrap(),
+        tokenizer: Tokenizer::from_model(&Model::open(here).unwrap(), "tokenizer").unwrap(),
         text_encoder: text.init(device).no_grad(),
         student: UNetConfig::tiny().init(device),
         teacher,

@@ -1,9 +1,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// `unet/config.json`. Defaults are those of SD-Turbo and Stable Diffusion 2.1-base.
+/// `unet/config.json`. [`Default`] is SD-Turbo's and Stable Diffusion 2.1-base's; what a file does not say is as
+/// diffusers takes it, which is 1.x mostly.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct UNetConfig {
     /// Side of the latents that the model was trained on; it takes others.
     pub sample_size: usize,
@@ -124,6 +124,16 @@ impl UNetConfig {
             attention_head_dim: OneOrMany::Many(vec![1, 2]),
             cross_attention_dim: 12,
             norm_num_groups: 4,
+            ..Self::default()
+        }
+    }
+
+    /// What diffusers takes for options that a file leaves out.
+    pub(crate) fn unsaid() -> Self {
+        Self {
+            attention_head_dim: OneOrMany::One(8),
+            cross_attention_dim: 1280,
+            use_linear_projection: false,
             ..Self::default()
         }
     }

@@ -6,6 +6,7 @@
 
 mod block;
 mod config;
+mod names;
 mod resnet;
 mod time_embedding;
 mod transformer;

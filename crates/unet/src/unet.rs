@@ -1,10 +1,11 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, assert_shape};
-use swiftbrush_checkpoint::{Error, Folder, load, read_config};
+use swiftbrush_checkpoint::{Error, Model, load, read_config};
 use swiftbrush_kernels::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig};
 
 use crate::UNetConfig;
 use crate::block::{DownBlock, MidBlock, UpBlock};
+use crate::names::as_diffusers;
 use crate::time_embedding::{TimeEmbedding, sinusoids};
 
 /// A denoiser conditioned on text (Rombach et al., arXiv 2112.10752; as diffusers'
@@ -56,14 +57,23 @@ impl UNetConfig {
         }
     }
 
-    /// Reads the `config.json` of a component of a model folder, usually `unet`.
+    /// Reads the `config.json` of a component of a model, usually `unet`; of a single file without one, the
+    /// shapes of the tensors.
     ///
     /// # Errors
     ///
     /// If it cannot be read, contradicts itself, or sets an option that is not supported.
-    pub fn from_folder(folder: &Folder, component: &str) -> Result<Self, Error> {
-        let path = folder.path(&format!("{component}/config.json"));
-        let config: Self = read_config(&path, &Self::accepted())?;
+    pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
+        let (config, path) = match model.config(component)? {
+            Some(path) => (
+                read_config(&path, &Self::unsaid(), &Self::accepted())?,
+                path,
+            ),
+            None => {
+                let weights = as_diffusers(model.weights(component)?)?;
+                (Self::from_shapes(&weights), model.root().to_owned())
+            }
+        };
         config
             .check()
             .map_err(|reason| Error::Config { path, reason })?;
@@ -72,19 +82,21 @@ impl UNetConfig {
 }
 
 impl UNet {
-    /// Loads a component of a model folder, usually `unet`; with `dtype` none, as the file has it.
+    /// Loads a component of a model, usually `unet`; with `dtype` none, as the file has it. Tensors are named
+    /// as in diffusers or as in the original training code.
     ///
     /// # Errors
     ///
     /// If its configuration or its weights cannot be read, or do not fit each other.
-    pub fn from_folder(
-        folder: &Folder,
+    pub fn from_model(
+        model: &Model,
         component: &str,
         dtype: Option<DType>,
         device: &Device,
     ) -> Result<Self, Error> {
-        let config = UNetConfig::from_folder(folder, component)?;
-        load(config.init(device), &folder.weights(component)?, dtype)
+        let config = UNetConfig::from_model(model, component)?;
+        let weights = as_diffusers(model.weights(component)?)?;
+        load(config.init(device), &weights, dtype)
     }
 
     /// The network's prediction, the noise for ε-models.

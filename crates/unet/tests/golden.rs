@@ -3,14 +3,14 @@
 use burn::module::Module;
 use burn::module::{ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor};
-use swiftbrush_checkpoint::{Folder, ModulePath};
+use swiftbrush_checkpoint::{Model, ModulePath};
 use swiftbrush_testing::{F32, Golden, assert_close, assert_values_close, device, values};
 use swiftbrush_unet::UNet;
 
 fn load(golden: &Golden, device: &Device) -> UNet {
     let folder = golden.model_folder("unet");
-    let folder = Folder::open(folder.path()).unwrap();
-    UNet::from_folder(&folder, "unet", None, device).unwrap()
+    let folder = Model::open(folder.path()).unwrap();
+    UNet::from_model(&folder, "unet", None, device).unwrap()
 }
 
 fn check_forward(name: &str) {

@@ -1,6 +1,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use swiftbrush_checkpoint::{Error, Folder, read_config};
+use swiftbrush_checkpoint::{Error, Model, read_config};
+
+use crate::names::as_diffusers;
 
 /// A level of an encoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,9 +18,9 @@ pub enum DecoderBlockType {
     UpDecoderBlock2D,
 }
 
-/// `vae/config.json` of an `AutoencoderKL`. Defaults are Stable Diffusion's.
+/// `vae/config.json` of an `AutoencoderKL`. [`Default`] is Stable Diffusion's; what a file does not say is as
+/// diffusers takes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct AutoencoderKlConfig {
     /// Channels of the images.
     pub in_channels: usize,
@@ -38,6 +40,8 @@ pub struct AutoencoderKlConfig {
     pub norm_num_groups: usize,
     /// Side of the images that the model was trained on.
     pub sample_size: usize,
+    /// Whether half precision is too narrow for it, so that it should compute in f32.
+    pub force_upcast: bool,
     /// What raw latents are multiplied by to have unit variance.
     pub scaling_factor: f64,
 }
@@ -69,6 +73,7 @@ impl AutoencoderKlConfig {
             latent_channels: 4,
             norm_num_groups: 4,
             sample_size: 32,
+            force_upcast: true,
             scaling_factor: 1.0,
         }
     }
@@ -82,22 +87,35 @@ impl AutoencoderKlConfig {
         }
     }
 
-    /// Reads the `config.json` of a component of a model folder, usually `vae`.
+    /// What diffusers takes for options that a file leaves out.
+    fn unsaid() -> Self {
+        Self {
+            norm_num_groups: 32,
+            scaling_factor: 0.18215,
+            ..Self::with_levels([64])
+        }
+    }
+
+    /// Reads the `config.json` of a component of a model, usually `vae`; of a single file without one, the shapes of
+    /// the tensors.
     ///
     /// # Errors
     ///
     /// If it cannot be read, contradicts itself, or sets an option that is not supported.
-    pub fn from_folder(folder: &Folder, component: &str) -> Result<Self, Error> {
+    pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
         let accepted = [
             ("act_fn", json!("silu")),
-            ("force_upcast", json!(true)),
-            ("force_upcast", json!(false)),
             ("mid_block_add_attention", json!(true)),
             ("use_post_quant_conv", json!(true)),
             ("use_quant_conv", json!(true)),
         ];
-        let path = folder.path(&format!("{component}/config.json"));
-        let config: Self = read_config(&path, &accepted)?;
+        let (config, path) = match model.config(component)? {
+            Some(path) => (read_config(&path, &Self::unsaid(), &accepted)?, path),
+            None => {
+                let weights = as_diffusers(model.weights(component)?)?;
+                (Self::from_shapes(&weights), model.root().to_owned())
+            }
+        };
         config
             .check()
             .map_err(|reason| Error::Config { path, reason })?;
@@ -139,7 +157,6 @@ impl AutoencoderKlConfig {
 
 /// `config.json` of an `AutoencoderTiny`. Defaults are TAESD's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct AutoencoderTinyConfig {
     /// Channels of the images.
     pub in_channels: usize,
@@ -189,12 +206,12 @@ impl AutoencoderTinyConfig {
         }
     }
 
-    /// Reads the `config.json` of a component of a model folder.
+    /// Reads the `config.json` of a component of a model; without one, it is TAESD's.
     ///
     /// # Errors
     ///
     /// If it cannot be read, contradicts itself, or sets an option that is not supported.
-    pub fn from_folder(folder: &Folder, component: &str) -> Result<Self, Error> {
+    pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
         let accepted = [
             ("act_fn", json!("relu")),
             ("force_upcast", json!(false)),
@@ -205,8 +222,11 @@ impl AutoencoderTinyConfig {
             ("upsample_fn", json!("nearest")),
             ("upsampling_scaling_factor", json!(2)),
         ];
-        let path = folder.path(&format!("{component}/config.json"));
-        let config: Self = read_config(&path, &accepted)?;
+        let path = model.path(&format!("{component}/config.json"));
+        let Some(path) = path.filter(|path| path.is_file()) else {
+            return Ok(Self::default());
+        };
+        let config = read_config(&path, &Self::default(), &accepted)?;
         config
             .check()
             .map_err(|reason| Error::Config { path, reason })?;

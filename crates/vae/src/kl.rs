@@ -1,10 +1,11 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, assert_shape};
-use swiftbrush_checkpoint::{Error, Folder, load};
+use swiftbrush_checkpoint::{Error, Model, load};
 use swiftbrush_kernels::{Conv2d, Conv2dConfig, GroupNorm};
 
 use crate::AutoencoderKlConfig;
 use crate::kl_block::{Level, MidBlock, group_norm};
+use crate::names::as_diffusers;
 
 /// The variational autoencoder of Stable Diffusion (Rombach et al., arXiv 2112.10752, §3.1).
 #[derive(Module, Debug)]
@@ -70,19 +71,21 @@ impl Posterior {
 }
 
 impl AutoencoderKl {
-    /// Loads a component of a model folder, usually `vae`; with `dtype` none, as the file has it.
+    /// Loads a component of a model, usually `vae`; with `dtype` none, as the file has it. Tensors are named as
+    /// in diffusers, now or in its first year, or as in the original training code.
     ///
     /// # Errors
     ///
     /// If its configuration or its weights cannot be read, or do not fit each other.
-    pub fn from_folder(
-        folder: &Folder,
+    pub fn from_model(
+        model: &Model,
         component: &str,
         dtype: Option<DType>,
         device: &Device,
     ) -> Result<Self, Error> {
-        let config = AutoencoderKlConfig::from_folder(folder, component)?;
-        load(config.init(device), &folder.weights(component)?, dtype)
+        let config = AutoencoderKlConfig::from_model(model, component)?;
+        let weights = as_diffusers(model.weights(component)?)?;
+        load(config.init(device), &weights, dtype)
     }
 
     /// What the encoder says of images.
@@ -126,6 +129,16 @@ impl AutoencoderKl {
         assert_shape!(latents, [batch, channels, height, width]);
         self.decoder
             .forward(self.post_quant_conv.forward(latents / self.scaling_factor))
+    }
+
+    /// The element type of the weights, which latents and images must have.
+    pub fn dtype(&self) -> DType {
+        self.post_quant_conv.weight.val().dtype()
+    }
+
+    /// How many pixels a latent stands for, along each axis; 8 for Stable Diffusion.
+    pub fn scale(&self) -> usize {
+        self.decoder.scale()
     }
 
     /// What raw latents are multiplied by.
@@ -205,6 +218,10 @@ impl Decoder {
             conv_norm_out: group_norm(groups, channels[0], device),
             conv_out: Conv2dConfig::same3x3(channels[0], config.out_channels).init(device),
         }
+    }
+
+    fn scale(&self) -> usize {
+        1 << (self.up_blocks.len() - 1)
     }
 
     fn forward(&self, latents: Tensor<4>) -> Tensor<4> {

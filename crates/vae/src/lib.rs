@@ -6,8 +6,11 @@
 mod config;
 mod kl;
 mod kl_block;
+mod names;
+mod tiling;
 mod tiny;
 
 pub use config::{AutoencoderKlConfig, AutoencoderTinyConfig, DecoderBlockType, EncoderBlockType};
 pub use kl::{AutoencoderKl, Posterior};
+pub use tiling::Tiling;
 pub use tiny::AutoencoderTiny;

@@ -2,11 +2,12 @@ use burn::module::Module;
 use burn::nn::Relu;
 use burn::tensor::activation::relu;
 use burn::tensor::{DType, Device, Tensor};
-use swiftbrush_checkpoint::{Error, Folder, load};
+use swiftbrush_checkpoint::{Error, Model, Weights, load};
 use swiftbrush_kernels::{Conv2d, Conv2dConfig};
 
 use crate::AutoencoderTinyConfig;
 use crate::kl_block::double;
+use crate::names::of_taesd;
 
 /// Latents beyond this are squashed before decoding.
 const LATENT_MAGNITUDE: f64 = 3.0;
@@ -75,19 +76,47 @@ impl AutoencoderTinyConfig {
 }
 
 impl AutoencoderTiny {
-    /// Loads a component of a model folder; with `dtype` none, as the file has it.
+    /// Loads a component of a model; with `dtype` none, as the file has it. It is a folder of diffusers, or
+    /// one with TAESD's own files, `taesd_encoder` and `taesd_decoder` with `.safetensors` or `.pth`.
     ///
     /// # Errors
     ///
     /// If its configuration or its weights cannot be read, or do not fit each other.
-    pub fn from_folder(
-        folder: &Folder,
+    pub fn from_model(
+        model: &Model,
         component: &str,
         dtype: Option<DType>,
         device: &Device,
     ) -> Result<Self, Error> {
-        let config = AutoencoderTinyConfig::from_folder(folder, component)?;
-        load(config.init(device), &folder.weights(component)?, dtype)
+        let config = AutoencoderTinyConfig::from_model(model, component)?;
+        let part = |half: &str| {
+            let file = |end| model.path(&format!("{component}/taesd_{half}.{end}"));
+            let mut files = ["safetensors", "pth"].into_iter().filter_map(file);
+            files.find(|path| path.is_file())
+        };
+        let weights = match (part("encoder"), part("decoder")) {
+            (Some(encoder), Some(decoder)) => {
+                let encoder = of_taesd(&Weights::open(encoder)?, "encoder")?;
+                encoder.and(of_taesd(&Weights::open(decoder)?, "decoder")?)?
+            }
+            _ => model.weights(component)?,
+        };
+        load(config.init(device), &weights, dtype)
+    }
+
+    /// The element type of the weights, which latents and images must have.
+    pub fn dtype(&self) -> DType {
+        let convolution = self.decoder.layers.iter().find_map(|layer| match layer {
+            Layer::Convolution(convolution) => Some(convolution.weight.val().dtype()),
+            _ => None,
+        });
+        convolution.unwrap_or(DType::F32)
+    }
+
+    /// How many pixels a latent stands for, along each axis; 8 for TAESD.
+    pub fn scale(&self) -> usize {
+        let doubles = |layer: &&Layer| matches!(layer, Layer::Double(_));
+        1 << self.decoder.layers.iter().filter(doubles).count()
     }
 
     /// Latents of images.

@@ -1,14 +1,14 @@
 //! Against diffusers: `golden/make.py` writes the numbers.
 
-use swiftbrush_checkpoint::Folder;
+use swiftbrush_checkpoint::Model;
 use swiftbrush_testing::{F32, Golden, assert_close, device};
 use swiftbrush_vae::{AutoencoderKl, AutoencoderTiny};
 
 fn check_kl(name: &str) {
     let (golden, device) = (Golden::open(env!("CARGO_MANIFEST_DIR"), name), device());
     let folder = golden.model_folder("vae");
-    let folder = Folder::open(folder.path()).unwrap();
-    let vae = AutoencoderKl::from_folder(&folder, "vae", None, &device).unwrap();
+    let folder = Model::open(folder.path()).unwrap();
+    let vae = AutoencoderKl::from_model(&folder, "vae", None, &device).unwrap();
     let tensor = |name| golden.tensor::<4>(name, &device);
 
     let posterior = vae.encode(tensor("images"));
@@ -31,8 +31,8 @@ fn check_tiny(name: &str) {
     let golden = Golden::open(env!("CARGO_MANIFEST_DIR"), name);
     let device = device().autodiff();
     let folder = golden.model_folder("vae");
-    let folder = Folder::open(folder.path()).unwrap();
-    let vae = AutoencoderTiny::from_folder(&folder, "vae", None, &device).unwrap();
+    let folder = Model::open(folder.path()).unwrap();
+    let vae = AutoencoderTiny::from_model(&folder, "vae", None, &device).unwrap();
     let tensor = |name| golden.tensor::<4>(name, &device);
 
     assert_close(

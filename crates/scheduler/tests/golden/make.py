@@ -1,42 +1,68 @@
 """Writes samplers.json: runs of diffusers' schedulers on one number with a made-up network.
 
-The network answers 0.3·x + 0.1·cos(t), so that every step depends on all before it. Run with diffusers 0.42:
-python make.py
+The network answers 0.3·x + 0.1·cos(t), so that every step depends on all before it. Noise that is drawn on the way is
+0.5, -0.8, 0.5, … A run that begins in the middle begins at 0.7·clean + 1.1·noise of its first step. Run with
+diffusers 0.42: python make.py
 """
-import json, math, pathlib, torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
+import itertools, json, math, pathlib, torch
+from unittest.mock import patch
+from diffusers import (DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler,
+                       LCMScheduler, PNDMScheduler)
 
 HERE = pathlib.Path(__file__).parent
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
+KINDS = {"ddim": (DDIMScheduler, dict(clip_sample=False)), "euler": (EulerDiscreteScheduler, {}),
+         "euler-ancestral": (EulerAncestralDiscreteScheduler, {}), "dpm-solver": (DPMSolverMultistepScheduler, {}),
+         "pndm": (PNDMScheduler, dict(skip_prk_steps=True)), "lcm": (LCMScheduler, {})}
 cases = []
+
+def run(kind, spacing, offset, steps, one=False, prediction="epsilon", zero_snr=False, skipped=0):
+    scheduler_class, more = KINDS[kind]
+    config = BETAS | more | dict(timestep_spacing=spacing, steps_offset=offset, prediction_type=prediction)
+    if kind in ("ddim", "pndm", "lcm"):
+        config["set_alpha_to_one"] = one
+    if zero_snr:
+        config["rescale_betas_zero_snr"] = True
+    scheduler = scheduler_class(**config)
+    scheduler.set_timesteps(steps)
+    timesteps = scheduler.timesteps[skipped:]
+    if skipped:
+        scheduler.set_begin_index(skipped) if hasattr(scheduler, "set_begin_index") else None
+        one_of = lambda x: torch.tensor([x], dtype=torch.float64)
+        x = scheduler.add_noise(one_of(0.7), one_of(1.1), timesteps[:1]).double()
+    else:
+        x = torch.tensor([0.7], dtype=torch.float64) * float(scheduler.init_noise_sigma)
+    noise = itertools.cycle([0.5, -0.8])
+    draw = lambda shape, **_: torch.full(tuple(shape), next(noise), dtype=torch.float64)
+    trace = [float(x)]
+    with patch(f"{scheduler_class.__module__}.randn_tensor", draw, create=True):
+        for t in timesteps:
+            given = scheduler.scale_model_input(x, t)
+            output = 0.3 * given + 0.1 * math.cos(float(t))
+            x = scheduler.step(output, t, x).prev_sample.double()
+            trace.append(float(x))
+    file = json.loads(scheduler.to_json_string().replace("-Infinity", "null"))
+    cases.append(dict(config=file, kind=kind, steps=steps, skipped=skipped, timesteps=[float(t) for t in timesteps], trace=trace))
+
 for kind, spacing, offset, steps, one in [
     ("ddim", "leading", 1, 25, False), ("ddim", "leading", 0, 7, True), ("ddim", "trailing", 1, 4, False),
     ("ddim", "trailing", 1, 1, False), ("ddim", "linspace", 1, 10, False),
     ("euler", "trailing", 1, 1, False), ("euler", "trailing", 1, 4, False), ("euler", "leading", 1, 25, False),
     ("euler", "linspace", 1, 10, False),
-    ("dpm", "linspace", 1, 20, False), ("dpm", "leading", 1, 7, False), ("dpm", "trailing", 1, 4, False),
-    ("dpm", "trailing", 1, 1, False),
+    ("euler-ancestral", "trailing", 1, 1, False), ("euler-ancestral", "trailing", 1, 4, False),
+    ("euler-ancestral", "leading", 1, 25, False), ("euler-ancestral", "linspace", 0, 10, False),
+    ("dpm-solver", "linspace", 1, 20, False), ("dpm-solver", "leading", 1, 7, False), ("dpm-solver", "trailing", 1, 4, False),
+    ("dpm-solver", "trailing", 1, 1, False),
     ("pndm", "leading", 1, 25, False), ("pndm", "leading", 1, 2, False), ("pndm", "leading", 1, 1, True),
     ("pndm", "trailing", 0, 6, False), ("pndm", "linspace", 0, 10, False),
+    ("lcm", "leading", 0, 1, True), ("lcm", "leading", 0, 4, True), ("lcm", "leading", 0, 7, True), ("lcm", "leading", 0, 50, False),
 ]:
-    config = BETAS | dict(timestep_spacing=spacing, steps_offset=offset)
-    if kind == "ddim":
-        scheduler = DDIMScheduler(**config, set_alpha_to_one=one, clip_sample=False)
-    elif kind == "dpm":
-        scheduler = DPMSolverMultistepScheduler(**config)
-    elif kind == "pndm":
-        scheduler = PNDMScheduler(**config, set_alpha_to_one=one, skip_prk_steps=True)
-    else:
-        scheduler = EulerDiscreteScheduler(**config)
-    scheduler.set_timesteps(steps)
-    x = torch.tensor([0.7], dtype=torch.float64) * float(scheduler.init_noise_sigma)
-    trace = []
-    for t in scheduler.timesteps:
-        given = scheduler.scale_model_input(x, t)
-        noise = 0.3 * given + 0.1 * math.cos(float(t))
-        x = scheduler.step(noise, t, x).prev_sample.double()
-        trace.append(float(x))
-    file = BETAS | {"_class_name": type(scheduler).__name__, "prediction_type": "epsilon", "timestep_spacing": spacing,
-                    "steps_offset": offset, "set_alpha_to_one": one}
-    cases.append(dict(config=file, kind=kind, steps=steps, timesteps=[float(t) for t in scheduler.timesteps], trace=trace))
+    run(kind, spacing, offset, steps, one)
+for kind in KINDS:
+    run(kind, "leading", 1, 10, prediction="v_prediction")
+for kind in ("ddim", "euler", "euler-ancestral", "dpm-solver", "lcm"):
+    run(kind, "trailing", 0, 5, prediction="v_prediction", zero_snr=True)
+run("euler", "linspace", 0, 7, prediction="v_prediction")
+for kind in KINDS:
+    run(kind, "leading", 1, 10, skipped=4)
 (HERE / "samplers.json").write_text(json.dumps(cases, indent=1) + "\n")

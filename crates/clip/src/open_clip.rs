@@ -1,0 +1,236 @@
+//! open_clip's configuration and its names of tensors.
+
+use serde::Deserialize;
+use swiftbrush_checkpoint::{Error, Weights};
+
+use crate::config::{ClipConfig, HiddenAct, TextConfig, VisionConfig};
+
+/// Configuration that open_clip keeps beside its weights.
+pub(crate) const CONFIG: &str = "open_clip_config.json";
+/// Channels of an attention head where nothing is said.
+const HEAD_WIDTH: usize = 64;
+/// How many times as wide the feed-forward layers are where nothing is said.
+const MLP_RATIO: f64 = 4.0;
+/// Of its text encoders, Stable Diffusion uses all layers but the last.
+const UNUSED_LAYERS: usize = 1;
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct OpenClipConfig {
+    model_cfg: ModelConfig,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModelConfig {
+    embed_dim: usize,
+    #[serde(default)]
+    quick_gelu: bool,
+    vision_cfg: Vision,
+    text_cfg: Text,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Vision {
+    image_size: usize,
+    layers: usize,
+    width: usize,
+    patch_size: usize,
+    #[serde(default = "head_width")]
+    head_width: usize,
+    #[serde(default = "mlp_ratio")]
+    mlp_ratio: f64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    context_length: usize,
+    vocab_size: usize,
+    width: usize,
+    heads: usize,
+    layers: usize,
+    #[serde(default = "mlp_ratio")]
+    mlp_ratio: f64,
+}
+
+fn head_width() -> usize {
+    HEAD_WIDTH
+}
+
+fn mlp_ratio() -> f64 {
+    MLP_RATIO
+}
+
+impl From<OpenClipConfig> for ClipConfig {
+    fn from(config: OpenClipConfig) -> Self {
+        let OpenClipConfig { model_cfg: model } = config;
+        let hidden_act = match model.quick_gelu {
+            true => HiddenAct::QuickGelu,
+            false => HiddenAct::Gelu,
+        };
+        let inner = |width: usize, ratio: f64| (width as f64 * ratio) as usize;
+        let (text, vision) = (model.text_cfg, model.vision_cfg);
+        Self {
+            text_config: TextConfig {
+                vocab_size: text.vocab_size,
+                hidden_size: text.width,
+                intermediate_size: inner(text.width, text.mlp_ratio),
+                num_hidden_layers: text.layers,
+                num_attention_heads: text.heads,
+                max_position_embeddings: text.context_length,
+                hidden_act,
+                projection_dim: model.embed_dim,
+                // The end of a text is its largest token.
+                eos_token_id: 2,
+                ..TextConfig::default()
+            },
+            vision_config: VisionConfig {
+                hidden_size: vision.width,
+                intermediate_size: inner(vision.width, vision.mlp_ratio),
+                num_hidden_layers: vision.layers,
+                num_attention_heads: vision.width / vision.head_width.max(1),
+                image_size: vision.image_size,
+                patch_size: vision.patch_size,
+                hidden_act,
+                ..VisionConfig::default()
+            },
+            projection_dim: model.embed_dim,
+            ..Self::default()
+        }
+    }
+}
+
+/// Whether the tensors are named as in open_clip.
+pub(crate) fn is_open_clip(weights: &Weights) -> bool {
+    weights.contains("ln_final.weight")
+}
+
+/// The tensors of both towers, or of the text tower alone, as transformers names them; those of transformers pass
+/// as they are.
+pub(crate) fn as_transformers(weights: Weights) -> Result<Weights, Error> {
+    if !is_open_clip(&weights) {
+        return Ok(weights);
+    }
+    // A table of the causal mask, which old files hold, is no weight.
+    let mut weights = weights.filter_map(|name| (name != "attn_mask").then(|| rename(name)))?;
+    let fused: Vec<_> = weights
+        .names()
+        .filter(|name| name.contains(".in_proj_"))
+        .map(str::to_owned)
+        .collect();
+    for name in fused {
+        let parts = ["q_proj.", "k_proj.", "v_proj."].map(|part| name.replace("in_proj_", part));
+        weights.split(&name, &parts);
+    }
+    // open_clip multiplies from the other side.
+    for name in ["text_projection.weight", "visual_projection.weight"] {
+        weights.transpose(name);
+    }
+    Ok(weights)
+}
+
+fn rename(name: &str) -> String {
+    const WHOLE: [(&str, &str); 7] = [
+        (
+            "positional_embedding",
+            "text_model.embeddings.position_embedding.weight",
+        ),
+        (
+            "token_embedding.weight",
+            "text_model.embeddings.token_embedding.weight",
+        ),
+        ("text_projection", "text_projection.weight"),
+        (
+            "visual.class_embedding",
+            "vision_model.embeddings.class_embedding",
+        ),
+        (
+            "visual.positional_embedding",
+            "vision_model.embeddings.position_embedding.weight",
+        ),
+        (
+            "visual.conv1.weight",
+            "vision_model.embeddings.patch_embedding.weight",
+        ),
+        ("visual.proj", "visual_projection.weight"),
+    ];
+    const STARTS: [(&str, &str); 5] = [
+        ("transformer.resblocks.", "text_model.encoder.layers."),
+        (
+            "visual.transformer.resblocks.",
+            "vision_model.encoder.layers.",
+        ),
+        ("ln_final.", "text_model.final_layer_norm."),
+        ("visual.ln_pre.", "vision_model.pre_layrnorm."),
+        ("visual.ln_post.", "vision_model.post_layernorm."),
+    ];
+    const LAYERS: [(&str, &str); 5] = [
+        (".attn.", ".self_attn."),
+        (".ln_1.", ".layer_norm1."),
+        (".ln_2.", ".layer_norm2."),
+        (".mlp.c_fc.", ".mlp.fc1."),
+        (".mlp.c_proj.", ".mlp.fc2."),
+    ];
+    if let Some((_, new)) = WHOLE.iter().find(|(old, _)| *old == name) {
+        return (*new).to_owned();
+    }
+    let start = STARTS
+        .iter()
+        .find_map(|(old, new)| Some(format!("{new}{}", name.strip_prefix(old)?)));
+    let name = start.unwrap_or_else(|| name.to_owned());
+    LAYERS
+        .iter()
+        .fold(name, |name, (old, new)| name.replacen(old, new, 1))
+}
+
+impl TextConfig {
+    /// The configuration of a text encoder of Stable Diffusion 1.x or 2.x that comes without one, from the shapes of
+    /// its tensors (in transformers' names below `text_model`), and from which of the two libraries it is.
+    pub(crate) fn from_shapes(weights: &Weights, is_open_clip: bool) -> Self {
+        let size = |name: &str, axis: usize| {
+            weights
+                .shape(name)
+                .and_then(|shape| shape.get(axis).copied())
+        };
+        let layers = (0..)
+            .take_while(|i| weights.contains(&format!("encoder.layers.{i}.layer_norm1.weight")))
+            .count();
+        let defaults = Self::default();
+        let width = size("final_layer_norm.weight", 0).unwrap_or(defaults.hidden_size);
+        let (hidden_act, unused) = match is_open_clip {
+            true => (HiddenAct::Gelu, UNUSED_LAYERS),
+            false => (HiddenAct::QuickGelu, 0),
+        };
+        Self {
+            vocab_size: size("embeddings.token_embedding.weight", 0).unwrap_or(defaults.vocab_size),
+            hidden_size: width,
+            intermediate_size: size("encoder.layers.0.mlp.fc1.weight", 0)
+                .unwrap_or(MLP_RATIO as usize * width),
+            num_hidden_layers: layers.saturating_sub(unused),
+            num_attention_heads: width / HEAD_WIDTH,
+            max_position_embeddings: size("embeddings.position_embedding.weight", 0)
+                .unwrap_or(defaults.max_position_embeddings),
+            hidden_act,
+            eos_token_id: 2,
+            ..defaults
+        }
+    }
+}
+
+/// The text tower of whole weights in transformers' names, below `text_model`: its first `n_layers` layers and
+/// what surrounds them.
+pub(crate) fn text_tower(weights: &Weights, n_layers: Option<usize>) -> Result<Weights, Error> {
+    // transformers 5 saves the encoder without the prefix that all before it wrote.
+    let nested = weights.contains("text_model.final_layer_norm.weight");
+    let prefix = if nested { "text_model." } else { "" };
+    let is_used = |name: &str| {
+        let layer = name.strip_prefix("encoder.layers.");
+        let layer = layer.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+        layer.is_none_or(|layer| n_layers.is_none_or(|n_layers| layer < n_layers))
+    };
+    weights.filter_map(|name| {
+        let name = name.strip_prefix(prefix)?;
+        is_used(name).then(|| name.to_owned())
+    })
+}

@@ -1,0 +1,317 @@
+use std::ops::ControlFlow;
+
+use burn::tensor::{DType, Device};
+use serde::{Deserialize, Serialize};
+use swiftbrush_checkpoint::Model;
+use swiftbrush_clip::{TextEncoder, Tokenizer};
+use swiftbrush_scheduler::{PredictionType, SchedulerConfig, TimestepSpacing};
+use swiftbrush_unet::{UNet, UNetConfig};
+use swiftbrush_vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, Tiling};
+
+use crate::decoder::Decoder;
+use crate::text_to_image::{Brush, condition, paint};
+use crate::{Error, Noise, Painting, Progress, Request, TextToImage};
+
+/// Where the scheduler's configuration is in a model folder.
+const SCHEDULER: &str = "scheduler/scheduler_config.json";
+
+/// Which autoencoder a model decodes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DecoderKind {
+    /// The full one, component `vae`.
+    Kl,
+    /// The tiny one, component `taesd`.
+    Tiny,
+}
+
+/// The models of the family that come as one file, which does not say which it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Family {
+    /// Stable Diffusion 1.x.
+    #[serde(rename = "sd1.5")]
+    Sd1,
+    /// Stable Diffusion 2.x of 512 pixels, which predicts noise.
+    #[serde(rename = "sd2.1-base")]
+    Sd2Base,
+    /// Stable Diffusion 2.x of 768 pixels, which predicts velocity.
+    #[serde(rename = "sd2.1")]
+    Sd2,
+    /// SD-Turbo, which paints in one step.
+    #[serde(rename = "sd-turbo")]
+    SdTurbo,
+}
+
+impl Family {
+    /// The scheduler that its folder on the hub names.
+    pub fn scheduler(self) -> SchedulerConfig {
+        let leading = SchedulerConfig {
+            class_name: "PNDMScheduler".to_owned(),
+            timestep_spacing: TimestepSpacing::Leading,
+            ..SchedulerConfig::default()
+        };
+        match self {
+            Self::Sd1 | Self::Sd2Base => leading,
+            Self::Sd2 => SchedulerConfig {
+                class_name: "DDIMScheduler".to_owned(),
+                prediction_type: PredictionType::VPrediction,
+                ..leading
+            },
+            Self::SdTurbo => SchedulerConfig::default(),
+        }
+    }
+
+    /// Side of the latents that it was trained on.
+    fn sample_size(self) -> usize {
+        match self {
+            Self::Sd2 => 96,
+            Self::Sd1 | Self::Sd2Base | Self::SdTurbo => 64,
+        }
+    }
+}
+
+/// What is loaded of a model, and how.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use burn::tensor::{DType, Device};
+/// use swiftbrush_pipeline::{DecoderKind, Loader, Model};
+///
+/// let pipeline = Loader::new(Model::open("sd-turbo")?, &Device::default())
+///     .with_storage(DType::F16)
+///     .with_decoder(DecoderKind::Tiny)
+///     .load()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Loader {
+    model: Model,
+    device: Device,
+    denoiser: String,
+    dtype: DType,
+    storage: Option<DType>,
+    decoder: DecoderKind,
+    tiling: Option<Tiling>,
+    family: Option<Family>,
+}
+
+impl Loader {
+    /// All of a model in f32, with its full autoencoder.
+    pub fn new(model: Model, device: &Device) -> Self {
+        Self {
+            model,
+            device: device.clone(),
+            denoiser: "unet".to_owned(),
+            dtype: DType::F32,
+            storage: None,
+            decoder: DecoderKind::Kl,
+            tiling: None,
+            family: None,
+        }
+    }
+
+    /// Computes in this element type. In f16 the full autoencoder still computes in f32, if its configuration says
+    /// that half precision is too narrow for it (`force_upcast`).
+    pub fn with_dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Keeps the denoiser's weights in this element type and converts them when they are used: half the memory for
+    /// a little time.
+    pub fn with_storage(mut self, storage: DType) -> Self {
+        self.storage = Some(storage);
+        self
+    }
+
+    /// Takes another component than `unet` as the denoiser.
+    pub fn with_denoiser(mut self, component: &str) -> Self {
+        component.clone_into(&mut self.denoiser);
+        self
+    }
+
+    /// Decodes with this autoencoder.
+    pub fn with_decoder(mut self, decoder: DecoderKind) -> Self {
+        self.decoder = decoder;
+        self
+    }
+
+    /// Decodes in tiles, with the full autoencoder.
+    pub fn with_tiling(mut self, tiling: Tiling) -> Self {
+        self.tiling = Some(tiling);
+        self
+    }
+
+    /// Says which model a single file is that does not say it.
+    pub fn with_family(mut self, family: Family) -> Self {
+        self.family = Some(family);
+        self
+    }
+
+    /// Loads everything.
+    ///
+    /// # Errors
+    ///
+    /// If a part is missing, damaged or not supported.
+    pub fn load(&self) -> Result<TextToImage, Error> {
+        Ok(TextToImage {
+            tokenizer: self.tokenizer()?,
+            text_encoder: self.text_encoder()?,
+            unet: self.unet()?,
+            decoder: self.decoder()?,
+            scheduler: self.scheduler()?,
+            latents: self.latents()?,
+            dtype: self.dtype,
+            device: self.device.clone(),
+        })
+    }
+
+    /// Loads the networks one after the other, each when its turn comes, and frees it when it has done its part:
+    /// memory is that of the largest and not of all, and every painting loads anew.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load) and [`TextToImage::generate_watched`].
+    pub fn paint_in_turn(
+        &self,
+        request: &Request,
+        noise: &mut dyn Noise,
+        watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Painting, Error> {
+        let scheduler = self.scheduler()?;
+        let brush = Brush {
+            scheduler: &scheduler,
+            latents: self.latents()?,
+            dtype: self.dtype,
+            device: &self.device,
+        };
+        let start = {
+            let decoder = self.decoder()?;
+            brush.check(request, &decoder)?;
+            brush.start(request, &decoder, noise)?
+        };
+        let conditioning = {
+            let (tokenizer, text_encoder) = (self.tokenizer()?, self.text_encoder()?);
+            condition(&tokenizer, &text_encoder, request, &self.device)?
+        };
+        let latents = {
+            let unet = self.unet()?;
+            brush.latents(&unet, request, &conditioning, start, noise, watch)?
+        };
+        let images = paint(&self.decoder()?, &latents)?;
+        Ok(conditioning.painting(latents, images))
+    }
+
+    /// The tokenizer alone.
+    ///
+    /// # Errors
+    ///
+    /// If it is missing or damaged.
+    pub fn tokenizer(&self) -> Result<Tokenizer, Error> {
+        Ok(Tokenizer::from_model(&self.model, "tokenizer")?)
+    }
+
+    /// The text encoder alone.
+    ///
+    /// # Errors
+    ///
+    /// If it is missing, damaged or not supported.
+    pub fn text_encoder(&self) -> Result<TextEncoder, Error> {
+        let dtype = Some(self.dtype);
+        let text_encoder =
+            TextEncoder::from_model(&self.model, "text_encoder", dtype, &self.device)?;
+        Ok(text_encoder)
+    }
+
+    /// The denoiser alone.
+    ///
+    /// # Errors
+    ///
+    /// If it is missing, damaged or not supported.
+    pub fn unet(&self) -> Result<UNet, Error> {
+        let dtype = Some(self.storage.unwrap_or(self.dtype));
+        Ok(UNet::from_model(
+            &self.model,
+            &self.denoiser,
+            dtype,
+            &self.device,
+        )?)
+    }
+
+    /// The autoencoder alone.
+    ///
+    /// # Errors
+    ///
+    /// If it is missing, damaged or not supported.
+    pub fn decoder(&self) -> Result<Decoder, Error> {
+        if self.decoder == DecoderKind::Tiny {
+            let dtype = Some(self.dtype);
+            let tiny = AutoencoderTiny::from_model(&self.model, "taesd", dtype, &self.device)?;
+            return Ok(Decoder::Tiny(tiny));
+        }
+        let is_narrow = self.dtype == DType::F16
+            && AutoencoderKlConfig::from_model(&self.model, "vae")?.force_upcast;
+        let dtype = Some(if is_narrow { DType::F32 } else { self.dtype });
+        let vae = AutoencoderKl::from_model(&self.model, "vae", dtype, &self.device)?;
+        Ok(match self.tiling {
+            None => Decoder::Kl(vae),
+            Some(tiling) => Decoder::Tiled(vae, tiling),
+        })
+    }
+
+    /// Channels and side of the latents.
+    fn latents(&self) -> Result<(usize, usize), Error> {
+        let config = UNetConfig::from_model(&self.model, &self.denoiser)?;
+        let side = match self.model.path(SCHEDULER) {
+            Some(_) => config.sample_size,
+            None => self.family()?.sample_size(),
+        };
+        Ok((config.in_channels, side))
+    }
+
+    /// The noise schedule's configuration.
+    ///
+    /// # Errors
+    ///
+    /// If it is missing, asks for what is not supported, or a single file does not say which model it is.
+    pub fn scheduler(&self) -> Result<SchedulerConfig, Error> {
+        let Some(path) = self.model.path(SCHEDULER) else {
+            return Ok(self.family()?.scheduler());
+        };
+        let text =
+            std::fs::read_to_string(&path).map_err(|source| swiftbrush_checkpoint::Error::Io {
+                action: "read",
+                path: path.clone(),
+                source,
+            })?;
+        SchedulerConfig::from_json(&text).map_err(|source| Error::Scheduler { path, source })
+    }
+
+    /// Which model a single file is: what was said, what its header says, or what its shapes tell.
+    fn family(&self) -> Result<Family, Error> {
+        const PREDICTS: &str = "modelspec.prediction_type";
+        const WIDTH_OF_1: usize = 768;
+        if let Some(family) = self.family {
+            return Ok(family);
+        }
+        let config = UNetConfig::from_model(&self.model, &self.denoiser)?;
+        if config.cross_attention_dim == WIDTH_OF_1 {
+            return Ok(Family::Sd1);
+        }
+        let header = self
+            .model
+            .single_file()
+            .map(swiftbrush_checkpoint::Weights::metadata);
+        match header
+            .and_then(|header| header.get(PREDICTS))
+            .map(String::as_str)
+        {
+            Some("v") => Ok(Family::Sd2),
+            _ => Err(Error::Request(format!(
+                "{} does not say whether it is sd2.1-base, sd2.1 or sd-turbo: name the family, or a folder with its configurations",
+                self.model.root().display()
+            ))),
+        }
+    }
+}
