@@ -263,7 +263,7 @@ impl Loader {
     /// Channels and side of the latents.
     fn latents(&self) -> Result<(usize, usize), Error> {
         let config = UNetConfig::from_model(&self.model, &self.denoiser)?;
-        let side = match self.model.path(SCHEDULER) {
+        let side = match self.model.config(&self.denoiser)? {
             Some(_) => config.sample_size,
             None => self.family()?.sample_size(),
         };
@@ -276,7 +276,8 @@ impl Loader {
     ///
     /// If it is missing, asks for what is not supported, or a single file does not say which model it is.
     pub fn scheduler(&self) -> Result<SchedulerConfig, Error> {
-        let Some(path) = self.model.path(SCHEDULER) else {
+        let path = self.model.path(SCHEDULER);
+        let Some(path) = path.filter(|path| path.is_file()) else {
             return Ok(self.family()?.scheduler());
         };
         let text =

@@ -205,7 +205,8 @@ fn data(view: &safetensors::tensor::TensorView<'_>) -> TensorData {
         safetensors::Dtype::F64 => DType::F64,
         safetensors::Dtype::I64 => DType::I64,
         safetensors::Dtype::I32 => DType::I32,
-        other => panic!("golden files hold f32, f64, i32 or i64, not {other:?}"),
+        safetensors::Dtype::U8 => DType::U8,
+        other => panic!("golden files hold f32, f64, i32, i64 or u8, not {other:?}"),
     };
     TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype)
 }

@@ -20,7 +20,7 @@ impl DownBlock {
     pub(crate) fn new(config: &UNetConfig, block: usize, device: &Device) -> Self {
         let outputs = config.block_out_channels[block];
         let inputs = config.block_out_channels[block.saturating_sub(1)];
-        let layers = 0..config.layers_per_block;
+        let layers = 0..config.layers_per_block.get(block);
         let is_last = block + 1 == config.block_out_channels.len();
         let attention = |_| Transformer::new(config, outputs, config.heads(block), device);
         let downsampler = || {
@@ -124,9 +124,10 @@ impl UpBlock {
         let last = config.block_out_channels.len() - 1;
         let channels = |block: usize| config.block_out_channels[last - block.min(last)];
         let (outputs, previous) = (channels(block), channels(block.saturating_sub(1)));
-        let layers = 0..config.layers_per_block + 1;
+        let n_down = config.layers_per_block.get(last - block);
+        let layers = 0..n_down + 1;
         let resnet = |layer| {
-            let skip = if layer == config.layers_per_block {
+            let skip = if layer == n_down {
                 channels(block + 1)
             } else {
                 outputs

@@ -18,7 +18,7 @@ pub struct UNetConfig {
     /// Channels of each block on the way down.
     pub block_out_channels: Vec<usize>,
     /// Residual blocks in each block on the way down; there is one more on the way up.
-    pub layers_per_block: usize,
+    pub layers_per_block: OneOrMany,
     /// **Number of heads** of each block, in spite of its name (diffusers keeps it for compatibility).
     pub attention_head_dim: OneOrMany,
     /// Number of heads under its proper name; where present it wins.
@@ -97,7 +97,7 @@ impl Default for UNetConfig {
                 CrossAttnUpBlock2D,
             ],
             block_out_channels: vec![320, 640, 1280, 1280],
-            layers_per_block: 2,
+            layers_per_block: OneOrMany::One(2),
             attention_head_dim: OneOrMany::Many(vec![5, 10, 20, 20]),
             num_attention_heads: None,
             cross_attention_dim: 1024,
@@ -120,7 +120,7 @@ impl UNetConfig {
             down_block_types: vec![CrossAttnDownBlock2D; 2],
             up_block_types: vec![CrossAttnUpBlock2D; 2],
             block_out_channels: vec![8, 16],
-            layers_per_block: 1,
+            layers_per_block: OneOrMany::One(1),
             attention_head_dim: OneOrMany::Many(vec![1, 2]),
             cross_attention_dim: 12,
             norm_num_groups: 4,
@@ -189,7 +189,11 @@ impl UNetConfig {
                 same("attention_head_dim", values.len())?;
             }
         }
-        if blocks == 0 || self.layers_per_block == 0 || self.norm_num_groups == 0 {
+        if let OneOrMany::Many(values) = &self.layers_per_block {
+            same("layers_per_block", values.len())?;
+        }
+        let no_layers = (0..blocks).any(|block| self.layers_per_block.get(block) == 0);
+        if blocks == 0 || no_layers || self.norm_num_groups == 0 {
             return Err("block_out_channels, layers_per_block and norm_num_groups must not be empty or zero".into());
         }
         let is_up =

@@ -166,7 +166,9 @@ impl UNetConfig {
                 BlockType::DownBlock2D,
             ),
             up_block_types: kinds("up", BlockType::CrossAttnUpBlock2D, BlockType::UpBlock2D),
-            layers_per_block: count(&|i| format!("down_blocks.0.resnets.{i}.conv1.weight")),
+            layers_per_block: OneOrMany::One(count(&|i| {
+                format!("down_blocks.0.resnets.{i}.conv1.weight")
+            })),
             block_out_channels,
             attention_head_dim: heads,
             cross_attention_dim: size(&context, 1).unwrap_or(defaults.cross_attention_dim),

@@ -87,5 +87,8 @@ fn blended(before: Tensor<4>, after: Tensor<4>, extent: usize, axis: usize) -> T
     let end = before.narrow(axis, ends - extent, extent);
     let start = after.clone().narrow(axis, 0, extent);
     let faded = end.clone() + (start - end) * weights;
+    if extent == size {
+        return faded;
+    }
     Tensor::cat(vec![faded, after.narrow(axis, extent, size - extent)], axis)
 }
