@@ -20,7 +20,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use clap::{Parser, ValueEnum};
 use image::RgbImage;
 use swiftbrush_checkpoint::{Archive, LazyTensor, Model, write_tensors};
-use swiftbrush_lora::{Adapters, fuse};
+use swiftbrush_lora::{AdapterFile, fuse};
 use swiftbrush_pipeline::{Decoder, Given, Loader, Method, Painting, Request, TextToImage, noise};
 use swiftbrush_scheduler::SamplerKind;
 use swiftbrush_torch_noise::{CpuGenerator, CudaGenerator};
@@ -238,7 +238,11 @@ fn load(args: &Args, device: &Device) -> Result<TextToImage> {
             ),
             None => (lora.as_str(), 1.0),
         };
-        pipeline.unet = fuse(pipeline.unet, &Adapters::open(Path::new(file))?, weight)?;
+        pipeline.unet = fuse(
+            pipeline.unet,
+            &AdapterFile::open(Path::new(file))?.unet,
+            weight,
+        )?;
     }
     Ok(pipeline)
 }

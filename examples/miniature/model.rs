@@ -22,7 +22,7 @@ pub(crate) fn unet_config() -> UNetConfig {
         down_block_types: vec![CrossAttnDownBlock2D; 2],
         up_block_types: vec![CrossAttnUpBlock2D; 2],
         block_out_channels: vec![64, 128],
-        layers_per_block: 1,
+        layers_per_block: OneOrMany::One(1),
         attention_head_dim: OneOrMany::Many(vec![2, 4]),
         cross_attention_dim: 64,
         norm_num_groups: 16,

@@ -1,13 +1,11 @@
-use std::collections::BTreeSet;
-
 use burn::module::{LoraAdapter, Module, ModuleMapper, Param, Reparameterizer};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use swiftbrush_checkpoint::ModulePath;
 
-use crate::{Adapters, Error};
+use crate::{Adapter, Adapters, Error};
 
 /// Which layers are adapted and how strongly.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -105,13 +103,21 @@ fn adapter(up: TensorData, down: TensorData, scale: f64, device: &Device) -> Lor
 }
 
 /// Freezes a module and attaches adapters that were trained before, to go on training or to be used
-/// without folding them in.
+/// without folding them in. Adapters of convolutions can only be [folded in](fuse).
 ///
 /// # Errors
 ///
-/// If an adapter finds no linear layer of its name and size.
+/// If an adapter finds no linear layer of its name and size; all that do not are in the error.
 pub fn insert<M: Module>(module: M, adapters: &Adapters) -> Result<M, Error> {
     check(&module, adapters)?;
+    let convolutions: Vec<_> = adapters
+        .iter()
+        .filter(|(_, adapter)| adapter.down.shape()[2..].iter().any(|&side| side > 1))
+        .map(|(module, _)| module.to_owned())
+        .collect();
+    if !convolutions.is_empty() {
+        return Err(Error::Convolutions(convolutions));
+    }
     Ok(module.apply_reparameterization(Insert { adapters }))
 }
 
@@ -133,22 +139,24 @@ impl Reparameterizer for Insert<'_> {
             .strip_suffix(".weight")
             .and_then(|module| self.adapters.get(module));
         let attached = found.map(|found| {
-            adapter(
-                found.up.clone(),
-                found.down.clone(),
-                found.scale(),
-                &param.lazy_device(),
-            )
+            let [up, down] = matrices(found);
+            adapter(up, down, found.scale(), &param.lazy_device())
         });
-        (param, attached)
+        match D {
+            2 => (param, attached),
+            // A convolution of 1×1, which layers give no low-rank path.
+            _ => (fused(param, found, 1.0), None),
+        }
     }
 }
 
-/// Folds adapters into the weights of a module, times `strength`; with −1 it folds them out again.
+/// Folds adapters into the weights of linear layers and convolutions of a module, times `strength`; with −1 it folds
+/// them out again, but for rounding. The sum is taken in f32. What is not adapted is shared with the module given,
+/// of which a clone is a cheap way back.
 ///
 /// # Errors
 ///
-/// If an adapter finds no linear layer of its name and size.
+/// If an adapter finds no layer of its name and size; all that do not are in the error.
 pub fn fuse<M: Module>(module: M, adapters: &Adapters, strength: f64) -> Result<M, Error> {
     check(&module, adapters)?;
     Ok(module.map(&mut Fuse {
@@ -175,23 +183,46 @@ impl ModuleMapper for Fuse<'_> {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let name = self.path.name();
-        let Some(found) = name
+        let found = name
             .strip_suffix(".weight")
-            .and_then(|module| self.adapters.get(module))
-        else {
-            return param;
-        };
-        let scale = found.scale() * self.strength;
-        param.map(|weight| {
-            let (device, requires_grad) = (weight.device(), weight.is_require_grad());
-            let factor = |data: &TensorData| Tensor::<2>::from_data(data.clone(), &device);
-            let update = factor(&found.up).matmul(factor(&found.down)) * scale;
-            let update = update.cast(weight.dtype()).reshape(weight.dims());
-            (weight + update)
-                .detach()
-                .set_require_grad_if(requires_grad)
-        })
+            .and_then(|module| self.adapters.get(module));
+        fused(param, found, self.strength)
     }
+}
+
+fn fused<const D: usize>(
+    param: Param<Tensor<D>>,
+    adapter: Option<&Adapter>,
+    strength: f64,
+) -> Param<Tensor<D>> {
+    let Some(adapter) = adapter else {
+        return param;
+    };
+    let scale = adapter.scale() * strength;
+    param.map(|weight| {
+        let (device, requires_grad) = (weight.device(), weight.is_require_grad());
+        let dtype = FloatDType::from(weight.dtype());
+        let [up, down] =
+            matrices(adapter).map(|data| Tensor::<2>::from_data(data, (&device, DType::F32)));
+        let update = (up.matmul(down) * scale).reshape(weight.dims());
+        (weight.cast(FloatDType::F32) + update)
+            .cast(dtype)
+            .detach()
+            .set_require_grad_if(requires_grad)
+    })
+}
+
+/// Both factors as matrices: a convolution's kernel is part of what one output looks at.
+fn matrices(adapter: &Adapter) -> [TensorData; 2] {
+    let ([outputs, inputs], rank) = (adapter.sides(), adapter.rank());
+    [
+        (&adapter.up, [outputs, rank]),
+        (&adapter.down, [rank, inputs]),
+    ]
+    .map(|(data, shape)| {
+        let (bytes, _, dtype) = data.clone().into_parts();
+        TensorData::from_bytes(bytes, shape, dtype)
+    })
 }
 
 /// Folds the attached adapters of a module into its weights and takes them off.
@@ -200,15 +231,17 @@ pub fn materialize<M: Module>(module: M) -> M {
 }
 
 fn check<M: Module>(module: &M, adapters: &Adapters) -> Result<(), Error> {
-    let layers = Adapters::linear_layers(module);
-    let fits = |name: &String| {
-        let adapter = adapters.get(name)?;
-        Some(layers.get(name)? == &[adapter.up.shape()[0], adapter.down.shape()[1]])
-    };
-    let names: BTreeSet<_> = adapters.names().map(str::to_owned).collect();
-    let unmatched: Vec<_> = names
-        .into_iter()
-        .filter(|name| fits(name) != Some(true))
+    let layers = Adapters::layers(module);
+    let unmatched: Vec<_> = adapters
+        .iter()
+        .filter_map(|(name, adapter)| match layers.get(name) {
+            None => Some(name.to_owned()),
+            Some(layer) if *layer == adapter.sides() => None,
+            Some(layer) => Some(format!(
+                "{name} ({:?}, the layer is {layer:?})",
+                adapter.sides()
+            )),
+        })
         .collect();
     if unmatched.is_empty() {
         Ok(())

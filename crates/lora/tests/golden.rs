@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
 use swiftbrush_checkpoint::Model;
-use swiftbrush_lora::{Adapters, Layout, LoraConfig, attach, fuse, insert, materialize};
+use swiftbrush_lora::{
+    AdapterFile, Adapters, Layout, LoraConfig, attach, fuse, insert, materialize,
+};
 use swiftbrush_testing::{F32, Golden, assert_close, device};
 use swiftbrush_unet::UNet;
 
@@ -55,7 +57,7 @@ fn files_of_peft_and_diffusers_give_their_output_fused_and_not() {
         "pytorch_lora_weights.safetensors",
         "peft/adapter_model.safetensors",
     ] {
-        let adapters = Adapters::open(&here(file)).unwrap();
+        let adapters = AdapterFile::open(&here(file)).unwrap().unet;
         let inserted = insert(case.unet.clone(), &adapters).unwrap();
         assert_close(case.run(&inserted), case.tensor("adapted"), F32);
         assert_close(
@@ -75,14 +77,12 @@ fn what_is_written_is_read_back_and_has_the_names_of_the_reference() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("lora.safetensors");
     let reference = here("pytorch_lora_weights.safetensors");
-    let adapters = Adapters::open(&reference).unwrap();
-    for layout in [Layout::Diffusers { component: "unet" }, Layout::Peft] {
+    let adapters = AdapterFile::open(&reference).unwrap();
+    for layout in [Layout::Diffusers, Layout::Peft] {
         adapters.save(&file, layout).unwrap();
-        assert_eq!(Adapters::open(&file).unwrap(), adapters);
+        assert_eq!(AdapterFile::open(&file).unwrap(), adapters);
     }
-    adapters
-        .save(&file, Layout::Diffusers { component: "unet" })
-        .unwrap();
+    adapters.save(&file, Layout::Diffusers).unwrap();
     let names = |path: &Path| swiftbrush_checkpoint::Archive::open(path).unwrap().names();
     assert_eq!(names(&file), names(&reference));
 }
@@ -113,7 +113,9 @@ fn an_adapter_without_a_layer_is_refused_by_name() {
         block_out_channels: vec![16, 16],
         ..swiftbrush_unet::UNetConfig::tiny()
     };
-    let adapters = Adapters::open(&here("pytorch_lora_weights.safetensors")).unwrap();
+    let adapters = AdapterFile::open(&here("pytorch_lora_weights.safetensors"))
+        .unwrap()
+        .unet;
     let error = insert(other.init(&case.device), &adapters)
         .unwrap_err()
         .to_string();
@@ -121,7 +123,7 @@ fn an_adapter_without_a_layer_is_refused_by_name() {
         error.contains("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"),
         "{error}"
     );
-    let error = Adapters::open(&here("lora.safetensors"))
+    let error = AdapterFile::open(&here("lora.safetensors"))
         .unwrap_err()
         .to_string();
     assert!(error.contains("are not adapter tensors"), "{error}");

@@ -4,6 +4,7 @@ use burn::tensor::{DType, Device};
 use serde::{Deserialize, Serialize};
 use swiftbrush_checkpoint::Model;
 use swiftbrush_clip::{TextEncoder, Tokenizer};
+use swiftbrush_lora::{AdapterFile, fuse};
 use swiftbrush_scheduler::{PredictionType, SchedulerConfig, TimestepSpacing};
 use swiftbrush_unet::{UNet, UNetConfig};
 use swiftbrush_vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, Tiling};
@@ -94,6 +95,7 @@ pub struct Loader {
     decoder: DecoderKind,
     tiling: Option<Tiling>,
     family: Option<Family>,
+    adapters: Vec<(AdapterFile, f64)>,
 }
 
 impl Loader {
@@ -108,6 +110,7 @@ impl Loader {
             decoder: DecoderKind::Kl,
             tiling: None,
             family: None,
+            adapters: Vec::new(),
         }
     }
 
@@ -146,6 +149,12 @@ impl Loader {
     /// Says which model a single file is that does not say it.
     pub fn with_family(mut self, family: Family) -> Self {
         self.family = Some(family);
+        self
+    }
+
+    /// Folds adapters in, times a strength; can be said again for more.
+    pub fn with_adapters(mut self, adapters: AdapterFile, strength: f64) -> Self {
+        self.adapters.push((adapters, strength));
         self
     }
 
@@ -219,9 +228,12 @@ impl Loader {
     /// If it is missing, damaged or not supported.
     pub fn text_encoder(&self) -> Result<TextEncoder, Error> {
         let dtype = Some(self.dtype);
-        let text_encoder =
+        let mut network =
             TextEncoder::from_model(&self.model, "text_encoder", dtype, &self.device)?;
-        Ok(text_encoder)
+        for (file, strength) in &self.adapters {
+            network = fuse(network, &file.text_encoder, *strength)?;
+        }
+        Ok(network)
     }
 
     /// The denoiser alone.
@@ -231,12 +243,11 @@ impl Loader {
     /// If it is missing, damaged or not supported.
     pub fn unet(&self) -> Result<UNet, Error> {
         let dtype = Some(self.storage.unwrap_or(self.dtype));
-        Ok(UNet::from_model(
-            &self.model,
-            &self.denoiser,
-            dtype,
-            &self.device,
-        )?)
+        let mut network = UNet::from_model(&self.model, &self.denoiser, dtype, &self.device)?;
+        for (file, strength) in &self.adapters {
+            network = fuse(network, &file.unet, *strength)?;
+        }
+        Ok(network)
     }
 
     /// The autoencoder alone.

@@ -6,6 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use swiftbrush_checkpoint::Model;
 use swiftbrush_clip::{TextEncoder, Tokenizer};
+use swiftbrush_lora::{AdapterFile, fuse};
 use swiftbrush_scheduler::{
     NoiseSchedule, Sampler, SamplerKind, SchedulerConfig, TimestepSpacing, guide,
 };
@@ -119,6 +120,22 @@ impl TextToImage {
             dtype: DType::F32,
             device: device.clone(),
         }
+    }
+
+    /// The same model with adapters folded in, each times its strength. Whatever is not adapted is shared, so a set
+    /// of adapters is exchanged for another by adapting the plain model again: nothing is loaded anew, and
+    /// nothing is left of the first.
+    ///
+    /// # Errors
+    ///
+    /// If an adapter finds no layer of its name and size; all that do not are in the error.
+    pub fn with_adapters(&self, adapters: &[(&AdapterFile, f64)]) -> Result<Self, Error> {
+        let mut adapted = self.clone();
+        for (file, strength) in adapters {
+            adapted.unet = fuse(adapted.unet, &file.unet, *strength)?;
+            adapted.text_encoder = fuse(adapted.text_encoder, &file.text_encoder, *strength)?;
+        }
+        Ok(adapted)
     }
 
     /// The device that everything is on.

@@ -7,7 +7,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use swiftbrush_checkpoint::{LazyTensor, named_tensors, with_tensors, write_tensors};
 use swiftbrush_clip::ClipConfig;
-use swiftbrush_lora::{Adapters, insert};
+use swiftbrush_lora::{AdapterFile, insert};
 use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
 use swiftbrush_testing::{F32, Golden, assert_close, assert_values_close, device};
 use swiftbrush_trainer::losses::{
@@ -64,7 +64,11 @@ impl Step {
             HashMap::from([("lora_adapter_metadata".to_owned(), config)]),
         )
         .unwrap();
-        insert(self.unet("teacher"), &Adapters::open(&path).unwrap()).unwrap()
+        insert(
+            self.unet("teacher"),
+            &AdapterFile::open(&path).unwrap().unet,
+        )
+        .unwrap()
     }
 
     fn student_draw(&self) -> StudentDraw {

@@ -1,0 +1,208 @@
+//! The names of adapters' tensors in the layouts that there are.
+
+use crate::flat;
+
+/// How the tensors of a file are named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// `adapter_model.safetensors` of PEFT with its `adapter_config.json`: `base_model.model.<module>.lora_A.weight`.
+    /// It holds the adapters of one network.
+    Peft,
+    /// `pytorch_lora_weights.safetensors` of diffusers: `unet.<module>.lora_A.weight`, with the configuration in the
+    /// header.
+    Diffusers,
+    /// The same of diffusers in 2023: `unet.<module>.lora.down.weight`. It has no α.
+    DiffusersLora,
+    /// The same of diffusers before that: `unet.<attention>.processor.to_q_lora.down.weight`. It has no α, and
+    /// nothing but attention in it.
+    DiffusersProcessor,
+    /// kohya's and most training programs': `lora_unet_<module>.lora_down.weight`, dots written as underscores,
+    /// with α.
+    Kohya,
+    /// The same with the modules of the denoiser named as in the original training code.
+    KohyaLdm,
+}
+
+/// Which network an adapter belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Component {
+    Unet,
+    TextEncoder,
+}
+
+impl Component {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Unet => "unet",
+            Self::TextEncoder => "text_encoder",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Down,
+    Up,
+    Alpha,
+}
+
+/// What a tensor's name says.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Name {
+    pub(crate) component: Component,
+    pub(crate) module: String,
+    pub(crate) role: Role,
+}
+
+/// Ends of names of adapters of other kinds, and what they are.
+const OTHER_KINDS: [(&str, &str); 10] = [
+    (".dora_scale", "DoRA"),
+    (".lora_magnitude_vector", "DoRA"),
+    (".lora_magnitude_vector.weight", "DoRA"),
+    (".lora_mid.weight", "Tucker decomposition"),
+    (".hada_w1_a", "LoHa"),
+    (".hada_w1_b", "LoHa"),
+    (".hada_w2_a", "LoHa"),
+    (".hada_w2_b", "LoHa"),
+    (".lokr_w1", "LoKr"),
+    (".lokr_w2", "LoKr"),
+];
+
+/// The kind of adapter that a tensor belongs to, if it is another than LoRA.
+pub(crate) fn other_kind(name: &str) -> Option<&'static str> {
+    let kind = OTHER_KINDS.iter().find(|(end, _)| name.ends_with(end));
+    kind.map(|(_, kind)| *kind)
+}
+
+/// Reads a name in any of the layouts.
+pub(crate) fn parse(name: &str) -> Option<Name> {
+    const ROLES: [(&str, Role); 13] = [
+        (".lora_A.weight", Role::Down),
+        (".lora_B.weight", Role::Up),
+        (".lora_A.default.weight", Role::Down),
+        (".lora_B.default.weight", Role::Up),
+        (".lora_linear_layer.down.weight", Role::Down),
+        (".lora_linear_layer.up.weight", Role::Up),
+        (".lora.down.weight", Role::Down),
+        (".lora.up.weight", Role::Up),
+        (".lora_down.weight", Role::Down),
+        (".lora_up.weight", Role::Up),
+        ("_lora.down.weight", Role::Down),
+        ("_lora.up.weight", Role::Up),
+        (".alpha", Role::Alpha),
+    ];
+    let (path, role) = ROLES
+        .iter()
+        .find_map(|(end, role)| Some((name.strip_suffix(end)?, *role)))?;
+    let (component, module) = parse_path(path)?;
+    Some(Name {
+        component,
+        module,
+        role,
+    })
+}
+
+fn parse_path(path: &str) -> Option<(Component, String)> {
+    let flat = |rest: &str| flat::decode(rest);
+    if let Some(rest) = path.strip_prefix("lora_unet_") {
+        return Some((Component::Unet, flat(rest)?));
+    }
+    for prefix in ["lora_te_", "lora_te1_"] {
+        if let Some(rest) = path.strip_prefix(prefix) {
+            return Some((Component::TextEncoder, nested(flat(rest)?)));
+        }
+    }
+    let path = path.strip_prefix("base_model.model.").unwrap_or(path);
+    let (component, path) = match (
+        path.strip_prefix("unet."),
+        path.strip_prefix("text_encoder."),
+    ) {
+        (Some(rest), _) => (Component::Unet, rest),
+        (_, Some(rest)) => (Component::TextEncoder, rest),
+        // Files for one network do not name it.
+        _ if path.starts_with("text_model.") => (Component::TextEncoder, path),
+        _ => (Component::Unet, path),
+    };
+    let module = path.replacen(".processor.", ".", 1);
+    // The processors' names leave out that the output is the first of a list.
+    let module = match module.strip_suffix(".to_out") {
+        Some(attention) => format!("{attention}.to_out.0"),
+        None => module,
+    };
+    let module = match component {
+        Component::Unet => module,
+        Component::TextEncoder => nested(module),
+    };
+    // A module of a network, not the name of another network.
+    const ROOTS: [&str; 9] = [
+        "down_blocks.",
+        "mid_block.",
+        "up_blocks.",
+        "conv_in",
+        "conv_out",
+        "time_embedding.",
+        "text_model.",
+        "add_embedding.",
+        "time_proj",
+    ];
+    let is_known = ROOTS.iter().any(|root| module.starts_with(root));
+    is_known.then_some((component, module))
+}
+
+/// A module of the text encoder, which transformers 5 names without what it was nested in before.
+fn nested(module: String) -> String {
+    match module.starts_with("encoder.") {
+        true => format!("text_model.{module}"),
+        false => module,
+    }
+}
+
+/// Names of the two factors and of α, where the layout has one, or none if the layout cannot name the module.
+pub(crate) fn format(
+    layout: Layout,
+    component: Component,
+    module: &str,
+) -> Option<[Option<String>; 3]> {
+    let named = |prefix: &str, module: &str, ends: [&str; 2]| {
+        let [down, up] = ends.map(|end| Some(format!("{prefix}{module}{end}")));
+        [down, up, None]
+    };
+    let network = format!("{}.", component.name());
+    const PEFT: [&str; 2] = [".lora_A.weight", ".lora_B.weight"];
+    const DIFFUSERS: [&str; 2] = [".lora.down.weight", ".lora.up.weight"];
+    const DIFFUSERS_TEXT: [&str; 2] = [
+        ".lora_linear_layer.down.weight",
+        ".lora_linear_layer.up.weight",
+    ];
+    Some(match (layout, component) {
+        (Layout::Peft, _) => named("base_model.model.", module, PEFT),
+        (Layout::Diffusers, _) => named(&network, module, PEFT),
+        (Layout::DiffusersLora, Component::Unet) => named(&network, module, DIFFUSERS),
+        (Layout::DiffusersLora | Layout::DiffusersProcessor, Component::TextEncoder) => {
+            named(&network, module, DIFFUSERS_TEXT)
+        }
+        (Layout::DiffusersProcessor, Component::Unet) => {
+            let module = module.strip_suffix(".0").unwrap_or(module);
+            let (attention, projection) = module.rsplit_once('.')?;
+            let is_attention = attention.ends_with(".attn1") || attention.ends_with(".attn2");
+            if !is_attention || !projection.starts_with("to_") {
+                return None;
+            }
+            let path = format!("{attention}.processor.{projection}_lora");
+            named(&network, &path, [".down.weight", ".up.weight"])
+        }
+        (Layout::Kohya | Layout::KohyaLdm, _) => {
+            let prefix = match component {
+                Component::Unet => "lora_unet_",
+                Component::TextEncoder => "lora_te_",
+            };
+            let module = match (layout, component) {
+                (Layout::KohyaLdm, Component::Unet) => flat::to_ldm(module)?,
+                _ => module.to_owned(),
+            };
+            let flat = format!("{prefix}{}", module.replace('.', "_"));
+            [".lora_down.weight", ".lora_up.weight", ".alpha"]
+                .map(|end| Some(format!("{flat}{end}")))
+        }
+    })
+}

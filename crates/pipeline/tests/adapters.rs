@@ -1,0 +1,154 @@
+//! One set of adapters in every layout paints what diffusers paints with it. `golden/adapters.py` makes the files.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Tensor;
+use swiftbrush_pipeline::lora::{AdapterFile, Layout};
+use swiftbrush_pipeline::scheduler::SamplerKind;
+use swiftbrush_pipeline::{Loader, Method, Model, Request, Rng, Seeds, TextToImage};
+use swiftbrush_testing::{Golden, assert_close, device, values};
+
+/// f32 on both sides, with weights that adapters have made large.
+const TOLERANCE: f64 = 1e-4;
+
+fn golden(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(file)
+}
+
+fn adapters(file: &str) -> AdapterFile {
+    AdapterFile::open(&golden("adapters").join(file)).expect("it is whole")
+}
+
+fn pipeline() -> TextToImage {
+    let model = Model::open(golden("twins/sd15")).expect("it is there");
+    let loader = Loader::new(model, &device());
+    loader.load().expect("it is whole")
+}
+
+fn paint(pipeline: &TextToImage) -> Tensor<4> {
+    let request = Request {
+        method: Method::Sampler(SamplerKind::Pndm, 5),
+        guidance: 4.0,
+        negative_prompt: "a".to_owned(),
+        ..Request::new(["a red circle on a blue background", ""])
+    };
+    let painting = pipeline.generate(&request, &mut Seeds::new(Rng::Cpu, [3, 4]));
+    painting.expect("it paints").latents
+}
+
+fn expected(name: &str) -> Tensor<4> {
+    Golden::open(env!("CARGO_MANIFEST_DIR"), "adapters").tensor(name, &device())
+}
+
+#[test]
+fn every_layout_gives_the_picture_of_diffusers() {
+    let plain = pipeline();
+    assert_close(paint(&plain), expected("plain"), TOLERANCE);
+    for (file, name) in [
+        ("diffusers.safetensors", "adapted"),
+        ("kohya.safetensors", "adapted"),
+        ("kohya-ldm.safetensors", "adapted"),
+        ("diffusers-lora.safetensors", "adapted"),
+        ("diffusers-processor.safetensors", "attention"),
+        ("pytorch_lora_weights.bin", "attention"),
+        ("peft/adapter_model.safetensors", "rslora"),
+    ] {
+        let adapted = plain.with_adapters(&[(&adapters(file), 1.0)]);
+        let adapted = adapted.unwrap_or_else(|error| panic!("{file}: {error}"));
+        assert_close(paint(&adapted), expected(name), TOLERANCE);
+    }
+}
+
+#[test]
+fn adapters_are_stacked_weighed_and_exchanged_without_loading_anew() {
+    let plain = pipeline();
+    let (all, attention) = (
+        adapters("kohya.safetensors"),
+        adapters("diffusers-processor.safetensors"),
+    );
+    let with = |adapters: &[(&AdapterFile, f64)]| {
+        plain
+            .with_adapters(adapters)
+            .expect("there is a layer for each")
+    };
+    let half = with(&[(&all, 0.5)]);
+    assert_close(paint(&half), expected("half"), TOLERANCE);
+    let halves = with(&[
+        (&all, 0.25),
+        (&attention, 0.7),
+        (&all, 0.25),
+        (&attention, -0.7),
+    ]);
+    assert_close(paint(&halves), expected("half"), TOLERANCE);
+    let exchanged = with(&[(&attention, 1.0)]);
+    assert_close(paint(&exchanged), expected("attention"), TOLERANCE);
+    assert_eq!(
+        values(paint(&with(&[]))),
+        values(paint(&plain)),
+        "what was adapted is as it was before"
+    );
+}
+
+/// The files of every layout say the same; where there is no α, it is in the factors.
+#[test]
+fn every_layout_can_be_made_of_every_other() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let file = folder.path().join("adapter_model.safetensors");
+    let original = adapters("diffusers.safetensors");
+    let all = [
+        Layout::Diffusers,
+        Layout::DiffusersLora,
+        Layout::Kohya,
+        Layout::KohyaLdm,
+    ];
+    for first in all {
+        original.save(&file, first).expect("it can be written");
+        let again = AdapterFile::open(&file).expect("it can be read");
+        if first != Layout::DiffusersLora {
+            assert_eq!(again, original, "{first:?}");
+        }
+        for second in all {
+            again.save(&file, second).expect("it can be written");
+            let adapted = AdapterFile::open(&file).expect("it can be read");
+            let adapted = pipeline().with_adapters(&[(&adapted, 1.0)]);
+            let adapted = adapted.expect("there is a layer for each");
+            assert_close(paint(&adapted), expected("adapted"), TOLERANCE);
+        }
+    }
+    let attention = adapters("diffusers-processor.safetensors");
+    attention
+        .save(&file, Layout::DiffusersProcessor)
+        .expect("there is nothing but attention");
+    assert_eq!(AdapterFile::open(&file).expect("it can be read"), attention);
+    let unnamed = original.save(&file, Layout::DiffusersProcessor);
+    let error = unnamed.expect_err("there is more").to_string();
+    assert!(error.contains("down_blocks.0.resnets.0.conv1"), "{error}");
+    let two = original
+        .save(&file, Layout::Peft)
+        .expect_err("one file holds one network");
+    assert!(two.to_string().contains("two folders"), "{two}");
+    let unet = AdapterFile {
+        text_encoder: Default::default(),
+        ..original
+    };
+    unet.save(&file, Layout::Peft).expect("it is one network");
+    assert_eq!(AdapterFile::open(&file).expect("it can be read"), unet);
+}
+
+#[test]
+fn adapters_of_another_model_are_refused_with_all_their_names() {
+    let model = Model::open(golden("twins/sd21")).expect("it is there");
+    let other = Loader::new(model, &device()).load().expect("it is whole");
+    let error = other
+        .with_adapters(&[(&adapters("kohya.safetensors"), 1.0)])
+        .expect_err("it has other layers");
+    let error = error.to_string();
+    for part in [
+        "down_blocks.0.resnets.1.conv1",
+        "up_blocks.1.attentions.2.proj_in",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+}
