@@ -1,11 +1,12 @@
 //! What the programs share: devices by name, pictures as files.
 #![allow(dead_code, reason = "each program uses a part")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
+use swiftbrush_pipeline::{Picture, Record};
 
 /// Names that `--device` takes in this build.
 pub(crate) const DEVICES: &[&str] = &[
@@ -47,31 +48,68 @@ pub(crate) fn device(name: &str) -> Result<Device> {
     })
 }
 
+/// The miniature that lies beside the programs.
+pub(crate) fn miniature() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature/model")
+}
+
 /// Images of a batch in −1…1 as pictures.
 pub(crate) fn pictures(images: Tensor<4>) -> Vec<RgbImage> {
-    let [batch, _, height, width] = images.dims();
-    let values = images.permute([0, 2, 3, 1]).into_data();
-    let bytes: Vec<u8> = values
-        .iter::<f32>()
-        .map(|x| ((x + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8)
+    Picture::of_images(images).iter().map(image).collect()
+}
+
+/// A picture as the crate `image` has it.
+pub(crate) fn image(picture: &Picture) -> RgbImage {
+    let (width, height) = (picture.width as u32, picture.height as u32);
+    RgbImage::from_raw(width, height, picture.bytes.clone()).expect("three bytes a pixel")
+}
+
+/// A picture of a file.
+pub(crate) fn read_image(path: &Path) -> Result<Picture> {
+    let image = image::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let image = image.into_rgb8();
+    Ok(Picture {
+        width: image.width() as usize,
+        height: image.height() as usize,
+        bytes: image.into_raw(),
+    })
+}
+
+/// A picture `count` times over, `[count, 3, height, width]` in −1…1.
+pub(crate) fn tensor(picture: &Picture, count: usize, device: &Device) -> Tensor<4> {
+    let values: Vec<f32> = picture
+        .bytes
+        .iter()
+        .map(|&byte| f32::from(byte) / 127.5 - 1.0)
         .collect();
-    let (size, width, height) = (bytes.len() / batch, width as u32, height as u32);
-    let picture = |bytes: &[u8]| RgbImage::from_raw(width, height, bytes.to_vec());
-    bytes
-        .chunks(size)
-        .map(|bytes| picture(bytes).expect("three bytes a pixel"))
-        .collect()
+    let (height, width) = (picture.height, picture.width);
+    let image = TensorData::new(values, [1, height, width, 3]);
+    let image = Tensor::<4>::from_data(image, device).permute([0, 3, 1, 2]);
+    image.repeat_dim(0, count)
+}
+
+/// Writes a picture that says how it was made, replacing an older one only when it is whole.
+pub(crate) fn write_picture(picture: &Picture, record: &Record, path: &Path) -> Result<()> {
+    let bytes = picture.to_png(record);
+    Ok(swiftbrush_checkpoint::write_atomically(path, |file| {
+        file.write_all(&bytes)
+    })?)
 }
 
 /// Each pixel as a square of `factor` pixels.
-pub(crate) fn enlarged(picture: &RgbImage, factor: u32) -> RgbImage {
-    let (width, height) = picture.dimensions();
-    image::imageops::resize(
-        picture,
-        width * factor,
-        height * factor,
-        image::imageops::Nearest,
-    )
+pub(crate) fn enlarged(picture: &Picture, factor: u32) -> Picture {
+    let factor = factor as usize;
+    let (width, height) = (picture.width * factor, picture.height * factor);
+    let pixel = |index: usize| {
+        let (row, column) = (index / width / factor, index % width / factor);
+        let start = 3 * (row * picture.width + column);
+        &picture.bytes[start..start + 3]
+    };
+    Picture {
+        width,
+        height,
+        bytes: (0..width * height).flat_map(pixel).copied().collect(),
+    }
 }
 
 /// Pictures side by side, `columns` in a row.

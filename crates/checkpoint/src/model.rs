@@ -123,6 +123,13 @@ impl Model {
         folder.map(|folder| folder.join(relative))
     }
 
+    /// The files that the weights of a component are in; none if it has no such component.
+    pub fn weight_files(&self, component: &str) -> Vec<PathBuf> {
+        self.weights(component)
+            .map(|weights| weights.files())
+            .unwrap_or_default()
+    }
+
     /// Whether it has weights of a component of this name.
     pub fn has(&self, component: &str) -> bool {
         self.weights(component).is_ok()

@@ -167,6 +167,21 @@ impl Weights {
         &self.path
     }
 
+    /// The files that the tensors are in.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<_> = self
+            .entries
+            .values()
+            .map(|entry| match &entry.source {
+                Source::Safetensors(archive, _) => archive.path().to_owned(),
+                Source::Pytorch(..) => self.path.clone(),
+            })
+            .collect();
+        files.sort();
+        files.dedup();
+        files
+    }
+
     /// Free-form strings of the header of a safetensors file.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata

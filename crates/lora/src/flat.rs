@@ -226,3 +226,66 @@ pub(crate) fn to_ldm(path: &str) -> Option<String> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use swiftbrush_testing::device;
+    use swiftbrush_unet::{OneOrMany, UNetConfig};
+
+    use super::*;
+    use crate::Adapters;
+
+    /// All linear layers and convolutions of Stable Diffusion 1.5 and 2.1, which are drawn only when they are read.
+    fn modules() -> Vec<String> {
+        let sd2 = UNetConfig::default();
+        let sd1 = UNetConfig {
+            attention_head_dim: OneOrMany::One(8),
+            cross_attention_dim: 768,
+            use_linear_projection: false,
+            ..UNetConfig::default()
+        };
+        let mut modules: Vec<_> = [sd1, sd2]
+            .iter()
+            .flat_map(|config| Adapters::layers(&config.init(&device())).into_keys())
+            .collect();
+        modules.dedup();
+        modules
+    }
+
+    #[test]
+    fn every_layer_is_found_again_when_its_dots_are_lost() {
+        for module in modules() {
+            let flat = module.replace('.', "_");
+            assert_eq!(decode(&flat).as_ref(), Some(&module), "{flat}");
+            let ldm = to_ldm(&module).unwrap_or_else(|| panic!("{module} has no name in LDM"));
+            let flat = ldm.replace('.', "_");
+            assert_eq!(decode(&flat).as_ref(), Some(&module), "{flat}");
+        }
+        for module in [
+            "text_model.encoder.layers.0.self_attn.q_proj",
+            "text_model.encoder.layers.11.self_attn.out_proj",
+            "text_model.encoder.layers.3.mlp.fc2",
+        ] {
+            assert_eq!(decode(&module.replace('.', "_")).as_deref(), Some(module));
+        }
+    }
+
+    #[test]
+    fn what_is_no_path_is_none() {
+        for flat in [
+            "",
+            "_",
+            "down",
+            "down_blocks_",
+            "down_blocks__0",
+            "joint_blocks_0",
+            "input_blocks_1_2_x",
+            "input_blocks_3_0_in_layers_2",
+            "output_blocks_99999999999999999999_0_op",
+            "ü_0",
+            "downüblocks",
+        ] {
+            assert_eq!(decode(flat), None, "{flat}");
+        }
+    }
+}

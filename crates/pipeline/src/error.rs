@@ -21,6 +21,14 @@ pub enum Error {
     /// An adapter cannot be used.
     #[error(transparent)]
     Adapter(#[from] swiftbrush_lora::Error),
+    /// A file that is no picture, or one that does not say how it was made.
+    #[error("{path} cannot be used as a picture of ours: {reason}")]
+    Picture {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// Whoever watched wanted no more.
     #[error("the painting was cancelled")]
     Cancelled,

@@ -4,6 +4,8 @@
 //! and how; [`one_step`] is the student's forward pass, which training uses too. Noise comes from a [`Noise`] that
 //! the caller brings.
 //!
+//! With the feature `png`, pictures are written as files that say how they were made ([`Record`]).
+//!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use burn::tensor::Device;
@@ -22,6 +24,8 @@ mod decoder;
 mod error;
 mod loader;
 mod noise;
+#[cfg(feature = "png")]
+mod record;
 mod request;
 mod text_to_image;
 
@@ -29,6 +33,8 @@ pub use decoder::Decoder;
 pub use error::Error;
 pub use loader::{DecoderKind, Family, Loader};
 pub use noise::{Given, Noise, Rng, Seeds};
+#[cfg(feature = "png")]
+pub use record::{Picture, Record, Source, StartRecord};
 pub use request::{Method, Painting, Progress, Request, Start};
 pub use swiftbrush_checkpoint::Model;
 pub use swiftbrush_clip as clip;

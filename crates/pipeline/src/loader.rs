@@ -7,7 +7,9 @@ use swiftbrush_clip::{TextEncoder, Tokenizer};
 use swiftbrush_lora::{AdapterFile, fuse};
 use swiftbrush_scheduler::{PredictionType, SchedulerConfig, TimestepSpacing};
 use swiftbrush_unet::{UNet, UNetConfig};
-use swiftbrush_vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, Tiling};
+use swiftbrush_vae::{
+    AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, AutoencoderTinyConfig, Tiling,
+};
 
 use crate::decoder::Decoder;
 use crate::text_to_image::{Brush, condition, paint};
@@ -192,14 +194,12 @@ impl Loader {
         let brush = Brush {
             scheduler: &scheduler,
             latents: self.latents()?,
+            scale: self.scale()?,
             dtype: self.dtype,
             device: &self.device,
         };
-        let start = {
-            let decoder = self.decoder()?;
-            brush.check(request, &decoder)?;
-            brush.start(request, &decoder, noise)?
-        };
+        brush.check(request)?;
+        let start = brush.start(request, || self.decoder(), noise)?;
         let conditioning = {
             let (tokenizer, text_encoder) = (self.tokenizer()?, self.text_encoder()?);
             condition(&tokenizer, &text_encoder, request, &self.device)?
@@ -269,6 +269,35 @@ impl Loader {
             None => Decoder::Kl(vae),
             Some(tiling) => Decoder::Tiled(vae, tiling),
         })
+    }
+
+    /// How many pixels a latent stands for, along each axis; 8 for Stable Diffusion.
+    ///
+    /// # Errors
+    ///
+    /// If the autoencoder's configuration cannot be used.
+    pub fn scale(&self) -> Result<usize, Error> {
+        let levels = match self.decoder {
+            DecoderKind::Kl => {
+                let config = AutoencoderKlConfig::from_model(&self.model, "vae")?;
+                config.block_out_channels.len()
+            }
+            DecoderKind::Tiny => {
+                let config = AutoencoderTinyConfig::from_model(&self.model, "taesd")?;
+                config.num_decoder_blocks.len()
+            }
+        };
+        Ok(1 << (levels - 1))
+    }
+
+    /// Side in pixels of the pictures that the model was trained on.
+    ///
+    /// # Errors
+    ///
+    /// If a configuration cannot be used.
+    pub fn side(&self) -> Result<usize, Error> {
+        let (_, side) = self.latents()?;
+        Ok(side * self.scale()?)
     }
 
     /// Channels and side of the latents.

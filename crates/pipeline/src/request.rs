@@ -1,6 +1,6 @@
 use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
-use swiftbrush_scheduler::SamplerKind;
+use swiftbrush_scheduler::{SamplerKind, SchedulerConfig, TimestepSpacing};
 
 /// How latents are made of noise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,7 +12,28 @@ pub enum Method {
     Sampler(SamplerKind, usize),
 }
 
+/// Steps of a sampler where nothing is said.
+const DEFAULT_STEPS: usize = 25;
+/// The same of a latent consistency model.
+const DEFAULT_STEPS_LCM: usize = 4;
+
 impl Method {
+    /// What fits a scheduler: its own one-step rule for models whose only step is the last timestep, else 25 steps of
+    /// the scheduler that it names (4 of LCM), or of DDIM if it is none of ours. A folder that names DDPM, which only
+    /// says how noise is added, is taken for a one-step student.
+    pub fn of_scheduler(scheduler: &SchedulerConfig) -> Self {
+        if scheduler.class_name == "DDPMScheduler" {
+            return Self::OneStep;
+        }
+        let kind = SamplerKind::of_class(&scheduler.class_name).unwrap_or(SamplerKind::Ddim);
+        let steps = match (kind, scheduler.timestep_spacing) {
+            (SamplerKind::Euler, TimestepSpacing::Trailing) => 1,
+            (SamplerKind::Lcm, _) => DEFAULT_STEPS_LCM,
+            _ => DEFAULT_STEPS,
+        };
+        Self::Sampler(kind, steps)
+    }
+
     /// Calls of the network for a picture from noise, without guidance; guidance doubles them.
     pub fn n_calls(self) -> usize {
         match self {

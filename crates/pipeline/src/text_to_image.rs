@@ -7,16 +7,11 @@ use rand_distr::{Distribution, StandardNormal};
 use swiftbrush_checkpoint::Model;
 use swiftbrush_clip::{TextEncoder, Tokenizer};
 use swiftbrush_lora::{AdapterFile, fuse};
-use swiftbrush_scheduler::{
-    NoiseSchedule, Sampler, SamplerKind, SchedulerConfig, TimestepSpacing, guide,
-};
+use swiftbrush_scheduler::{NoiseSchedule, Sampler, SamplerKind, SchedulerConfig, guide};
 use swiftbrush_unet::{UNet, UNetConfig};
 
 use crate::decoder::Decoder;
 use crate::{Error, Loader, Method, Noise, Painting, Progress, Request, Start};
-
-/// Steps of a sampler where nothing is said.
-const DEFAULT_STEPS: usize = 25;
 
 /// The one-step student: `x̂₀ = (z − σ_T·ε_θ(z, T, y)) / α_T` at the last timestep T
 /// (SwiftBrush, arXiv 2312.05239, equation 6), divided in f32.
@@ -180,37 +175,24 @@ impl TextToImage {
         watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Painting, Error> {
         let brush = self.brush();
-        brush.check(request, &self.decoder)?;
+        brush.check(request)?;
         let conditioning = condition(&self.tokenizer, &self.text_encoder, request, &self.device)?;
-        let start = brush.start(request, &self.decoder, noise)?;
+        let start = brush.start(request, || Ok(self.decoder.clone()), noise)?;
         let latents = brush.latents(&self.unet, request, &conditioning, start, noise, watch)?;
         let images = paint(&self.decoder, &latents)?;
         Ok(conditioning.painting(latents, images))
     }
 
-    /// The method that fits the model's scheduler: its own one-step rule for models whose only step
-    /// is the last timestep, else 25 steps of the scheduler that it names, or of DDIM if it is none of ours.
+    /// The method that fits the model's scheduler; see [`Method::of_scheduler`].
     pub fn default_method(&self) -> Method {
-        let kind = SamplerKind::of_class(&self.scheduler.class_name);
-        let steps = match kind {
-            Some(SamplerKind::Euler)
-                if self.scheduler.timestep_spacing == TimestepSpacing::Trailing =>
-            {
-                1
-            }
-            Some(SamplerKind::Lcm) => 4,
-            _ => DEFAULT_STEPS,
-        };
-        match (self.scheduler.class_name.as_str(), kind) {
-            ("DDPMScheduler", _) => Method::OneStep,
-            (_, kind) => Method::Sampler(kind.unwrap_or(SamplerKind::Ddim), steps),
-        }
+        Method::of_scheduler(&self.scheduler)
     }
 
     fn brush(&self) -> Brush<'_> {
         Brush {
             scheduler: &self.scheduler,
             latents: self.latents,
+            scale: self.decoder.scale(),
             dtype: self.dtype,
             device: &self.device,
         }
@@ -278,6 +260,8 @@ pub(crate) fn paint(decoder: &Decoder, latents: &Tensor<4>) -> Result<Tensor<4>,
 pub(crate) struct Brush<'a> {
     pub(crate) scheduler: &'a SchedulerConfig,
     pub(crate) latents: (usize, usize),
+    /// How many pixels a latent stands for, along each axis.
+    pub(crate) scale: usize,
     pub(crate) dtype: DType,
     pub(crate) device: &'a Device,
 }
@@ -290,7 +274,7 @@ enum Plan {
 
 impl Brush<'_> {
     /// Whether a request fits itself and the model.
-    pub(crate) fn check(&self, request: &Request, decoder: &Decoder) -> Result<(), Error> {
+    pub(crate) fn check(&self, request: &Request) -> Result<(), Error> {
         let refuse = |text: String| Err(Error::Request(text));
         if request.prompts.is_empty() {
             return refuse("there are no prompts".to_owned());
@@ -298,7 +282,7 @@ impl Brush<'_> {
         if !request.guidance.is_finite() {
             return refuse(format!("guidance is {}", request.guidance));
         }
-        let scale = decoder.scale();
+        let scale = self.scale;
         let fits = |size: [usize; 2]| {
             size.iter()
                 .all(|&side| side > 0 && side.is_multiple_of(scale))
@@ -358,11 +342,11 @@ impl Brush<'_> {
         }
     }
 
-    /// Latents to begin with: noise, or those of pictures with noise.
+    /// Latents to begin with: noise, or those of pictures with noise, for which alone an encoder is needed.
     pub(crate) fn start(
         &self,
         request: &Request,
-        decoder: &Decoder,
+        decoder: impl FnOnce() -> Result<Decoder, Error>,
         noise: &mut dyn Noise,
     ) -> Result<Tensor<4>, Error> {
         let schedule = NoiseSchedule::new(self.scheduler);
@@ -371,9 +355,9 @@ impl Brush<'_> {
         let [height, width] = match (&request.start, request.size) {
             (Some(start), _) => {
                 let [_, _, height, width] = start.images.dims();
-                [height / decoder.scale(), width / decoder.scale()]
+                [height / self.scale, width / self.scale]
             }
-            (None, Some(size)) => size.map(|side| side / decoder.scale()),
+            (None, Some(size)) => size.map(|side| side / self.scale),
             (None, None) => [side, side],
         };
         let shape = [request.prompts.len(), channels, height, width];
@@ -384,7 +368,7 @@ impl Brush<'_> {
                 Plan::Sampler(sampler) => noise.cast(FloatDType::F32) * sampler.initial_scale(),
             });
         };
-        let latents = decoder.encode(images.clone(), || noise.draw(shape, self.device))?;
+        let latents = decoder()?.encode(images.clone(), || noise.draw(shape, self.device))?;
         let latents = latents.cast(FloatDType::F32);
         finite("encoder", &latents)?;
         let noise = noise.draw(shape, self.device)?.cast(FloatDType::F32);

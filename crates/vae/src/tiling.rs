@@ -1,11 +1,12 @@
 use burn::tensor::{Tensor, TensorData};
+use serde::{Deserialize, Serialize};
 
 use crate::AutoencoderKl;
 
 /// Decoding in overlapping tiles, so that memory follows the size of a tile and not of the picture; as diffusers'
 /// `enable_tiling`. Normalisation and attention see a tile alone, so tiles differ a little in colour: where they
 /// overlap they are blended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tiling {
     /// Side of a tile in latents.
     pub side: usize,
