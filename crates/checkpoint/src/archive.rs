@@ -1,27 +1,28 @@
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
-use burn::tensor::{BoolStore, DType, TensorData};
+use burn::tensor::{AllocationProperty, BoolStore, Bytes, DType, TensorData};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+
+use swiftbrush_kernels::MappedFile;
 
 use crate::Error;
 
 /// Bytes that give the length of the header.
-const LENGTH: u64 = 8;
+const LENGTH: usize = 8;
 /// The format's own limit on its header.
 pub(crate) const MAX_HEADER: u64 = 100_000_000;
 
-/// A safetensors file opened for reading: its header is checked, tensors are read one at a time.
+/// A safetensors file opened for reading: its header is checked, tensors are views of the file in memory
+/// ([`MappedFile`]), which must not be changed in place meanwhile.
 #[derive(Debug)]
 pub struct Archive {
     path: PathBuf,
-    file: Mutex<File>,
+    contents: MappedFile,
     header: Metadata,
     /// Where the tensors begin.
-    start: u64,
+    start: usize,
 }
 
 impl Archive {
@@ -39,26 +40,32 @@ impl Archive {
             reason,
         };
 
-        let mut file = File::open(&path).map_err(read)?;
-        let len = file.metadata().map_err(read)?.len();
-        if len < LENGTH {
+        let file = File::open(&path).map_err(read)?;
+        let metadata = file.metadata().map_err(read)?;
+        if metadata.is_file() && metadata.len() < LENGTH as u64 {
+            let len = metadata.len();
             return Err(damaged(format!("{len} bytes are too few for a header")));
         }
-        let mut header_len = [0; LENGTH as usize];
-        file.read_exact(&mut header_len).map_err(read)?;
-        let header_len = u64::from_le_bytes(header_len);
-        if header_len > MAX_HEADER || header_len > len - LENGTH {
+        let contents = MappedFile::new(&file).map_err(read)?;
+        let bytes = contents.as_ref();
+        let len = bytes.len();
+        let Some((header_len, rest)) = bytes.split_first_chunk::<LENGTH>() else {
+            return Err(damaged(format!("{len} bytes are too few for a header")));
+        };
+        let header_len = u64::from_le_bytes(*header_len);
+        let header = usize::try_from(header_len)
+            .ok()
+            .filter(|_| header_len <= MAX_HEADER)
+            .and_then(|header_len| rest.get(..header_len));
+        let Some(header) = header else {
             return Err(damaged(format!(
                 "its header claims {header_len} bytes, the file has {len}"
             )));
-        }
-        let mut header = vec![0; header_len as usize];
-        file.read_exact(&mut header).map_err(read)?;
-        let header: Metadata = serde_json::from_slice(&header)
+        };
+        let start = LENGTH + header.len();
+        let header: Metadata = serde_json::from_slice(header)
             .map_err(|error| damaged(format!("its header cannot be read ({error})")))?;
-        let start = LENGTH + header_len;
-        let expected = start.checked_add(header.data_len() as u64);
-        if expected != Some(len) {
+        if start.checked_add(header.data_len()) != Some(len) {
             return Err(damaged(format!(
                 "its tensors need {} bytes, the file has {}",
                 header.data_len(),
@@ -67,7 +74,7 @@ impl Archive {
         }
         Ok(Self {
             path,
-            file: Mutex::new(file),
+            contents,
             header,
             start,
         })
@@ -117,22 +124,39 @@ impl Archive {
         })
     }
 
-    /// Reads a tensor, in the element type of the file.
+    /// A tensor, in the element type of the file; its numbers stay in the file until they are looked at.
     ///
     /// # Errors
     ///
-    /// If there is none of that name, its type is not supported, or the file cannot be read.
+    /// If there is none of that name, or its type is not supported.
     pub fn read(&self, name: &str) -> Result<TensorData, Error> {
         let info = self.info(name)?;
         let dtype = self.dtype(name)?;
+        let bytes = self.contents.slice(self.range(info));
+        // Numbers must lie where their size divides; files of careless writers are copied. Windows does not replace a
+        // file that is in use.
+        let is_aligned = bytes.as_ptr().addr().is_multiple_of(dtype.size());
+        let shape = info.shape.clone();
+        Ok(match is_aligned && cfg!(not(windows)) {
+            true => {
+                let bytes = Bytes::from_shared(bytes, AllocationProperty::File);
+                TensorData::from_bytes(bytes, shape, dtype)
+            }
+            false => TensorData::from_bytes_vec(bytes.to_vec(), shape, dtype),
+        })
+    }
+
+    /// Says that a tensor will not be read again soon; see [`MappedFile::release`]. Nothing happens without one of that
+    /// name.
+    pub fn release(&self, name: &str) {
+        if let Ok(info) = self.info(name) {
+            self.contents.release(self.range(info));
+        }
+    }
+
+    fn range(&self, info: &TensorInfo) -> std::ops::Range<usize> {
         let (begin, end) = info.data_offsets;
-        let mut bytes = vec![0; end - begin];
-        // A poisoned lock guards nothing but a file position, which is set anew each time.
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(self.start + begin as u64))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|error| Error::read(&self.path, error))?;
-        Ok(TensorData::from_bytes_vec(bytes, info.shape.clone(), dtype))
+        self.start + begin..self.start + end
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo, Error> {

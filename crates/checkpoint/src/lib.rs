@@ -6,6 +6,7 @@
 //! Saving goes to a temporary file that replaces the old one only when it is whole and on disk.
 
 mod archive;
+mod convert;
 mod error;
 mod model;
 mod module;

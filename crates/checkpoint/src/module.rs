@@ -4,6 +4,7 @@ use std::path::Path;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, TensorData};
 
+use crate::convert::converted;
 use crate::error::{Error, Mismatch};
 use crate::weights::Weights;
 use crate::write::{LazyTensor, write_tensors};
@@ -54,13 +55,21 @@ pub fn load<M: Module>(module: M, weights: &Weights, dtype: Option<DType>) -> Re
         .filter(is_weight)
         .map(str::to_owned)
         .collect();
-    fill(module, weights.path(), names, |name| {
-        let data = weights.read(name)?;
-        Ok(match dtype {
-            Some(dtype) => data.convert_dtype(dtype),
-            None => data,
-        })
-    })
+    let convert = |name: &str, data: TensorData| match dtype {
+        Some(dtype) if dtype != data.dtype() => {
+            let data = converted(data, dtype);
+            weights.release(name);
+            data
+        }
+        _ => data,
+    };
+    fill(
+        module,
+        weights.path(),
+        names,
+        |name| weights.read(name),
+        convert,
+    )
 }
 
 /// The module with all its parameters replaced by the tensors of those names.
@@ -74,7 +83,8 @@ pub fn with_tensors<M: Module>(
     source: &Path,
 ) -> Result<M, Error> {
     let names = tensors.keys().cloned().collect();
-    fill(module, source, names, |name| Ok(tensors[name].clone()))
+    let read = |name: &str| Ok(tensors[name].clone());
+    fill(module, source, names, read, |_, data| data)
 }
 
 fn fill<M: Module>(
@@ -82,11 +92,13 @@ fn fill<M: Module>(
     path: &Path,
     unused: BTreeSet<String>,
     read: impl Fn(&str) -> Result<TensorData, Error>,
+    convert: impl Fn(&str, TensorData) -> TensorData,
 ) -> Result<M, Error> {
     let mut filler = Filler {
         path: ModulePath::default(),
         unused,
         read,
+        convert,
         mismatch: Mismatch::default(),
         error: None,
     };
@@ -106,15 +118,21 @@ fn fill<M: Module>(
     }
 }
 
-struct Filler<R> {
+struct Filler<R, C> {
     path: ModulePath,
     unused: BTreeSet<String>,
     read: R,
+    /// Applied to what fits.
+    convert: C,
     mismatch: Mismatch,
     error: Option<Error>,
 }
 
-impl<R: Fn(&str) -> Result<TensorData, Error>> ModuleMapper for Filler<R> {
+impl<R, C> ModuleMapper for Filler<R, C>
+where
+    R: Fn(&str) -> Result<TensorData, Error>,
+    C: Fn(&str, TensorData) -> TensorData,
+{
     fn enter_module(&mut self, name: &str, container: &str) {
         self.path.enter(name, container);
     }
@@ -155,6 +173,7 @@ impl<R: Fn(&str) -> Result<TensorData, Error>> ModuleMapper for Filler<R> {
             self.mismatch.not_finite.push(name);
             return param;
         }
+        let data = (self.convert)(&name, data);
         let (id, dtype) = (param.id, data.dtype());
         let tensor = Tensor::from_data(data, (&param.lazy_device(), dtype));
         param.transform_for_load(tensor, id)
@@ -166,13 +185,54 @@ fn as_vector(data: TensorData) -> TensorData {
     TensorData::from_bytes(bytes, [shape.num_elements()], dtype)
 }
 
+/// Whether there is neither a NaN nor an infinity, which both have all bits of their exponent set: the larger a number
+/// without its sign, the larger its bits.
 fn is_finite(data: &TensorData) -> bool {
     match data.dtype() {
-        DType::F32 => data
-            .as_slice::<f32>()
-            .is_ok_and(|values| values.iter().all(|x| x.is_finite())),
+        DType::F32 => all_below(
+            data.as_bytes(),
+            |bytes| u32::from_le_bytes(bytes) << 1,
+            0xff << 24,
+        ),
+        DType::F16 => all_below(
+            data.as_bytes(),
+            |bytes| u16::from_le_bytes(bytes) << 1,
+            0x1f << 11,
+        ),
+        DType::BF16 => all_below(
+            data.as_bytes(),
+            |bytes| u16::from_le_bytes(bytes) << 1,
+            0xff << 8,
+        ),
         _ => data.iter::<f64>().all(f64::is_finite),
     }
+}
+
+/// Whether all numbers are below a bound, by half of the bytes on each of two threads: weights are gigabytes.
+fn all_below<const N: usize, T: Ord + Copy + Default + Send + Sync>(
+    bytes: &[u8],
+    number: impl Fn([u8; N]) -> T + Sync,
+    bound: T,
+) -> bool {
+    const BLOCK: usize = 1 << 14;
+    let (numbers, _) = bytes.as_chunks::<N>();
+    let below = |numbers: &[[u8; N]]| {
+        // A block is looked at whole, which the processor does many numbers at a time.
+        numbers.chunks(BLOCK).all(|block| {
+            let largest = block
+                .iter()
+                .fold(T::default(), |max, bytes| max.max(number(*bytes)));
+            largest < bound
+        })
+    };
+    let (left, right) = numbers.split_at(numbers.len() / 2);
+    if left.len() < BLOCK {
+        return below(numbers);
+    }
+    std::thread::scope(|scope| {
+        let left = scope.spawn(|| below(left));
+        below(right) && left.join().unwrap_or_default()
+    })
 }
 
 /// The parameters of a module by name, as they are stored (an adapter and the weight under it are

@@ -229,6 +229,17 @@ impl Weights {
         Ok(entry.edits.iter().fold(data, |data, edit| edit.apply(data)))
     }
 
+    /// Says that a tensor will not be read again soon, so that the part of the file that it is in need not stay in memory.
+    pub fn release(&self, name: &str) {
+        if let Some(Entry {
+            source: Source::Safetensors(archive, name),
+            ..
+        }) = self.entries.get(name)
+        {
+            archive.release(name);
+        }
+    }
+
     /// Those tensors whose names begin with `prefix`, under the rest of their names.
     pub fn strip_prefix(&self, prefix: &str) -> Self {
         self.filter_map(|name| name.strip_prefix(prefix).map(str::to_owned))

@@ -1,4 +1,4 @@
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData, module};
 use swiftbrush_checkpoint::{Error, Model, load};
 use swiftbrush_kernels::{LayerNorm, Mask};
@@ -92,8 +92,17 @@ pub(crate) struct Table {
 impl Table {
     pub(crate) fn new(rows: usize, width: usize, device: &Device) -> Self {
         let normal = Distribution::Normal(0.0, INITIAL_DEVIATION);
+        // Drawn when it is first read, so that a table which is loaded from a file never is.
+        let draw = move |device: &Device, is_trained: bool| {
+            let table = Tensor::random([rows, width], normal, device);
+            match is_trained {
+                true => table.require_grad(),
+                false => table,
+            }
+        };
+        let shape = [rows, width].into();
         Self {
-            weight: Param::from_tensor(Tensor::random([rows, width], normal, device)),
+            weight: Param::uninitialized(ParamId::new(), draw, device.clone(), true, shape),
         }
     }
 }

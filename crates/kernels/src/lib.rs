@@ -31,6 +31,7 @@ mod gelu;
 mod group_norm;
 mod layer_norm;
 mod linear;
+mod mapped;
 
 pub use attention::{Mask, attention};
 pub use convolution::{Conv2d, Conv2dConfig, Window, conv2d};
@@ -38,3 +39,4 @@ pub use gelu::gelu;
 pub use group_norm::{Activation, GroupNorm, GroupNormConfig, group_norm};
 pub use layer_norm::{LayerNorm, LayerNormConfig, layer_norm};
 pub use linear::{Linear, LinearConfig};
+pub use mapped::MappedFile;

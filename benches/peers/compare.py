@@ -1,0 +1,55 @@
+"""Loads a model and paints a picture in turn with the example `generate` and with diffusers, and prints ratios.
+
+    cargo build --release --example generate
+    python compare.py FOLDER [--runs 5] [--json FILE] [-- options of generate]
+
+Each run is a process of its own on the same files (in the cache of the operating system after the first, which is not
+counted); memory is the peak of the process as the operating system counts it. Prints the median of the runs and, in
+brackets, the least and the greatest.
+"""
+import argparse, json, os, pathlib, platform, re, statistics, subprocess, sys, tempfile, time
+
+ROOT = pathlib.Path(__file__).parents[2]
+parser = argparse.ArgumentParser()
+parser.add_argument("folder")
+parser.add_argument("--runs", type=int, default=5)
+parser.add_argument("--dtype", default="f32")
+parser.add_argument("--json")
+parser.add_argument("options", nargs="*")
+args = parser.parse_args()
+
+def run(command):
+    begun = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        out.seek(0)
+        text = out.read()
+    if status:
+        sys.exit(f"{command} failed:\n{text}")
+    return dict(text=text, all=time.perf_counter() - begun, peak=usage.ru_maxrss / 2**20)
+
+def ours():
+    with tempfile.TemporaryDirectory() as folder:
+        result = run([ROOT / "target/release/examples/generate", "--model", args.folder, "--rng", "cpu", "--dtype", args.dtype, "--no-hashes",
+                      "--output", f"{folder}/picture.png", *args.options, "a photo of a cat"])
+    result["load"] = float(re.search(r"loaded in ([\d.]+) s", result["text"])[1])
+    result["paint"] = float(re.search(r"pictures, ([\d.]+) s", result["text"])[1])
+    return result
+
+def diffusers():
+    result = run([sys.executable, pathlib.Path(__file__).with_name("generate.py"), args.folder, "--dtype", args.dtype])
+    result["load"] = float(re.search(r"loaded in ([\d.]+) s", result["text"])[1])
+    result["paint"] = float(re.search(r"painted in ([\d.]+) s", result["text"])[1])
+    return result
+
+runs = [(ours(), diffusers()) for _ in range(args.runs + 1)][1:]
+report = dict(machine=platform.processor() or platform.machine(), folder=args.folder, dtype=args.dtype, runs=args.runs)
+for name, unit in [("load", "s"), ("paint", "s"), ("all", "s"), ("peak", "GiB")]:
+    a, b = ([pair[i][name] for pair in runs] for i in (0, 1))
+    ratios = [x / y for x, y in zip(a, b)]
+    line = lambda values: f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+    print(f"{name:5} {unit:3}  ours {line(a)}  diffusers {line(b)}  ratio {line(ratios)}", flush=True)
+    report[name] = dict(ours=a, diffusers=b, ratio=statistics.median(ratios))
+if args.json:
+    pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + "\n")

@@ -1,0 +1,32 @@
+"""Loads a model with diffusers and paints one picture in one step on the CPU; the counterpart of the example `generate`.
+
+    python generate.py FOLDER [--dtype f32|f16|bf16] [--seed N] [--low-memory] [--save FILE]
+"""
+import argparse, resource, time
+start = time.perf_counter()
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import save_file
+imported = time.perf_counter()
+
+parser = argparse.ArgumentParser()
+parser.add_argument("folder")
+parser.add_argument("--dtype", default="f32", choices=["f32", "f16", "bf16"])
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--save")
+args = parser.parse_args()
+dtype = dict(f32=torch.float32, f16=torch.float16, bf16=torch.bfloat16)[args.dtype]
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+pipeline = StableDiffusionPipeline.from_pretrained(args.folder, torch_dtype=dtype)
+pipeline.set_progress_bar_config(disable=True)
+loaded = time.perf_counter()
+print(f"imported in {imported - start:.2f} s, loaded in {loaded - imported:.2f} s, peak {peak():.2f} GiB", flush=True)
+generator = torch.Generator().manual_seed(args.seed)
+latents = pipeline("a photo of a cat", num_inference_steps=1, guidance_scale=0.0, generator=generator, output_type="latent").images
+print(f"latents after {time.perf_counter() - loaded:.2f} s", flush=True)
+with torch.no_grad():
+    image = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+print(f"painted in {time.perf_counter() - loaded:.2f} s, {time.perf_counter() - start:.2f} s in all, peak {peak():.2f} GiB", flush=True)
+if args.save:
+    save_file({"latents": latents.float().contiguous(), "image": image.float().contiguous()}, args.save)

@@ -1,0 +1,39 @@
+"""Writes a model of SD-Turbo's true size with random weights, as diffusers saves it: 866 M + 340 M + 84 M parameters.
+
+    python make_model.py FOLDER [--dtype f16|f32] [--vocabulary bpe_simple_vocab_16e6.txt.gz]
+"""
+import argparse, gzip, json, pathlib, tempfile, torch
+from diffusers import AutoencoderKL, AutoencoderTiny, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+parser = argparse.ArgumentParser()
+parser.add_argument("folder", type=pathlib.Path)
+parser.add_argument("--dtype", choices=["f16", "f32"], default="f32")
+parser.add_argument("--vocabulary", type=pathlib.Path,
+                    default=pathlib.Path(__file__).parents[2] / "crates/clip/data/bpe_simple_vocab_16e6.txt.gz")
+args = parser.parse_args()
+torch.manual_seed(0)
+
+def tokenizer():
+    merges = gzip.open(args.vocabulary, "rt").read().split("\n")[1:48895]
+    clear = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    symbols = [chr(b) for b in clear] + [chr(256 + i) for i in range(256 - len(clear))]
+    words = symbols + [s + "</w>" for s in symbols] + [m.replace(" ", "") for m in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+        (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=77, pad_token="!")
+
+text_encoder = CLIPTextModel(CLIPTextConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16,
+                                            hidden_act="gelu", projection_dim=512))
+unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True)
+vae = AutoencoderKL(block_out_channels=[128, 256, 512, 512], down_block_types=["DownEncoderBlock2D"] * 4,
+                    up_block_types=["UpDecoderBlock2D"] * 4, latent_channels=4, layers_per_block=2, sample_size=512)
+scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="trailing", steps_offset=1)
+pipeline = StableDiffusionPipeline(vae, text_encoder, tokenizer(), unet, scheduler, None, None, requires_safety_checker=False)
+if args.dtype == "f16":
+    pipeline.to(torch.float16)
+pipeline.save_pretrained(args.folder)
+tiny = AutoencoderTiny()
+tiny.to(torch.float16 if args.dtype == "f16" else torch.float32).save_pretrained(args.folder / "taesd")
