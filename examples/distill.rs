@@ -28,20 +28,20 @@ use swiftbrush_trainer::{ClipNetworks, Distiller, Event, Networks, Prompts, Reci
 use swiftbrush_unet::{UNet, UNetConfig};
 use swiftbrush_vae::{AutoencoderKl, AutoencoderTiny};
 
-use shared::{device, grid, pictures, write_png};
+use shared::{Wanted, device, find, grid, pictures, write_png};
 
 /// Distils a teacher into a one-step student.
 #[derive(Debug, Parser)]
 struct Args {
     /// Model folder of the teacher, with tokenizer, text encoder, scheduler and autoencoder.
     #[arg(long)]
-    teacher: PathBuf,
+    teacher: String,
     /// Which component of it is the teacher's denoiser.
     #[arg(long, default_value = "unet")]
     teacher_unet: String,
     /// Model folder of the student to begin with.
     #[arg(long)]
-    student: PathBuf,
+    student: String,
     /// Which component of it is the student's denoiser.
     #[arg(long, default_value = "unet")]
     student_unet: String,
@@ -77,7 +77,8 @@ fn main() -> Result<()> {
         .as_deref()
         .map_or(Ok(Recipe::full()), Recipe::open)?;
     let prompts = Prompts::open(&args.prompts, recipe.seed)?;
-    let teacher = Model::open(&args.teacher)?;
+    let components = ["unet", "vae", "text_encoder"];
+    let teacher = Model::open(find(&args.teacher, Wanted::Model(&components, None))?)?;
     let vae = AutoencoderKl::from_model(&teacher, "vae", Some(DType::F32), &device)?;
     let networks = networks(&args, &teacher, &device)?;
     let mut distiller = resume(Distiller::new(recipe, networks, &device)?, &args.run)?;
@@ -132,7 +133,7 @@ fn networks(args: &Args, teacher: &Model, device: &Device) -> Result<Networks> {
         text_encoder: TextEncoder::from_model(teacher, "text_encoder", f32, device)?,
         teacher: UNet::from_model(teacher, &args.teacher_unet, f32, device)?,
         student: UNet::from_model(
-            &Model::open(&args.student)?,
+            &Model::open(find(&args.student, Wanted::Model(&["unet"], None))?)?,
             &args.student_unet,
             f32,
             device,

@@ -5,7 +5,7 @@
 //!
 //! ```sh
 //! cargo run --release --example generate -- "a red circle above a green star on a white background"
-//! cargo run --release --example generate -- --model sd-turbo --output cat.png "a photo of a cat"
+//! cargo run --release --example generate -- --model stabilityai/sd-turbo --output cat.png "a photo of a cat"
 //! cargo run --release --example generate -- --model v1-5.safetensors --lora style.safetensors=0.8 \
 //!     --steps 25 --guidance 7.5 --rng cpu --seed 42 "a castle"
 //! cargo run --release --example generate -- --model sd-turbo --image sketch.png --strength 0.6 "a castle"
@@ -35,7 +35,7 @@ use swiftbrush_pipeline::{
     Record, Request, Rng, Seeds, Source, Start, StartRecord, TextToImage,
 };
 
-use shared::{device, enlarged, miniature, read_image, write_picture};
+use shared::{Wanted, device, enlarged, find, miniature, read_image, write_picture};
 
 /// Paints pictures from prompts.
 #[derive(Debug, Parser)]
@@ -45,9 +45,10 @@ struct Args {
     /// A file with a prompt on each line; pictures are then 00000.png, 00001.png … in that order.
     #[arg(long, conflicts_with = "prompt")]
     prompts: Option<PathBuf>,
-    /// A model: a folder in the layout of diffusers, or one file (.safetensors, .ckpt) [default: the miniature].
+    /// A model: a folder in the layout of diffusers, one file (.safetensors, .ckpt), or a name on the Hugging Face hub
+    /// (stabilityai/sd-turbo) [default: the miniature].
     #[arg(long)]
-    model: Option<PathBuf>,
+    model: Option<String>,
     /// For a model in one file: a folder with the configurations, tokenizer and scheduler of its like.
     #[arg(long)]
     configs: Option<PathBuf>,
@@ -57,7 +58,7 @@ struct Args {
     /// Another denoiser: a component of the model such as "teacher", or a file or folder of its own.
     #[arg(long, default_value = "unet")]
     unet: String,
-    /// A component from elsewhere, such as vae=DIR or taesd=DIR; can be given again.
+    /// A component from elsewhere, such as vae=DIR or taesd=madebyollin/taesd; can be given again.
     #[arg(long, value_name = "NAME=PATH")]
     component: Vec<String>,
     /// Prefers weights with this in their file names, such as fp16.
@@ -99,7 +100,8 @@ struct Args {
     /// Decodes in tiles, for large pictures.
     #[arg(long)]
     tiled: bool,
-    /// A file of adapters (PEFT, diffusers, kohya), FILE or FILE=weight; can be given again.
+    /// A file of adapters (PEFT, diffusers, kohya), here or on the hub (owner/name/file), FILE or FILE=weight; can be
+    /// given again.
     #[arg(long)]
     lora: Vec<String>,
     /// Where to compute.
@@ -455,7 +457,26 @@ fn prompts(args: &Args) -> Result<Vec<String>> {
 }
 
 fn source(args: &Args) -> Result<Source> {
-    let mut source = Source::new(args.model.clone().unwrap_or_else(miniature));
+    let is_elsewhere = |name: &str| {
+        let mut names = args
+            .component
+            .iter()
+            .filter_map(|component| component.split_once('='));
+        names.any(|(component, _)| component == name)
+    };
+    let decoder = match args.vae {
+        VaeName::Kl => "vae",
+        VaeName::Tiny => "taesd",
+    };
+    let components: Vec<_> = ["unet", "text_encoder", decoder]
+        .into_iter()
+        .filter(|component| !is_elsewhere(component))
+        .collect();
+    let wanted = Wanted::Model(&components, args.variant.as_deref());
+    let mut source = Source::new(match &args.model {
+        Some(model) => find(model, wanted)?,
+        None => miniature(),
+    });
     source.configs.clone_from(&args.configs);
     source.variant.clone_from(&args.variant);
     source.family = args.family.map(|family| match family {
@@ -468,7 +489,8 @@ fn source(args: &Args) -> Result<Source> {
         let (name, path) = component
             .split_once('=')
             .with_context(|| format!("--component {component}: expected NAME=PATH"))?;
-        source.components.insert(name.to_owned(), path.into());
+        let path = find(path, Wanted::Component)?;
+        source.components.insert(name.to_owned(), path);
     }
     // A name of a component, unless there is such a file and no such component.
     let (component, file) = (source.model.join(&args.unet), Path::new(&args.unet));
@@ -499,7 +521,9 @@ fn source(args: &Args) -> Result<Source> {
             ),
             None => (lora.as_str(), 1.0),
         };
-        source.adapters.push((file.into(), weight));
+        source
+            .adapters
+            .push((find(file, Wanted::Component)?, weight));
     }
     Ok(source)
 }

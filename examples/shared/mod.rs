@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use swiftbrush_checkpoint::{Download, Hub};
 use swiftbrush_pipeline::{Picture, Record};
 
 /// Names that `--device` takes in this build.
@@ -51,6 +53,56 @@ pub(crate) fn device(name: &str) -> Result<Device> {
 /// The miniature that lies beside the programs.
 pub(crate) fn miniature() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature/model")
+}
+
+/// What of a repository on the Hugging Face hub is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wanted<'a> {
+    /// A model with these components.
+    Model(&'a [&'a str], Option<&'a str>),
+    /// The one component that it is.
+    Component,
+}
+
+/// A file or folder of this machine, or one out of the hub: `owner/name` (with `@revision`, if it is not `main`), and
+/// `owner/name/file` for a file. What is here goes first.
+pub(crate) fn find(name: &str, wanted: Wanted<'_>) -> Result<PathBuf> {
+    let path = PathBuf::from(name);
+    let parts: Vec<_> = name.split('/').collect();
+    let is_id = parts
+        .iter()
+        .all(|part| !part.is_empty() && !part.starts_with('.'));
+    if path.exists() || !is_id || parts.len() < 2 {
+        return Ok(path);
+    }
+    let bar = ProgressBar::hidden();
+    let template = "{msg} {bar:30} {bytes} of {total_bytes}, {eta} left";
+    bar.set_style(ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar()));
+    let mut told = |download: Download| {
+        if bar.is_hidden() || bar.message() != download.file {
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+            bar.reset();
+            bar.set_message(download.file);
+        }
+        bar.set_length(download.size as u64);
+        bar.set_position(download.done as u64);
+    };
+    let hub = Hub::from_env();
+    let found = match (parts.as_slice(), wanted) {
+        ([_, _], Wanted::Model(components, variant)) => {
+            let model = hub.model(name, components, variant, &mut told);
+            model.map(|model| model.root().to_owned())
+        }
+        ([_, _], Wanted::Component) => hub.component(name, &mut told),
+        ([owner, name, file @ ..], _) => {
+            hub.file(&format!("{owner}/{name}"), &file.join("/"), &mut told)
+        }
+        _ => return Ok(path),
+    };
+    bar.finish_and_clear();
+    found.with_context(|| {
+        format!("{name} is neither a file or folder here nor to be had from the hub")
+    })
 }
 
 /// Images of a batch in −1…1 as pictures.

@@ -47,6 +47,16 @@ pub enum Error {
         /// The file, or the names that would have done.
         wanted: String,
     },
+    /// A model of the Hugging Face hub that cannot be had.
+    #[error("{id}: {reason}")]
+    Hub {
+        /// Its name.
+        id: String,
+        /// Why, and what to try.
+        reason: String,
+        /// Whether it is not there at all.
+        is_missing: bool,
+    },
     /// A tensor that was asked for by name is not in the file.
     #[error("{path} has no tensor {name}")]
     MissingTensor {

@@ -173,20 +173,8 @@ impl Model {
     }
 
     fn weights_in(&self, folder: &Path, component: &str) -> Result<Weights, Error> {
-        let variants = [self.variant.as_deref(), None, Some(HALF)];
-        let mut names = variants.into_iter().flat_map(|variant| {
-            ENDS.into_iter().flat_map(move |end| {
-                STEMS.map(|stem| match variant {
-                    None => format!("{stem}.{end}"),
-                    // An index has its variant where a shard has it: `model.safetensors.index.fp16.json`.
-                    Some(variant) if end.ends_with("index.json") => {
-                        format!("{stem}.{}.{variant}.json", end.trim_end_matches(".json"))
-                    }
-                    Some(variant) => format!("{stem}.{variant}.{end}"),
-                })
-            })
-        });
-        match names.find(|name| folder.join(name).is_file()) {
+        let names = weight_names(self.variant.as_deref());
+        match names.into_iter().find(|name| folder.join(name).is_file()) {
             Some(name) => Weights::open(folder.join(name)),
             None => Err(Error::MissingFile {
                 folder: self.root.clone(),
@@ -204,6 +192,26 @@ impl Model {
             wanted: wanted.to_owned(),
         }
     }
+}
+
+/// Names of files that the weights of a component may be in, the best first: those of the variant, then of full
+/// precision, then `fp16`.
+pub(crate) fn weight_names(variant: Option<&str>) -> Vec<String> {
+    let variants = [variant, None, Some(HALF)];
+    let names = variants.into_iter().skip(usize::from(variant.is_none()));
+    let names = names.flat_map(|variant| {
+        ENDS.into_iter().flat_map(move |end| {
+            STEMS.map(|stem| match variant {
+                None => format!("{stem}.{end}"),
+                // The variant of an index stands behind it: `model.safetensors.index.fp16.json`.
+                Some(variant) if end.ends_with("index.json") => {
+                    format!("{stem}.{}.{variant}.json", end.trim_end_matches(".json"))
+                }
+                Some(variant) => format!("{stem}.{variant}.{end}"),
+            })
+        })
+    });
+    names.collect()
 }
 
 /// The tensors of a component out of a file of many, if there are any.

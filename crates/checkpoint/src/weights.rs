@@ -1,5 +1,8 @@
 use std::collections::BTreeMap;
+#[cfg(feature = "hub")]
+use std::collections::BTreeSet;
 use std::collections::btree_map::Entry as Slot;
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -15,8 +18,8 @@ use crate::archive::{Archive, MAX_HEADER};
 use crate::error::Error;
 use crate::model::read_json;
 
-/// How the name of an index of shards ends.
-const INDEX: &str = ".index.json";
+/// What is in the name of an index of shards, before its variant if it has one.
+const INDEX: &str = ".index.";
 
 /// Tensors by name, out of one file or several, read one at a time when they are asked for.
 ///
@@ -84,7 +87,12 @@ impl Weights {
     /// If the file, or one that its index names, cannot be read or is damaged.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, Error> {
         let path = path.into();
-        if path.to_string_lossy().ends_with(INDEX) {
+        let is_index = |name: &str| name.contains(INDEX) && name.ends_with(".json");
+        if path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(is_index)
+        {
             return Self::open_index(path);
         }
         if is_pytorch(&path)? {
@@ -93,28 +101,44 @@ impl Weights {
         Ok(Archive::open(path)?.into())
     }
 
-    fn open_index(path: PathBuf) -> Result<Self, Error> {
+    /// Which shard each tensor is in.
+    fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error> {
         #[derive(Deserialize)]
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
+        let index: Index = read_json(path)?;
+        // A shard lies beside its index: an index from elsewhere must not lead out of the folder.
+        let is_beside = |name: &str| Path::new(name).file_name() == Some(OsStr::new(name));
+        match index.weight_map.values().find(|name| !is_beside(name)) {
+            None => Ok(index.weight_map),
+            Some(name) => Err(Error::Damaged {
+                path: path.to_owned(),
+                reason: format!("{name:?} is not the name of a shard"),
+            }),
+        }
+    }
+
+    /// The names of the shards that an index lists.
+    #[cfg(feature = "hub")]
+    pub(crate) fn shards(index: &Path) -> Result<BTreeSet<String>, Error> {
+        Ok(Self::read_index(index)?.into_values().collect())
+    }
+
+    fn open_index(path: PathBuf) -> Result<Self, Error> {
         let damaged = |reason: String| Error::Damaged {
             path: path.clone(),
             reason,
         };
-        let index: Index = read_json(&path)?;
+        let index = Self::read_index(&path)?;
         let mut shards = BTreeMap::new();
-        for name in index.weight_map.values() {
-            // A shard lies beside its index: an index from elsewhere must not lead out of the folder.
-            if Path::new(name).file_name().and_then(|file| file.to_str()) != Some(name) {
-                return Err(damaged(format!("{name:?} is not the name of a shard")));
-            }
+        for name in index.values() {
             if let Slot::Vacant(slot) = shards.entry(name.clone()) {
                 slot.insert(Self::open(path.with_file_name(name))?);
             }
         }
         let mut entries = BTreeMap::new();
-        for (name, shard) in index.weight_map {
+        for (name, shard) in index {
             let entry = shards[&shard].entries.get(&name);
             let entry = entry.ok_or_else(|| damaged(format!("{shard} has no tensor {name}")))?;
             entries.insert(name, entry.clone());

@@ -1,5 +1,6 @@
 //! Against transformers: `golden/make.py` writes the numbers.
 
+use burn::tensor::DType;
 use serde::Deserialize;
 use swiftbrush_checkpoint::{Model, read_json};
 use swiftbrush_clip::{Clip, TextEncoder, Tokenizer, cosine_similarity, resize};
@@ -90,4 +91,31 @@ fn tokens_are_those_of_transformers() {
     for Case { prompt, ids } in cases {
         assert_eq!(tokenizer.encode(&prompt).ids, ids, "{prompt:?}");
     }
+}
+
+/// Both towers in open_clip's files: a pickle with quick GELU, and safetensors in f16 with heads of an odd width.
+/// `golden/make_open_clip.py` makes them.
+#[test]
+fn open_clips_own_files() {
+    let (golden, device) = (Golden::open(HERE, "open_clip"), device());
+    for name in ["b", "g"] {
+        let folder = std::path::Path::new(HERE).join("tests/golden/open_clip");
+        let model = Model::open(folder.join(name)).unwrap();
+        let clip = Clip::from_model(&model, ".", Some(DType::F32), &device).unwrap();
+        let images = golden.tensor(&format!("{name}.images"), &device);
+        let tokens = golden.ints(&format!("{name}.tokens"), &device);
+        let expected = |what: &str| golden.tensor(&format!("{name}.{what}"), &device);
+        assert_close(clip.embed_images(images), expected("image_embeds"), F32);
+        assert_close(clip.embed_texts(tokens), expected("text_embeds"), F32);
+    }
+}
+
+/// The vocabulary that is compiled in, padded as 1.x and as 2.x pads.
+#[test]
+fn clips_own_tokenizer() {
+    let plain = Tokenizer::clip("<|endoftext|>").encode("a photo of a cat!");
+    let expected = [49406, 320, 1125, 539, 320, 2368, 256, 49407, 49407];
+    assert_eq!((&plain.ids[..9], plain.ids.len()), (&expected[..], 77));
+    let padded = Tokenizer::clip("!").encode("a photo of a cat");
+    assert_eq!(padded.ids[5..9], [2368, 49407, 0, 0]);
 }
