@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use swiftbrush_checkpoint::{Model, read_json};
 use tokenizers::models::bpe::{BPE, BpeBuilder};
 use tokenizers::normalizers::{self, Lowercase, NFC, Replace, replace::ReplacePattern};
@@ -122,7 +122,7 @@ impl Tokenizer {
         let inner = if vocab.is_file() && merges.is_file() {
             from_vocabulary(&vocab, &merges)
         } else if whole.is_file() {
-            tokenizers::Tokenizer::from_file(&whole)
+            from_whole(&whole)?
         } else {
             return Err(TokenizerError::NoVocabulary { folder });
         };
@@ -164,7 +164,7 @@ impl Tokenizer {
         // padding among them, so "!!" is two tokens where "!" pads.
         inner.add_special_tokens(&[START, END, padding].map(|token| AddedToken::from(token, true)));
         Ok(Self {
-            inner: without_templates(inner),
+            inner,
             start,
             end,
             pad,
@@ -238,9 +238,12 @@ fn from_bpe(model: BpeBuilder) -> tokenizers::Result<tokenizers::Tokenizer> {
     Ok(tokenizer)
 }
 
-/// Start, end, length and padding are put on here, not by a `tokenizer.json`.
-fn without_templates(mut tokenizer: tokenizers::Tokenizer) -> tokenizers::Tokenizer {
-    tokenizer.with_padding(None);
-    let _ = tokenizer.with_truncation(None);
-    tokenizer
+/// A `tokenizer.json`, of which only the way from text to tokens is taken: start, end, length and padding are put on
+/// here, and nothing is decoded. (A damaged decoder makes `tokenizers` 0.22 panic.)
+fn from_whole(path: &Path) -> Result<tokenizers::Result<tokenizers::Tokenizer>, TokenizerError> {
+    let mut whole: Map<String, Value> = read_json(path)?;
+    for part in ["decoder", "post_processor", "padding", "truncation"] {
+        whole.insert(part.to_owned(), Value::Null);
+    }
+    Ok(Value::Object(whole).to_string().parse())
 }

@@ -1,7 +1,9 @@
-//! What the tests of the workspace share: the device they run on, closeness, golden files.
+//! What the tests of the workspace share: the device they run on, closeness, golden files, fuzzing.
 //!
 //! `SWIFTBRUSH_TEST_DEVICE` names the device (`flex`, `wgpu` or `cuda`; `flex` when unset); the
 //! backend has to be compiled in with the feature of the same name.
+
+mod fuzz;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -12,6 +14,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 use safetensors::tensor::TensorView;
 use tempfile::TempDir;
+
+pub use fuzz::fuzz;
 
 /// How far f32 may lie from a reference computed in f64, relative to the largest magnitude of the
 /// tensor: rounding of a few hundred operations in sequence, each within 6e-8.

@@ -69,7 +69,12 @@ pub enum OneOrMany {
 }
 
 impl OneOrMany {
-    pub(crate) fn get(&self, block: usize) -> usize {
+    /// What holds for a block, counted on the way down.
+    ///
+    /// # Panics
+    ///
+    /// If there is one value for each block and the block is not among them.
+    pub fn get(&self, block: usize) -> usize {
         match self {
             Self::One(value) => *value,
             Self::Many(values) => values[block],
