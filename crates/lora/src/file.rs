@@ -284,12 +284,12 @@ impl Config {
             self.alpha.unwrap_or_default(),
         );
         let others = |differs: &dyn Fn(&Adapter) -> Option<Value>| -> Value {
-            let differing = adapters
-                .iter()
-                .filter_map(|(module, adapter)| Some((module.to_owned(), differs(adapter)?)));
+            let differing = adapters.iter().filter_map(|(module, adapter)| {
+                Some((target(module).to_owned(), differs(adapter)?))
+            });
             Value::Object(differing.collect())
         };
-        let targets: Vec<_> = adapters.names().collect();
+        let targets: Vec<_> = adapters.names().map(target).collect();
         let config = json!({
             "r": rank,
             "lora_alpha": number(alpha),
@@ -302,6 +302,11 @@ impl Config {
             _ => unreachable!("it was written as an object"),
         }
     }
+}
+
+/// A module as PEFT is to look for it: by the end of its path, for the text encoder's begins otherwise in transformers 5.
+fn target(module: &str) -> &str {
+    module.strip_prefix("text_model.").unwrap_or(module)
 }
 
 /// Whole numbers as such: PEFT's own files hold them so.
