@@ -200,11 +200,20 @@ fn sd_turbo_as_torch_saved_it() {
         images: golden.tensor("image", &device()),
         strength: 0.5,
     };
-    let request = Request {
-        start: Some(start),
-        ..request(steps(SamplerKind::Euler, 2), 1.0)
+    let again = Start {
+        strength: 0.7,
+        ..start.clone()
     };
-    assert_painted(paint(&pipeline, &request), &golden, "image-euler");
+    for (name, method, start) in [
+        ("image-euler", steps(SamplerKind::Euler, 2), start),
+        ("image-one-step", Method::OneStep, again),
+    ] {
+        let request = Request {
+            start: Some(start),
+            ..request(method, 1.0)
+        };
+        assert_painted(paint(&pipeline, &request), &golden, name);
+    }
 }
 
 #[test]

@@ -52,7 +52,8 @@ paint("half", pipeline, cross_attention_kwargs={"scale": 0.5})
 states = {"unet": get_peft_model_state_dict(pipeline.unet), "text_encoder": get_peft_model_state_dict(pipeline.text_encoder)}
 
 def metadata(config):
-    return {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    # Less the path of this machine, in which the model was.
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items() if k != "base_model_name_or_path"}
 
 with tempfile.TemporaryDirectory() as folder:
     StableDiffusionPipeline.save_lora_weights(

@@ -97,6 +97,20 @@ class Goldens:
         self.put(name, pipeline(PROMPTS, image=self.tensors["image"], strength=strength, negative_prompt=NEGATIVE, generator=generators(),
                                 output_type="latent", **options).images)
 
+    @torch.no_grad()
+    def one_step_from_image(self, name, strength):
+        """SwiftBrush's rule at the timestep that the strength stands for: noise on the image's latents, one call."""
+        pipeline, draws = self.pipeline, generators()
+        image = self.tensors["image"]
+        posterior = torch.cat([pipeline.vae.encode(image[i : i + 1]).latent_dist.sample(draws[i]) for i in range(2)])
+        noise = torch.cat([torch.randn(1, 4, 8, 8, generator=g) for g in draws])
+        timestep = round(strength * 1000) - 1
+        alpha = pipeline.scheduler.alphas_cumprod.double()[timestep].sqrt()
+        sigma = (1 - alpha**2).sqrt()
+        noisy = (alpha * posterior * pipeline.vae.config.scaling_factor + sigma * noise).float()
+        output = pipeline.unet(noisy, timestep, pipeline.encode_prompt(PROMPTS, "cpu", 1, False)[0]).sample
+        self.put(name, ((noisy - sigma * output) / alpha).float())
+
     def save(self, name):
         save_file({k: v.contiguous() for k, v in self.tensors.items()}, HERE / f"{name}.golden.safetensors")
 
@@ -262,6 +276,7 @@ goldens.one_step("swiftbrush", student)
 goldens.sampled("euler-1", num_inference_steps=1, guidance_scale=0.0)
 goldens.sampled("euler", num_inference_steps=25, guidance_scale=7.5)
 goldens.image_to_image("image-euler", 0.5, num_inference_steps=2, guidance_scale=0.0)
+goldens.one_step_from_image("image-one-step", 0.7)
 with torch.no_grad():
     goldens.tensors["taesd.decoded"] = tiny.decode(goldens.tensors["one-step.latents"][..., :4, :4]).sample
     goldens.tensors["taesd.encoded"] = tiny.encode(goldens.tensors["image"]).latents
