@@ -133,7 +133,8 @@ fn image_to_image() {
             10,
             0.6,
         ),
-        ("image-dpm-solver", SamplerKind::DpmSolver, 10, 0.8),
+        // Seven steps of ten: what is left of a step is left out.
+        ("image-dpm-solver", SamplerKind::DpmSolver, 10, 0.75),
     ] {
         let start = Start {
             images: golden.tensor("image", &device()),
