@@ -71,7 +71,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// All that does not fit.
-        mismatch: Mismatch,
+        mismatch: Box<Mismatch>,
     },
 }
 

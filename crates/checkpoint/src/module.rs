@@ -113,7 +113,7 @@ fn fill<M: Module>(
     } else {
         Err(Error::Mismatch {
             path: path.to_owned(),
-            mismatch,
+            mismatch: Box::new(mismatch),
         })
     }
 }

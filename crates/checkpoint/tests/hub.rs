@@ -197,7 +197,7 @@ fn only_what_is_needed_is_asked_for_and_only_once() {
     let mut seen = Vec::new();
     let model = hub
         .model(ID, &["unet", "vae"], None, &mut |download| {
-            seen.push(download)
+            seen.push(download);
         })
         .unwrap();
     let snapshot = cache

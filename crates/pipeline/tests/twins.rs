@@ -370,7 +370,7 @@ fn what_a_single_file_does_not_say_is_asked_for() {
     let open = |name| loader(model(name).with_configs(configs.path()));
     match open("sd-turbo.safetensors").scheduler() {
         Err(Error::Request(text)) => {
-            assert!(text.contains("sd2.1-base, sd2.1 or sd-turbo"), "{text}")
+            assert!(text.contains("sd2.1-base, sd2.1 or sd-turbo"), "{text}");
         }
         other => panic!("it cannot know: {other:?}"),
     }
