@@ -37,6 +37,9 @@ pub struct UNetConfig {
     pub freq_shift: f64,
     /// Zeros around the input of a downsampling convolution.
     pub downsample_padding: usize,
+    /// Whether attention computes in f32 where the rest does not: the products of queries and keys of 2.1 leave the range
+    /// of f16.
+    pub upcast_attention: bool,
 }
 
 /// What one entry of `down_block_types` or `up_block_types` may say.
@@ -112,6 +115,7 @@ impl Default for UNetConfig {
             flip_sin_to_cos: true,
             freq_shift: 0.0,
             downsample_padding: 1,
+            upcast_attention: false,
         }
     }
 }
@@ -164,9 +168,6 @@ impl UNetConfig {
             ("resnet_time_scale_shift", json!("default")),
             ("time_embedding_type", json!("positional")),
             ("transformer_layers_per_block", json!(1)),
-            // Only says that diffusers computes attention in f32 in half precision.
-            ("upcast_attention", json!(false)),
-            ("upcast_attention", json!(true)),
         ]
     }
 

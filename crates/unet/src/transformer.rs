@@ -1,6 +1,6 @@
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 use swiftbrush_kernels::{
     Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig, Linear,
     LinearConfig, Mask, attention, gelu,
@@ -97,9 +97,9 @@ impl TransformerBlock {
         let norm = || LayerNormConfig::new(channels).init(device);
         Self {
             norm1: norm(),
-            attn1: Attention::new(channels, channels, heads, device),
+            attn1: Attention::new(config, channels, channels, heads, device),
             norm2: norm(),
-            attn2: Attention::new(channels, config.cross_attention_dim, heads, device),
+            attn2: Attention::new(config, channels, config.cross_attention_dim, heads, device),
             norm3: norm(),
             ff: FeedForward::new(channels, device),
         }
@@ -122,10 +122,17 @@ struct Attention {
     /// The checkpoint's `to_out.0`, and the dropout of rate 0 that follows it there.
     to_out: (Linear, Dropout),
     heads: usize,
+    upcast: bool,
 }
 
 impl Attention {
-    fn new(channels: usize, context: usize, heads: usize, device: &Device) -> Self {
+    fn new(
+        config: &UNetConfig,
+        channels: usize,
+        context: usize,
+        heads: usize,
+        device: &Device,
+    ) -> Self {
         let input = |width| {
             LinearConfig::new(width, channels)
                 .with_bias(false)
@@ -140,13 +147,17 @@ impl Attention {
                 DropoutConfig::new(0.0).init(),
             ),
             heads,
+            upcast: config.upcast_attention,
         }
     }
 
     fn forward(&self, tokens: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
         let [batch, length, channels] = tokens.dims();
+        let dtype = FloatDType::from(tokens.dtype());
+        let inner = if self.upcast { FloatDType::F32 } else { dtype };
         let split = |x: Tensor<3>| {
             let [_, length, _] = x.dims();
+            let x = if inner == dtype { x } else { x.cast(inner) };
             x.reshape([batch, length, self.heads, channels / self.heads])
                 .swap_dims(1, 2)
         };
@@ -154,9 +165,13 @@ impl Attention {
         let key = split(self.to_k.forward(context.clone()));
         let value = split(self.to_v.forward(context));
         let mixed = attention(query, key, value, Mask::None);
-        self.to_out
-            .0
-            .forward(mixed.swap_dims(1, 2).reshape([batch, length, channels]))
+        let mixed = mixed.swap_dims(1, 2).reshape([batch, length, channels]);
+        let mixed = if inner == dtype {
+            mixed
+        } else {
+            mixed.cast(dtype)
+        };
+        self.to_out.0.forward(mixed)
     }
 }
 
@@ -193,5 +208,41 @@ impl GatedGelu {
             unreachable!("the projection is 8 times as wide as the tokens")
         };
         hidden * gelu(gate)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::module::{ModuleMapper, Param};
+    use burn::tensor::DType;
+    use swiftbrush_testing::{assert_close, device, random};
+
+    use super::*;
+
+    /// Weights so large that products of queries and keys leave the range of f16.
+    struct Large;
+
+    impl ModuleMapper for Large {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|tensor| random(tensor.dims(), 2, &tensor.device()) * 20.0)
+        }
+    }
+
+    #[test]
+    fn attention_in_f32_stands_what_half_precision_cannot() {
+        let device = device();
+        if !device.supports_dtype(DType::F16) {
+            return;
+        }
+        let config = UNetConfig {
+            upcast_attention: true,
+            ..UNetConfig::tiny()
+        };
+        let attention = Attention::new(&config, 16, 16, 2, &device).map(&mut Large);
+        let tokens = random([1, 4, 16], 3, &device);
+        let expected = attention.forward(tokens.clone(), tokens.clone());
+        let half = tokens.cast(FloatDType::F16);
+        let found = attention.forward(half.clone(), half);
+        assert_close(found.cast(FloatDType::F32), expected, 2e-3);
     }
 }
