@@ -12,10 +12,10 @@ mod shared;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use swiftbrush_lora::{AdapterFile, Layout};
 
-use shared::{Wanted, find};
+use shared::{Wanted, find, named};
 
 /// Reads adapters in any layout and writes them in another.
 #[derive(Debug, Parser)]
@@ -24,39 +24,17 @@ struct Args {
     input: String,
     /// File to write; PEFT's configuration is written beside it.
     output: PathBuf,
-    /// How tensors are to be named.
-    #[arg(long)]
-    layout: LayoutName,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LayoutName {
-    /// adapter_model.safetensors, for one network.
-    Peft,
-    /// pytorch_lora_weights.safetensors.
-    Diffusers,
-    /// The same as diffusers wrote it in 2023, without α.
-    DiffusersLora,
-    /// The same as diffusers wrote it before, attention only.
-    DiffusersProcessor,
-    /// What most programs read.
-    Kohya,
-    /// The same with layers named as in the original training code.
-    KohyaLdm,
+    /// How tensors are to be named: peft (for one network), diffusers, diffusers-lora (of 2023, without α),
+    /// diffusers-processor (before that, attention only), kohya (what most programs read) or kohya-ldm (the same with layers
+    /// named as in the original training code).
+    #[arg(long, value_parser = named::<Layout>)]
+    layout: Layout,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
     let file = AdapterFile::open(&find(&args.input, Wanted::Component)?)?;
-    let layout = match args.layout {
-        LayoutName::Peft => Layout::Peft,
-        LayoutName::Diffusers => Layout::Diffusers,
-        LayoutName::DiffusersLora => Layout::DiffusersLora,
-        LayoutName::DiffusersProcessor => Layout::DiffusersProcessor,
-        LayoutName::Kohya => Layout::Kohya,
-        LayoutName::KohyaLdm => Layout::KohyaLdm,
-    };
-    file.save(&args.output, layout)?;
+    file.save(&args.output, args.layout)?;
     eprintln!(
         "wrote {}: {} adapters of the denoiser, {} of the text encoder",
         args.output.display(),

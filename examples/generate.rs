@@ -25,7 +25,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::{DType, Device, Tensor};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use swiftbrush_checkpoint::{Archive, LazyTensor, sha256, write_tensors};
 use swiftbrush_pipeline::scheduler::SamplerKind;
@@ -35,7 +35,7 @@ use swiftbrush_pipeline::{
     Record, Request, Rng, Seeds, Source, Start, StartRecord, TextToImage,
 };
 
-use shared::{Wanted, device, enlarged, find, miniature, read_image, write_picture};
+use shared::{Wanted, device, enlarged, find, miniature, named, read_image, write_picture};
 
 /// Paints pictures from prompts.
 #[derive(Debug, Parser)]
@@ -52,9 +52,9 @@ struct Args {
     /// For a model in one file: a folder with the configurations, tokenizer and scheduler of its like.
     #[arg(long)]
     configs: Option<PathBuf>,
-    /// For a model in one file that does not say it: which model it is.
-    #[arg(long)]
-    family: Option<FamilyName>,
+    /// For a model in one file that does not say it: sd1.5, sd2.1-base, sd2.1 or sd-turbo.
+    #[arg(long, value_parser = named::<Family>)]
+    family: Option<Family>,
     /// Another denoiser: a component of the model such as "teacher", or a file or folder of its own.
     #[arg(long, default_value = "unet")]
     unet: String,
@@ -67,14 +67,16 @@ struct Args {
     /// The first picture's seed; the next has the next.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Whose numbers a seed stands for; with PyTorch's, pictures of other programs can be painted again.
-    #[arg(long, default_value = "native")]
-    rng: RngName,
+    /// Whose numbers a seed stands for: native ones; PyTorch's on the cpu (diffusers with a generator there, ComfyUI) or on
+    /// cuda (AUTOMATIC1111's interface), with which pictures of other programs can be painted again.
+    #[arg(long, default_value = "native", value_parser = named::<Rng>)]
+    rng: Rng,
     /// Pictures of each prompt.
     #[arg(long, default_value_t = 1)]
     count: usize,
-    /// How latents are made of noise [default: what fits the model].
-    #[arg(long)]
+    /// How latents are made of noise: one-step (SwiftBrush's rule), ddim, euler, euler-ancestral, dpm-solver, pndm or lcm
+    /// [default: what fits the model].
+    #[arg(long, value_parser = sampler)]
     sampler: Option<SamplerName>,
     /// Steps of the other samplers.
     #[arg(long)]
@@ -94,9 +96,9 @@ struct Args {
     /// How much of that picture is lost in noise, 0 to 1.
     #[arg(long, default_value_t = 0.8, requires = "image")]
     strength: f64,
-    /// Which decoder makes the picture; the tiny one is the component taesd.
-    #[arg(long, default_value = "kl")]
-    vae: VaeName,
+    /// Which decoder makes the picture: kl, or tiny, which is the component taesd.
+    #[arg(long, default_value = "kl", value_parser = named::<DecoderKind>)]
+    vae: DecoderKind,
     /// Decodes in tiles, for large pictures.
     #[arg(long)]
     tiled: bool,
@@ -107,12 +109,12 @@ struct Args {
     /// Where to compute.
     #[arg(long, default_value = shared::DEVICES[0])]
     device: String,
-    /// Precision of the arithmetic.
-    #[arg(long, default_value = "f32")]
-    dtype: DtypeName,
+    /// Precision of the arithmetic: f32, f16 or bf16.
+    #[arg(long, default_value = "f32", value_parser = dtype)]
+    dtype: DType,
     /// Precision in which the denoiser's weights are kept [default: that of the arithmetic].
-    #[arg(long)]
-    storage: Option<DtypeName>,
+    #[arg(long, value_parser = dtype)]
+    storage: Option<DType>,
     /// The least memory: weights in f16, one network at a time, decoding in tiles of 256 pixels.
     #[arg(long)]
     low_memory: bool,
@@ -139,61 +141,28 @@ struct Args {
     save_tensors: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+/// SwiftBrush's rule, or a sampler.
+#[derive(Clone, Copy, Debug)]
 enum SamplerName {
-    /// SwiftBrush's rule: one call.
     OneStep,
-    Ddim,
-    Euler,
-    EulerAncestral,
-    /// DPM-Solver++(2M).
-    DpmSolver,
-    Pndm,
-    Lcm,
+    Kind(SamplerKind),
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum FamilyName {
-    #[value(name = "sd1.5")]
-    Sd1,
-    #[value(name = "sd2.1-base")]
-    Sd2Base,
-    #[value(name = "sd2.1")]
-    Sd2,
-    #[value(name = "sd-turbo")]
-    SdTurbo,
+fn sampler(text: &str) -> Result<SamplerName, String> {
+    match text {
+        "one-step" => Ok(SamplerName::OneStep),
+        _ => named(text)
+            .map(SamplerName::Kind)
+            .map_err(|error| format!("{error}, or `one-step`")),
+    }
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum RngName {
-    /// ChaCha, the same on every machine and device.
-    Native,
-    /// PyTorch's on the CPU: diffusers with a generator there, ComfyUI.
-    Cpu,
-    /// PyTorch's on CUDA: AUTOMATIC1111's interface.
-    Cuda,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-enum VaeName {
-    Kl,
-    Tiny,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum DtypeName {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl DtypeName {
-    fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-            Self::Bf16 => DType::BF16,
-        }
+fn dtype(text: &str) -> Result<DType, String> {
+    match text {
+        "f32" => Ok(DType::F32),
+        "f16" => Ok(DType::F16),
+        "bf16" => Ok(DType::BF16),
+        _ => Err("expected f32, f16 or bf16".to_owned()),
     }
 }
 
@@ -297,11 +266,7 @@ fn paint(args: &Args) -> Result<()> {
         guidance: args.guidance,
         size: [height, width],
         seed: 0,
-        rng: match args.rng {
-            RngName::Native => Rng::Native,
-            RngName::Cpu => Rng::Cpu,
-            RngName::Cuda => Rng::Cuda,
-        },
+        rng: args.rng,
         start: start_record.transpose()?,
         scheduler,
         enlarged: args.enlarge,
@@ -465,8 +430,8 @@ fn source(args: &Args) -> Result<Source> {
         names.any(|(component, _)| component == name)
     };
     let decoder = match args.vae {
-        VaeName::Kl => "vae",
-        VaeName::Tiny => "taesd",
+        DecoderKind::Kl => "vae",
+        DecoderKind::Tiny => "taesd",
     };
     let components: Vec<_> = ["unet", "text_encoder", decoder]
         .into_iter()
@@ -479,12 +444,7 @@ fn source(args: &Args) -> Result<Source> {
     });
     source.configs.clone_from(&args.configs);
     source.variant.clone_from(&args.variant);
-    source.family = args.family.map(|family| match family {
-        FamilyName::Sd1 => Family::Sd1,
-        FamilyName::Sd2Base => Family::Sd2Base,
-        FamilyName::Sd2 => Family::Sd2,
-        FamilyName::SdTurbo => Family::SdTurbo,
-    });
+    source.family = args.family;
     for component in &args.component {
         let (name, path) = component
             .split_once('=')
@@ -499,12 +459,9 @@ fn source(args: &Args) -> Result<Source> {
     } else {
         source.denoiser.clone_from(&args.unet);
     }
-    source.dtype = args.dtype.dtype();
-    source.storage = args.storage.map(DtypeName::dtype);
-    source.decoder = match args.vae {
-        VaeName::Kl => DecoderKind::Kl,
-        VaeName::Tiny => DecoderKind::Tiny,
-    };
+    source.dtype = args.dtype;
+    source.storage = args.storage;
+    source.decoder = args.vae;
     source.tiling = args.tiled.then(Tiling::default);
     if args.low_memory {
         source.storage = source.storage.or(Some(DType::F16));
@@ -532,12 +489,7 @@ fn method(args: &Args, default: Method) -> Result<Method> {
     const STEPS: usize = 25;
     let kind = match args.sampler {
         Some(SamplerName::OneStep) => None,
-        Some(SamplerName::Ddim) => Some(SamplerKind::Ddim),
-        Some(SamplerName::Euler) => Some(SamplerKind::Euler),
-        Some(SamplerName::EulerAncestral) => Some(SamplerKind::EulerAncestral),
-        Some(SamplerName::DpmSolver) => Some(SamplerKind::DpmSolver),
-        Some(SamplerName::Pndm) => Some(SamplerKind::Pndm),
-        Some(SamplerName::Lcm) => Some(SamplerKind::Lcm),
+        Some(SamplerName::Kind(kind)) => Some(kind),
         None => match (default, args.steps) {
             (method, None) => return Ok(method),
             (Method::OneStep, Some(_)) => Some(SamplerKind::Ddim),

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::de::DeserializeOwned;
 use swiftbrush_checkpoint::{Download, Hub};
 use swiftbrush_pipeline::{Picture, Record};
 
@@ -48,6 +49,11 @@ pub(crate) fn device(name: &str) -> Result<Device> {
             DEVICES.join(", ")
         ),
     })
+}
+
+/// What a name on the command line stands for: that which a file of settings calls so.
+pub(crate) fn named<T: DeserializeOwned>(name: &str) -> Result<T, String> {
+    serde_json::from_value(name.into()).map_err(|error| error.to_string())
 }
 
 /// The miniature that lies beside the programs.

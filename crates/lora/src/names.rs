@@ -1,9 +1,12 @@
 //! The names of adapters' tensors in the layouts that there are.
 
+use serde::{Deserialize, Serialize};
+
 use crate::flat;
 
 /// How the tensors of a file are named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Layout {
     /// `adapter_model.safetensors` of PEFT with its `adapter_config.json`: `base_model.model.<module>.lora_A.weight`.
     /// It holds the adapters of one network.
