@@ -66,6 +66,14 @@ fn bytes(images: Tensor<4>) -> Vec<i32> {
 fn assert_painted(painting: Painting, golden: &Golden, name: &str) {
     let expected: Tensor<4> = golden.tensor(&format!("{name}.latents"), &device());
     assert_close(painting.latents, expected, LATENTS);
+    // Bytes hide what the autoencoder's attention adds.
+    for images in golden
+        .tensors_under(&format!("{name}.images"))
+        .into_values()
+    {
+        let expected = Tensor::<4>::from_data(images, &device());
+        assert_close(painting.images.clone(), expected, LATENTS);
+    }
     let expected: Vec<i32> = golden.data(&format!("{name}.pixels")).iter().collect();
     let found = bytes(painting.images);
     assert_eq!(found.len(), expected.len());
