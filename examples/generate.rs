@@ -55,7 +55,7 @@ struct Args {
     /// For a model in one file that does not say it: sd1.5, sd2.1-base, sd2.1 or sd-turbo.
     #[arg(long, value_parser = named::<Family>)]
     family: Option<Family>,
-    /// Another denoiser: a component of the model such as "teacher", or a file or folder of its own.
+    /// Another denoiser: a component of the model such as "teacher", or a file, a folder, or a name on the hub.
     #[arg(long, default_value = "unet")]
     unet: String,
     /// A component from elsewhere, such as vae=DIR or taesd=madebyollin/taesd; can be given again.
@@ -452,12 +452,12 @@ fn source(args: &Args) -> Result<Source> {
         let path = find(path, Wanted::Component)?;
         source.components.insert(name.to_owned(), path);
     }
-    // A name of a component, unless there is such a file and no such component.
-    let (component, file) = (source.model.join(&args.unet), Path::new(&args.unet));
-    if !component.exists() && file.exists() {
-        source.components.insert("unet".to_owned(), file.to_owned());
-    } else {
+    // A name of a component, or else of something elsewhere.
+    if args.unet == source.denoiser || source.model.join(&args.unet).is_dir() {
         source.denoiser.clone_from(&args.unet);
+    } else {
+        let path = find(&args.unet, Wanted::Component)?;
+        source.components.insert(source.denoiser.clone(), path);
     }
     source.dtype = args.dtype;
     source.storage = args.storage;

@@ -160,10 +160,10 @@ impl Model {
             if path.is_file() {
                 return Ok(part(&Weights::open(path)?, component).unwrap_or(Weights::open(path)?));
             }
-            return self.weights_in(path, component);
+            return self.weights_in(path);
         }
         match &self.file {
-            None => self.weights_in(&self.root.join(component), component),
+            None => self.weights_in(&self.root.join(component)),
             Some(all) => part(all, component).ok_or_else(|| {
                 let prefixes = PREFIXES.iter().filter(|(name, _)| *name == component);
                 let prefixes: Vec<_> = prefixes.map(|(_, prefix)| *prefix).collect();
@@ -172,14 +172,14 @@ impl Model {
         }
     }
 
-    fn weights_in(&self, folder: &Path, component: &str) -> Result<Weights, Error> {
+    fn weights_in(&self, folder: &Path) -> Result<Weights, Error> {
         let names = weight_names(self.variant.as_deref());
         match names.into_iter().find(|name| folder.join(name).is_file()) {
             Some(name) => Weights::open(folder.join(name)),
             None => Err(Error::MissingFile {
-                folder: self.root.clone(),
+                folder: folder.to_owned(),
                 wanted: format!(
-                    "{component}/ with {}.safetensors or {}.safetensors",
+                    "weights ({}.safetensors, {}.safetensors or the like)",
                     STEMS[0], STEMS[1]
                 ),
             }),

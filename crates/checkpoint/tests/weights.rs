@@ -188,7 +188,7 @@ fn the_best_file_of_a_component_is_taken() {
     assert_eq!(found(open()), None);
     let error = open().weights("unet").unwrap_err().to_string();
     assert!(
-        error.contains("unet/ with diffusion_pytorch_model.safetensors"),
+        error.contains("unet has no weights (diffusion_pytorch_model.safetensors"),
         "{error}"
     );
     for name in names {
