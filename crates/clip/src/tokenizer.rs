@@ -245,5 +245,5 @@ fn from_whole(path: &Path) -> Result<tokenizers::Result<tokenizers::Tokenizer>, 
     for part in ["decoder", "post_processor", "padding", "truncation"] {
         whole.insert(part.to_owned(), Value::Null);
     }
-    Ok(Value::Object(whole).to_string().parse())
+    Ok(serde_json::from_value(Value::Object(whole)).map_err(Into::into))
 }

@@ -166,15 +166,21 @@ impl Loader {
     ///
     /// If a part is missing, damaged or not supported.
     pub fn load(&self) -> Result<TextToImage, Error> {
-        Ok(TextToImage {
-            tokenizer: self.tokenizer()?,
-            text_encoder: self.text_encoder()?,
-            unet: self.unet()?,
-            decoder: self.decoder()?,
-            scheduler: self.scheduler()?,
-            latents: self.latents()?,
-            dtype: self.dtype,
-            device: self.device.clone(),
+        // A vocabulary takes a core as long as the weights take the memory.
+        std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| self.tokenizer());
+            Ok(TextToImage {
+                text_encoder: self.text_encoder()?,
+                unet: self.unet()?,
+                decoder: self.decoder()?,
+                scheduler: self.scheduler()?,
+                latents: self.latents()?,
+                dtype: self.dtype,
+                device: self.device.clone(),
+                tokenizer: tokenizer
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+            })
         })
     }
 
