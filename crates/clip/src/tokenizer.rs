@@ -172,6 +172,12 @@ impl Tokenizer {
         })
     }
 
+    /// Different tokens that there are, and so more than the largest of them.
+    pub fn vocabulary(&self) -> usize {
+        let largest = self.inner.get_vocab(true).into_values().max();
+        largest.map_or(0, |largest| largest as usize + 1)
+    }
+
     /// Tokens in every encoded prompt.
     pub fn length(&self) -> usize {
         self.length

@@ -32,6 +32,14 @@ pub enum Error {
     /// Whoever watched wanted no more.
     #[error("the painting was cancelled")]
     Cancelled,
+    /// Parts of a model that do not fit one another.
+    #[error("{path} is not one model: {reason}")]
+    Model {
+        /// Folder or file of the model.
+        path: std::path::PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
     /// The request contradicts the model or itself.
     #[error("{0}")]
     Request(String),

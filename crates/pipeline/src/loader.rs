@@ -3,7 +3,7 @@ use std::ops::ControlFlow;
 use burn::tensor::{DType, Device};
 use serde::{Deserialize, Serialize};
 use swiftbrush_checkpoint::Model;
-use swiftbrush_clip::{TextEncoder, Tokenizer};
+use swiftbrush_clip::{TextConfig, TextEncoder, Tokenizer};
 use swiftbrush_lora::{AdapterFile, fuse};
 use swiftbrush_scheduler::{PredictionType, SchedulerConfig, TimestepSpacing};
 use swiftbrush_unet::{UNet, UNetConfig};
@@ -166,9 +166,10 @@ impl Loader {
     ///
     /// If a part is missing, damaged or not supported.
     pub fn load(&self) -> Result<TextToImage, Error> {
+        self.check()?;
         // A vocabulary takes a core as long as the weights take the memory.
         std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| self.tokenizer());
+            let tokenizer = scope.spawn(|| self.fitting_tokenizer());
             Ok(TextToImage {
                 text_encoder: self.text_encoder()?,
                 unet: self.unet()?,
@@ -196,6 +197,7 @@ impl Loader {
         noise: &mut dyn Noise,
         watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Painting, Error> {
+        self.check()?;
         let scheduler = self.scheduler()?;
         let brush = Brush {
             scheduler: &scheduler,
@@ -207,7 +209,7 @@ impl Loader {
         brush.check(request)?;
         let start = brush.start(request, || self.decoder(), noise)?;
         let conditioning = {
-            let (tokenizer, text_encoder) = (self.tokenizer()?, self.text_encoder()?);
+            let (tokenizer, text_encoder) = (self.fitting_tokenizer()?, self.text_encoder()?);
             condition(&tokenizer, &text_encoder, request, &self.device)?
         };
         let latents = {
@@ -304,6 +306,58 @@ impl Loader {
     pub fn side(&self) -> Result<usize, Error> {
         let (_, side) = self.latents()?;
         Ok(side * self.scale()?)
+    }
+
+    /// Whether the parts fit one another, which they need not when some come from elsewhere.
+    fn check(&self) -> Result<(), Error> {
+        let unet = UNetConfig::from_model(&self.model, &self.denoiser)?;
+        let text = TextConfig::from_model(&self.model, "text_encoder")?;
+        let latents = match self.decoder {
+            DecoderKind::Kl => AutoencoderKlConfig::from_model(&self.model, "vae")?.latent_channels,
+            DecoderKind::Tiny => {
+                AutoencoderTinyConfig::from_model(&self.model, "taesd")?.latent_channels
+            }
+        };
+        let (channels, outputs) = (unet.in_channels, unet.out_channels);
+        if channels != outputs {
+            return Err(self.contradiction(&format!(
+                "the denoiser takes {channels} channels and gives {outputs}: models for inpainting or with depth are not supported"
+            )));
+        }
+        if channels != latents {
+            return Err(self.contradiction(&format!(
+                "the denoiser has latents of {channels} channels, the autoencoder of {latents}"
+            )));
+        }
+        let (context, states) = (unet.cross_attention_dim, text.hidden_size);
+        if context != states {
+            return Err(self.contradiction(&format!(
+                "the denoiser takes states {context} wide, the text encoder gives {states}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The tokenizer, if the text encoder knows all its tokens.
+    fn fitting_tokenizer(&self) -> Result<Tokenizer, Error> {
+        let tokenizer = self.tokenizer()?;
+        let config = TextConfig::from_model(&self.model, "text_encoder")?;
+        let (words, places) = (config.vocab_size, config.max_position_embeddings);
+        if tokenizer.vocabulary() > words || tokenizer.length() > places {
+            return Err(self.contradiction(&format!(
+                "the tokenizer has {} tokens and prompts of {}, the text encoder takes {words} and {places}",
+                tokenizer.vocabulary(),
+                tokenizer.length()
+            )));
+        }
+        Ok(tokenizer)
+    }
+
+    fn contradiction(&self, reason: &str) -> Error {
+        Error::Model {
+            path: self.model.root().to_owned(),
+            reason: reason.to_owned(),
+        }
     }
 
     /// Channels and side of the latents.

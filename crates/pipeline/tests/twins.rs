@@ -394,6 +394,55 @@ fn what_a_single_file_does_not_say_is_asked_for() {
     assert_eq!(tokenizer.encode("a").ids[..4], [49406, 320, 49407, 0]);
 }
 
+/// Parts of different models, which would fail in the middle of a painting.
+#[test]
+fn parts_that_do_not_fit_one_another_are_refused() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let put = |component: &str, from: &str, change: &[(&str, serde_json::Value)]| {
+        let path = folder.path().join(component);
+        std::fs::create_dir(&path).expect("there is room");
+        let config = std::fs::read(twin(from)).expect("it is there");
+        let mut config: serde_json::Value = serde_json::from_slice(&config).expect("it is JSON");
+        for (key, value) in change {
+            config[*key] = value.clone();
+        }
+        std::fs::write(path.join("config.json"), config.to_string()).expect("there is room");
+        path
+    };
+    let unet = |name: &str, change: &[(&str, serde_json::Value)]| {
+        put(name, "sd21/unet/config.json", change)
+    };
+    let inpainting = unet("inpainting", &[("in_channels", 9.into())]);
+    let many = [("in_channels", 16.into()), ("out_channels", 16.into())];
+    let wide = unet("wide", &[("cross_attention_dim", 24.into())]);
+    let tokenizer = folder.path().join("tokenizer");
+    std::fs::create_dir(&tokenizer).expect("there is room");
+    let whole = twin("sd21/tokenizer/tokenizer.json");
+    std::fs::copy(whole, tokenizer.join("tokenizer.json")).expect("there is room");
+    for (component, path, reason) in [
+        ("unet", inpainting, "takes 9 channels and gives 4"),
+        (
+            "unet",
+            unet("many", &many),
+            "latents of 16 channels, the autoencoder of 4",
+        ),
+        ("unet", wide, "states 24 wide, the text encoder gives 16"),
+        // Of 77 tokens, where nothing is said.
+        (
+            "tokenizer",
+            tokenizer,
+            "prompts of 77, the text encoder takes 519 and 12",
+        ),
+    ] {
+        let model = model("sd21").with_component(component, path);
+        let error = loader(model)
+            .load()
+            .expect_err("it does not fit")
+            .to_string();
+        assert!(error.contains(reason) && error.contains("sd21"), "{error}");
+    }
+}
+
 #[test]
 fn what_is_missing_unused_and_misshapen_is_listed() {
     let other = model("sd-turbo").with_component(
