@@ -167,6 +167,7 @@ impl Loader {
     /// If a part is missing, damaged or not supported.
     pub fn load(&self) -> Result<TextToImage, Error> {
         self.check()?;
+        let (scheduler, latents) = (self.scheduler()?, self.latents()?);
         // A vocabulary takes a core as long as the weights take the memory.
         std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| self.fitting_tokenizer());
@@ -174,8 +175,8 @@ impl Loader {
                 text_encoder: self.text_encoder()?,
                 unet: self.unet()?,
                 decoder: self.decoder()?,
-                scheduler: self.scheduler()?,
-                latents: self.latents()?,
+                scheduler,
+                latents,
                 dtype: self.dtype,
                 device: self.device.clone(),
                 tokenizer: tokenizer

@@ -225,6 +225,17 @@ fn sd_turbo_as_torch_saved_it() {
     }
 }
 
+/// It is the same but for its scheduler, which a file does not have.
+#[test]
+fn stable_diffusion_2_1_base_as_a_folder_and_as_one_file() {
+    let golden = golden("sd-turbo");
+    let one_file = model("sd-turbo.safetensors").with_configs(twin("sd-turbo"));
+    for mut pipeline in [load(model("sd-turbo")), load(one_file)] {
+        pipeline.scheduler = Family::Sd2Base.scheduler();
+        check(&pipeline, &golden, "pndm", pipeline.default_method(), 7.5);
+    }
+}
+
 #[test]
 fn sd_turbo_as_one_file() {
     let pipeline = load(model("sd-turbo.safetensors").with_configs(twin("sd-turbo")));

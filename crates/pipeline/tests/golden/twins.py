@@ -279,6 +279,8 @@ goldens.one_step()
 goldens.one_step("swiftbrush", student)
 goldens.sampled("euler-1", num_inference_steps=1, guidance_scale=0.0)
 goldens.sampled("euler", num_inference_steps=25, guidance_scale=7.5)
+# Stable Diffusion 2.1-base is this with another scheduler.
+goldens.sampled("pndm", PNDMScheduler(**SCHEDULE, skip_prk_steps=True), num_inference_steps=25, guidance_scale=7.5)
 goldens.image_to_image("image-euler", 0.5, num_inference_steps=2, guidance_scale=0.0)
 goldens.one_step_from_image("image-one-step", 0.7)
 with torch.no_grad():
