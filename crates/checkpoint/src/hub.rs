@@ -245,7 +245,10 @@ impl<'a> Session<'a> {
         let name = names.find(|name| self.has(name));
         let Some(name) = name else {
             let place = if prefix.is_empty() { "it" } else { prefix };
-            return Err(self.error(&format!("{place} has no weights")));
+            return Err(self.error(&match self.online {
+                Some(_) => format!("{place} has no weights"),
+                None => self.offline(&format!("weights of {place}")),
+            }));
         };
         let config = format!("{prefix}config.json");
         if self.has(&config) {
@@ -266,10 +269,7 @@ impl<'a> Session<'a> {
             return Ok(path);
         }
         let Some((api, _)) = &self.online else {
-            return Err(self.error(&format!(
-                "HF_HUB_OFFLINE is set and {file} is not in {}",
-                self.hub.cache.display()
-            )));
+            return Err(self.error(&self.offline(file)));
         };
         let watched = Watched {
             file,
@@ -304,6 +304,11 @@ impl<'a> Session<'a> {
         Err(self.error(&format!(
             "{file} arrived damaged and was thrown away: its SHA-256 is {found}, expected {tag}; try again"
         )))
+    }
+
+    fn offline(&self, missing: &str) -> String {
+        let cache = self.hub.cache.display();
+        format!("HF_HUB_OFFLINE is set and {cache} has no {missing}")
     }
 
     fn error(&self, reason: &str) -> Error {
