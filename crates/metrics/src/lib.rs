@@ -1,0 +1,30 @@
+//! Distances between two sets of pictures, by their features.
+//!
+//! A network turns every picture into a row of numbers ([`Features`]); what is here compares two sets of rows and knows
+//! neither the network nor the pictures. Arithmetic is in f64 where it decides: distances that are close to a radius
+//! are taken anew, covariances never leave it.
+//!
+//! | measure | function | reference |
+//! |---|---|---|
+//! | Fréchet distance (FID) | [`frechet_distance`] | Heusel et al., arXiv 1706.08500, equation 6 |
+//! | kernel distance (KID) | [`kernel_distance`] | Bińkowski et al., arXiv 1801.01401, §3 |
+//! | precision and recall | [`precision_recall`] | Kynkäänniemi et al., arXiv 1904.06991, equations 1 and 2 |
+//! | density and coverage | [`density_coverage`] | Naeem et al., arXiv 2002.09797, equations 3 and 4 |
+//! | inception score | [`inception_score`] | Salimans et al., arXiv 1606.03498, §4 |
+
+mod error;
+mod features;
+mod file;
+mod frechet;
+mod kernel;
+mod moments;
+mod neighbours;
+mod score;
+
+pub use error::Error;
+pub use features::Features;
+pub use frechet::frechet_distance;
+pub use kernel::{kernel_distance, squared_mmd};
+pub use moments::{Gaussian, Moments};
+pub use neighbours::{DensityCoverage, PrecisionRecall, density_coverage, precision_recall};
+pub use score::inception_score;

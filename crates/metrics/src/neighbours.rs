@@ -1,0 +1,241 @@
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatRef, Par};
+use rayon::prelude::*;
+
+use crate::{Error, Features};
+
+/// Rows whose distances to all others are in memory at once, times the other rows: a quarter of a gigabyte.
+const BLOCK: usize = 1 << 26;
+/// How far a distance in f32 may be off, of the squared lengths that it is the difference of.
+const ROUNDING: f32 = 1e-5;
+
+/// How much of one set lies where the other does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PrecisionRecall {
+    /// Share of generated pictures that lie among real ones: quality.
+    pub precision: f64,
+    /// Share of real pictures that lie among generated ones: diversity.
+    pub recall: f64,
+}
+
+/// The same, less moved by pictures that are unlike all others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DensityCoverage {
+    /// In how many real neighbourhoods a generated picture lies, of those expected; 1 for equal sets.
+    pub density: f64,
+    /// Share of real pictures with a generated one in their neighbourhood.
+    pub coverage: f64,
+}
+
+/// Improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991, equations 1 and 2): a picture lies among others
+/// if it is no farther from one of them than that one's `k`-th neighbour; k = 3 is usual.
+///
+/// Distances are taken in f32, a block at a time, and those that are within rounding of a radius once more in f64, so
+/// that memory stays small and the result is that of f64.
+///
+/// # Errors
+///
+/// If the widths differ, or a set has no more than `k` pictures.
+pub fn precision_recall(
+    real: &Features,
+    generated: &Features,
+    k: usize,
+) -> Result<PrecisionRecall, Error> {
+    let (real, generated) = (
+        Cloud::new(real, generated, k)?,
+        Cloud::new(generated, real, k)?,
+    );
+    let share = |counts: &[usize]| {
+        let among = counts.iter().filter(|count| **count > 0).count();
+        among as f64 / counts.len() as f64
+    };
+    Ok(PrecisionRecall {
+        precision: share(&real.counts(&generated).0),
+        recall: share(&generated.counts(&real).0),
+    })
+}
+
+/// Density and coverage (Naeem et al., arXiv 2002.09797, equations 3 and 4); k = 5 is usual. As exact as
+/// [`precision_recall`].
+///
+/// # Errors
+///
+/// If the widths differ, or a set has no more than `k` pictures.
+pub fn density_coverage(
+    real: &Features,
+    generated: &Features,
+    k: usize,
+) -> Result<DensityCoverage, Error> {
+    let (real, generated) = (
+        Cloud::new(real, generated, k)?,
+        Cloud::new(generated, real, k)?,
+    );
+    let (counts, covered) = real.counts(&generated);
+    let balls: usize = counts.iter().sum();
+    let covered = covered.iter().filter(|covered| **covered).count();
+    Ok(DensityCoverage {
+        density: balls as f64 / (k * generated.rows.nrows()) as f64,
+        coverage: covered as f64 / real.rows.nrows() as f64,
+    })
+}
+
+/// Rows, and the distance of each to its k-th neighbour.
+struct Cloud<'a> {
+    features: &'a Features,
+    /// Less the mean of the real ones, which shortens them and with them the rounding of f32.
+    rows: Mat<f32>,
+    /// Squared lengths of the rows.
+    lengths: Vec<f32>,
+    /// Squared distances, in f64.
+    radii: Vec<f64>,
+}
+
+impl<'a> Cloud<'a> {
+    fn new(features: &'a Features, other: &Features, k: usize) -> Result<Self, Error> {
+        features.same_width(other)?;
+        for features in [features, other] {
+            if features.len() <= k {
+                return Err(Error::TooFew {
+                    what: "a radius",
+                    needed: k + 1,
+                    found: features.len(),
+                });
+            }
+        }
+        // One shift for both: any will do that is near both.
+        let centre = centre(features, other);
+        let all = MatRef::from_row_major_slice(features.values(), features.len(), features.width());
+        let rows = Mat::from_fn(all.nrows(), all.ncols(), |i, j| all[(i, j)] - centre[j]);
+        let lengths: Vec<f32> = (0..rows.nrows())
+            .map(|i| (0..rows.ncols()).map(|j| rows[(i, j)].powi(2)).sum())
+            .collect();
+        let mut cloud = Self {
+            features,
+            rows,
+            lengths,
+            radii: Vec::new(),
+        };
+        cloud.radii = cloud.radii(k);
+        Ok(cloud)
+    }
+
+    /// Squared distances of some rows of another cloud to all of this one, a column for each of the other's.
+    fn distances(&self, other: &Self, start: usize, count: usize) -> Mat<f32> {
+        let some = other.rows.as_ref().subrows(start, count);
+        let mut distances = Mat::zeros(self.rows.nrows(), count);
+        matmul(
+            &mut distances,
+            Accum::Replace,
+            &self.rows,
+            some.transpose(),
+            -2.0,
+            Par::rayon(0),
+        );
+        let columns: Vec<_> = distances.col_iter_mut().enumerate().collect();
+        columns.into_par_iter().for_each(|(j, column)| {
+            let length = other.lengths[start + j];
+            let column = column.try_as_col_major_mut();
+            let column = column.expect("columns lie in one piece").as_slice_mut();
+            for (distance, own) in column.iter_mut().zip(&self.lengths) {
+                *distance += own + length;
+            }
+        });
+        distances
+    }
+
+    /// The squared distance of two rows, in f64 and of the numbers as they came.
+    fn exact(&self, row: usize, other: &Self, of_other: usize) -> f64 {
+        let pairs = self
+            .features
+            .row(row)
+            .iter()
+            .zip(other.features.row(of_other));
+        pairs
+            .map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2))
+            .sum()
+    }
+
+    /// How far a distance between two rows may be off.
+    fn rounding(&self, row: usize, length: f32) -> f32 {
+        ROUNDING * (self.lengths[row] + length)
+    }
+
+    fn blocks(&self, other: &Self) -> impl Iterator<Item = (usize, usize)> {
+        let (all, size) = (other.rows.nrows(), (BLOCK / self.rows.nrows()).max(1));
+        (0..all)
+            .step_by(size)
+            .map(move |start| (start, size.min(all - start)))
+    }
+
+    /// For each row the squared distance to its k-th neighbour, itself not counted.
+    fn radii(&self, k: usize) -> Vec<f64> {
+        let mut radii = Vec::with_capacity(self.rows.nrows());
+        for (start, count) in self.blocks(self) {
+            let distances = self.distances(self, start, count);
+            let of_row = |j: usize| {
+                let row = start + j;
+                let length = self.lengths[row];
+                let others = (0..self.rows.nrows()).filter(|&i| i != row);
+                // No farther than the k-th in f32, with what both may be off: among these is the k-th in f64.
+                let mut least: Vec<f32> = others
+                    .clone()
+                    .map(|i| distances[(i, j)] + self.rounding(i, length))
+                    .collect();
+                let (_, bound, _) = least.select_nth_unstable_by(k - 1, f32::total_cmp);
+                let bound = *bound;
+                let near =
+                    others.filter(|&i| distances[(i, j)] - self.rounding(i, length) <= bound);
+                let mut near: Vec<f64> = near.map(|i| self.exact(row, self, i)).collect();
+                let (_, radius, _) = near.select_nth_unstable_by(k - 1, f64::total_cmp);
+                *radius
+            };
+            radii.par_extend((0..count).into_par_iter().map(of_row));
+        }
+        radii
+    }
+
+    /// For each row of another cloud in how many balls of this one it lies, and for each ball whether one lies in it.
+    fn counts(&self, other: &Self) -> (Vec<usize>, Vec<bool>) {
+        let mut counts = Vec::with_capacity(other.rows.nrows());
+        let mut covered = vec![false; self.rows.nrows()];
+        for (start, count) in self.blocks(other) {
+            let distances = self.distances(other, start, count);
+            let is_in = |i: usize, j: usize| {
+                let (distance, rounding) = (
+                    distances[(i, j)],
+                    self.rounding(i, other.lengths[start + j]),
+                );
+                if f64::from(distance - rounding) > self.radii[i] {
+                    false
+                } else if f64::from(distance + rounding) < self.radii[i] {
+                    true
+                } else {
+                    self.exact(i, other, start + j) <= self.radii[i]
+                }
+            };
+            let of_row = |j: usize| -> Vec<usize> {
+                (0..self.rows.nrows()).filter(|&i| is_in(i, j)).collect()
+            };
+            let balls: Vec<_> = (0..count).into_par_iter().map(of_row).collect();
+            for balls in balls {
+                for &ball in &balls {
+                    covered[ball] = true;
+                }
+                counts.push(balls.len());
+            }
+        }
+        (counts, covered)
+    }
+}
+
+/// The mean of both sets, whichever is named first.
+fn centre(first: &Features, second: &Features) -> Vec<f32> {
+    let mut sum = vec![0.0f64; first.width()];
+    for row in first.rows().chain(second.rows()) {
+        for (sum, value) in sum.iter_mut().zip(row) {
+            *sum += f64::from(*value);
+        }
+    }
+    let count = (first.len() + second.len()) as f64;
+    sum.into_iter().map(|sum| (sum / count) as f32).collect()
+}

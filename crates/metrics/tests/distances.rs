@@ -1,0 +1,192 @@
+//! Against pytorch-fid, torch-fidelity and numpy: `golden/make.py` writes the numbers.
+
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use serde::Deserialize;
+use swiftbrush_metrics::{
+    Error, Features, Gaussian, Moments, density_coverage, frechet_distance, inception_score,
+    kernel_distance, precision_recall, squared_mmd,
+};
+
+#[derive(Deserialize)]
+struct Expected {
+    pairs: Vec<Pair>,
+    inception_score: (f64, f64),
+}
+
+#[derive(Deserialize)]
+struct Pair {
+    first: String,
+    second: String,
+    k: usize,
+    frechet: f64,
+    subsets: Vec<(Vec<usize>, Vec<usize>)>,
+    kernel: (f64, f64),
+    precision: f64,
+    recall: f64,
+    density: f64,
+    coverage: f64,
+}
+
+fn golden(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(file)
+}
+
+fn expected() -> Expected {
+    serde_json::from_str(include_str!("golden/expected.json")).unwrap()
+}
+
+fn features(name: &str) -> Features {
+    let bytes = std::fs::read(golden("features.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = file.tensor(name).unwrap();
+    let (numbers, _) = tensor.data().as_chunks::<4>();
+    let values = numbers.iter().map(|bytes| f32::from_le_bytes(*bytes));
+    Features::new(tensor.shape()[1], values.collect()).unwrap()
+}
+
+fn gaussian(name: &str) -> Gaussian {
+    Moments::of(&features(name)).gaussian().unwrap()
+}
+
+#[track_caller]
+fn assert_close(found: f64, expected: f64, name: &str) {
+    let error = (found - expected).abs() / expected.abs().max(1e-3);
+    assert!(error < 1e-6, "{name}: {found}, not {expected}");
+}
+
+#[test]
+fn distances_are_those_of_the_references() {
+    for pair in expected().pairs {
+        let name = format!("{} {} {}", pair.first, pair.second, pair.k);
+        let (first, second) = (features(&pair.first), features(&pair.second));
+        let frechet = frechet_distance(&gaussian(&pair.first), &gaussian(&pair.second)).unwrap();
+        assert_close(frechet, pair.frechet, &name);
+        let (mean, deviation) = kernel_distance(&first, &second, &pair.subsets).unwrap();
+        assert_close(mean, pair.kernel.0, &name);
+        assert_close(deviation, pair.kernel.1, &name);
+        let found = precision_recall(&first, &second, pair.k).unwrap();
+        assert_eq!(found.precision, pair.precision, "{name}");
+        assert_eq!(found.recall, pair.recall, "{name}");
+        let found = density_coverage(&first, &second, pair.k).unwrap();
+        assert_close(found.density, pair.density, &name);
+        assert_eq!(found.coverage, pair.coverage, "{name}");
+    }
+}
+
+#[test]
+fn the_inception_score_is_that_of_torch_fidelity() {
+    let expected = expected().inception_score;
+    let (mean, deviation) = inception_score(&features("logits"), 10).unwrap();
+    assert_close(mean, expected.0, "mean");
+    assert_close(deviation, expected.1, "deviation");
+}
+
+#[test]
+fn merged_streams_are_one_stream() {
+    let all = features("a");
+    let whole = Moments::of(&all).gaussian().unwrap();
+    for cut in [1, 77, 199] {
+        let (left, right) = all.values().split_at(cut * all.width());
+        let part =
+            |values: &[f32]| Moments::of(&Features::new(all.width(), values.to_vec()).unwrap());
+        let mut merged = part(left);
+        merged.merge(&part(right)).unwrap();
+        assert_eq!(merged.count(), 200);
+        let merged = merged.gaussian().unwrap();
+        for i in 0..all.width() {
+            assert!((merged.mean[i] - whole.mean[i]).abs() < 1e-12);
+            for j in 0..all.width() {
+                assert!((merged.covariance[(i, j)] - whole.covariance[(i, j)]).abs() < 1e-12);
+            }
+        }
+    }
+}
+
+#[test]
+fn laws() {
+    let (a, b) = (gaussian("a"), gaussian("b"));
+    assert!(frechet_distance(&a, &a).unwrap() < 1e-9);
+    let (there, back) = (
+        frechet_distance(&a, &b).unwrap(),
+        frechet_distance(&b, &a).unwrap(),
+    );
+    assert!((there - back).abs() < 1e-9 * there);
+    // Of normal distributions on one axis: the difference of the means squared, and of the deviations.
+    let one = |mean: f64, deviation: f64| Gaussian {
+        mean: vec![mean],
+        covariance: faer::Mat::from_fn(1, 1, |_, _| deviation * deviation),
+    };
+    let distance = frechet_distance(&one(1.0, 2.0), &one(-2.0, 0.5)).unwrap();
+    assert!((distance - (9.0 + 2.25)).abs() < 1e-12);
+    let (few, fewer) = (features("few"), features("fewer"));
+    let (there, back) = (
+        squared_mmd(&few, &fewer).unwrap(),
+        squared_mmd(&fewer, &few).unwrap(),
+    );
+    assert!((there - back).abs() < 1e-12);
+}
+
+#[test]
+fn statistics_are_files_of_pytorch_fid() {
+    let read = Gaussian::open(&golden("pytorch_fid.npz")).unwrap();
+    assert!(frechet_distance(&read, &gaussian("a")).unwrap() < 1e-9);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("statistics.npz");
+    read.save(&path).unwrap();
+    assert_eq!(Gaussian::open(&path).unwrap(), read);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+
+    let whole = std::fs::read(&path).unwrap();
+    for len in (0..whole.len()).step_by(37) {
+        std::fs::write(&path, &whole[..len]).unwrap();
+        let error = Gaussian::open(&path).unwrap_err().to_string();
+        assert!(error.contains("statistics.npz"), "{error}");
+    }
+    let below = path.join("statistics.npz");
+    assert!(matches!(read.save(&below), Err(Error::Io { .. })));
+    let other = Gaussian {
+        mean: vec![f64::NAN; 2],
+        covariance: faer::Mat::identity(2, 2),
+    };
+    other.save(&path).unwrap();
+    assert!(
+        Gaussian::open(&path)
+            .unwrap_err()
+            .to_string()
+            .contains("NaN")
+    );
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused() {
+    let (a, logits) = (features("a"), features("logits"));
+    let wide = |error: Error| {
+        matches!(
+            error,
+            Error::Width {
+                expected: 24,
+                found: 9
+            }
+        )
+    };
+    assert!(wide(squared_mmd(&a, &logits).unwrap_err()));
+    assert!(wide(precision_recall(&a, &logits, 3).unwrap_err()));
+    assert!(wide(
+        frechet_distance(&gaussian("a"), &gaussian("logits")).unwrap_err()
+    ));
+    assert!(wide(
+        Moments::of(&a).merge(&Moments::of(&logits)).unwrap_err()
+    ));
+    let few = |error: Error| matches!(error, Error::TooFew { .. });
+    let one = Features::new(24, vec![0.0; 24]).unwrap();
+    assert!(few(Moments::of(&one).gaussian().unwrap_err()));
+    assert!(few(squared_mmd(&a, &one).unwrap_err()));
+    assert!(few(density_coverage(&a, &features("fewer"), 7).unwrap_err()));
+    assert!(few(inception_score(&one, 2).unwrap_err()));
+    let error = Features::new(2, vec![0.0, 1.0, 2.0, f32::NAN]).unwrap_err();
+    assert!(matches!(error, Error::NotFinite { row: 1 }));
+}
