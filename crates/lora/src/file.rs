@@ -72,11 +72,8 @@ impl AdapterFile {
                 names: unknown,
             });
         }
-        let configs = [Component::Unet, Component::TextEncoder]
-            .map(|component| Config::read(&weights, path, component));
-        let [unet, text_encoder] = configs;
-        let (unet, text_encoder) = (unet?, text_encoder?);
-        let mut file = Self::default();
+        let config = |component| Config::read(&weights, path, component);
+        let (unet, text_encoder) = (config(Component::Unet)?, config(Component::TextEncoder)?);
         let mut all: [BTreeMap<String, Adapter>; 2] = Default::default();
         for ((component, module), [down, up, alpha]) in parts {
             let bad = |found: String| Error::BadPair {
@@ -101,13 +98,11 @@ impl AdapterFile {
             all[component as usize].insert(module, adapter);
         }
         let [unet, text_encoder] = all.map(|adapters| adapters.into_iter().collect());
-        file.unet = unet;
-        file.text_encoder = text_encoder;
-        Ok(file)
+        Ok(Self { unet, text_encoder })
     }
 
     /// Writes the adapters in a layout, atomically; for PEFT also `adapter_config.json` beside the file. Layouts without
-    /// α have it multiplied into the first factor.
+    /// α have it multiplied into B.
     ///
     /// # Errors
     ///

@@ -30,8 +30,8 @@ pub struct DensityCoverage {
 /// Improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991, equations 1 and 2): a picture lies among others
 /// if it is no farther from one of them than that one's `k`-th neighbour; k = 3 is usual.
 ///
-/// Distances are taken in f32, a block at a time, and those that are within rounding of a radius once more in f64, so
-/// that memory stays small and the result is that of f64.
+/// Distances are taken in f32, a block at a time, and those that are as near to a radius as f32 usually rounds once more
+/// in f64, so that memory stays small and the result is that of f64.
 ///
 /// # Errors
 ///
@@ -41,17 +41,14 @@ pub fn precision_recall(
     generated: &Features,
     k: usize,
 ) -> Result<PrecisionRecall, Error> {
-    let (real, generated) = (
-        Cloud::new(real, generated, k)?,
-        Cloud::new(generated, real, k)?,
-    );
+    let (real, generated) = clouds(real, generated, k)?;
     let share = |counts: &[usize]| {
         let among = counts.iter().filter(|count| **count > 0).count();
         among as f64 / counts.len() as f64
     };
     Ok(PrecisionRecall {
-        precision: share(&real.counts(&generated).0),
-        recall: share(&generated.counts(&real).0),
+        precision: share(&real.counts(&real.radii(k), &generated).0),
+        recall: share(&generated.counts(&generated.radii(k), &real).0),
     })
 }
 
@@ -66,11 +63,8 @@ pub fn density_coverage(
     generated: &Features,
     k: usize,
 ) -> Result<DensityCoverage, Error> {
-    let (real, generated) = (
-        Cloud::new(real, generated, k)?,
-        Cloud::new(generated, real, k)?,
-    );
-    let (counts, covered) = real.counts(&generated);
+    let (real, generated) = clouds(real, generated, k)?;
+    let (counts, covered) = real.counts(&real.radii(k), &generated);
     let balls: usize = counts.iter().sum();
     let covered = covered.iter().filter(|covered| **covered).count();
     Ok(DensityCoverage {
@@ -79,44 +73,47 @@ pub fn density_coverage(
     })
 }
 
-/// Rows, and the distance of each to its k-th neighbour.
+/// Both sets, seen from one point: the shift must be the same to the bit, or all distances between them are off.
+fn clouds<'a>(
+    first: &'a Features,
+    second: &'a Features,
+    k: usize,
+) -> Result<(Cloud<'a>, Cloud<'a>), Error> {
+    first.same_width(second)?;
+    for features in [first, second] {
+        if features.len() <= k {
+            return Err(Error::TooFew {
+                what: "a radius",
+                needed: k + 1,
+                found: features.len(),
+            });
+        }
+    }
+    let centre = centre(first, second);
+    Ok((Cloud::new(first, &centre), Cloud::new(second, &centre)))
+}
+
+/// Rows, ready for distances in f32.
 struct Cloud<'a> {
     features: &'a Features,
-    /// Less the mean of the real ones, which shortens them and with them the rounding of f32.
+    /// Less the mean of both sets, which shortens them and with them the rounding of f32.
     rows: Mat<f32>,
     /// Squared lengths of the rows.
     lengths: Vec<f32>,
-    /// Squared distances, in f64.
-    radii: Vec<f64>,
 }
 
 impl<'a> Cloud<'a> {
-    fn new(features: &'a Features, other: &Features, k: usize) -> Result<Self, Error> {
-        features.same_width(other)?;
-        for features in [features, other] {
-            if features.len() <= k {
-                return Err(Error::TooFew {
-                    what: "a radius",
-                    needed: k + 1,
-                    found: features.len(),
-                });
-            }
-        }
-        // One shift for both: any will do that is near both.
-        let centre = centre(features, other);
+    fn new(features: &'a Features, centre: &[f32]) -> Self {
         let all = MatRef::from_row_major_slice(features.values(), features.len(), features.width());
         let rows = Mat::from_fn(all.nrows(), all.ncols(), |i, j| all[(i, j)] - centre[j]);
-        let lengths: Vec<f32> = (0..rows.nrows())
-            .map(|i| (0..rows.ncols()).map(|j| rows[(i, j)].powi(2)).sum())
-            .collect();
-        let mut cloud = Self {
+        let square = |i, j| f64::from(rows[(i, j)]).powi(2);
+        let length = |i| (0..rows.ncols()).map(|j| square(i, j)).sum::<f64>() as f32;
+        let lengths = (0..rows.nrows()).map(length).collect();
+        Self {
             features,
             rows,
             lengths,
-            radii: Vec::new(),
-        };
-        cloud.radii = cloud.radii(k);
-        Ok(cloud)
+        }
     }
 
     /// Squared distances of some rows of another cloud to all of this one, a column for each of the other's.
@@ -167,7 +164,7 @@ impl<'a> Cloud<'a> {
             .map(move |start| (start, size.min(all - start)))
     }
 
-    /// For each row the squared distance to its k-th neighbour, itself not counted.
+    /// For each row the squared distance to its k-th neighbour in this cloud, itself not counted.
     fn radii(&self, k: usize) -> Vec<f64> {
         let mut radii = Vec::with_capacity(self.rows.nrows());
         for (start, count) in self.blocks(self) {
@@ -194,8 +191,9 @@ impl<'a> Cloud<'a> {
         radii
     }
 
-    /// For each row of another cloud in how many balls of this one it lies, and for each ball whether one lies in it.
-    fn counts(&self, other: &Self) -> (Vec<usize>, Vec<bool>) {
+    /// For each row of another cloud in how many balls around the rows of this one it lies, and for each ball whether one
+    /// lies in it; radii are squared.
+    fn counts(&self, radii: &[f64], other: &Self) -> (Vec<usize>, Vec<bool>) {
         let mut counts = Vec::with_capacity(other.rows.nrows());
         let mut covered = vec![false; self.rows.nrows()];
         for (start, count) in self.blocks(other) {
@@ -205,12 +203,12 @@ impl<'a> Cloud<'a> {
                     distances[(i, j)],
                     self.rounding(i, other.lengths[start + j]),
                 );
-                if f64::from(distance - rounding) > self.radii[i] {
+                if f64::from(distance - rounding) > radii[i] {
                     false
-                } else if f64::from(distance + rounding) < self.radii[i] {
+                } else if f64::from(distance + rounding) < radii[i] {
                     true
                 } else {
-                    self.exact(i, other, start + j) <= self.radii[i]
+                    self.exact(i, other, start + j) <= radii[i]
                 }
             };
             let of_row = |j: usize| -> Vec<usize> {

@@ -85,6 +85,21 @@ fn the_inception_score_is_that_of_torch_fidelity() {
     assert_close(deviation, expected.1, "deviation");
 }
 
+/// Far from the origin and close together: a shift that differs in one bit between the sets would be larger than all
+/// distances.
+#[test]
+fn sets_far_from_the_origin_are_compared_as_near_ones() {
+    let (a, b) = (features("a"), features("b"));
+    // Steps of 2⁻⁷ at 2¹⁶ are exact in f32.
+    let grid = |features: &Features, origin: f32| {
+        let steps = features.values().iter().map(|x| (x * 32.0).round() / 128.0);
+        let values = steps.map(|x| x + origin).collect();
+        Features::new(features.width(), values).unwrap()
+    };
+    let at = |origin| precision_recall(&grid(&a, origin), &grid(&b, origin), 3).unwrap();
+    assert_eq!(at(65536.0), at(0.0));
+}
+
 #[test]
 fn merged_streams_are_one_stream() {
     let all = features("a");
