@@ -479,3 +479,27 @@ fn finite_in<const D: usize>(
         false => Err(Error::NotFinite { part, dtype }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use swiftbrush_testing::device;
+
+    use super::*;
+
+    /// Of the numbers of a picture one is enough, wherever it is.
+    #[test]
+    fn one_nan_or_infinity_is_noticed() {
+        let check = |values: Vec<f32>| {
+            let tensor = Tensor::<1>::from_data(TensorData::new(values, [3000]), &device());
+            finite("decoder", &tensor)
+        };
+        assert!(check(vec![-3.0; 3000]).is_ok());
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for place in [0, 1, 1717, 2999] {
+                let mut values = vec![0.5; 3000];
+                values[place] = bad;
+                assert!(check(values).is_err(), "{bad} at {place}");
+            }
+        }
+    }
+}
