@@ -64,6 +64,30 @@ impl Features {
         self.values.chunks(self.width)
     }
 
+    /// These rows, in this order.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such row.
+    pub fn select(&self, rows: &[usize]) -> Self {
+        let values = rows.iter().flat_map(|&row| self.row(row)).copied();
+        Self {
+            width: self.width,
+            values: values.collect(),
+        }
+    }
+
+    /// The rows of this and then those of another.
+    ///
+    /// # Errors
+    ///
+    /// If the widths differ.
+    pub fn append(&mut self, other: &Self) -> Result<(), Error> {
+        self.same_width(other)?;
+        self.values.extend_from_slice(&other.values);
+        Ok(())
+    }
+
     pub(crate) fn same_width(&self, other: &Self) -> Result<(), Error> {
         match self.width == other.width {
             true => Ok(()),

@@ -18,13 +18,9 @@ pub fn kernel_distance(
     second: &Features,
     subsets: &[(Vec<usize>, Vec<usize>)],
 ) -> Result<(f64, f64), Error> {
-    let chosen = |features: &Features, rows: &[usize]| {
-        let values = rows.iter().flat_map(|&row| features.row(row)).copied();
-        Features::new(features.width(), values.collect())
-    };
     let values = subsets
         .iter()
-        .map(|(a, b)| squared_mmd(&chosen(first, a)?, &chosen(second, b)?));
+        .map(|(a, b)| squared_mmd(&first.select(a), &second.select(b)));
     let values = values.collect::<Result<Vec<_>, _>>()?;
     let count = values.len().max(1) as f64;
     let mean = values.iter().sum::<f64>() / count;
@@ -86,4 +82,57 @@ pub fn squared_mmd(first: &Features, second: &Features) -> Result<f64, Error> {
 fn wide(features: &Features) -> Mat<f64> {
     let rows = MatRef::from_row_major_slice(features.values(), features.len(), features.width());
     Mat::from_fn(rows.nrows(), rows.ncols(), |i, j| f64::from(rows[(i, j)]))
+}
+
+/// The squared maximum mean discrepancy of two sets under the kernel `exp(−|x − y|²/2σ²)`, a picture paired with itself
+/// included; of CLIP's embeddings with σ = 10 and times 1000 it is CMMD (Jayasumana et al., arXiv 2401.09603, equation 4),
+/// which needs far fewer pictures than FID.
+///
+/// # Errors
+///
+/// If the widths differ, or a set is empty.
+pub fn gaussian_mmd(first: &Features, second: &Features, sigma: f64) -> Result<f64, Error> {
+    first.same_width(second)?;
+    for features in [first, second] {
+        if features.is_empty() {
+            return Err(Error::TooFew {
+                what: "the kernel distance",
+                needed: 1,
+                found: 0,
+            });
+        }
+    }
+    let (a, b) = (wide(first), wide(second));
+    let within = mean_kernel(&a, &a, sigma) + mean_kernel(&b, &b, sigma);
+    Ok(within - 2.0 * mean_kernel(&a, &b, sigma))
+}
+
+/// Mean of `exp(−|x − y|²/2σ²)` over all pairs.
+fn mean_kernel(a: &Mat<f64>, b: &Mat<f64>, sigma: f64) -> f64 {
+    /// Rows of `b` whose products with all of `a` are in memory at once.
+    const ROWS: usize = 512;
+    let squares = |rows: &Mat<f64>| -> Vec<f64> {
+        let square = |i| (0..rows.ncols()).map(|j| rows[(i, j)] * rows[(i, j)]).sum();
+        (0..rows.nrows()).map(square).collect()
+    };
+    let (of_a, of_b) = (squares(a), squares(b));
+    let mut total = 0.0;
+    for start in (0..b.nrows()).step_by(ROWS) {
+        let rows = b.as_ref().subrows(start, ROWS.min(b.nrows() - start));
+        let mut products = Mat::zeros(a.nrows(), rows.nrows());
+        matmul(
+            &mut products,
+            Accum::Replace,
+            a,
+            rows.transpose(),
+            1.0,
+            Par::rayon(0),
+        );
+        for j in 0..rows.nrows() {
+            let squared = |i: usize| of_a[i] + of_b[start + j] - 2.0 * products[(i, j)];
+            let kernel = |i| (-squared(i) / (2.0 * sigma * sigma)).exp();
+            total += (0..a.nrows()).map(kernel).sum::<f64>();
+        }
+    }
+    total / (a.nrows() * b.nrows()) as f64
 }

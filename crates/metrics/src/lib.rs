@@ -11,7 +11,13 @@
 //! | precision and recall | [`precision_recall`] | Kynkäänniemi et al., arXiv 1904.06991, equations 1 and 2 |
 //! | density and coverage | [`density_coverage`] | Naeem et al., arXiv 2002.09797, equations 3 and 4 |
 //! | inception score | [`inception_score`] | Salimans et al., arXiv 1606.03498, §4 |
+//! | FID∞ | [`frechet_infinity`] | Chong & Forsyth, arXiv 1911.07023, §4 |
+//! | CMMD | [`gaussian_mmd`] | Jayasumana et al., arXiv 2401.09603, equation 4 |
+//! | diversity of a prompt's pictures | [`diversity`] | |
+//! | nearest picture of a training set | [`nearest`] | |
+//! | standard error of any of them | [`standard_error`] | Efron, The bootstrap, 1979 |
 
+mod diversity;
 mod error;
 mod features;
 mod file;
@@ -19,12 +25,17 @@ mod frechet;
 mod kernel;
 mod moments;
 mod neighbours;
+mod resampling;
 mod score;
 
+pub use diversity::diversity;
 pub use error::Error;
 pub use features::Features;
 pub use frechet::frechet_distance;
-pub use kernel::{kernel_distance, squared_mmd};
+pub use kernel::{gaussian_mmd, kernel_distance, squared_mmd};
 pub use moments::{Gaussian, Moments};
-pub use neighbours::{DensityCoverage, PrecisionRecall, density_coverage, precision_recall};
+pub use neighbours::{
+    DensityCoverage, PrecisionRecall, density_coverage, nearest, precision_recall,
+};
+pub use resampling::{at_infinity, frechet_infinity, standard_error, subset};
 pub use score::inception_score;

@@ -74,6 +74,45 @@ pub fn density_coverage(
 }
 
 /// Both sets, seen from one point: the shift must be the same to the bit, or all distances between them are off.
+/// For each row of one set the nearest of another and its distance: how much a model has learned by heart, if the
+/// other is what it was trained on. Equal distances go to the first.
+///
+/// # Errors
+///
+/// If the widths differ, or there is nothing to be near to.
+pub fn nearest(of: &Features, among: &Features) -> Result<Vec<(usize, f64)>, Error> {
+    of.same_width(among)?;
+    if among.is_empty() {
+        return Err(Error::TooFew {
+            what: "a nearest picture",
+            needed: 1,
+            found: 0,
+        });
+    }
+    let centre = centre(of, among);
+    let (of, among) = (Cloud::new(of, &centre), Cloud::new(among, &centre));
+    let mut found = Vec::with_capacity(of.rows.nrows());
+    for (start, count) in among.blocks(&of) {
+        let distances = among.distances(&of, start, count);
+        let of_row = |j: usize| {
+            let length = of.lengths[start + j];
+            let all = 0..among.rows.nrows();
+            // No farther than the nearest in f32, with what both may be off: among these is the nearest in f64.
+            let farthest = |i: usize| distances[(i, j)] + among.rounding(i, length);
+            let bound = all.clone().map(farthest).fold(f32::INFINITY, f32::min);
+            all.filter(|&i| distances[(i, j)] - among.rounding(i, length) <= bound)
+                .map(|i| (i, among.exact(i, &of, start + j)))
+                .fold((0, f64::INFINITY), |best, next| match next.1 < best.1 {
+                    true => next,
+                    false => best,
+                })
+        };
+        found.par_extend((0..count).into_par_iter().map(of_row));
+    }
+    let root = |(row, squared): (usize, f64)| (row, squared.sqrt());
+    Ok(found.into_iter().map(root).collect())
+}
+
 fn clouds<'a>(
     first: &'a Features,
     second: &'a Features,

@@ -5,14 +5,20 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use swiftbrush_metrics::{
-    Error, Features, Gaussian, Moments, density_coverage, frechet_distance, inception_score,
-    kernel_distance, precision_recall, squared_mmd,
+    Error, Features, Gaussian, Moments, at_infinity, density_coverage, diversity, frechet_distance,
+    frechet_infinity, gaussian_mmd, inception_score, kernel_distance, nearest, precision_recall,
+    squared_mmd, standard_error,
 };
 
 #[derive(Deserialize)]
 struct Expected {
     pairs: Vec<Pair>,
     inception_score: (f64, f64),
+    cmmd: Vec<(String, String, f64, f64)>,
+    points: Vec<(usize, f64)>,
+    at_infinity: f64,
+    diversity: Vec<f64>,
+    nearest: Vec<(usize, f64)>,
 }
 
 #[derive(Deserialize)]
@@ -204,4 +210,68 @@ fn what_cannot_be_compared_is_refused() {
     assert!(few(inception_score(&one, 2).unwrap_err()));
     let error = Features::new(2, vec![0.0, 1.0, 2.0, f32::NAN]).unwrap_err();
     assert!(matches!(error, Error::NotFinite { row: 1 }));
+}
+
+#[test]
+fn what_numpy_says_of_the_rest() {
+    let expected = expected();
+    for (first, second, sigma, cmmd) in expected.cmmd {
+        let found = gaussian_mmd(&features(&first), &features(&second), sigma).unwrap();
+        assert!((found - cmmd).abs() < 1e-12, "{found} {cmmd}");
+    }
+    let found = at_infinity(&expected.points);
+    assert_close(found, expected.at_infinity, "the end of the line");
+    let found = diversity(&features("a"), 4).unwrap();
+    for (found, expected) in found.iter().zip(&expected.diversity) {
+        assert_close(*found, *expected, "diversity");
+    }
+    assert_eq!(found.len(), expected.diversity.len());
+    let found = nearest(&features("twice"), &features("a")).unwrap();
+    for ((row, distance), (expected, of_numpy)) in found.iter().zip(&expected.nearest) {
+        assert_eq!(row, expected);
+        assert!((distance - of_numpy).abs() < 1e-9, "{distance} {of_numpy}");
+    }
+    assert_eq!(found.len(), expected.nearest.len());
+}
+
+#[test]
+fn a_mean_has_the_standard_error_of_statistics() {
+    let values: Vec<f64> = (0..400).map(|i| f64::from(i % 20)).collect();
+    let mean = |rows: &[usize]| {
+        let sum: f64 = rows.iter().map(|row| values[*row]).sum();
+        Ok(sum / rows.len() as f64)
+    };
+    let found = standard_error(400, 2000, 1, mean).unwrap();
+    // Deviation of 0…19, over the root of their number.
+    let expected = (399.0f64 / 12.0).sqrt() / 20.0;
+    assert!((found / expected - 1.0).abs() < 0.05, "{found} {expected}");
+    assert!(standard_error(0, 9, 1, mean).is_err() && standard_error(9, 1, 1, mean).is_err());
+}
+
+/// Of the same distribution a distance is of bias alone, which has no end at infinity.
+#[test]
+fn fewer_pictures_are_farther_and_the_line_forgives_them() {
+    let all = features("a");
+    let few = Moments::of(&all.select(&(0..60).collect::<Vec<_>>()));
+    let reference = gaussian("a");
+    let of_few = frechet_distance(&reference, &few.gaussian().unwrap()).unwrap();
+    let of_all = frechet_distance(&reference, &reference).unwrap();
+    let infinity = frechet_infinity(&reference, &all, 50, 8, 3).unwrap();
+    assert!(of_few > 0.5 && of_all < 1e-9, "{of_few} {of_all}");
+    assert!(infinity.abs() < of_few, "{infinity}");
+    assert_eq!(
+        infinity,
+        frechet_infinity(&reference, &all, 50, 8, 3).unwrap()
+    );
+    assert!(frechet_infinity(&reference, &all, 200, 8, 3).is_err());
+}
+
+#[test]
+fn groups_that_do_not_come_out_even_are_refused() {
+    for size in [0, 1, 3] {
+        assert!(diversity(&features("a"), size).is_err(), "{size}");
+    }
+    let none = Features::new(24, Vec::new()).unwrap();
+    assert!(nearest(&features("a"), &none).is_err());
+    assert!(gaussian_mmd(&features("a"), &none, 1.0).is_err());
 }
