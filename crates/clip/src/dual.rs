@@ -104,6 +104,12 @@ impl Clip {
         self.vision_model.image_size()
     }
 
+    /// Numbers of an embedding.
+    pub fn width(&self) -> usize {
+        let [width, _] = self.visual_projection.weight.lazy_shape().dims::<2>();
+        width
+    }
+
     /// The text tower alone, without its projection: the encoder that conditions a denoiser.
     pub fn into_text_encoder(self) -> TextEncoder {
         TextEncoder {

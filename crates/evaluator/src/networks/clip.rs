@@ -1,0 +1,168 @@
+use std::path::Path;
+
+use burn::tensor::{DType, Device, Tensor};
+use image::imageops::replace;
+use image::{Rgb, Rgb32FImage, RgbImage};
+use swiftbrush_checkpoint::Model;
+use swiftbrush_clip::{Clip, ClipConfig, MEAN, STD, Tokenizer};
+use swiftbrush_images::{Filter, centre_square, resize, resize_floats};
+
+use super::{FeatureNetwork, batch};
+use crate::Error;
+
+/// What ends a text, and fills the rest of its tokens where CLIP is used alone.
+const END: &str = "<|endoftext|>";
+
+/// How a picture becomes the square that CLIP takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClipInput {
+    /// The shorter side to the side of the square by Pillow's bicubic filter on bytes, then the middle: open_clip and
+    /// transformers.
+    Crop,
+    /// The longer side, then black around: HPSv2.
+    Pad,
+    /// Both sides, by Pillow's bicubic filter on floats, cut to 0…255: CMMD.
+    Stretch,
+}
+
+impl ClipInput {
+    fn prepare(self, picture: &RgbImage, side: u32) -> Rgb32FImage {
+        let (width, height) = picture.dimensions();
+        let square = match self {
+            Self::Crop => {
+                let shorter = width.min(height);
+                // The longer side is cut, as in torchvision's `Resize`.
+                let new =
+                    |length| (u64::from(side) * u64::from(length) / u64::from(shorter)) as u32;
+                centre_square(&resize(picture, new(width), new(height), Filter::Bicubic))
+            }
+            Self::Pad => {
+                let scale = f64::from(side) / f64::from(width.max(height));
+                let new =
+                    |length: u32| ((f64::from(length) * scale).round_ties_even() as u32).max(1);
+                let small = resize(picture, new(width), new(height), Filter::Bicubic);
+                let mut square = RgbImage::new(side, side);
+                let border = |length: u32| i64::from((side - length) / 2);
+                replace(
+                    &mut square,
+                    &small,
+                    border(small.width()),
+                    border(small.height()),
+                );
+                square
+            }
+            Self::Stretch => {
+                let floats = Rgb32FImage::from_fn(width, height, |x, y| {
+                    Rgb(picture.get_pixel(x, y).0.map(f32::from))
+                });
+                return normalised(&resize_floats(&floats, side, side, Filter::Bicubic));
+            }
+        };
+        normalised(&Rgb32FImage::from_fn(side, side, |x, y| {
+            Rgb(square.get_pixel(x, y).0.map(f32::from))
+        }))
+    }
+}
+
+fn normalised(picture: &Rgb32FImage) -> Rgb32FImage {
+    let mut picture = picture.clone();
+    for pixel in picture.pixels_mut() {
+        for (channel, value) in pixel.0.iter_mut().enumerate() {
+            let share = f64::from(value.clamp(0.0, 255.0)) / 255.0;
+            *value = ((share - MEAN[channel]) / STD[channel]) as f32;
+        }
+    }
+    picture
+}
+
+/// Both towers of a CLIP: any of transformers or open_clip, and scores that are a CLIP with other weights (HPSv2, PickScore).
+#[derive(Clone, Debug)]
+pub struct ClipNetwork {
+    clip: Clip,
+    tokenizer: Tokenizer,
+    input: ClipInput,
+    width: usize,
+    device: Device,
+}
+
+impl ClipNetwork {
+    /// Reads a folder in the layout of transformers or open_clip. The tokenizer is that of the folder, or of the folder
+    /// `tokenizer` beside it, or CLIP's own.
+    ///
+    /// # Errors
+    ///
+    /// If a file is missing, damaged, or does not fit the others.
+    pub fn open(folder: &Path, input: ClipInput, device: &Device) -> Result<Self, Error> {
+        let model = Model::open(folder)?;
+        let has_vocabulary = |folder: &Path| {
+            ["vocab.json", "tokenizer.json"]
+                .iter()
+                .any(|file| folder.join(file).is_file())
+        };
+        let beside = folder.with_file_name("tokenizer");
+        let tokenizer = if has_vocabulary(folder) {
+            Tokenizer::from_model(&model, ".")?
+        } else if has_vocabulary(&beside) {
+            Tokenizer::from_model(&Model::open(beside)?, ".")?
+        } else {
+            Tokenizer::clip(END)
+        };
+        let vocabulary = ClipConfig::from_model(&model, ".")?.text_config.vocab_size;
+        if tokenizer.vocabulary() > vocabulary {
+            return Err(Error::Vocabulary {
+                folder: folder.to_owned(),
+                found: tokenizer.vocabulary(),
+                expected: vocabulary,
+            });
+        }
+        let clip = Clip::from_model(&model, ".", Some(DType::F32), device)?;
+        Ok(Self::new(clip, tokenizer, input, device))
+    }
+
+    /// Of loaded parts, which are on `device` and in f32.
+    pub fn new(clip: Clip, tokenizer: Tokenizer, input: ClipInput, device: &Device) -> Self {
+        Self {
+            width: clip.width(),
+            clip,
+            tokenizer,
+            input,
+            device: device.clone(),
+        }
+    }
+
+    /// The same network for pictures that come another way.
+    pub fn with_input(&self, input: ClipInput) -> Self {
+        Self {
+            input,
+            ..self.clone()
+        }
+    }
+
+    /// Embeddings of texts.
+    ///
+    /// # Shapes
+    ///
+    /// - returns: `[texts, width]`, of length one
+    pub fn embed_texts<S: AsRef<str>>(&self, texts: &[S]) -> Tensor<2> {
+        let tokens = self.tokenizer.encode_batch(texts, &self.device);
+        self.clip.embed_texts(tokens)
+    }
+}
+
+impl FeatureNetwork for ClipNetwork {
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Embeddings, of length one.
+    fn features(&self, pictures: &[RgbImage]) -> Tensor<2> {
+        let side = self.clip.image_size() as u32;
+        let prepare = |picture: &RgbImage| self.input.prepare(picture, side);
+        self.clip
+            .embed_images(batch(pictures, prepare, &self.device))
+    }
+
+    fn texts(&self, texts: &[String]) -> Option<Tensor<2>> {
+        Some(self.embed_texts(texts))
+    }
+}

@@ -1,0 +1,65 @@
+//! Convolution and batch normalisation, as networks of classifiers have them.
+
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::module::conv2d;
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{Device, Tensor};
+
+/// A parameter that is to be loaded.
+pub(super) fn param<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
+    let zeros = move |device: &Device, _| Tensor::zeros(shape, device);
+    Param::uninitialized(ParamId::new(), zeros, device.clone(), false, shape.into())
+}
+
+/// A convolution's kernels; there is no bias, which the normalisation has.
+#[derive(Module, Debug)]
+pub(super) struct Kernel {
+    /// `[channels_out, channels_in / groups, height, width]`
+    weight: Param<Tensor<4>>,
+}
+
+impl Kernel {
+    pub(super) fn new(shape: [usize; 4], device: &Device) -> Self {
+        Self {
+            weight: param(shape, device),
+        }
+    }
+}
+
+/// Batch normalisation by what was found in training.
+#[derive(Module, Debug)]
+pub(super) struct BatchNorm {
+    weight: Param<Tensor<1>>,
+    bias: Param<Tensor<1>>,
+    running_mean: Param<Tensor<1>>,
+    running_var: Param<Tensor<1>>,
+}
+
+impl BatchNorm {
+    pub(super) fn new(channels: usize, device: &Device) -> Self {
+        let of_channels = || param([channels], device);
+        Self {
+            weight: of_channels(),
+            bias: of_channels(),
+            running_mean: of_channels(),
+            running_var: of_channels(),
+        }
+    }
+}
+
+/// Both networks' epsilon of normalisation.
+const EPSILON: f64 = 1e-3;
+
+/// Convolution and normalisation as one convolution: the normalisation is a factor and a summand for each kernel.
+pub(super) fn convolve(
+    input: Tensor<4>,
+    kernel: &Kernel,
+    norm: &BatchNorm,
+    options: ConvOptions<2>,
+) -> Tensor<4> {
+    let deviation = (norm.running_var.val() + EPSILON).sqrt();
+    let scale = norm.weight.val() / deviation;
+    let bias = norm.bias.val() - norm.running_mean.val() * scale.clone();
+    let weight = kernel.weight.val() * scale.unsqueeze_dims::<4>(&[1, 2, 3]);
+    conv2d(input, weight, Some(bias), options)
+}

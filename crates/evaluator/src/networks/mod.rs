@@ -1,0 +1,121 @@
+//! Networks that turn pictures into rows of numbers.
+
+mod clip;
+mod efficientnet;
+mod inception;
+mod layers;
+
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use image::{Rgb32FImage, RgbImage};
+use rayon::prelude::*;
+use swiftbrush_metrics::Features;
+
+use crate::Error;
+
+pub use clip::{ClipInput, ClipNetwork};
+pub use efficientnet::EfficientNetLite0;
+pub use inception::{Inception, InceptionInput};
+
+/// A network that turns pictures into features. Anything that does can be measured with; a protocol calls it by the name
+/// that it is given in [`Networks`](crate::Networks).
+pub trait FeatureNetwork {
+    /// Numbers of a picture.
+    fn width(&self) -> usize;
+
+    /// Features of pictures of any sizes.
+    ///
+    /// # Shapes
+    ///
+    /// - returns: `[pictures, width]`
+    fn features(&self, pictures: &[RgbImage]) -> Tensor<2>;
+
+    /// Logits of classes, for the inception score; none of a network that knows no classes.
+    ///
+    /// # Shapes
+    ///
+    /// - features: `[pictures, width]`
+    /// - returns: `[pictures, classes]`
+    fn logits(&self, features: Tensor<2>) -> Option<Tensor<2>> {
+        let _ = features;
+        None
+    }
+
+    /// Features of texts in the same space, for the CLIP score; none of a network that cannot read.
+    ///
+    /// # Shapes
+    ///
+    /// - returns: `[texts, width]`, of length one
+    fn texts(&self, texts: &[String]) -> Option<Tensor<2>> {
+        let _ = texts;
+        None
+    }
+}
+
+/// The names of the networks that [`open`] knows: a network, and how pictures come to it.
+pub const NETWORKS: [&str; 7] = [
+    "inception/pytorch-fid",
+    "inception/torch-fidelity",
+    "inception/clean-fid",
+    "clip/crop",
+    "clip/pad",
+    "clip/stretch",
+    "efficientnet-lite0",
+];
+
+/// Opens a network by its name: a file of weights, for CLIP a folder.
+///
+/// # Errors
+///
+/// If the name is not among [`NETWORKS`], or its weights cannot be read.
+pub fn open(name: &str, path: &Path, device: &Device) -> Result<Box<dyn FeatureNetwork>, Error> {
+    use InceptionInput::{CleanFid, PytorchFid, TorchFidelity};
+    let inception = |input| -> Result<Box<dyn FeatureNetwork>, Error> {
+        Ok(Box::new(Inception::open(path, input, device)?))
+    };
+    let clip = |input| -> Result<Box<dyn FeatureNetwork>, Error> {
+        Ok(Box::new(ClipNetwork::open(path, input, device)?))
+    };
+    match name {
+        "inception/pytorch-fid" => inception(PytorchFid),
+        "inception/torch-fidelity" => inception(TorchFidelity),
+        "inception/clean-fid" => inception(CleanFid),
+        "clip/crop" => clip(ClipInput::Crop),
+        "clip/pad" => clip(ClipInput::Pad),
+        "clip/stretch" => clip(ClipInput::Stretch),
+        "efficientnet-lite0" => Ok(Box::new(EfficientNetLite0::open(path, device)?)),
+        _ => Err(Error::UnknownNetwork {
+            name: name.to_owned(),
+        }),
+    }
+}
+
+/// Pictures that have been prepared, as a tensor `[pictures, 3, height, width]`.
+fn batch(
+    pictures: &[RgbImage],
+    prepare: impl Fn(&RgbImage) -> Rgb32FImage + Send + Sync,
+    device: &Device,
+) -> Tensor<4> {
+    let prepared: Vec<_> = pictures.par_iter().map(prepare).collect();
+    let (width, height) = prepared
+        .first()
+        .map_or((1, 1), |picture| picture.dimensions());
+    let values: Vec<f32> = prepared
+        .into_iter()
+        .flat_map(|picture| picture.into_raw())
+        .collect();
+    let shape = [pictures.len(), height as usize, width as usize, 3];
+    Tensor::<4>::from_data(TensorData::new(values, shape), device).permute([0, 3, 1, 2])
+}
+
+/// A tensor as rows.
+///
+/// # Errors
+///
+/// If there is a NaN or an infinity.
+pub(crate) fn rows(tensor: Tensor<2>) -> Result<Features, Error> {
+    let [_, width] = tensor.dims();
+    let values = tensor.into_data().iter::<f32>().collect();
+    Ok(Features::new(width, values)?)
+}
