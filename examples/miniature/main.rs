@@ -26,9 +26,12 @@ mod world;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use burn::tensor::DType;
 use clap::{Parser, Subcommand};
+use image::RgbImage;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use swiftbrush_checkpoint::write_json;
 use swiftbrush_clip::{Clip, ClipConfig, TextConfig, TextEncoder, Tokenizer};
 use swiftbrush_pipeline::Method;
@@ -138,6 +141,17 @@ enum Command {
         #[arg(long)]
         guidance: Option<f64>,
     },
+    /// Draws true pictures for the program `evaluate`: 00000.png … and prompts.txt.
+    Truth {
+        /// Where they go.
+        output: PathBuf,
+        /// Pictures.
+        #[arg(long, default_value_t = 1024)]
+        count: usize,
+        /// With a colour and a shape that are never together in training.
+        #[arg(long)]
+        unseen: bool,
+    },
     /// Averages two denoisers into the component `merged`: λ·A + (1−λ)·B.
     Merge {
         #[arg(long, default_value_t = 0.5)]
@@ -183,6 +197,11 @@ fn main() -> Result<()> {
             ddim,
             guidance,
         } => evaluate(&workshop, &name, captions, ddim, guidance),
+        Command::Truth {
+            output,
+            count,
+            unseen,
+        } => draw_truth(workshop.seed, &output, count, unseen),
         Command::Merge { lambda, a, b } => merge(&workshop, lambda, &a, &b),
         Command::Ship { name, output } => ship(&workshop, &name, &output),
     }
@@ -318,6 +337,22 @@ fn evaluate(
     let (seen, unseen) = (seen.share(Score::all), unseen.share(Score::all));
     let calls = painter.n_calls();
     println!("| {name} | {calls} | {seen:.3} | {unseen:.3} | {diversity:.3} |");
+    Ok(())
+}
+
+fn draw_truth(seed: u64, output: &Path, count: usize, unseen: bool) -> Result<()> {
+    std::fs::create_dir_all(output)?;
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut prompts = String::new();
+    for (index, scene) in teacher::captions(seed, count, unseen).iter().enumerate() {
+        let side = data::SIDE as u32;
+        let picture = RgbImage::from_raw(side, side, scene.draw(data::SIDE, &mut rng));
+        let picture = picture.context("three bytes a pixel")?;
+        shared::write_png(&picture, &output.join(format!("{index:05}.png")))?;
+        prompts.push_str(&scene.caption());
+        prompts.push('\n');
+    }
+    std::fs::write(output.join("prompts.txt"), prompts)?;
     Ok(())
 }
 

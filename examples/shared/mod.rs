@@ -1,9 +1,11 @@
 //! What the programs share: devices by name, pictures as files.
 #![allow(dead_code, reason = "each program uses a part")]
 
+pub(crate) mod model;
+
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -59,6 +61,37 @@ pub(crate) fn named<T: DeserializeOwned>(name: &str) -> Result<T, String> {
 /// The miniature that lies beside the programs.
 pub(crate) fn miniature() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature/model")
+}
+
+/// Prompts of a file, one on each line, or the captions of COCO as GigaGAN's list has them: JSON whose `labels` are pairs of a
+/// picture and its caption.
+pub(crate) fn read_prompts(path: &Path) -> Result<Vec<String>> {
+    #[derive(serde::Deserialize)]
+    struct Captions {
+        labels: Vec<(String, String)>,
+    }
+    let named = || format!("cannot read prompts of {}", path.display());
+    let text = std::fs::read_to_string(path).with_context(named)?;
+    let is_json = path
+        .extension()
+        .is_some_and(|extension| extension == "json");
+    let prompts: Vec<_> = match is_json {
+        true => {
+            let captions: Captions = serde_json::from_str(&text).with_context(named)?;
+            captions
+                .labels
+                .into_iter()
+                .map(|(_, caption)| caption)
+                .collect()
+        }
+        false => text.lines().map(str::to_owned).collect(),
+    };
+    ensure!(
+        !prompts.is_empty(),
+        "there are no prompts in {}",
+        path.display()
+    );
+    Ok(prompts)
 }
 
 /// What of a repository on the Hugging Face hub is wanted.

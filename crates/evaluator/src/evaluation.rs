@@ -48,10 +48,15 @@ impl Evaluation {
                 "reference pictures": of.reference_pictures,
             })
         };
-        let mut found = Vec::new();
-        differ("", &conditions(self), &conditions(other), &mut found);
-        found
+        differences(&conditions(self), &conditions(other))
     }
+}
+
+/// Every place where two values differ, in words.
+pub fn differences(first: &Json, second: &Json) -> Vec<String> {
+    let mut found = Vec::new();
+    differ("", first, second, &mut found);
+    found
 }
 
 /// Whether results were measured under the same conditions.
@@ -76,7 +81,6 @@ pub fn comparable<'a>(evaluations: impl IntoIterator<Item = &'a Evaluation>) -> 
     }
 }
 
-/// Every place where two values differ.
 fn differ(path: &str, first: &Json, second: &Json, found: &mut Vec<String>) {
     let below = |name: &str| match path.is_empty() {
         true => name.to_owned(),

@@ -38,7 +38,7 @@ mod networks;
 mod protocol;
 
 pub use error::Error;
-pub use evaluation::{Evaluation, comparable};
+pub use evaluation::{Evaluation, comparable, differences};
 pub use measure::{Measured, Networks, Reference, Seen, Value};
 pub use networks::{
     ClipInput, ClipNetwork, EfficientNetLite0, FeatureNetwork, Inception, InceptionInput, NETWORKS,

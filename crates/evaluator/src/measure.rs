@@ -182,7 +182,10 @@ impl Networks {
                         })
                         .collect();
                     let (mean, deviation) = kernel_distance(reference, generated, &subsets)?;
-                    push(name, mean, Some(deviation / (subsets.len() as f64).sqrt()));
+                    // The deviation is that of sets of `size`; of sets of all there are it is less by the root of their number.
+                    // Where a subset is all of them, it says nothing.
+                    let error = deviation * (size as f64 / generated.len() as f64).sqrt();
+                    push(name, mean, (size < generated.len()).then_some(error));
                 }
                 Measure::PrecisionRecall { k, .. } => {
                     let found = precision_recall(sets.features()?, sets.generated()?, *k)?;

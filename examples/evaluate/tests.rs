@@ -1,0 +1,484 @@
+//! The program from its arguments to its files, on the miniature and the world that it paints.
+
+use image::RgbImage;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use swiftbrush_evaluator::Measure;
+use swiftbrush_metrics::{Features, Moments};
+use tempfile::TempDir;
+
+use super::*;
+
+#[path = "../miniature/world.rs"]
+#[allow(dead_code, reason = "of the world only its pictures are needed")]
+mod world;
+
+const SIDE: usize = 32;
+
+/// Pictures of scenes that a seed gives, and their captions.
+fn truth(seed: u64, count: usize) -> (Vec<RgbImage>, Vec<String>) {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let draw = |_| {
+        let scene = world::Scene::random(&mut rng, false);
+        let bytes = scene.draw(SIDE, &mut rng);
+        let picture = RgbImage::from_raw(SIDE as u32, SIDE as u32, bytes).unwrap();
+        (picture, scene.caption())
+    };
+    (0..count).map(draw).unzip()
+}
+
+/// A folder with pictures and their prompts.
+fn folder(pictures: &[RgbImage], prompts: &[String]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (index, picture) in pictures.iter().enumerate() {
+        picture
+            .save(folder.path().join(format!("{index:04}.png")))
+            .unwrap();
+    }
+    std::fs::write(folder.path().join("prompts.txt"), prompts.join("\n")).unwrap();
+    folder
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn measured(more: &[&str], output: &Path, stop: &AtomicBool) -> Result<Evaluation> {
+    let output = text(output);
+    let usual = ["evaluate", "--resamples", "0", "--output", &output];
+    let args = [&usual[..], more].concat();
+    evaluate(&Args::try_parse_from(args)?, stop)
+}
+
+fn measure(more: &[&str]) -> Result<Evaluation> {
+    let output = tempfile::tempdir()?;
+    measured(more, output.path(), &AtomicBool::new(false))
+}
+
+#[track_caller]
+fn refused(more: &[&str], reasons: &[&str]) {
+    let error = format!("{:#}", measure(more).expect_err("it is refused"));
+    for reason in reasons {
+        assert!(error.contains(reason), "{reason:?} is not in {error}");
+    }
+}
+
+fn value(evaluation: &Evaluation, name: &str) -> f64 {
+    let value = evaluation.values.iter().find(|value| value.name == name);
+    value.unwrap_or_else(|| panic!("there is no {name}")).value
+}
+
+/// Of a folder beside another, with the miniature's CLIP.
+fn beside(pictures: &[RgbImage], prompts: &[String], reference: &TempDir) -> Evaluation {
+    let folder = folder(pictures, prompts);
+    let own = text(&shared::miniature().join("clip"));
+    let [pictures, reference] = [&folder, reference].map(|folder| text(folder.path()));
+    let prompts = text(&folder.path().join("prompts.txt"));
+    let args = [
+        "--pictures",
+        &pictures,
+        "--prompts",
+        &prompts,
+        "--reference",
+        &reference,
+        "--network",
+        &format!("clip={own}"),
+        "--sheet",
+        "0",
+    ];
+    measure(&args).unwrap()
+}
+
+#[test]
+fn worse_pictures_have_worse_numbers() {
+    const COUNT: usize = 256;
+    let (real, captions) = truth(1, COUNT);
+    let reference = folder(&real, &captions);
+    let (others, captions) = truth(2, COUNT);
+    let of_others = beside(&others, &captions, &reference);
+
+    let noisy = |level: i16| -> Vec<RgbImage> {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let mut pictures = others.clone();
+        for byte in pictures.iter_mut().flat_map(|picture| picture.iter_mut()) {
+            let noisy = i16::from(*byte) + rng.random_range(-level..=level);
+            *byte = noisy.clamp(0, 255) as u8;
+        }
+        pictures
+    };
+    let blurred = |sigma: f32| -> Vec<RgbImage> {
+        others
+            .iter()
+            .map(|picture| image::imageops::blur(picture, sigma))
+            .collect()
+    };
+    for (what, a_little, a_lot) in [
+        ("noise", noisy(50), noisy(120)),
+        ("blur", blurred(2.0), blurred(4.0)),
+    ] {
+        let [little, lot] =
+            [a_little, a_lot].map(|pictures| beside(&pictures, &captions, &reference));
+        for name in ["Fréchet distance", "kernel distance"] {
+            let values = [&of_others, &little, &lot].map(|of| value(of, name));
+            assert!(
+                values.is_sorted() && values[0] < values[2],
+                "{name} with {what}: {values:?}"
+            );
+        }
+        for name in ["coverage", "CLIP score"] {
+            let values = [&of_others, &lot].map(|of| value(of, name));
+            assert!(values[0] > values[1], "{name} with {what}: {values:?}");
+        }
+    }
+
+    // One kind of picture alone is as good as before, and far from all there is.
+    let (all, captions) = truth(4, 24 * COUNT);
+    let circles = all.into_iter().zip(captions).filter(|(_, caption)| {
+        caption.contains(" circle on a") && !caption.contains("above") && !caption.contains("left")
+    });
+    let (circles, captions): (Vec<_>, Vec<_>) = circles.take(COUNT).unzip();
+    assert_eq!(circles.len(), COUNT);
+    let of_circles = beside(&circles, &captions, &reference);
+    assert!(
+        value(&of_circles, "precision") > 0.9,
+        "{:?}",
+        of_circles.values
+    );
+    assert!(
+        value(&of_circles, "recall") < 0.5,
+        "{:?}",
+        of_circles.values
+    );
+    let coverages = [&of_circles, &of_others].map(|of| value(of, "coverage"));
+    assert!(coverages[0] < 0.8 * coverages[1], "{coverages:?}");
+    assert!(value(&of_circles, "Fréchet distance") > 10.0 * value(&of_others, "Fréchet distance"));
+
+    // Other prompts than what the pictures show.
+    let mut wrong = captions.clone();
+    wrong.rotate_left(1);
+    let of_wrong = beside(&circles, &wrong, &reference);
+    assert!(value(&of_wrong, "CLIP score") < value(&of_circles, "CLIP score") - 0.05);
+}
+
+#[test]
+fn a_set_is_no_distance_from_itself() {
+    let (real, captions) = truth(5, 48);
+    let reference = folder(&real, &captions);
+    let evaluation = beside(&real, &captions, &reference);
+    assert!(value(&evaluation, "Fréchet distance").abs() < 1e-6);
+    for name in ["precision", "recall", "coverage"] {
+        assert_eq!(value(&evaluation, name), 1.0);
+    }
+    assert_eq!(
+        evaluation.hashes["pictures"],
+        evaluation.hashes["reference"]
+    );
+}
+
+#[test]
+fn an_interrupted_run_ends_with_the_same_numbers() -> Result<()> {
+    let (real, captions) = truth(6, 40);
+    let reference = folder(&real, &captions);
+    let path = text(reference.path());
+    let prompts = text(&reference.path().join("prompts.txt"));
+    let args = [
+        "--prompts",
+        &prompts,
+        "--count",
+        "20",
+        "--per-prompt",
+        "2",
+        "--batch",
+        "8",
+        "--reference",
+        &path,
+        "--sheet",
+        "6",
+        "--keep",
+        "--seed",
+        "3",
+    ];
+    let whole = tempfile::tempdir()?;
+    let expected = measured(&args, whole.path(), &AtomicBool::new(false))?;
+    assert_eq!(
+        (expected.pictures, expected.reference_pictures),
+        (40, Some(40))
+    );
+
+    let output = tempfile::tempdir()?;
+    let mut stops = 0;
+    loop {
+        // Stops once another batch has been looked at.
+        let parts = |name: &str| {
+            let folder = std::fs::read_dir(output.path().join(name));
+            folder.map_or(0, |files| files.count())
+        };
+        let all = || parts("reference.parts") + parts("generated.parts");
+        let (stop, before) = (AtomicBool::new(false), all());
+        let done = AtomicBool::new(false);
+        let result = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    if all() > before + 1 {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                    std::thread::yield_now();
+                }
+            });
+            let result = measured(&args, output.path(), &stop);
+            done.store(true, Ordering::Relaxed);
+            result
+        });
+        match result {
+            Ok(found) => {
+                assert_eq!(found, expected);
+                break;
+            }
+            Err(error) => {
+                assert!(format!("{error:#}").contains("stopped after"), "{error:#}");
+                stops += 1;
+            }
+        }
+    }
+    assert!(stops > 0, "it was never stopped");
+    for file in ["result.json", "sheet.png", "sheet.txt"] {
+        let read = |folder: &TempDir| std::fs::read(folder.path().join(file));
+        assert!(read(&whole)? == read(&output)?, "{file}");
+    }
+    assert_eq!(
+        std::fs::read_dir(output.path().join("pictures"))?.count(),
+        40
+    );
+    assert!(!output.path().join("generated.parts").exists());
+
+    // What was kept is what was measured, and its reference can be used again.
+    let (kept, seen) = (
+        text(&output.path().join("pictures")),
+        text(&output.path().join("reference.safetensors")),
+    );
+    let twice = tempfile::tempdir()?;
+    let doubled: Vec<_> = captions[..20]
+        .iter()
+        .flat_map(|caption| [caption.as_str(); 2])
+        .collect();
+    let prompts = twice.path().join("prompts.txt");
+    std::fs::write(&prompts, doubled.join("\n"))?;
+    let again = measure(&[
+        "--pictures",
+        &kept,
+        "--prompts",
+        &text(&prompts),
+        "--reference",
+        &seen,
+        "--network",
+        &format!("clip={}", text(&shared::miniature().join("clip"))),
+    ])?;
+    for (found, expected) in again.values.iter().zip(&expected.values) {
+        assert!(
+            (found.value - expected.value).abs() < 1e-5,
+            "{found:?} {expected:?}"
+        );
+    }
+
+    // Another seed is another run.
+    let args = [&args[..args.len() - 1], &["4"]].concat();
+    let error =
+        measured(&args, output.path(), &AtomicBool::new(false)).expect_err("it is another run");
+    assert!(
+        error.to_string().contains("painted.seed is 3 and 4"),
+        "{error}"
+    );
+    Ok(())
+}
+
+#[test]
+fn results_of_different_protocols_do_not_compare() -> Result<()> {
+    let (real, captions) = truth(7, 24);
+    let reference = folder(&real, &captions);
+    let folder = tempfile::tempdir()?;
+    let write = |name: &str, evaluation: &Evaluation| -> Result<PathBuf> {
+        let path = folder.path().join(name);
+        write_json(&path, evaluation)?;
+        Ok(path)
+    };
+    let mut evaluation = beside(&real, &captions, &reference);
+    evaluation.subject = "first".to_owned();
+    let first = write("first.json", &evaluation)?;
+    evaluation.values[0].value = 2.0;
+    let seed = write("seed.json", &evaluation)?;
+    let table = compare(&[first.clone(), seed])?;
+    assert!(
+        table.contains("| first | 1.000 [0, 2.000] |") || table.contains("[-0, 2.000]"),
+        "{table}"
+    );
+
+    evaluation.subject = "second".to_owned();
+    if let Measure::PrecisionRecall { k, .. } = &mut evaluation.protocol.measures[2] {
+        *k = 5;
+    }
+    evaluation
+        .hashes
+        .insert("prompts".to_owned(), "other".to_owned());
+    evaluation.pictures = 12;
+    let second = write("second.json", &evaluation)?;
+    let error = format!(
+        "{:#}",
+        compare(&[first.clone(), second]).expect_err("they do not compare")
+    );
+    for part in [
+        "first and second",
+        "protocol.measures.2.k is 3 and 5",
+        "hashes.prompts",
+        "pictures is 24 and 12",
+    ] {
+        assert!(error.contains(part), "{part:?} is not in {error}");
+    }
+    let damaged = folder.path().join("damaged.json");
+    std::fs::write(&damaged, "{}")?;
+    let error = format!(
+        "{:#}",
+        compare(&[first, damaged.clone()]).expect_err("it is none")
+    );
+    assert!(error.contains(&text(&damaged)), "{error}");
+    Ok(())
+}
+
+#[test]
+fn bad_inputs_are_named() -> Result<()> {
+    let (real, captions) = truth(8, 12);
+    let good = folder(&real, &captions);
+    let path = text(good.path());
+    let prompts = text(&good.path().join("prompts.txt"));
+    let clip = format!("clip={}", text(&shared::miniature().join("clip")));
+    let usual = ["--prompts", &prompts, "--network", &clip];
+    let refuse = |args: &[&str], reasons: &[&str]| refused(&[&usual[..], args].concat(), reasons);
+
+    let empty = tempfile::tempdir()?;
+    let none = text(empty.path());
+    refuse(
+        &["--pictures", &none, "--reference", &path],
+        &["there are no pictures", &none],
+    );
+    refuse(
+        &["--pictures", &path, "--reference", &none],
+        &["there are no pictures", &none],
+    );
+    refuse(
+        &["--reference", &path, "--count", "13"],
+        &["--count 13 of 12"],
+    );
+    refuse(&["--pictures", &path], &["give --reference"]);
+    refuse(
+        &["--protocol", "fid", "--reference", &path],
+        &["fid is no protocol", "clean-fid"],
+    );
+    refuse(
+        &["--protocol", "clean-fid", "--reference", &path],
+        &["inception/clean-fid", "--network inception=PATH"],
+    );
+    refuse(
+        &["--network", "vgg=x", "--reference", &path],
+        &["--network vgg"],
+    );
+    refuse(
+        &["--network", "clip=/nowhere", "--reference", &path],
+        &["/nowhere"],
+    );
+    refused(
+        &[
+            "--pictures",
+            &path,
+            "--reference",
+            &path,
+            "--network",
+            &clip,
+        ],
+        &["give --prompts"],
+    );
+
+    // Fewer pictures than prompts.
+    let few = folder(&real[..5], &captions);
+    refuse(
+        &["--pictures", &text(few.path()), "--reference", &path],
+        &["5 pictures, for 12 prompts"],
+    );
+    // One that cannot be measured, by name.
+    let bad = folder(&real, &captions);
+    for (name, bytes) in [
+        (
+            "0007.png",
+            include_bytes!("../../crates/images/tests/golden/animated.png").to_vec(),
+        ),
+        (
+            "0007.png",
+            include_bytes!("../../crates/images/tests/golden/cmyk.jpg").to_vec(),
+        ),
+        ("0007.png", b"no picture".to_vec()),
+    ] {
+        let file = bad.path().join(name);
+        std::fs::write(&file, bytes)?;
+        refuse(
+            &["--pictures", &text(bad.path()), "--reference", &path],
+            &[&text(&file)],
+        );
+    }
+    RgbImage::new(1, 1).save(bad.path().join("0007.png"))?;
+    refuse(
+        &["--pictures", &text(bad.path()), "--reference", &path],
+        &["0007.png is 1x1"],
+    );
+    // Grey ones are measured.
+    image::GrayImage::new(32, 32).save(bad.path().join("0007.png"))?;
+    measure(
+        &[
+            &usual[..],
+            &["--pictures", &text(bad.path()), "--reference", &path],
+        ]
+        .concat(),
+    )?;
+
+    // Statistics of another network, and of too little for the protocol.
+    let npz = empty.path().join("other.npz");
+    let rows = vec![0.0, 1.0, 0.5, 1.0, 0.0, 0.5, 0.2, 0.1, 0.9, 0.4, 0.4, 0.1];
+    let moments = Moments::of(&Features::new(3, rows)?);
+    moments.gaussian()?.save(&npz)?;
+    refuse(
+        &["--pictures", &path, "--reference", &text(&npz)],
+        &["features of 3 and of"],
+    );
+    std::fs::write(&npz, "no archive")?;
+    refuse(
+        &["--pictures", &path, "--reference", &text(&npz)],
+        &[&text(&npz)],
+    );
+
+    // What an earlier run has seen, damaged or of another CLIP.
+    let output = tempfile::tempdir()?;
+    let args = [&usual[..], &["--pictures", &path, "--reference", &path]].concat();
+    measured(&args, output.path(), &AtomicBool::new(false))?;
+    let seen = output.path().join("reference.safetensors");
+    let bytes = std::fs::read(&seen)?;
+    let mut wrong = bytes.clone();
+    let last = wrong.len() - 4;
+    wrong[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&seen, &wrong)?;
+    refuse(
+        &["--pictures", &path, "--reference", &text(&seen)],
+        &[&text(&seen), "NaN"],
+    );
+    std::fs::write(&seen, &bytes[..bytes.len() - 9])?;
+    refuse(
+        &["--pictures", &path, "--reference", &text(&seen)],
+        &[&text(&seen)],
+    );
+
+    // An output that cannot be written.
+    let file = text(&empty.path().join("other.npz"));
+    let error = measured(
+        &args,
+        &Path::new(&file).join("output"),
+        &AtomicBool::new(false),
+    );
+    assert!(format!("{:#}", error.expect_err("there is a file")).contains(&file));
+    Ok(())
+}
