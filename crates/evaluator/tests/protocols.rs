@@ -1,0 +1,311 @@
+//! Protocols as data, and what is computed by them, with a network that anybody can work out.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use image::{Rgb, RgbImage};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use swiftbrush_evaluator::{
+    Error, Evaluation, FeatureNetwork, Measure, NETWORKS, Networks, Preparation, Protocol,
+    Reference, comparable,
+};
+use swiftbrush_images::Filter;
+use swiftbrush_metrics::{Features, Moments, frechet_distance, inception_score};
+use swiftbrush_testing::device;
+
+/// The first pixel is a picture's features, and the number of words a text's.
+struct FirstPixel(Device);
+
+impl FeatureNetwork for FirstPixel {
+    fn width(&self) -> usize {
+        3
+    }
+
+    fn features(&self, pictures: &[RgbImage]) -> Tensor<2> {
+        let first = pictures
+            .iter()
+            .flat_map(|picture| picture.get_pixel(0, 0).0.map(f32::from));
+        let values: Vec<f32> = first.map(|byte| byte / 100.0).collect();
+        Tensor::from_data(TensorData::new(values, [pictures.len(), 3]), &self.0)
+    }
+
+    fn logits(&self, features: Tensor<2>) -> Option<Tensor<2>> {
+        Some(features * 2.0)
+    }
+
+    fn texts(&self, texts: &[String]) -> Option<Tensor<2>> {
+        let words = texts
+            .iter()
+            .flat_map(|text| [text.split(' ').count() as f32, 0.0, 0.0]);
+        let values: Vec<f32> = words.collect();
+        Some(Tensor::from_data(
+            TensorData::new(values, [texts.len(), 3]),
+            &self.0,
+        ))
+    }
+}
+
+fn pictures(seed: u64, count: usize) -> Vec<RgbImage> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..count)
+        .map(|_| {
+            let color = Rgb(std::array::from_fn(|_| rng.random_range(0..=255)));
+            RgbImage::from_pixel(8, 6, color)
+        })
+        .collect()
+}
+
+fn networks(device: &Device) -> Networks {
+    let with =
+        |networks: Networks, name: &&str| networks.with(name, Box::new(FirstPixel(device.clone())));
+    NETWORKS.iter().fold(Networks::default(), with)
+}
+
+fn prompts(count: usize) -> Vec<String> {
+    (0..count)
+        .map(|index| vec!["word"; index % 3 + 1].join(" "))
+        .collect()
+}
+
+fn first_pixels(pictures: &[RgbImage]) -> Features {
+    let rows = pictures.iter().flat_map(|picture| {
+        picture
+            .get_pixel(0, 0)
+            .0
+            .map(|byte| f32::from(byte) / 100.0)
+    });
+    Features::new(3, rows.collect()).unwrap()
+}
+
+#[test]
+fn every_protocol_computes_what_it_says() {
+    let device = device();
+    let networks = networks(&device);
+    let (real, generated) = (pictures(1, 40), pictures(2, 30));
+    let prompts = prompts(30);
+    for name in Protocol::NAMES {
+        let protocol = Protocol::named(name).unwrap();
+        let prepare = |pictures: &[RgbImage]| -> Vec<RgbImage> {
+            let prepare = |picture: &RgbImage| protocol.pictures.apply(picture.clone());
+            pictures.iter().map(prepare).collect()
+        };
+        let reference = Reference {
+            seen: networks.look(&protocol, &prepare(&real), None).unwrap(),
+            ..Reference::default()
+        };
+        // In two batches.
+        let (first, rest) = generated.split_at(11);
+        let mut seen = networks
+            .look(&protocol, &prepare(first), Some(&prompts[..11]))
+            .unwrap();
+        let rest = networks.look(&protocol, &prepare(rest), Some(&prompts[11..]));
+        for (name, features) in rest.unwrap() {
+            seen.get_mut(&name).unwrap().append(&features).unwrap();
+        }
+        let measured = networks.measure(&protocol, &seen, &reference, 1, 5, &device);
+        let measured = measured.unwrap();
+        let value = |name: &str| {
+            let value = measured.values.iter().find(|value| value.name == name);
+            value.map(|value| value.value)
+        };
+        let (real, generated) = (first_pixels(&real), first_pixels(&generated));
+        let distance = value("FID").or(value("Fréchet distance"));
+        if let Some(distance) = distance {
+            let [real, generated] =
+                [&real, &generated].map(|features| Moments::of(features).gaussian().unwrap());
+            assert_eq!(distance, frechet_distance(&real, &generated).unwrap());
+        }
+        if let Some(score) = value("CLIP score") {
+            let (scale, more) = match name {
+                "swiftbrush-v2" => (1.0, 3.0),
+                "hpsv2" => (100.0, 0.0),
+                _ => (1.0, 0.0),
+            };
+            let words = |index: usize| (index % 3 + 1) as f64 + more;
+            let scores = generated.rows().enumerate();
+            let scores = scores.map(|(index, row)| scale * f64::from(row[0]) * words(index));
+            let mean = scores.sum::<f64>() / 30.0;
+            assert!((score / mean - 1.0).abs() < 1e-5, "{name}: {score} {mean}");
+            assert_eq!(measured.scores.as_ref().map(Vec::len), Some(30));
+        }
+        if let Some(score) = value("inception score") {
+            let doubled = generated.values().iter().map(|value| 2.0 * value);
+            let logits = Features::new(3, doubled.collect()).unwrap();
+            let whole = inception_score(&logits, 1).unwrap().0;
+            // Of parts of three pictures it is less.
+            assert!(score > 1.0 && score < whole, "{score} {whole}");
+        }
+        assert!(!measured.values.is_empty() && measured.notes.is_empty());
+    }
+    // Both known names are of Inception's features alone.
+    let names = |name: &str| -> Vec<String> {
+        let protocol = Protocol::named(name).unwrap();
+        protocol.measures.iter().map(Measure::to_string).collect()
+    };
+    assert_eq!(names("clean-fid"), ["FID", "KID"]);
+    assert!(!names("efficientnet-lite0").contains(&"FID".to_owned()));
+    assert_eq!(names("cmmd"), ["CMMD"]);
+}
+
+#[test]
+fn a_middle_square_is_resized_by_lanczos() {
+    let protocol = Protocol::named("swiftbrush-v2").unwrap();
+    let picture = RgbImage::from_fn(300, 200, |x, _| match (50..250).contains(&x) {
+        true => Rgb([200, 100, 50]),
+        false => Rgb([0, 0, 0]),
+    });
+    let prepared = protocol.pictures.apply(picture);
+    assert_eq!(prepared.dimensions(), (256, 256));
+    assert!(prepared.pixels().all(|pixel| pixel.0 == [200, 100, 50]));
+    let side = Preparation::Square {
+        side: 256,
+        filter: Filter::Lanczos,
+    };
+    assert_eq!(protocol.pictures, side);
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let device = device();
+    let networks = networks(&device);
+    let protocol = Protocol::named("swiftbrush-v2").unwrap();
+    let pictures = pictures(3, 30);
+    let error = Networks::default().look(&protocol, &pictures, None);
+    let error = error.expect_err("there is no network").to_string();
+    assert!(error.contains("swiftbrush-v2 measures with"), "{error}");
+
+    let seen = networks.look(&protocol, &pictures, None).unwrap();
+    let measure = |reference: &Reference| {
+        networks
+            .measure(&protocol, &seen, reference, 1, 0, &device)
+            .map(drop)
+            .expect_err("something is missing")
+            .to_string()
+    };
+    let error = measure(&Reference::default());
+    assert!(error.contains("FID needs a reference"), "{error}");
+    // Statistics are enough for the one, not for the other.
+    let gaussian = Moments::of(&seen["inception/clean-fid"])
+        .gaussian()
+        .unwrap();
+    let statistics = [("inception/clean-fid".to_owned(), gaussian)].into();
+    let error = measure(&Reference {
+        statistics,
+        ..Reference::default()
+    });
+    assert!(
+        error.contains("precision and recall needs the pictures of the reference"),
+        "{error}"
+    );
+    let reference = Reference {
+        seen: seen.clone(),
+        ..Reference::default()
+    };
+    let error = measure(&reference);
+    assert!(error.contains("CLIP score needs prompts"), "{error}");
+
+    // Ten pictures of a million features would need a million and one.
+    let one = Protocol::named("pytorch-fid").unwrap();
+    let few = networks.look(&one, &pictures[..3], None).unwrap();
+    let reference = Reference {
+        seen: networks.look(&one, &pictures, None).unwrap(),
+        ..Reference::default()
+    };
+    let measured = networks
+        .measure(&one, &few, &reference, 1, 0, &device)
+        .unwrap();
+    assert_eq!(measured.notes.len(), 1);
+    assert!(
+        measured.notes[0].contains("3 generated pictures for 3 features"),
+        "{:?}",
+        measured.notes
+    );
+}
+
+#[test]
+fn a_protocol_of_ones_own_has_a_name_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("protocol.json");
+    let write = |protocol: &Protocol| {
+        std::fs::write(&path, serde_json::to_string(protocol).unwrap()).unwrap();
+        Protocol::open(&path)
+    };
+    for name in Protocol::NAMES {
+        let protocol = Protocol::named(name).unwrap();
+        assert_eq!(write(&protocol).unwrap(), protocol);
+    }
+    let mut protocol = Protocol::named("clean-fid").unwrap();
+    protocol.measures.pop();
+    let error = write(&protocol)
+        .expect_err("it has another's name")
+        .to_string();
+    assert!(error.contains("clean-fid is another protocol"), "{error}");
+    protocol.name = "mine".to_owned();
+    assert_eq!(write(&protocol).unwrap(), protocol);
+    for text in [
+        "{}",
+        r#"{"name": "a", "version": 1, "pictures": "as-they-are", "measures": [{"measure": "fid"}]}"#,
+        r#"{"name": "a", "version": 1, "pictures": "as-they-are", "measures": [], "more": 1}"#,
+        r#"{"name": "a", "version": 1, "pictures": {"square": {"side": 0, "filter": "box"}}, "measures": []}"#,
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let error = Protocol::open(&path).expect_err("it is none");
+        assert!(matches!(error, Error::Protocol { .. }));
+        assert!(error.to_string().contains("protocol.json"), "{error}");
+    }
+    assert!(Protocol::named("mine").is_err());
+}
+
+#[test]
+fn what_was_measured_otherwise_is_not_compared() {
+    let evaluation = Evaluation {
+        subject: "a".to_owned(),
+        protocol: Protocol::named("cmmd").unwrap(),
+        software: String::new(),
+        hashes: [("clip", "1"), ("reference", "2"), ("pictures", "3")]
+            .map(|(name, hash)| (name.to_owned(), hash.to_owned()))
+            .into(),
+        pictures: 10,
+        per_prompt: 1,
+        reference_pictures: None,
+        painted: serde_json::json!({ "seed": 1 }),
+        values: Vec::new(),
+        notes: Vec::new(),
+    };
+    // Other pictures, from another model, are what is to be compared.
+    let mut other = evaluation.clone();
+    other.painted = serde_json::json!({ "seed": 2 });
+    other.subject = "b".to_owned();
+    other.hashes.insert("pictures".to_owned(), "4".to_owned());
+    comparable([&evaluation, &other]).unwrap();
+
+    type Change = fn(&mut Evaluation);
+    let changes: [(&str, Change); 6] = [
+        ("hashes.clip is \"1\" and \"9\"", |of| {
+            drop(of.hashes.insert("clip".to_owned(), "9".to_owned()))
+        }),
+        ("hashes.reference is \"2\" and nothing", |of| {
+            drop(of.hashes.remove("reference"))
+        }),
+        ("pictures is 10 and 11", |of| of.pictures = 11),
+        ("reference pictures is nothing and 5", |of| {
+            of.reference_pictures = Some(5)
+        }),
+        ("protocol.version is 1 and 2", |of| of.protocol.version = 2),
+        ("protocol.measures.0.sigma is 10.0 and 5.0", |of| {
+            if let Measure::GaussianDistance { sigma, .. } = &mut of.protocol.measures[0] {
+                *sigma = 5.0;
+            }
+        }),
+    ];
+    for (expected, change) in changes {
+        let mut other = other.clone();
+        change(&mut other);
+        let error = comparable([&evaluation, &other])
+            .expect_err(expected)
+            .to_string();
+        assert!(
+            error.contains(expected) && error.contains("a and b"),
+            "{error}"
+        );
+    }
+}
