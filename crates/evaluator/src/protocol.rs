@@ -215,7 +215,7 @@ impl Protocol {
     /// | name | what it is |
     /// |---|---|
     /// | `swiftbrush-v2` | that of the paper (arXiv 2408.14176) and its published evaluation: middle squares by Lanczos to 256 pixels; clean-fid's FID, precision and recall with k = 3 on TensorFlow's Inception, inception score, CLIP score with "A photo depicts ", for which the paper has open_clip's ViT-g-14 `laion2b_s12b_b42k` |
-    /// | `clean-fid`, `pytorch-fid`, `torch-fidelity` | what those programs say of two folders |
+    /// | `clean-fid`, `pytorch-fid`, `torch-fidelity` | what those programs say of two folders (torch-fidelity's precision and recall, which are on VGG's features, are left out) |
     /// | `cmmd` | CLIP ViT-L/14 of 336 pixels, σ = 10, times 1000 |
     /// | `hpsv2` | HPSv2's ViT-H/14, times 100 as its tables have it |
     /// | `efficientnet-lite0` | distances on features that can be had from a package |
@@ -274,7 +274,6 @@ impl Protocol {
                     frechet(TORCH_FIDELITY),
                     kernel(TORCH_FIDELITY),
                     inception_score(TORCH_FIDELITY),
-                    precision_recall(TORCH_FIDELITY),
                 ],
             ),
             "cmmd" => (
