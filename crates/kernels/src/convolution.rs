@@ -197,5 +197,10 @@ mod tests {
         check([3, 2, 20, 32], [3, 2, 3, 3], 1, (1, 1));
         check([3, 2, 23, 70], [3, 2, 3, 3], 2, (1, 1));
         check([40, 3, 4, 4], [5, 3, 3, 3], 1, (1, 1));
+        // Large enough for tiles, whole and sticking out, in several blocks, of one image and of several.
+        check([1, 32, 24, 24], [40, 32, 3, 3], 1, (1, 1));
+        check([2, 33, 23, 30], [35, 33, 3, 3], 1, (1, 1));
+        check([3, 32, 12, 70], [32, 32, 3, 3], 1, (0, 2));
+        check([1, 40, 50, 130], [32, 40, 3, 3], 1, (0, 0));
     }
 }

@@ -372,6 +372,8 @@ macro_rules! for_this_machine {
     };
 }
 
+pub(crate) use for_this_machine;
+
 /// Elements summed side by side; their sums are then added in f64.
 const LANES: usize = 32;
 /// Elements after which the f32 lanes are emptied into the f64 total.

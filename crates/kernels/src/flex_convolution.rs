@@ -12,8 +12,8 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
-use crate::Window;
 use crate::flex::{Contiguous, tensor};
+use crate::{Window, winograd};
 
 /// Columns of the patch matrix aimed at: enough to pay for packing the weights.
 const COLUMNS: usize = 512;
@@ -196,6 +196,13 @@ pub(crate) fn forward(input: &Contiguous, weight: &Contiguous, window: Window) -
         geometry.out_height,
         geometry.out_width,
     ]);
+    if winograd::suits(&input.shape(), &weight.shape(), window) {
+        let shapes = (&input.shape(), &weight.shape());
+        return tensor(
+            winograd::convolve(input.values(), weight.values(), shapes, window),
+            shape,
+        );
+    }
     tensor(convolve(&geometry, input.values(), weight.values()), shape)
 }
 
@@ -219,7 +226,7 @@ fn convolve(geometry: &Geometry, input: &[f32], weight: &[f32]) -> Vec<f32> {
                 values: weight,
                 columns: geometry.patch(),
             };
-            product(
+            product_into(
                 &mut result,
                 columns,
                 weight,
@@ -286,6 +293,13 @@ pub(crate) fn input_grad(weight: &Contiguous, grad: &Contiguous, window: Window)
         geometry.out_height,
         geometry.out_width,
     ]);
+    if winograd::suits(&grad.shape(), &turned_shape, window) {
+        let shapes = (&grad.shape(), &turned_shape);
+        return tensor(
+            winograd::convolve(grad.values(), &turned, shapes, window),
+            shape,
+        );
+    }
     tensor(convolve(&geometry, grad.values(), &turned), shape)
 }
 
@@ -315,7 +329,7 @@ pub(crate) fn weight_grad(
                     values: &scratch.patches,
                     columns,
                 });
-                product(
+                product_into(
                     &mut sum,
                     patch,
                     Matrix {
@@ -374,7 +388,7 @@ struct Matrix<'a> {
 struct Transposed<'a>(Matrix<'a>);
 
 /// Rows, columns, and the distance in memory between two of each.
-trait Strided {
+pub(crate) trait Strided {
     fn layout(&self) -> (&[f32], usize, usize, isize, isize);
 }
 
@@ -398,31 +412,65 @@ impl Strided for Transposed<'_> {
 }
 
 /// `target (+)= left·right` on this thread.
-fn product(
+fn product_into(
     target: &mut [f32],
     target_columns: usize,
     left: Matrix<'_>,
     right: impl Strided,
     add: bool,
 ) {
-    let (left, rows, inner, left_row, left_column) = left.layout();
-    let (right, right_rows, columns, right_row, right_column) = right.layout();
-    assert_eq!(inner, right_rows, "the matrices do not match");
+    let (rows, columns) = (left.layout().1, right.layout().2);
     assert_eq!(
         (columns, rows * columns),
         (target_columns, target.len()),
         "the target has another size"
     );
-    // SAFETY: every index that the sizes and strides allow lies within the three slices, by the
-    // assertions above and because each slice is rows·columns long; the target overlaps nothing.
+    // SAFETY: the target has exactly the elements of the product, and nobody else's.
+    unsafe { product(target.as_mut_ptr(), target_columns, left, right, add) };
+}
+
+/// `target (+)= left·right` on this thread, for a target whose rows lie `target_row` apart.
+///
+/// # Safety
+///
+/// Elements `i·target_row + j` of the target, for each row i and column j of the product, can be written, and no other
+/// thread touches them meanwhile.
+///
+/// # Panics
+///
+/// If the sizes do not agree, or a matrix is longer than its values.
+pub(crate) unsafe fn product(
+    target: *mut f32,
+    target_row: usize,
+    left: impl Strided,
+    right: impl Strided,
+    add: bool,
+) {
+    let (left, rows, inner, left_row, left_column) = left.layout();
+    let (right, right_rows, columns, right_row, right_column) = right.layout();
+    assert_eq!(inner, right_rows, "the matrices do not match");
+    let end = |rows: usize, columns: usize, row: isize, column: isize| {
+        let last = |count: usize, stride: isize| count.saturating_sub(1) as isize * stride;
+        (last(rows, row) + last(columns, column)) as usize
+    };
+    assert!(
+        rows * inner == 0 || end(rows, inner, left_row, left_column) < left.len(),
+        "the left matrix is longer than its values"
+    );
+    assert!(
+        inner * columns == 0 || end(inner, columns, right_row, right_column) < right.len(),
+        "the right matrix is longer than its values"
+    );
+    // SAFETY: every index that the sizes and strides allow lies within the two slices, by the assertions above, and within
+    // the target, by what the caller has promised.
     unsafe {
         gemm::gemm(
             rows,
             columns,
             inner,
-            target.as_mut_ptr(),
+            target,
             1,
-            target_columns as isize,
+            target_row as isize,
             add,
             left.as_ptr(),
             left_column,

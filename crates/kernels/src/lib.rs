@@ -32,6 +32,8 @@ mod group_norm;
 mod layer_norm;
 mod linear;
 mod mapped;
+#[cfg(feature = "flex")]
+mod winograd;
 
 pub use attention::{Mask, attention};
 pub use convolution::{Conv2d, Conv2dConfig, Window, conv2d};
