@@ -66,6 +66,7 @@ struct Args {
 static STOP: AtomicBool = AtomicBool::new(false);
 
 fn main() -> Result<()> {
+    swiftbrush_kernels::keep_freed_memory();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .init();

@@ -128,6 +128,7 @@ fn protocols() -> String {
 static STOP: AtomicBool = AtomicBool::new(false);
 
 fn main() -> Result<()> {
+    swiftbrush_kernels::keep_freed_memory();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_max_level(tracing::Level::WARN)

@@ -89,6 +89,7 @@ struct Args {
 }
 
 fn main() -> Result<()> {
+    swiftbrush_kernels::keep_freed_memory();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_max_level(tracing::Level::WARN)

@@ -171,6 +171,7 @@ enum Command {
 }
 
 fn main() -> Result<()> {
+    swiftbrush_kernels::keep_freed_memory();
     let args = Args::parse();
     let workshop = Workshop {
         root: args.root,

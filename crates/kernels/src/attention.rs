@@ -223,6 +223,7 @@ mod tests {
     #[test]
     fn agrees_with_its_definition_across_blocks() {
         check(QUERY_BLOCK + 3, 9, Mask::None);
+        check(130, 1100, Mask::None);
         check(2 * QUERY_BLOCK + 1, 2 * QUERY_BLOCK + 1, Mask::Causal);
     }
 }

@@ -11,11 +11,26 @@ use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{Bytes, DType, Shape};
 use rayon::prelude::*;
 
+use crate::attention::{self, Mask};
 use crate::backend::Kernels;
 use crate::group_norm::{self, Activation};
-use crate::{Window, flex_convolution, gelu, layer_norm};
+use crate::{Window, flex_attention, flex_convolution, gelu, layer_norm};
 
 impl Kernels for Flex {
+    fn blockwise_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        mask: Mask,
+    ) -> FloatTensor<Self> {
+        let is_square = query.shape()[2] == key.shape()[2];
+        if query.dtype() != DType::F32 || (mask == Mask::Causal && !is_square) {
+            return attention::forward::<Self>(query, key, value, mask);
+        }
+        let [query, key, value] = [query, key, value].map(Contiguous::new);
+        flex_attention::forward(&query, &key, &value, mask)
+    }
+
     fn convolution(
         input: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -363,6 +378,7 @@ macro_rules! for_this_machine {
                 fn with_avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
 
                 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    #[allow(unsafe_code, reason = "the function is compiled for AVX2")]
                     // SAFETY: both features were detected on this machine just now.
                     return unsafe { with_avx2($($arg),*) };
                 }
@@ -579,7 +595,7 @@ fn sigmoid(x: f32) -> f32 {
 ///
 /// x = n·ln 2 + r with n whole; the polynomial for eʳ is Cephes' `expf`.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding it rounds to a whole number
     let x = x.clamp(-87.3, 88.3);
     let shifted = x * std::f32::consts::LOG2_E + ROUND;

@@ -4,8 +4,6 @@
 //! block are laid out as the columns of a matrix that stays in cache, and one product with the
 //! weights gives the block. Blocks go to the threads; within one, everything is sequential, and the
 //! split does not depend on the number of threads, so results are the same on every machine size.
-#![allow(unsafe_code, reason = "calls of gemm, which takes pointers")]
-
 use std::ops::Range;
 
 use burn::backend::flex::FlexTensor;
@@ -13,6 +11,7 @@ use burn::tensor::Shape;
 use rayon::prelude::*;
 
 use crate::flex::{Contiguous, tensor};
+use crate::product::{Matrix, Transposed, product_into};
 use crate::{Window, winograd};
 
 /// Columns of the patch matrix aimed at: enough to pay for packing the weights.
@@ -222,18 +221,12 @@ fn convolve(geometry: &Geometry, input: &[f32], weight: &[f32]) -> Vec<f32> {
             let columns = rows.len() * out_width;
             geometry.unfold(input, rows, scratch);
             let mut result = vec![0.0; outputs * columns];
-            let weight = Matrix {
-                values: weight,
-                columns: geometry.patch(),
-            };
+            let weight = Matrix::new(weight, geometry.patch());
             product_into(
                 &mut result,
                 columns,
                 weight,
-                Matrix {
-                    values: &scratch.patches,
-                    columns,
-                },
+                Matrix::new(&scratch.patches, columns),
                 false,
             );
             (start, result)
@@ -325,20 +318,8 @@ pub(crate) fn weight_grad(
                 let columns = rows.len() * geometry.out_width;
                 geometry.unfold(input.values(), rows.clone(), &mut scratch);
                 gather_rows(&geometry, grad.values(), rows, &mut lines);
-                let patches = Transposed(Matrix {
-                    values: &scratch.patches,
-                    columns,
-                });
-                product_into(
-                    &mut sum,
-                    patch,
-                    Matrix {
-                        values: &lines,
-                        columns,
-                    },
-                    patches,
-                    true,
-                );
+                let patches = Transposed(Matrix::new(&scratch.patches, columns));
+                product_into(&mut sum, patch, Matrix::new(&lines, columns), patches, true);
             }
             sum
         })
@@ -373,117 +354,5 @@ fn gather_rows(geometry: &Geometry, grad: &[f32], rows: Range<usize>, lines: &mu
             let at = ((image * outputs + channel) * out_height + y) * out_width;
             lines.extend_from_slice(&grad[at..at + out_width]);
         }
-    }
-}
-
-/// Numbers in rows of equal length.
-#[derive(Clone, Copy)]
-struct Matrix<'a> {
-    values: &'a [f32],
-    columns: usize,
-}
-
-/// A matrix read with rows for columns.
-#[derive(Clone, Copy)]
-struct Transposed<'a>(Matrix<'a>);
-
-/// Rows, columns, and the distance in memory between two of each.
-pub(crate) trait Strided {
-    fn layout(&self) -> (&[f32], usize, usize, isize, isize);
-}
-
-impl Strided for Matrix<'_> {
-    fn layout(&self) -> (&[f32], usize, usize, isize, isize) {
-        (
-            self.values,
-            self.values.len() / self.columns,
-            self.columns,
-            self.columns as isize,
-            1,
-        )
-    }
-}
-
-impl Strided for Transposed<'_> {
-    fn layout(&self) -> (&[f32], usize, usize, isize, isize) {
-        let (values, rows, columns, row_stride, column_stride) = self.0.layout();
-        (values, columns, rows, column_stride, row_stride)
-    }
-}
-
-/// `target (+)= left·right` on this thread.
-fn product_into(
-    target: &mut [f32],
-    target_columns: usize,
-    left: Matrix<'_>,
-    right: impl Strided,
-    add: bool,
-) {
-    let (rows, columns) = (left.layout().1, right.layout().2);
-    assert_eq!(
-        (columns, rows * columns),
-        (target_columns, target.len()),
-        "the target has another size"
-    );
-    // SAFETY: the target has exactly the elements of the product, and nobody else's.
-    unsafe { product(target.as_mut_ptr(), target_columns, left, right, add) };
-}
-
-/// `target (+)= left·right` on this thread, for a target whose rows lie `target_row` apart.
-///
-/// # Safety
-///
-/// Elements `i·target_row + j` of the target, for each row i and column j of the product, can be written, and no other
-/// thread touches them meanwhile.
-///
-/// # Panics
-///
-/// If the sizes do not agree, or a matrix is longer than its values.
-pub(crate) unsafe fn product(
-    target: *mut f32,
-    target_row: usize,
-    left: impl Strided,
-    right: impl Strided,
-    add: bool,
-) {
-    let (left, rows, inner, left_row, left_column) = left.layout();
-    let (right, right_rows, columns, right_row, right_column) = right.layout();
-    assert_eq!(inner, right_rows, "the matrices do not match");
-    let end = |rows: usize, columns: usize, row: isize, column: isize| {
-        let last = |count: usize, stride: isize| count.saturating_sub(1) as isize * stride;
-        (last(rows, row) + last(columns, column)) as usize
-    };
-    assert!(
-        rows * inner == 0 || end(rows, inner, left_row, left_column) < left.len(),
-        "the left matrix is longer than its values"
-    );
-    assert!(
-        inner * columns == 0 || end(inner, columns, right_row, right_column) < right.len(),
-        "the right matrix is longer than its values"
-    );
-    // SAFETY: every index that the sizes and strides allow lies within the two slices, by the assertions above, and within
-    // the target, by what the caller has promised.
-    unsafe {
-        gemm::gemm(
-            rows,
-            columns,
-            inner,
-            target,
-            1,
-            target_row as isize,
-            add,
-            left.as_ptr(),
-            left_column,
-            left_row,
-            right.as_ptr(),
-            right_column,
-            right_row,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
     }
 }

@@ -26,12 +26,17 @@ mod convolution;
 #[cfg(feature = "flex")]
 mod flex;
 #[cfg(feature = "flex")]
+mod flex_attention;
+#[cfg(feature = "flex")]
 mod flex_convolution;
 mod gelu;
 mod group_norm;
 mod layer_norm;
 mod linear;
 mod mapped;
+mod memory;
+#[cfg(feature = "flex")]
+mod product;
 #[cfg(feature = "flex")]
 mod winograd;
 
@@ -42,3 +47,4 @@ pub use group_norm::{Activation, GroupNorm, GroupNormConfig, group_norm};
 pub use layer_norm::{LayerNorm, LayerNormConfig, layer_norm};
 pub use linear::{Linear, LinearConfig};
 pub use mapped::MappedFile;
+pub use memory::keep_freed_memory;

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 use crate::Window;
 use crate::flex::for_this_machine;
-use crate::flex_convolution::{Strided, product};
+use crate::product::{Matrix, product};
 
 /// Side of a tile of the output.
 const TILE: usize = 4;
@@ -192,18 +192,9 @@ impl Block<'_> {
             self.patches(input, channel, lines, patches);
         });
         let at_point = |point: usize, products: Products| {
-            let weights = Spaced {
-                values: &weights[point * inputs..],
-                rows: outputs,
-                columns: inputs,
-                stride: POINTS * inputs,
-            };
-            let patches = Spaced {
-                values: &patches[point * tiles..],
-                rows: inputs,
-                columns: tiles,
-                stride: of_channel,
-            };
+            let weights =
+                Matrix::spaced(&weights[point * inputs..], outputs, inputs, POINTS * inputs);
+            let patches = Matrix::spaced(&patches[point * tiles..], inputs, tiles, of_channel);
             // SAFETY: the products of a point are a part of their own of the matrix, which is as large as was just
             // made sure of.
             unsafe {
@@ -324,27 +315,6 @@ fn for_each_chunk(
         let mut lines = Vec::new();
         let chunks = values.chunks_mut(size).enumerate();
         chunks.for_each(|(index, chunk)| work(&mut lines, index, chunk));
-    }
-}
-
-/// A matrix whose rows lie apart.
-#[derive(Clone, Copy)]
-struct Spaced<'a> {
-    values: &'a [f32],
-    rows: usize,
-    columns: usize,
-    stride: usize,
-}
-
-impl Strided for Spaced<'_> {
-    fn layout(&self) -> (&[f32], usize, usize, isize, isize) {
-        (
-            self.values,
-            self.rows,
-            self.columns,
-            self.stride as isize,
-            1,
-        )
     }
 }
 
