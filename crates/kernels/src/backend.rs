@@ -6,10 +6,12 @@ use burn::backend::autodiff::{
     ops::{Backward, Ops, OpsKind},
 };
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, backend_extension};
+use burn::backend::{Autodiff, Backend, TensorMetadata, backend_extension};
+use burn::tensor::Shape;
 
 use crate::Window;
 use crate::attention::{self, Mask};
+use crate::convolution;
 use crate::group_norm::{self, Activation};
 use crate::{gelu, layer_norm};
 
@@ -40,6 +42,25 @@ pub(crate) trait Kernels: Backend {
         window: Window,
     ) -> FloatTensor<Self> {
         Self::conv2d(input, weight, None, window.options())
+    }
+
+    /// See [`crate::conv2d()`]; with its bias, whose gradient is that of an addition.
+    #[fusion(default)]
+    fn convolution_with_bias(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        window: Window,
+    ) -> FloatTensor<Self> {
+        let channels = bias.shape().num_elements();
+        let bias = Self::float_reshape(bias, Shape::new([1, channels, 1, 1]));
+        Self::float_add(Self::convolution(input, weight, window), bias)
+    }
+
+    /// See [`crate::double()`].
+    #[fusion(default)]
+    fn doubled(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        convolution::doubled::<Self>(input)
     }
 
     /// Gradient of [`convolution`](Self::convolution) for its input.

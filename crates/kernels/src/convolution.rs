@@ -1,10 +1,11 @@
 //! Two-dimensional convolution.
 
-use burn::backend::Dispatch;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, TensorMetadata};
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Shape, Tensor};
 
 use crate::backend::Kernels;
 use crate::linear::{random_param, value};
@@ -58,15 +59,34 @@ pub fn conv2d(
         "input and weight differ in dtype"
     );
 
-    let output = Tensor::from_dispatch(<Dispatch as Kernels>::convolution(
-        input.into_dispatch(),
-        weight.into_dispatch(),
-        window,
-    ));
-    match bias {
-        Some(bias) => output + bias.unsqueeze_dims::<4>(&[0, 2, 3]),
-        None => output,
-    }
+    let (input, weight) = (input.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(match bias {
+        Some(bias) => {
+            let bias = bias.into_dispatch();
+            <Dispatch as Kernels>::convolution_with_bias(input, weight, bias, window)
+        }
+        None => <Dispatch as Kernels>::convolution(input, weight, window),
+    })
+}
+
+/// Every pixel four times: nearest upsampling to twice the height and width.
+///
+/// # Shapes
+///
+/// - input: `[batch, channels, height, width]`
+/// - returns: `[batch, channels, 2·height, 2·width]`
+pub fn double(input: Tensor<4>) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::doubled(input.into_dispatch()))
+}
+
+/// Composed of burn's operations, for every backend without a kernel of its own.
+pub(crate) fn doubled<B: Backend>(input: FloatTensor<B>) -> FloatTensor<B> {
+    let [batch, channels, height, width] = input.shape().dims::<4>();
+    let apart = Shape::new([batch, channels, height, 1, width, 1]);
+    let twice = Shape::new([batch, channels, height, 2, width, 2]);
+    let input = B::float_expand(B::float_reshape(input, apart), twice);
+    let shape = Shape::new([batch, channels, 2 * height, 2 * width]);
+    B::float_reshape(input, shape)
 }
 
 /// Configuration of a [`Conv2d`] with a square kernel.
@@ -181,6 +201,27 @@ mod tests {
         assert_close(found.0, expected.0, 1e-5);
         assert_close(found.1, expected.1, 1e-5);
         assert_close(found.2, expected.2, 1e-5);
+    }
+
+    #[test]
+    fn every_pixel_comes_four_times() {
+        let device = device().autodiff();
+        let input = random([2, 3, 5, 4], 0, &device).require_grad();
+        let weight = random([2, 3, 10, 8], 1, &device);
+        let output = double(input.clone());
+        let grads = (output.clone() * weight.clone()).sum().backward();
+        let (input_grad, weight) = (input.grad(&grads).unwrap(), weight.inner());
+        let (input, output) = (input.inner(), output.inner());
+        for (row, column) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let every_second = |tensor: &Tensor<4>| {
+                let halves = tensor.clone().reshape([2, 3, 5, 2, 4, 2]);
+                let one = halves.narrow(3, row, 1).narrow(5, column, 1);
+                one.reshape([2, 3, 5, 4])
+            };
+            assert_close(every_second(&output), input.clone(), 0.0);
+        }
+        let sum = weight.reshape([2, 3, 5, 2, 4, 2]).sum_dim(3).sum_dim(5);
+        assert_close(input_grad, sum.reshape([2, 3, 5, 4]), 1e-6);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Native loops for burn's CPU backend: normalisation in two passes over memory, on all cores.
 #![allow(
     unsafe_code,
-    reason = "calls of functions compiled for AVX2, made only where it was detected"
+    reason = "memory that is written before it is read, and not cleared before that"
 )]
+
+use std::mem::MaybeUninit;
 
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::ops::ModuleOps;
@@ -14,7 +16,7 @@ use rayon::prelude::*;
 use crate::attention::{self, Mask};
 use crate::backend::Kernels;
 use crate::group_norm::{self, Activation};
-use crate::{Window, flex_attention, flex_convolution, gelu, layer_norm};
+use crate::{Window, convolution, flex_attention, flex_convolution, gelu, layer_norm};
 
 impl Kernels for Flex {
     fn blockwise_attention(
@@ -39,7 +41,44 @@ impl Kernels for Flex {
         if input.dtype() != DType::F32 {
             return <Self as ModuleOps<Self>>::conv2d(input, weight, None, window.options());
         }
-        flex_convolution::forward(&Contiguous::new(input), &Contiguous::new(weight), window)
+        let (input, weight) = (Contiguous::new(input), Contiguous::new(weight));
+        flex_convolution::forward(&input, &weight, None, window)
+    }
+
+    fn convolution_with_bias(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        window: Window,
+    ) -> FloatTensor<Self> {
+        if input.dtype() != DType::F32 {
+            let options = window.options();
+            return <Self as ModuleOps<Self>>::conv2d(input, weight, Some(bias), options);
+        }
+        let [input, weight, bias] = [input, weight, bias].map(Contiguous::new);
+        flex_convolution::forward(&input, &weight, Some(&bias), window)
+    }
+
+    fn doubled(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        let shape = input.shape();
+        if input.dtype() != DType::F32 || shape.num_elements() == 0 {
+            return convolution::doubled::<Self>(input);
+        }
+        let [batch, channels, height, width] = shape.dims::<4>();
+        let input = Contiguous::new(input);
+        let mut output = vec![0.0; 4 * input.values().len()];
+        let planes = output.par_chunks_mut(4 * height * width);
+        let planes = planes.zip(input.values().par_chunks(height * width));
+        planes.for_each(|(output, input)| {
+            for (rows, row) in output.chunks_mut(4 * width).zip(input.chunks(width)) {
+                let (first, second) = rows.split_at_mut(2 * width);
+                for (pair, value) in first.as_chunks_mut::<2>().0.iter_mut().zip(row) {
+                    *pair = [*value; 2];
+                }
+                second.copy_from_slice(first);
+            }
+        });
+        tensor(output, Shape::new([batch, channels, 2 * height, 2 * width]))
     }
 
     fn convolution_input_grad(
@@ -97,8 +136,9 @@ impl Kernels for Flex {
         let geometry = Geometry::new(&input.shape(), groups);
         let (gamma, beta) = (gamma.values(), beta.values());
 
-        let mut output = vec![0.0f32; input.values().len()];
-        output
+        let count = input.values().len();
+        let mut output = Vec::with_capacity(count);
+        output.spare_capacity_mut()[..count]
             .par_chunks_mut(geometry.group_len())
             .zip(input.values().par_chunks(geometry.group_len()))
             .enumerate()
@@ -114,6 +154,8 @@ impl Kernels for Flex {
                     apply(output, input, scale, shift, activation);
                 }
             });
+        // SAFETY: the groups are all of the elements, and each was written.
+        unsafe { output.set_len(count) };
         tensor(output, input.shape())
     }
 
@@ -364,7 +406,8 @@ impl Moments {
     }
 }
 
-/// Compiles the body once as it stands and once for AVX2 with FMA, and takes what the machine has.
+/// Compiles the body as it stands, for AVX2 with FMA, and for AVX-512, and takes what the machine has. Nothing in it is
+/// fused or put in another order, so all three give every bit of the same.
 macro_rules! for_this_machine {
     ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
@@ -377,6 +420,18 @@ macro_rules! for_this_machine {
                 #[target_feature(enable = "avx2,fma")]
                 fn with_avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
 
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                fn with_avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    #[allow(unsafe_code, reason = "the function is compiled for AVX-512")]
+                    // SAFETY: all four features were detected on this machine just now.
+                    return unsafe { with_avx512($($arg),*) };
+                }
                 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                     #[allow(unsafe_code, reason = "the function is compiled for AVX2")]
                     // SAFETY: both features were detected on this machine just now.
@@ -439,17 +494,24 @@ for_this_machine! {
 
 for_this_machine! {
     /// `activation(scale·x + shift)`.
-    fn apply(output: &mut [f32], input: &[f32], scale: f32, shift: f32, activation: Activation) {
+    fn apply(
+        output: &mut [MaybeUninit<f32>],
+        input: &[f32],
+        scale: f32,
+        shift: f32,
+        activation: Activation,
+    ) {
+        assert_eq!(output.len(), input.len(), "every element is written");
         match activation {
             Activation::Identity => {
                 for (output, input) in output.iter_mut().zip(input) {
-                    *output = input * scale + shift;
+                    output.write(input * scale + shift);
                 }
             }
             Activation::Silu => {
                 for (output, input) in output.iter_mut().zip(input) {
                     let y = input * scale + shift;
-                    *output = y * sigmoid(y);
+                    output.write(y * sigmoid(y));
                 }
             }
         }

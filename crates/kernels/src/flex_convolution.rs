@@ -187,25 +187,42 @@ fn copy_lines(
     }
 }
 
-pub(crate) fn forward(input: &Contiguous, weight: &Contiguous, window: Window) -> FlexTensor {
-    let geometry = Geometry::new(&input.shape(), &weight.shape(), window);
+pub(crate) fn forward(
+    input: &Contiguous,
+    weight: &Contiguous,
+    bias: Option<&Contiguous>,
+    window: Window,
+) -> FlexTensor {
+    let (shapes, bias) = (
+        (&input.shape(), &weight.shape()),
+        bias.map(Contiguous::values),
+    );
+    convolve(input.values(), weight.values(), bias, shapes, window)
+}
+
+fn convolve(
+    input: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    shapes: (&Shape, &Shape),
+    window: Window,
+) -> FlexTensor {
+    let geometry = Geometry::new(shapes.0, shapes.1, window);
     let shape = Shape::new([
         geometry.batch,
         geometry.outputs,
         geometry.out_height,
         geometry.out_width,
     ]);
-    if winograd::suits(&input.shape(), &weight.shape(), window) {
-        let shapes = (&input.shape(), &weight.shape());
-        return tensor(
-            winograd::convolve(input.values(), weight.values(), shapes, window),
-            shape,
-        );
-    }
-    tensor(convolve(&geometry, input.values(), weight.values()), shape)
+    let values = match winograd::suits(shapes.0, shapes.1, window) {
+        true => winograd::convolve(input, weight, bias, shapes, window),
+        false => unfolded(&geometry, input, weight, bias),
+    };
+    tensor(values, shape)
 }
 
-fn convolve(geometry: &Geometry, input: &[f32], weight: &[f32]) -> Vec<f32> {
+/// As products of the weights and unfolded patches.
+fn unfolded(geometry: &Geometry, input: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let Geometry {
         outputs,
         out_height,
@@ -248,6 +265,9 @@ fn convolve(geometry: &Geometry, input: &[f32], weight: &[f32]) -> Vec<f32> {
             plane[to..to + length].copy_from_slice(&block[from..from + length]);
             row = end;
         }
+        if let Some(bias) = bias {
+            plane.iter_mut().for_each(|x| *x += bias[channel]);
+        }
     });
     output
 }
@@ -279,21 +299,13 @@ pub(crate) fn input_grad(weight: &Contiguous, grad: &Contiguous, window: Window)
         padding: (rows - 1 - before, rows - 1 - after),
     };
     let turned_shape = Shape::new([inputs, outputs, rows, columns]);
-    let geometry = Geometry::new(&grad.shape(), &turned_shape, window);
-    let shape = Shape::new([
-        geometry.batch,
-        inputs,
-        geometry.out_height,
-        geometry.out_width,
-    ]);
-    if winograd::suits(&grad.shape(), &turned_shape, window) {
-        let shapes = (&grad.shape(), &turned_shape);
-        return tensor(
-            winograd::convolve(grad.values(), &turned, shapes, window),
-            shape,
-        );
-    }
-    tensor(convolve(&geometry, grad.values(), &turned), shape)
+    convolve(
+        grad.values(),
+        &turned,
+        None,
+        (&grad.shape(), &turned_shape),
+        window,
+    )
 }
 
 pub(crate) fn weight_grad(

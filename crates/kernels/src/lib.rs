@@ -41,7 +41,7 @@ mod product;
 mod winograd;
 
 pub use attention::{Mask, attention};
-pub use convolution::{Conv2d, Conv2dConfig, Window, conv2d};
+pub use convolution::{Conv2d, Conv2dConfig, Window, conv2d, double};
 pub use gelu::gelu;
 pub use group_norm::{Activation, GroupNorm, GroupNormConfig, group_norm};
 pub use layer_norm::{LayerNorm, LayerNormConfig, layer_norm};

@@ -95,13 +95,15 @@ impl Sizes {
 pub(crate) fn convolve(
     input: &[f32],
     weight: &[f32],
+    bias: Option<&[f32]>,
     shapes: (&Shape, &Shape),
     window: Window,
 ) -> Vec<f32> {
     let sizes = Sizes::new(shapes.0, shapes.1, window);
     let weights = transform_weights(weight, &sizes);
     let plane = sizes.out_height * sizes.out_width;
-    let mut output = vec![0.0; sizes.batch * sizes.outputs * plane];
+    let count = sizes.batch * sizes.outputs * plane;
+    let mut output = Vec::with_capacity(count);
     let rows = sizes.batch * sizes.down;
     let rows_per_block = (BLOCK / sizes.across).clamp(1, rows);
     let blocks = rows.div_ceil(rows_per_block);
@@ -110,6 +112,7 @@ pub(crate) fn convolve(
         let first = index * rows_per_block;
         let block = Block {
             sizes: &sizes,
+            bias,
             first,
             rows: rows_per_block.min(rows - first),
         };
@@ -125,6 +128,8 @@ pub(crate) fn convolve(
         let mut scratch = Scratch::default();
         (0..blocks).for_each(|index| block(&mut scratch, index, true));
     }
+    // SAFETY: so many fit, and the blocks have written every row of every channel of every image.
+    unsafe { output.set_len(count) };
     output
 }
 
@@ -165,6 +170,7 @@ unsafe impl Sync for Target {}
 /// Some rows of tiles, counted over the whole batch.
 struct Block<'a> {
     sizes: &'a Sizes,
+    bias: Option<&'a [f32]>,
     first: usize,
     rows: usize,
 }
@@ -271,21 +277,25 @@ impl Block<'_> {
             across,
             ..
         } = *self.sizes;
+        let bias = self.bias.map_or(0.0, |bias| bias[channel]);
         let long = across * TILE;
         lines.clear();
         lines.resize(TILE * long + TILE * PATCH * across, 0.0);
         let (rows, rest) = lines.split_at_mut(TILE * long);
         for (index, (image, down)) in self.places().enumerate() {
             let tiles = self.rows * across;
-            pixels_of_points(&products[index * across..], rest, rows, across, tiles);
+            let products = &products[index * across..];
+            pixels_of_points(products, rest, rows, across, tiles, bias);
             for (row, line) in rows.chunks_exact(long).enumerate() {
                 let y = down * TILE + row;
                 if y < out_height {
                     let at = ((image * outputs + channel) * out_height + y) * out_width;
                     // SAFETY: the row lies within the output, which has `batch·outputs·out_height` of them, and no
                     // other block has this row of tiles.
-                    let to = unsafe { std::slice::from_raw_parts_mut(target.0.add(at), out_width) };
-                    to.copy_from_slice(&line[..out_width]);
+                    unsafe {
+                        let to = target.0.add(at);
+                        to.copy_from_nonoverlapping(line[..out_width].as_ptr(), out_width);
+                    }
                 }
             }
         }
@@ -413,8 +423,15 @@ for_this_machine! {
 
 for_this_machine! {
     /// The pixels of a row of tiles, `Aᵀ·m·A`: from `[POINTS, tiles]`, of which the first `across` of each line are read,
-    /// to four rows. `rest` is memory to work in.
-    fn pixels_of_points(points: &[f32], rest: &mut [f32], rows: &mut [f32], across: usize, tiles: usize) {
+    /// to four rows, and the bias. `rest` is memory to work in.
+    fn pixels_of_points(
+        points: &[f32],
+        rest: &mut [f32],
+        rows: &mut [f32],
+        across: usize,
+        tiles: usize,
+        bias: f32,
+    ) {
         // Down each column of points: `[TILE, PATCH, across]`.
         for column in 0..PATCH {
             let [m0, m1, m2, m3, m4, m5] = std::array::from_fn(|row| {
@@ -432,7 +449,8 @@ for_this_machine! {
                 &rest[(PATCH * row + column) * across..][..across]
             });
             for (t, four) in line.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
-                *four = pixels_at([m0[t], m1[t], m2[t], m3[t], m4[t], m5[t]]);
+                let pixels = pixels_at([m0[t], m1[t], m2[t], m3[t], m4[t], m5[t]]);
+                *four = pixels.map(|pixel| pixel + bias);
             }
         }
     }

@@ -2,7 +2,7 @@ use burn::module::Module;
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor};
-use swiftbrush_kernels::{Conv2d, Conv2dConfig};
+use swiftbrush_kernels::{Conv2d, Conv2dConfig, double};
 
 use crate::UNetConfig;
 use crate::resnet::Resnet;
@@ -186,13 +186,10 @@ struct Resampler {
 
 /// Nearest neighbour to a given height and width (twice its own, except for odd sizes).
 fn upsample(input: Tensor<4>, to: [usize; 2]) -> Tensor<4> {
-    let [batch, channels, height, width] = input.dims();
+    let [_, _, height, width] = input.dims();
     if to != [2 * height, 2 * width] {
         let nearest = InterpolateOptions::new(InterpolateMode::Nearest).with_output_size(to);
         return interpolate(input, nearest);
     }
-    input
-        .reshape([batch, channels, height, 1, width, 1])
-        .expand([batch, channels, height, 2, width, 2])
-        .reshape([batch, channels, 2 * height, 2 * width])
+    double(input)
 }

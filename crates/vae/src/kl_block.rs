@@ -2,7 +2,7 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Tensor};
 use swiftbrush_kernels::{
-    Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig, Mask, attention,
+    Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig, Mask, attention, double,
 };
 
 /// Epsilon of every group normalisation of the autoencoder.
@@ -135,15 +135,6 @@ impl Level {
         }
         hidden
     }
-}
-
-/// Every pixel four times.
-pub(crate) fn double(input: Tensor<4>) -> Tensor<4> {
-    let [batch, channels, height, width] = input.dims();
-    input
-        .reshape([batch, channels, height, 1, width, 1])
-        .expand([batch, channels, height, 2, width, 2])
-        .reshape([batch, channels, 2 * height, 2 * width])
 }
 
 /// `UNetMidBlock2D`: attention between two residual blocks.

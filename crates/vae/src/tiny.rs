@@ -3,10 +3,9 @@ use burn::nn::Relu;
 use burn::tensor::activation::relu;
 use burn::tensor::{DType, Device, Tensor};
 use swiftbrush_checkpoint::{Error, Model, Weights, load};
-use swiftbrush_kernels::{Conv2d, Conv2dConfig};
+use swiftbrush_kernels::{Conv2d, Conv2dConfig, double};
 
 use crate::AutoencoderTinyConfig;
-use crate::kl_block::double;
 use crate::names::of_taesd;
 
 /// Latents beyond this are squashed before decoding.
