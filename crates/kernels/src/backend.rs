@@ -34,6 +34,12 @@ pub(crate) trait Kernels: Backend {
         attention::forward::<Self>(query, key, value, mask)
     }
 
+    /// `x·Wᵀ` of `[rows, inputs]` and `[outputs, inputs]`; its gradients are those of what it is composed of.
+    #[fusion(default)]
+    fn linear(input: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(input, Self::float_transpose(weight))
+    }
+
     /// See [`crate::conv2d()`]; without its bias.
     #[fusion(default)]
     fn convolution(

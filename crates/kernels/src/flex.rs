@@ -7,7 +7,7 @@
 use std::mem::MaybeUninit;
 
 use burn::backend::flex::{FlexTensor, Layout};
-use burn::backend::ops::ModuleOps;
+use burn::backend::ops::{FloatTensorOps, ModuleOps};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{Bytes, DType, Shape};
@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use crate::attention::{self, Mask};
 use crate::backend::Kernels;
 use crate::group_norm::{self, Activation};
-use crate::{Window, convolution, flex_attention, flex_convolution, gelu, layer_norm};
+use crate::{Window, convolution, flex_attention, flex_convolution, flex_linear, gelu, layer_norm};
 
 impl Kernels for Flex {
     fn blockwise_attention(
@@ -31,6 +31,22 @@ impl Kernels for Flex {
         }
         let [query, key, value] = [query, key, value].map(Contiguous::new);
         flex_attention::forward(&query, &key, &value, mask)
+    }
+
+    fn linear(input: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let [rows, inputs] = input.shape().dims::<2>();
+        let [outputs, _] = weight.shape().dims::<2>();
+        let is_small = (1..=flex_linear::ROWS).contains(&rows) && inputs * outputs > 0;
+        if input.dtype() == DType::F32 && is_small {
+            let (x, w) = (
+                Contiguous::new(input.clone()),
+                Contiguous::new(weight.clone()),
+            );
+            if let Some(values) = flex_linear::forward(x.values(), w.values(), inputs) {
+                return tensor(values, Shape::new([rows, outputs]));
+            }
+        }
+        Self::float_matmul(input, Self::float_transpose(weight))
     }
 
     fn convolution(

@@ -29,6 +29,8 @@ mod flex;
 mod flex_attention;
 #[cfg(feature = "flex")]
 mod flex_convolution;
+#[cfg(feature = "flex")]
+mod flex_linear;
 mod gelu;
 mod group_norm;
 mod layer_norm;

@@ -1,8 +1,11 @@
 //! The linear layer, with and without a low-rank adapter.
 
+use burn::backend::Dispatch;
 use burn::config::Config;
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
+
+use crate::backend::Kernels;
 
 /// Configuration of a [`Linear`].
 #[derive(Config, Debug)]
@@ -62,11 +65,11 @@ impl Linear {
         let dtype = rows.dtype();
         let weight = cast(self.weight.base(), dtype);
         let output = match self.weight.adapter() {
-            None => rows.matmul(weight.transpose()),
+            None => linear(rows, weight),
             Some(adapter) => {
                 let down = rows.clone().matmul(value(&adapter.b, dtype).transpose());
                 let up = down.matmul(value(&adapter.a, dtype).transpose());
-                rows.matmul(weight.transpose()) + up * adapter.scale
+                linear(rows, weight) + up * adapter.scale
             }
         };
         let output = match &self.bias {
@@ -76,6 +79,12 @@ impl Linear {
         dims[D - 1] = output.dims()[1];
         output.reshape(dims)
     }
+}
+
+/// `x·Wᵀ`
+fn linear(input: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    let (input, weight) = (input.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as Kernels>::linear(input, weight))
 }
 
 /// A parameter in the element type that a layer computes in, which is that of its input: weights may be stored in
@@ -116,6 +125,34 @@ mod tests {
     use swiftbrush_testing::{assert_close, device, random};
 
     use super::*;
+
+    #[test]
+    fn few_rows_and_many_are_multiplied_alike() {
+        let device = device().autodiff();
+        for (rows, inputs, outputs) in [
+            (1, 7, 3),
+            (5, 33, 70),
+            (77, 64, 35),
+            (192, 16, 9),
+            (193, 20, 9),
+        ] {
+            let input = random([rows, inputs], 0, &device).require_grad();
+            let layer = LinearConfig::new(inputs, outputs).init(&device);
+            let output = layer.forward(input.clone());
+            let (weight, bias) = (layer.weight.val(), layer.bias.as_ref().unwrap().val());
+            let expected = input.clone().matmul(weight.transpose()) + bias.unsqueeze::<2>();
+            let grad = |output: Tensor<2>| {
+                let grads = output.powi_scalar(2).sum().backward();
+                let weight = layer.weight.val().grad(&grads).unwrap();
+                (input.grad(&grads).unwrap(), weight)
+            };
+            let ((of_input, of_weight), expected_grads) =
+                (grad(output.clone()), grad(expected.clone()));
+            assert_close(output.inner(), expected.inner(), 1e-5);
+            assert_close(of_input, expected_grads.0, 1e-5);
+            assert_close(of_weight, expected_grads.1, 1e-5);
+        }
+    }
 
     #[test]
     fn multiplies_by_the_transposed_weight() {
