@@ -54,7 +54,7 @@ fn bytes_are_pillows() {
         }
         compared += 1;
     }
-    assert_eq!(compared, 14);
+    assert_eq!(compared, 15);
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn floats_are_pillows() {
         }
         compared += 1;
     }
-    assert_eq!(compared, 14);
+    assert_eq!(compared, 15);
 }
 
 #[test]
@@ -94,5 +94,5 @@ fn interpolation_is_pytorchs_and_tensorflows() {
         }
         compared += 1;
     }
-    assert_eq!(compared, 14);
+    assert_eq!(compared, 15);
 }

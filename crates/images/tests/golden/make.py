@@ -12,7 +12,7 @@ rng = np.random.default_rng(0)
 # Widths and heights: one pixel, odd, up, down, one axis alone, extreme aspects, large factors.
 CASES = [((1, 1), (3, 2)), ((2, 2), (1, 1)), ((1, 9), (5, 4)), ((7, 5), (7, 5)), ((7, 5), (13, 5)), ((7, 5), (7, 2)),
          ((17, 13), (5, 7)), ((16, 16), (31, 33)), ((3, 211), (40, 3)), ((199, 2), (3, 9)), ((64, 48), (20, 20)),
-         ((101, 67), (8, 64)), ((40, 40), (1, 1)), ((5, 4), (37, 50))]
+         ((101, 67), (8, 64)), ((40, 40), (1, 1)), ((5, 4), (37, 50)), ((12, 20), (7, 12))]
 FILTERS = {"box": Image.BOX, "bilinear": Image.BILINEAR, "hamming": Image.HAMMING, "bicubic": Image.BICUBIC, "lanczos": Image.LANCZOS}
 pillow, bilinear = {}, {}
 for index, ((width, height), (to_width, to_height)) in enumerate(CASES):
