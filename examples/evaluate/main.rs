@@ -280,15 +280,13 @@ fn plan(args: &Args) -> Result<Plan> {
 fn weights(args: &Args) -> Result<BTreeMap<String, PathBuf>> {
     let mut weights = BTreeMap::new();
     if args.pictures.is_none() {
-        let own = match &args.model.model {
-            None => Some(shared::miniature()),
-            Some(model) => Some(PathBuf::from(model)),
-        };
-        let own = own.map(|model| model.join("clip"));
-        weights.extend(
-            own.filter(|clip| clip.is_dir())
-                .map(|clip| ("clip".to_owned(), clip)),
-        );
+        let model = args.model.model.as_ref();
+        let own = model
+            .map_or_else(shared::miniature, PathBuf::from)
+            .join("clip");
+        if own.is_dir() {
+            weights.insert("clip".to_owned(), own);
+        }
     }
     for network in &args.network {
         let (name, path) = network

@@ -70,31 +70,19 @@ impl Networks {
             let network = self.get(protocol, name)?;
             let tensor = network.features(pictures);
             for measure in &protocol.measures {
-                let (
-                    Measure::ClipScore {
-                        network: of,
-                        prefix,
-                        ..
-                    },
-                    Some(prompts),
-                ) = (measure, prompts)
-                else {
-                    continue;
-                };
-                if of != name {
-                    continue;
+                if let (Measure::ClipScore { prefix, .. }, Some(prompts)) = (measure, prompts)
+                    && measure.network() == name
+                {
+                    assert_eq!(prompts.len(), pictures.len(), "a prompt for each picture");
+                    let prompts = prompts.iter().map(|prompt| format!("{prefix}{prompt}"));
+                    let texts = network.texts(&prompts.collect::<Vec<_>>());
+                    let texts = texts.ok_or_else(|| Error::Unable {
+                        network: name.to_owned(),
+                        what: "cannot read prompts",
+                    })?;
+                    let cosines = (tensor.clone() * texts).sum_dim(1);
+                    seen.insert(score_key(measure), rows(cosines)?);
                 }
-                assert_eq!(prompts.len(), pictures.len(), "a prompt for each picture");
-                let prompts: Vec<_> = prompts
-                    .iter()
-                    .map(|prompt| format!("{prefix}{prompt}"))
-                    .collect();
-                let texts = network.texts(&prompts).ok_or_else(|| Error::Unable {
-                    network: name.to_owned(),
-                    what: "cannot read prompts",
-                })?;
-                let cosines = (tensor.clone() * texts).sum_dim(1);
-                seen.insert(score_key(measure), rows(cosines)?);
             }
             seen.insert(name.to_owned(), rows(tensor)?);
         }
@@ -124,135 +112,37 @@ impl Networks {
                 measure,
                 generated,
                 reference,
+                per_prompt,
                 resamples,
             };
-            let mut push = |name: String, value: f64, standard_error: Option<f64>| {
-                measured.values.push(Value {
-                    name,
-                    network: measure.network().to_owned(),
-                    value,
-                    standard_error,
-                });
-            };
-            let name = measure.to_string();
             match measure {
-                Measure::FrechetDistance { .. } => {
-                    let (features, gaussian) = (sets.generated()?, sets.gaussian()?);
-                    let width = features.width();
-                    let distance = |features: &Features| {
-                        frechet_distance(&gaussian, &Moments::of(features).gaussian()?)
-                    };
-                    push(
-                        name.clone(),
-                        distance(features)?,
-                        sets.error(|rows| distance(&features.select(rows)))?,
-                    );
-                    let fewer = [
-                        ("generated", Some(features.len())),
-                        ("reference", sets.reference.pictures(measure)),
-                    ];
-                    for (which, count) in fewer {
-                        if let Some(count) = count.filter(|count| *count <= width) {
-                            measured.notes.push(format!(
-                                "{name}: {count} {which} pictures for {width} features leave the covariance singular; the distance is far from that of more"
-                            ));
-                        }
-                    }
-                }
-                Measure::FrechetInfinity {
-                    smallest, points, ..
-                } => {
-                    let value = frechet_infinity(
-                        &sets.gaussian()?,
-                        sets.generated()?,
-                        *smallest,
-                        *points,
-                        SEED,
-                    )?;
-                    push(name, value, None);
-                }
-                Measure::KernelDistance { subsets, size, .. } => {
-                    let (generated, reference) = (sets.generated()?, sets.features()?);
-                    let size = generated.len().min(reference.len()).min(*size);
-                    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-                    let subsets: Vec<_> = (0..*subsets)
-                        .map(|_| {
-                            let first = subset(reference.len(), size, &mut rng);
-                            (first, subset(generated.len(), size, &mut rng))
-                        })
-                        .collect();
-                    let (mean, deviation) = kernel_distance(reference, generated, &subsets)?;
-                    // The deviation is that of sets of `size`; of sets of all there are it is less by the root of their number.
-                    // Where a subset is all of them, it says nothing.
-                    let error = deviation * (size as f64 / generated.len() as f64).sqrt();
-                    push(name, mean, (size < generated.len()).then_some(error));
-                }
-                Measure::PrecisionRecall { k, .. } => {
-                    let found = precision_recall(sets.features()?, sets.generated()?, *k)?;
-                    push(
-                        "precision".to_owned(),
-                        found.precision,
-                        Some(of_share(found.precision, sets.generated()?)),
-                    );
-                    push(
-                        "recall".to_owned(),
-                        found.recall,
-                        Some(of_share(found.recall, sets.features()?)),
-                    );
-                }
-                Measure::DensityCoverage { k, .. } => {
-                    let found = density_coverage(sets.features()?, sets.generated()?, *k)?;
-                    push("density".to_owned(), found.density, None);
-                    push(
-                        "coverage".to_owned(),
-                        found.coverage,
-                        Some(of_share(found.coverage, sets.features()?)),
-                    );
-                }
                 Measure::InceptionScore { network, splits } => {
-                    let features = sets.generated()?;
                     let network = self.get(protocol, network)?;
-                    let logits =
-                        logits(network, features, device)?.ok_or_else(|| Error::Unable {
-                            network: measure.network().to_owned(),
-                            what: "knows no classes",
-                        })?;
-                    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-                    let shuffled = logits.select(&subset(logits.len(), logits.len(), &mut rng));
-                    let (mean, deviation) = inception_score(&shuffled, *splits)?;
-                    push(name, mean, Some(deviation / (*splits as f64).sqrt()));
+                    let logits = logits(network, sets.generated()?, device)?;
+                    let logits = logits.ok_or_else(|| Error::Unable {
+                        network: measure.network().to_owned(),
+                        what: "knows no classes",
+                    })?;
+                    measured
+                        .values
+                        .push(sets.inception_score(&logits, *splits)?);
                 }
                 Measure::ClipScore { scale, .. } => {
-                    let cosines = generated
-                        .get(&score_key(measure))
-                        .ok_or_else(|| sets.lacks("prompts"))?;
-                    let scores: Vec<_> = cosines
-                        .values()
-                        .iter()
-                        .map(|cosine| scale * f64::from(*cosine))
-                        .collect();
-                    let (mean, error) = mean(&scores);
-                    push(name, mean, error);
+                    let scores = sets.scores(*scale)?;
+                    measured.values.push(sets.mean(&scores));
                     measured.scores.get_or_insert(scores);
                 }
-                Measure::GaussianDistance { sigma, scale, .. } => {
-                    let (features, reference) = (sets.generated()?, sets.features()?);
-                    let value = gaussian_mmd(reference, features, *sigma)?;
-                    let error =
-                        sets.error(|rows| gaussian_mmd(reference, &features.select(rows), *sigma))?;
-                    push(name, scale * value, error.map(|error| scale * error));
-                }
-                Measure::Diversity { .. } => {
-                    let (mean, error) = mean(&diversity(sets.generated()?, per_prompt)?);
-                    push(name, mean, error);
-                }
                 Measure::NearestNeighbour { .. } => {
-                    let found = nearest(sets.generated()?, sets.features()?)?;
-                    let distances: Vec<_> = found.iter().map(|(_, distance)| *distance).collect();
-                    let (mean, error) = mean(&distances);
-                    push(name, mean, error);
-                    measured.nearest = found;
+                    measured.nearest = nearest(sets.generated()?, sets.features()?)?;
+                    let distances = measured.nearest.iter().map(|(_, distance)| *distance);
+                    let distances: Vec<_> = distances.collect();
+                    measured.values.push(sets.mean(&distances));
                 }
+                Measure::FrechetDistance { .. } => {
+                    measured.values.push(sets.frechet_distance()?);
+                    measured.notes.extend(sets.too_few()?);
+                }
+                _ => measured.values.extend(sets.values()?),
             }
         }
         Ok(measured)
@@ -298,12 +188,6 @@ pub struct Reference {
     pub statistics: BTreeMap<String, Gaussian>,
 }
 
-impl Reference {
-    fn pictures(&self, measure: &Measure) -> Option<usize> {
-        self.seen.get(measure.network()).map(Features::len)
-    }
-}
-
 /// What was computed.
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
@@ -335,6 +219,7 @@ struct Sets<'a> {
     measure: &'a Measure,
     generated: &'a Seen,
     reference: &'a Reference,
+    per_prompt: usize,
     resamples: usize,
 }
 
@@ -360,16 +245,38 @@ impl Sets<'_> {
 
     fn gaussian(&self) -> Result<Gaussian, Error> {
         let network = self.measure.network();
-        match (
-            self.reference.seen.get(network),
-            self.reference.statistics.get(network),
-        ) {
+        let Reference { seen, statistics } = self.reference;
+        match (seen.get(network), statistics.get(network)) {
             (Some(features), _) => Ok(Moments::of(features).gaussian()?),
             (None, Some(gaussian)) => Ok(gaussian.clone()),
             (None, None) => Err(self.lacks("a reference")),
         }
     }
 
+    fn value(&self, name: &str, value: f64, standard_error: Option<f64>) -> Value {
+        Value {
+            name: name.to_owned(),
+            network: self.measure.network().to_owned(),
+            value,
+            standard_error,
+        }
+    }
+
+    /// A value with the measure's own name.
+    fn named(&self, value: f64, standard_error: Option<f64>) -> Value {
+        self.value(&self.measure.to_string(), value, standard_error)
+    }
+
+    /// Mean and standard error of what each picture or prompt has.
+    fn mean(&self, values: &[f64]) -> Value {
+        let count = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / count;
+        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        let error = (values.len() > 1).then(|| (squares / (count - 1.0) / count).sqrt());
+        self.named(mean, error)
+    }
+
+    /// By the bootstrap over the generated pictures.
     fn error(
         &self,
         statistic: impl FnMut(&[usize]) -> Result<f64, swiftbrush_metrics::Error>,
@@ -385,18 +292,104 @@ impl Sets<'_> {
             statistic,
         )?))
     }
-}
 
-/// The standard error of a share of so many.
-fn of_share(share: f64, of: &Features) -> f64 {
-    (share * (1.0 - share) / of.len() as f64).sqrt()
-}
+    fn frechet_distance(&self) -> Result<Value, Error> {
+        let (features, gaussian) = (self.generated()?, self.gaussian()?);
+        let distance =
+            |features: &Features| frechet_distance(&gaussian, &Moments::of(features).gaussian()?);
+        let error = self.error(|rows| distance(&features.select(rows)))?;
+        Ok(self.named(distance(features)?, error))
+    }
 
-/// Mean and standard error.
-fn mean(values: &[f64]) -> (f64, Option<f64>) {
-    let count = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / count;
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    let error = (values.len() > 1).then(|| (squares / (count - 1.0) / count).sqrt());
-    (mean, error)
+    /// A note for each set that has no more pictures than features.
+    fn too_few(&self) -> Result<Vec<String>, Error> {
+        let (measure, width) = (self.measure, self.generated()?.width());
+        let reference = self.reference.seen.get(measure.network());
+        let counts = [
+            ("generated", Some(self.generated()?.len())),
+            ("reference", reference.map(Features::len)),
+        ];
+        let note = |(which, count): (&str, Option<usize>)| {
+            let count = count.filter(|count| *count <= width)?;
+            Some(format!(
+                "{measure}: {count} {which} pictures for {width} features leave the covariance singular; the distance is far from that of more"
+            ))
+        };
+        Ok(counts.into_iter().filter_map(note).collect())
+    }
+
+    /// Measures that are of features alone.
+    fn values(&self) -> Result<Vec<Value>, Error> {
+        let generated = self.generated()?;
+        Ok(match self.measure {
+            Measure::FrechetInfinity {
+                smallest, points, ..
+            } => {
+                let gaussian = self.gaussian()?;
+                let value = frechet_infinity(&gaussian, generated, *smallest, *points, SEED)?;
+                vec![self.named(value, None)]
+            }
+            Measure::KernelDistance { subsets, size, .. } => {
+                vec![self.kernel_distance(*subsets, *size)?]
+            }
+            Measure::PrecisionRecall { k, .. } => {
+                let reference = self.features()?;
+                let found = precision_recall(reference, generated, *k)?;
+                vec![
+                    self.share("precision", found.precision, generated),
+                    self.share("recall", found.recall, reference),
+                ]
+            }
+            Measure::DensityCoverage { k, .. } => {
+                let reference = self.features()?;
+                let found = density_coverage(reference, generated, *k)?;
+                vec![
+                    self.value("density", found.density, None),
+                    self.share("coverage", found.coverage, reference),
+                ]
+            }
+            Measure::GaussianDistance { sigma, scale, .. } => {
+                let reference = self.features()?;
+                let distance = |features: &Features| gaussian_mmd(reference, features, *sigma);
+                let error = self.error(|rows| distance(&generated.select(rows)))?;
+                let error = error.map(|error| scale * error);
+                vec![self.named(scale * distance(generated)?, error)]
+            }
+            Measure::Diversity { .. } => vec![self.mean(&diversity(generated, self.per_prompt)?)],
+            measure => unreachable!("{measure} is of more than features"),
+        })
+    }
+
+    fn share(&self, name: &str, share: f64, of: &Features) -> Value {
+        let error = (share * (1.0 - share) / of.len() as f64).sqrt();
+        self.value(name, share, Some(error))
+    }
+
+    fn kernel_distance(&self, subsets: usize, size: usize) -> Result<Value, Error> {
+        let (generated, reference) = (self.generated()?, self.features()?);
+        let size = generated.len().min(reference.len()).min(size);
+        let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+        let mut draw = |from: &Features| subset(from.len(), size, &mut rng);
+        let subsets = (0..subsets).map(|_| (draw(reference), draw(generated)));
+        let subsets: Vec<_> = subsets.collect();
+        let (mean, deviation) = kernel_distance(reference, generated, &subsets)?;
+        // The deviation is that of sets of `size`; of sets of all there are it is less by the root of their number. Where
+        // a subset is all of them, it says nothing.
+        let error = deviation * (size as f64 / generated.len() as f64).sqrt();
+        Ok(self.named(mean, (size < generated.len()).then_some(error)))
+    }
+
+    fn inception_score(&self, logits: &Features, splits: usize) -> Result<Value, Error> {
+        let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+        let shuffled = logits.select(&subset(logits.len(), logits.len(), &mut rng));
+        let (mean, deviation) = inception_score(&shuffled, splits)?;
+        Ok(self.named(mean, Some(deviation / (splits as f64).sqrt())))
+    }
+
+    fn scores(&self, scale: f64) -> Result<Vec<f64>, Error> {
+        let cosines = self.generated.get(&score_key(self.measure));
+        let cosines = cosines.ok_or_else(|| self.lacks("prompts"))?;
+        let score = |cosine: &f32| scale * f64::from(*cosine);
+        Ok(cosines.values().iter().map(score).collect())
+    }
 }

@@ -334,9 +334,7 @@ impl Protocol {
         };
         let text = std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
         let protocol: Self = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
-        if let Preparation::Square { side: 0, .. } = protocol.pictures {
-            return Err(bad("pictures without a side".to_owned()));
-        }
+        protocol.check().map_err(|reason| bad(reason.to_owned()))?;
         match Self::named(&protocol.name) {
             Ok(known) if known != protocol => Err(bad(format!(
                 "{} is another protocol, which is built in: give yours a name of its own",
@@ -344,6 +342,36 @@ impl Protocol {
             ))),
             _ => Ok(protocol),
         }
+    }
+
+    /// Whether the numbers in it are ones that can be computed with.
+    fn check(&self) -> Result<(), &'static str> {
+        if let Preparation::Square { side: 0, .. } = self.pictures {
+            return Err("pictures without a side");
+        }
+        for measure in &self.measures {
+            match measure {
+                Measure::FrechetInfinity {
+                    smallest, points, ..
+                } if *smallest < 2 || *points < 2 => {
+                    return Err("smallest and points are 2 at least");
+                }
+                Measure::KernelDistance { subsets, size, .. } if *subsets < 1 || *size < 2 => {
+                    return Err("there is a subset at least, of two pictures at least");
+                }
+                Measure::PrecisionRecall { k: 0, .. } | Measure::DensityCoverage { k: 0, .. } => {
+                    return Err("k is 1 at least");
+                }
+                Measure::InceptionScore { splits: 0, .. } => return Err("splits is 1 at least"),
+                Measure::GaussianDistance { sigma, scale, .. }
+                    if !(*sigma > 0.0 && sigma.is_finite() && scale.is_finite()) =>
+                {
+                    return Err("sigma is positive, and scale a number");
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// The networks that it looks with.

@@ -241,12 +241,25 @@ fn a_protocol_of_ones_own_has_a_name_of_its_own() {
     assert!(error.contains("clean-fid is another protocol"), "{error}");
     protocol.name = "mine".to_owned();
     assert_eq!(write(&protocol).unwrap(), protocol);
-    for text in [
+    let measures = [
+        r#"{"measure": "precision-recall", "network": "clip/crop", "k": 0}"#,
+        r#"{"measure": "density-coverage", "network": "clip/crop", "k": 0}"#,
+        r#"{"measure": "kernel-distance", "network": "clip/crop", "subsets": 0, "size": 9}"#,
+        r#"{"measure": "frechet-infinity", "network": "clip/crop", "smallest": 9, "points": 1}"#,
+        r#"{"measure": "inception-score", "network": "clip/crop", "splits": 0}"#,
+        r#"{"measure": "gaussian-distance", "network": "clip/crop", "sigma": 0.0, "scale": 1.0}"#,
+    ]
+    .map(|measure| {
+        format!(
+            r#"{{"name": "a", "version": 1, "pictures": "as-they-are", "measures": [{measure}]}}"#
+        )
+    });
+    for text in measures.iter().map(String::as_str).chain([
         "{}",
         r#"{"name": "a", "version": 1, "pictures": "as-they-are", "measures": [{"measure": "fid"}]}"#,
         r#"{"name": "a", "version": 1, "pictures": "as-they-are", "measures": [], "more": 1}"#,
         r#"{"name": "a", "version": 1, "pictures": {"square": {"side": 0, "filter": "box"}}, "measures": []}"#,
-    ] {
+    ]) {
         std::fs::write(&path, text).unwrap();
         let error = Protocol::open(&path).expect_err("it is none");
         assert!(matches!(error, Error::Protocol { .. }));

@@ -7,5 +7,5 @@ mod read;
 
 pub use bilinear::{Grid, resize_bilinear};
 pub use crop::centre_square;
-pub use pillow::{Filter, resize, resize_floats};
+pub use pillow::{Filter, resize, resize_floats, to_floats};
 pub use read::{Error, decode, list, read};

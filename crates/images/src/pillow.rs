@@ -98,6 +98,13 @@ pub fn resize_floats(
     Rgb32FImage::from_raw(width, height, samples).expect("three samples a pixel")
 }
 
+/// The same picture with floats for bytes, 0…255.
+pub fn to_floats(picture: &RgbImage) -> Rgb32FImage {
+    let (width, height) = picture.dimensions();
+    let samples = picture.iter().map(|byte| f32::from(*byte)).collect();
+    Rgb32FImage::from_raw(width, height, samples).expect("a float for each byte")
+}
+
 fn resample<S: Sample>(
     samples: &[S],
     (from_width, from_height): (u32, u32),

@@ -2,10 +2,10 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device, Tensor};
 use image::imageops::replace;
-use image::{Rgb, Rgb32FImage, RgbImage};
+use image::{Rgb32FImage, RgbImage};
 use swiftbrush_checkpoint::Model;
 use swiftbrush_clip::{Clip, ClipConfig, MEAN, STD, Tokenizer};
-use swiftbrush_images::{Filter, centre_square, resize, resize_floats};
+use swiftbrush_images::{Filter, centre_square, resize, resize_floats, to_floats};
 
 use super::{FeatureNetwork, batch};
 use crate::Error;
@@ -28,13 +28,14 @@ pub enum ClipInput {
 impl ClipInput {
     fn prepare(self, picture: &RgbImage, side: u32) -> Rgb32FImage {
         let (width, height) = picture.dimensions();
-        let square = match self {
+        normalised(match self {
             Self::Crop => {
                 let shorter = width.min(height);
                 // The longer side is cut, as in torchvision's `Resize`.
                 let new =
                     |length| (u64::from(side) * u64::from(length) / u64::from(shorter)) as u32;
-                centre_square(&resize(picture, new(width), new(height), Filter::Bicubic))
+                let small = resize(picture, new(width), new(height), Filter::Bicubic);
+                to_floats(&centre_square(&small))
             }
             Self::Pad => {
                 let scale = f64::from(side) / f64::from(width.max(height));
@@ -49,23 +50,14 @@ impl ClipInput {
                     border(small.width()),
                     border(small.height()),
                 );
-                square
+                to_floats(&square)
             }
-            Self::Stretch => {
-                let floats = Rgb32FImage::from_fn(width, height, |x, y| {
-                    Rgb(picture.get_pixel(x, y).0.map(f32::from))
-                });
-                return normalised(&resize_floats(&floats, side, side, Filter::Bicubic));
-            }
-        };
-        normalised(&Rgb32FImage::from_fn(side, side, |x, y| {
-            Rgb(square.get_pixel(x, y).0.map(f32::from))
-        }))
+            Self::Stretch => resize_floats(&to_floats(picture), side, side, Filter::Bicubic),
+        })
     }
 }
 
-fn normalised(picture: &Rgb32FImage) -> Rgb32FImage {
-    let mut picture = picture.clone();
+fn normalised(mut picture: Rgb32FImage) -> Rgb32FImage {
     for pixel in picture.pixels_mut() {
         for (channel, value) in pixel.0.iter_mut().enumerate() {
             let share = f64::from(value.clamp(0.0, 255.0)) / 255.0;

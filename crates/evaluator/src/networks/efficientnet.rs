@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, Tensor};
-use image::{Rgb32FImage, RgbImage};
+use image::RgbImage;
 use swiftbrush_checkpoint::{Weights, load};
-use swiftbrush_images::{Filter, resize_floats};
+use swiftbrush_images::{Filter, resize_floats, to_floats};
 
-use super::layers::{BatchNorm, Kernel, convolve, param};
+use super::layers::{BatchNorm, Classifier, Kernel, convolve};
 use super::{FeatureNetwork, batch};
 use crate::Error;
 
@@ -79,11 +79,7 @@ impl FeatureNetwork for EfficientNetLite0 {
     /// Of the whole picture, by Pillow's bicubic filter on floats, as `(x − 127)/128`.
     fn features(&self, pictures: &[RgbImage]) -> Tensor<2> {
         let prepare = |picture: &RgbImage| {
-            let (width, height) = picture.dimensions();
-            let floats = picture.iter().map(|byte| f32::from(*byte)).collect();
-            let floats = Rgb32FImage::from_raw(width, height, floats);
-            let floats = floats.expect("a float for each byte");
-            let mut picture = resize_floats(&floats, SIDE, SIDE, Filter::Bicubic);
+            let mut picture = resize_floats(&to_floats(picture), SIDE, SIDE, Filter::Bicubic);
             for value in picture.iter_mut() {
                 *value = (value.clamp(0.0, 255.0) - 127.0) / 128.0;
             }
@@ -94,8 +90,7 @@ impl FeatureNetwork for EfficientNetLite0 {
 
     fn logits(&self, features: Tensor<2>) -> Option<Tensor<2>> {
         let fc = &self.network.fc;
-        let bias = fc.bias.val().unsqueeze::<2>();
-        Some(features.matmul(fc.weight.val().transpose()) + bias)
+        Some(fc.products(features) + fc.bias.val().unsqueeze::<2>())
     }
 }
 
@@ -108,12 +103,6 @@ struct Network {
     conv_head: Kernel,
     bn1: BatchNorm,
     fc: Classifier,
-}
-
-#[derive(Module, Debug)]
-struct Classifier {
-    weight: Param<Tensor<2>>,
-    bias: Param<Tensor<1>>,
 }
 
 /// An inverted bottleneck.
@@ -150,10 +139,7 @@ impl Network {
             blocks,
             conv_head: Kernel::new([WIDTH, from, 1, 1], device),
             bn1: BatchNorm::new(WIDTH, device),
-            fc: Classifier {
-                weight: param([CLASSES, WIDTH], device),
-                bias: param([CLASSES], device),
-            },
+            fc: Classifier::new(WIDTH, CLASSES, device),
         }
     }
 

@@ -2,15 +2,15 @@
 
 use std::path::Path;
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::module::{avg_pool2d, max_pool2d};
 use burn::tensor::ops::{AvgPoolOptions, ConvOptions, MaxPoolOptions};
 use burn::tensor::{DType, Device, Tensor, activation};
 use image::{Rgb32FImage, RgbImage};
 use swiftbrush_checkpoint::{Weights, load};
-use swiftbrush_images::{Filter, Grid, resize_bilinear, resize_floats};
+use swiftbrush_images::{Filter, Grid, resize_bilinear, resize_floats, to_floats};
 
-use super::layers::{BatchNorm, Kernel, convolve, param};
+use super::layers::{BatchNorm, Classifier, Kernel, convolve};
 use super::{FeatureNetwork, batch};
 use crate::Error;
 
@@ -39,13 +39,7 @@ impl InceptionInput {
         let mut prepared = match self {
             Self::PytorchFid => resize_bilinear(picture, SIDE, SIDE, Grid::Centres),
             Self::TorchFidelity => resize_bilinear(picture, SIDE, SIDE, Grid::Corners),
-            Self::CleanFid => {
-                let (width, height) = picture.dimensions();
-                let floats = picture.iter().map(|byte| f32::from(*byte)).collect();
-                let floats = Rgb32FImage::from_raw(width, height, floats);
-                let floats = floats.expect("a float for each byte");
-                resize_floats(&floats, SIDE, SIDE, Filter::Bicubic)
-            }
+            Self::CleanFid => resize_floats(&to_floats(picture), SIDE, SIDE, Filter::Bicubic),
         };
         for value in prepared.iter_mut() {
             *value = match self {
@@ -115,7 +109,7 @@ impl FeatureNetwork for Inception {
 
     /// `logits_unbiased` of torch-fidelity: without the bias of the last layer, as TensorFlow's inception score takes them.
     fn logits(&self, features: Tensor<2>) -> Option<Tensor<2>> {
-        Some(features.matmul(self.network.fc.weight.val().transpose()))
+        Some(self.network.fc.products(features))
     }
 }
 
@@ -141,12 +135,6 @@ struct InceptionV3 {
     fc: Classifier,
 }
 
-#[derive(Module, Debug)]
-struct Classifier {
-    weight: Param<Tensor<2>>,
-    bias: Param<Tensor<1>>,
-}
-
 impl InceptionV3 {
     fn new(device: &Device) -> Self {
         let new = |from, to, kernel| Layer::new(from, to, kernel, device);
@@ -167,10 +155,7 @@ impl InceptionV3 {
             mixed_7a: D::new(768, device),
             mixed_7b: E::new(1280, Pool::Mean, device),
             mixed_7c: E::new(2048, Pool::Max, device),
-            fc: Classifier {
-                weight: param([CLASSES, WIDTH], device),
-                bias: param([CLASSES], device),
-            },
+            fc: Classifier::new(WIDTH, CLASSES, device),
         }
     }
 

@@ -6,7 +6,7 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 
 /// A parameter that is to be loaded.
-pub(super) fn param<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
+fn param<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
     let zeros = move |device: &Device, _| Tensor::zeros(shape, device);
     Param::uninitialized(ParamId::new(), zeros, device.clone(), false, shape.into())
 }
@@ -44,6 +44,27 @@ impl BatchNorm {
             running_mean: of_channels(),
             running_var: of_channels(),
         }
+    }
+}
+
+/// The last layer, from features to classes.
+#[derive(Module, Debug)]
+pub(super) struct Classifier {
+    weight: Param<Tensor<2>>,
+    pub(super) bias: Param<Tensor<1>>,
+}
+
+impl Classifier {
+    pub(super) fn new(features: usize, classes: usize, device: &Device) -> Self {
+        Self {
+            weight: param([classes, features], device),
+            bias: param([classes], device),
+        }
+    }
+
+    /// Without the bias: `[batch, features]` → `[batch, classes]`.
+    pub(super) fn products(&self, features: Tensor<2>) -> Tensor<2> {
+        features.matmul(self.weight.val().transpose())
     }
 }
 
