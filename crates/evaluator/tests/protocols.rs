@@ -294,14 +294,14 @@ fn what_was_measured_otherwise_is_not_compared() {
     type Change = fn(&mut Evaluation);
     let changes: [(&str, Change); 6] = [
         ("hashes.clip is \"1\" and \"9\"", |of| {
-            drop(of.hashes.insert("clip".to_owned(), "9".to_owned()))
+            drop(of.hashes.insert("clip".to_owned(), "9".to_owned()));
         }),
         ("hashes.reference is \"2\" and nothing", |of| {
-            drop(of.hashes.remove("reference"))
+            drop(of.hashes.remove("reference"));
         }),
         ("pictures is 10 and 11", |of| of.pictures = 11),
         ("reference pictures is nothing and 5", |of| {
-            of.reference_pictures = Some(5)
+            of.reference_pictures = Some(5);
         }),
         ("protocol.version is 1 and 2", |of| of.protocol.version = 2),
         ("protocol.measures.0.sigma is 10.0 and 5.0", |of| {
