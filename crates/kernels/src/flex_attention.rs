@@ -6,7 +6,8 @@ use burn::tensor::Shape;
 use rayon::prelude::*;
 
 use crate::Mask;
-use crate::flex::{Contiguous, exp, for_this_machine, tensor};
+use crate::flex::{Contiguous, tensor};
+use crate::flex_loops::{exp, for_this_machine};
 use crate::product::{Matrix, Transposed, product_into};
 
 /// Queries of a block: enough to pay for packing the keys.

@@ -32,6 +32,8 @@ mod flex_attention;
 mod flex_convolution;
 #[cfg(feature = "flex")]
 mod flex_linear;
+#[cfg(feature = "flex")]
+mod flex_loops;
 mod gelu;
 mod group_norm;
 mod layer_norm;

@@ -16,7 +16,7 @@ use burn::tensor::Shape;
 use rayon::prelude::*;
 
 use crate::Window;
-use crate::flex::for_this_machine;
+use crate::flex_loops::for_this_machine;
 use crate::product::{Matrix, product};
 
 /// Side of a tile of the output.

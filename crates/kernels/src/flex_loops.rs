@@ -1,0 +1,309 @@
+//! Loops over numbers that are compiled for what the machine has: sums, activations, normalisation and their gradients.
+
+use std::mem::MaybeUninit;
+
+use crate::group_norm::Activation;
+
+/// What a group is normalised by.
+#[derive(Clone, Copy)]
+pub(crate) struct Moments {
+    pub(crate) mean: f32,
+    pub(crate) reciprocal_deviation: f32,
+}
+
+impl Moments {
+    /// Mean and variance in two passes, so that a large mean costs no precision.
+    pub(crate) fn of(values: &[f32], epsilon: f64) -> Self {
+        let len = values.len() as f64;
+        let mean = (sum(values) / len) as f32;
+        let variance = sum_of_squares(values, mean) / len;
+        Self {
+            mean,
+            reciprocal_deviation: (1.0 / (variance + epsilon).sqrt()) as f32,
+        }
+    }
+}
+
+/// Compiles the body as it stands, for AVX2 with FMA, and for AVX-512, and takes what the machine has. Nothing in it is
+/// fused or put in another order, so all three give every bit of the same.
+macro_rules! for_this_machine {
+    ($(#[$doc:meta])* $visible:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$doc])*
+        $visible fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn with_avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                fn with_avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    #[allow(unsafe_code, reason = "the function is compiled for AVX-512")]
+                    // SAFETY: all four features were detected on this machine just now.
+                    return unsafe { with_avx512($($arg),*) };
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    #[allow(unsafe_code, reason = "the function is compiled for AVX2")]
+                    // SAFETY: both features were detected on this machine just now.
+                    return unsafe { with_avx2($($arg),*) };
+                }
+            }
+            body($($arg),*)
+        }
+    };
+}
+
+pub(crate) use for_this_machine;
+
+/// Elements summed side by side; their sums are then added in f64.
+const LANES: usize = 32;
+/// Elements after which the f32 lanes are emptied into the f64 total.
+const BLOCK: usize = 4096;
+
+#[inline(always)]
+fn lanewise<const N: usize>(
+    len: usize,
+    mut add: impl FnMut(usize, usize, &mut [[f32; LANES]; N]),
+) -> [f64; N] {
+    let mut totals = [0.0f64; N];
+    for start in (0..len).step_by(BLOCK) {
+        let end = (start + BLOCK).min(len);
+        let mut lanes = [[0.0f32; LANES]; N];
+        let mut at = start;
+        while at < end {
+            let width = LANES.min(end - at);
+            add(at, width, &mut lanes);
+            at += width;
+        }
+        for (total, lanes) in totals.iter_mut().zip(lanes) {
+            *total += lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>();
+        }
+    }
+    totals
+}
+
+for_this_machine! {
+    pub(crate) fn sum(values: &[f32]) -> f64 {
+        lanewise::<1>(values.len(), |at, width, lanes| {
+            for (lane, value) in lanes[0].iter_mut().zip(&values[at..at + width]) {
+                *lane += value;
+            }
+        })[0]
+    }
+}
+
+for_this_machine! {
+    pub(crate) fn sum_of_squares(values: &[f32], mean: f32) -> f64 {
+        lanewise::<1>(values.len(), |at, width, lanes| {
+            for (lane, value) in lanes[0].iter_mut().zip(&values[at..at + width]) {
+                *lane += (value - mean) * (value - mean);
+            }
+        })[0]
+    }
+}
+
+for_this_machine! {
+    /// `activation(scale·x + shift)`.
+    pub(crate) fn apply(
+        output: &mut [MaybeUninit<f32>],
+        input: &[f32],
+        scale: f32,
+        shift: f32,
+        activation: Activation,
+    ) {
+        assert_eq!(output.len(), input.len(), "every element is written");
+        match activation {
+            Activation::Identity => {
+                for (output, input) in output.iter_mut().zip(input) {
+                    output.write(input * scale + shift);
+                }
+            }
+            Activation::Silu => {
+                for (output, input) in output.iter_mut().zip(input) {
+                    let y = input * scale + shift;
+                    output.write(y * sigmoid(y));
+                }
+            }
+        }
+    }
+}
+
+for_this_machine! {
+    /// Writes `dy`, the gradient before the activation, and returns `(Σ dy·x̂, Σ dy)`.
+    pub(crate) fn grad_before_affine(
+        output: &mut [f32],
+        input: &[f32],
+        grad: &[f32],
+        moments: Moments,
+        gamma: f32,
+        beta: f32,
+        activation: Activation,
+    ) -> (f32, f32) {
+        if activation == Activation::Silu {
+            let scale = moments.reciprocal_deviation * gamma;
+            let shift = beta - moments.mean * scale;
+            for ((output, input), grad) in output.iter_mut().zip(input).zip(grad) {
+                let y = input * scale + shift;
+                let s = sigmoid(y);
+                *output = grad * s * (1.0 + y * (1.0 - s));
+            }
+        } else {
+            output.copy_from_slice(grad);
+        }
+        let [projection, total] = lanewise::<2>(input.len(), |at, width, lanes| {
+            let [projection, total] = lanes;
+            let values = input[at..at + width].iter().zip(&output[at..at + width]);
+            for ((projection, total), (input, grad)) in projection.iter_mut().zip(total).zip(values) {
+                *projection += grad * (input - moments.mean);
+                *total += grad;
+            }
+        });
+        ((projection * f64::from(moments.reciprocal_deviation)) as f32, total as f32)
+    }
+}
+
+for_this_machine! {
+    /// `dx` from the `dy` that `output` holds.
+    pub(crate) fn grad_of_input(
+        output: &mut [f32],
+        input: &[f32],
+        moments: Moments,
+        gamma: f32,
+        mean: f32,
+        projection: f32,
+    ) {
+        let deviation = moments.reciprocal_deviation;
+        for (output, input) in output.iter_mut().zip(input) {
+            let normalized = (input - moments.mean) * deviation;
+            *output = (gamma * *output - mean - normalized * projection) * deviation;
+        }
+    }
+}
+
+for_this_machine! {
+    pub(crate) fn layer_norm_rows(output: &mut [f32], input: &[f32], gamma: &[f32], beta: &[f32], epsilon: f64) {
+        let width = gamma.len();
+        for (output, input) in output.chunks_mut(width).zip(input.chunks(width)) {
+            let moments = Moments::of(input, epsilon);
+            for (((output, input), gamma), beta) in output.iter_mut().zip(input).zip(gamma).zip(beta) {
+                *output = (input - moments.mean) * moments.reciprocal_deviation * gamma + beta;
+            }
+        }
+    }
+}
+
+for_this_machine! {
+    pub(crate) fn layer_norm_rows_grad(
+        output: &mut [f32],
+        input: &[f32],
+        grad: &[f32],
+        gamma: &[f32],
+        epsilon: f64,
+        gamma_grad: &mut [f32],
+        beta_grad: &mut [f32],
+    ) {
+        let width = gamma.len();
+        let rows = output.chunks_mut(width).zip(input.chunks(width)).zip(grad.chunks(width));
+        for ((output, input), grad) in rows {
+            let moments = Moments::of(input, epsilon);
+            let deviation = moments.reciprocal_deviation;
+            for (((grad, input), gamma), beta) in grad.iter().zip(input).zip(&mut *gamma_grad).zip(&mut *beta_grad) {
+                *gamma += grad * (input - moments.mean) * deviation;
+                *beta += grad;
+            }
+            let [mean, projection] = lanewise::<2>(width, |at, len, lanes| {
+                let [mean, projection] = lanes;
+                let values = grad[at..at + len].iter().zip(&gamma[at..at + len]).zip(&input[at..at + len]);
+                for ((mean, projection), ((grad, gamma), input)) in mean.iter_mut().zip(projection).zip(values) {
+                    *mean += grad * gamma;
+                    *projection += grad * gamma * (input - moments.mean);
+                }
+            });
+            let mean = (mean / width as f64) as f32;
+            let projection = (projection * f64::from(deviation) / width as f64) as f32;
+            for (((output, grad), gamma), input) in output.iter_mut().zip(grad).zip(gamma).zip(input) {
+                let normalized = (input - moments.mean) * deviation;
+                *output = (grad * gamma - mean - normalized * projection) * deviation;
+            }
+        }
+    }
+}
+
+for_this_machine! {
+    pub(crate) fn gelu_values(output: &mut [f32], input: &[f32]) {
+        for (output, &x) in output.iter_mut().zip(input) {
+            *output = x * normal_cdf(x, exp(-0.5 * x * x));
+        }
+    }
+}
+
+for_this_machine! {
+    pub(crate) fn gelu_grads(output: &mut [f32], input: &[f32], grad: &[f32]) {
+        for ((output, &x), grad) in output.iter_mut().zip(input).zip(grad) {
+            let bell = exp(-0.5 * x * x);
+            *output = grad * (normal_cdf(x, bell) + x * bell * 0.398_942_3);
+        }
+    }
+}
+
+/// Φ(x) given exp(−x²/2), within 1e-7: Abramowitz and Stegun, 7.1.26, for the error function of x/√2.
+#[inline(always)]
+fn normal_cdf(x: f32, bell: f32) -> f32 {
+    let t = 1.0 / (1.0 + 0.327_591_1 * x.abs() * std::f32::consts::FRAC_1_SQRT_2);
+    let p = 1.061_405_4 * t - 1.453_152_1;
+    let p = p * t + 1.421_413_8;
+    let p = p * t - 0.284_496_72;
+    let p = p * t + 0.254_829_6;
+    let tail = 0.5 * p * t * bell;
+    if x < 0.0 { tail } else { 1.0 - tail }
+}
+
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// eˣ without a branch or a call, so that loops over it vectorise; within 2 units in the last place.
+///
+/// x = n·ln 2 + r with n whole; the polynomial for eʳ is Cephes' `expf`.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding it rounds to a whole number
+    let x = x.clamp(-87.3, 88.3);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 0.5;
+    let p = p * r * r + r + 1.0;
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()) << 23;
+    f32::from_bits(p.to_bits().wrapping_add(exponent))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        for i in -86_000..88_000 {
+            let x = i as f32 * 1e-3;
+            let (found, expected) = (super::exp(x), f64::from(x).exp() as f32);
+            assert!(
+                (found - expected).abs() <= 2.5e-7 * expected,
+                "exp({x}) = {found}, not {expected}"
+            );
+        }
+        assert!(super::exp(-1e30) < 1.3e-38 && super::exp(1e30).is_finite());
+    }
+}
