@@ -34,10 +34,40 @@ pub(crate) trait Kernels: Backend {
         attention::forward::<Self>(query, key, value, mask)
     }
 
-    /// `x·Wᵀ` of `[rows, inputs]` and `[outputs, inputs]`; its gradients are those of what it is composed of.
+    /// `x·Wᵀ` of `[rows, inputs]` and `[outputs, inputs]`; its gradients, and those of the two below, are those of what it
+    /// is composed of.
     #[fusion(default)]
     fn linear(input: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_matmul(input, Self::float_transpose(weight))
+    }
+
+    /// `x·Wᵀ + b` with `[outputs]`.
+    #[fusion(default)]
+    fn linear_with_bias(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let outputs = bias.shape().num_elements();
+        let bias = Self::float_reshape(bias, Shape::new([1, outputs]));
+        Self::float_add(<Self as Kernels>::linear(input, weight), bias)
+    }
+
+    /// `r + x·Wᵀ + b` with `[rows, outputs]`.
+    #[fusion(default)]
+    fn linear_added(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::float_add(residual, Self::linear_with_bias(input, weight, bias))
+    }
+
+    /// `[rows, 2·width]` → `[rows, width]`: the first half times the GELU of the second.
+    #[fusion(default)]
+    fn gated_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        gelu::gated::<Self>(input)
     }
 
     /// See [`crate::conv2d()`]; without its bias.
@@ -50,17 +80,33 @@ pub(crate) trait Kernels: Backend {
         Self::conv2d(input, weight, None, window.options())
     }
 
-    /// See [`crate::conv2d()`]; with its bias, whose gradient is that of an addition.
+    /// See [`Epilogue`](crate::Epilogue): with a bias `[batch or 1, channels]`; its gradients, and those of the one below,
+    /// are those of what it is composed of.
     #[fusion(default)]
     fn convolution_with_bias(
         input: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         window: Window,
+        is_rectified: bool,
     ) -> FloatTensor<Self> {
-        let channels = bias.shape().num_elements();
-        let bias = Self::float_reshape(bias, Shape::new([1, channels, 1, 1]));
-        Self::float_add(Self::convolution(input, weight, window), bias)
+        let output = Self::convolution(input, weight, window);
+        convolution::finish::<Self>(output, bias, is_rectified)
+    }
+
+    /// The same with a residual of the output's shape.
+    #[fusion(default)]
+    fn convolution_added(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        window: Window,
+        is_rectified: bool,
+    ) -> FloatTensor<Self> {
+        let output = Self::convolution(input, weight, window);
+        let output = Self::float_add(residual, output);
+        convolution::finish::<Self>(output, bias, is_rectified)
     }
 
     /// See [`crate::double()`].

@@ -4,6 +4,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, TensorMetadata};
 use burn::config::Config;
 use burn::module::{Module, Param};
+use burn::tensor::activation::relu;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Shape, Tensor};
 
@@ -46,6 +47,18 @@ pub fn conv2d(
     bias: Option<Tensor<1>>,
     window: Window,
 ) -> Tensor<4> {
+    check(&input, &weight, window);
+    convolve(
+        input,
+        weight,
+        bias.map(Tensor::unsqueeze),
+        None,
+        window,
+        false,
+    )
+}
+
+fn check(input: &Tensor<4>, weight: &Tensor<4>, window: Window) {
     let ([_, found, height, width], [_, expected, rows, columns]) = (input.dims(), weight.dims());
     let padding = window.padding.0 + window.padding.1;
     assert_eq!(found, expected, "the kernel takes {expected} channels");
@@ -58,15 +71,71 @@ pub fn conv2d(
         weight.dtype(),
         "input and weight differ in dtype"
     );
+}
 
+/// With what follows, in one call if there is a bias.
+fn convolve(
+    input: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<2>>,
+    residual: Option<Tensor<4>>,
+    window: Window,
+    is_rectified: bool,
+) -> Tensor<4> {
     let (input, weight) = (input.into_dispatch(), weight.into_dispatch());
-    Tensor::from_dispatch(match bias {
-        Some(bias) => {
-            let bias = bias.into_dispatch();
-            <Dispatch as Kernels>::convolution_with_bias(input, weight, bias, window)
+    let output = match (bias.map(Tensor::into_dispatch), residual) {
+        (Some(bias), Some(residual)) => {
+            let residual = residual.into_dispatch();
+            <Dispatch as Kernels>::convolution_added(
+                input,
+                weight,
+                bias,
+                residual,
+                window,
+                is_rectified,
+            )
         }
-        None => <Dispatch as Kernels>::convolution(input, weight, window),
-    })
+        (Some(bias), None) => {
+            <Dispatch as Kernels>::convolution_with_bias(input, weight, bias, window, is_rectified)
+        }
+        (None, residual) => {
+            let output = <Dispatch as Kernels>::convolution(input, weight, window);
+            let output = Tensor::from_dispatch(output);
+            let output = match residual {
+                Some(residual) => residual + output,
+                None => output,
+            };
+            return if is_rectified { relu(output) } else { output };
+        }
+    };
+    Tensor::from_dispatch(output)
+}
+
+/// Adds a bias, and makes negative numbers 0 if asked to; composed of burn's operations.
+pub(crate) fn finish<B: Backend>(
+    output: FloatTensor<B>,
+    bias: FloatTensor<B>,
+    is_rectified: bool,
+) -> FloatTensor<B> {
+    let [batch, channels] = bias.shape().dims::<2>();
+    let bias = B::float_reshape(bias, Shape::new([batch, channels, 1, 1]));
+    let output = B::float_add(output, bias);
+    if is_rectified {
+        B::relu(output)
+    } else {
+        output
+    }
+}
+
+/// What follows a convolution, done while its output is at hand.
+#[derive(Clone, Debug, Default)]
+pub struct Epilogue {
+    /// Added to every pixel, `[batch, channels_out]`.
+    pub shift: Option<Tensor<2>>,
+    /// Added to the output, of its shape.
+    pub residual: Option<Tensor<4>>,
+    /// Whether negative numbers then become 0.
+    pub is_rectified: bool,
 }
 
 /// Every pixel four times: nearest upsampling to twice the height and width.
@@ -155,13 +224,36 @@ impl Conv2d {
     ///
     /// If the input has other channels.
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
+        self.forward_then(input, Epilogue::default())
+    }
+
+    /// [`forward`](Self::forward), then a shift, a residual and a rectification, of those that are asked for.
+    ///
+    /// # Panics
+    ///
+    /// If the shapes do not agree.
+    pub fn forward_then(&self, input: Tensor<4>, epilogue: Epilogue) -> Tensor<4> {
         let window = Window {
             stride: self.stride,
             padding: self.padding,
         };
         let dtype = input.dtype();
-        let bias = self.bias.as_ref().map(|bias| value(bias, dtype));
-        conv2d(input, value(&self.weight, dtype), bias, window)
+        let Epilogue {
+            shift,
+            residual,
+            is_rectified,
+        } = epilogue;
+        let bias = self
+            .bias
+            .as_ref()
+            .map(|bias| value(bias, dtype).unsqueeze());
+        let bias = match (bias, shift) {
+            (Some(bias), Some(shift)) => Some(shift + bias),
+            (bias, shift) => bias.or(shift),
+        };
+        let weight = value(&self.weight, dtype);
+        check(&input, &weight, window);
+        convolve(input, weight, bias, residual, window, is_rectified)
     }
 }
 

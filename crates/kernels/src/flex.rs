@@ -13,9 +13,10 @@ use rayon::prelude::*;
 
 use crate::attention::{self, Mask};
 use crate::backend::Kernels;
+use crate::epilogue::Epilogue;
 use crate::flex_loops::{
-    Moments, apply, gelu_grads, gelu_values, grad_before_affine, grad_of_input, layer_norm_rows,
-    layer_norm_rows_grad,
+    Moments, apply, gated_gelu_values, gelu_grads, gelu_values, grad_before_affine, grad_of_input,
+    layer_norm_rows, layer_norm_rows_grad,
 };
 use crate::group_norm::{self, Activation};
 use crate::{Window, convolution, flex_attention, flex_convolution, flex_linear, gelu, layer_norm};
@@ -36,19 +37,55 @@ impl Kernels for Flex {
     }
 
     fn linear(input: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        let [rows, inputs] = input.shape().dims::<2>();
-        let [outputs, _] = weight.shape().dims::<2>();
-        let is_small = (1..=flex_linear::ROWS).contains(&rows) && inputs * outputs > 0;
-        if input.dtype() == DType::F32 && is_small {
-            let (x, w) = (
-                Contiguous::new(input.clone()),
-                Contiguous::new(weight.clone()),
-            );
-            if let Some(values) = flex_linear::forward(x.values(), w.values(), inputs) {
-                return tensor(values, Shape::new([rows, outputs]));
-            }
+        match linear(&input, &weight, [None, None]) {
+            Some(output) => output,
+            None => Self::float_matmul(input, Self::float_transpose(weight)),
         }
-        Self::float_matmul(input, Self::float_transpose(weight))
+    }
+
+    fn linear_with_bias(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        if let Some(output) = linear(&input, &weight, [Some(&bias), None]) {
+            return output;
+        }
+        let outputs = bias.shape().num_elements();
+        let bias = Self::float_reshape(bias, Shape::new([1, outputs]));
+        Self::float_add(<Self as Kernels>::linear(input, weight), bias)
+    }
+
+    fn linear_added(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        match linear(&input, &weight, [Some(&bias), Some(&residual)]) {
+            Some(output) => output,
+            None => Self::float_add(residual, Self::linear_with_bias(input, weight, bias)),
+        }
+    }
+
+    fn gated_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        let [rows, twice] = input.shape().dims::<2>();
+        if input.dtype() != DType::F32 || rows * twice == 0 {
+            return gelu::gated::<Self>(input);
+        }
+        let input = Contiguous::new(input);
+        let width = twice / 2;
+        let mut output = vec![0.0f32; rows * width];
+        let rows_per_task = rows_per_task(width);
+        let input_rows = input.values().par_chunks(rows_per_task * twice);
+        let tasks = output.par_chunks_mut(rows_per_task * width).zip(input_rows);
+        tasks.for_each(|(output, input)| {
+            for (output, input) in output.chunks_mut(width).zip(input.chunks(twice)) {
+                let (values, gates) = input.split_at(width);
+                gated_gelu_values(output, values, gates);
+            }
+        });
+        tensor(output, Shape::new([rows, width]))
     }
 
     fn convolution(
@@ -59,8 +96,7 @@ impl Kernels for Flex {
         if input.dtype() != DType::F32 {
             return <Self as ModuleOps<Self>>::conv2d(input, weight, None, window.options());
         }
-        let (input, weight) = (Contiguous::new(input), Contiguous::new(weight));
-        flex_convolution::forward(&input, &weight, None, window)
+        convolution(input, weight, [None, None], window, false)
     }
 
     fn convolution_with_bias(
@@ -68,13 +104,30 @@ impl Kernels for Flex {
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         window: Window,
+        is_rectified: bool,
     ) -> FloatTensor<Self> {
         if input.dtype() != DType::F32 {
-            let options = window.options();
-            return <Self as ModuleOps<Self>>::conv2d(input, weight, Some(bias), options);
+            let output = <Self as ModuleOps<Self>>::conv2d(input, weight, None, window.options());
+            return convolution::finish::<Self>(output, bias, is_rectified);
         }
-        let [input, weight, bias] = [input, weight, bias].map(Contiguous::new);
-        flex_convolution::forward(&input, &weight, Some(&bias), window)
+        convolution(input, weight, [Some(bias), None], window, is_rectified)
+    }
+
+    fn convolution_added(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        window: Window,
+        is_rectified: bool,
+    ) -> FloatTensor<Self> {
+        if input.dtype() != DType::F32 {
+            let output = <Self as ModuleOps<Self>>::conv2d(input, weight, None, window.options());
+            let output = Self::float_add(residual, output);
+            return convolution::finish::<Self>(output, bias, is_rectified);
+        }
+        let extras = [Some(bias), Some(residual)];
+        convolution(input, weight, extras, window, is_rectified)
     }
 
     fn doubled(input: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -343,6 +396,52 @@ impl Kernels for Flex {
     }
 }
 
+/// `x·Wᵀ`, with bias and residual if there are; none if it is burn's to do.
+fn linear(
+    input: &FlexTensor,
+    weight: &FlexTensor,
+    extras: [Option<&FlexTensor>; 2],
+) -> Option<FlexTensor> {
+    let [rows, inputs] = input.shape().dims::<2>();
+    let [outputs, _] = weight.shape().dims::<2>();
+    if input.dtype() != DType::F32 || rows * inputs * outputs == 0 {
+        return None;
+    }
+    let (input, weight) = (Contiguous::of(input), Contiguous::of(weight));
+    let extras = extras.map(|extra| extra.map(Contiguous::of));
+    let [bias, residual] = extras
+        .each_ref()
+        .map(|x| x.as_ref().map(Contiguous::values));
+    let epilogue = Epilogue {
+        bias,
+        residual,
+        is_rectified: false,
+    };
+    let values = flex_linear::forward(input.values(), weight.values(), inputs, epilogue);
+    Some(tensor(values, Shape::new([rows, outputs])))
+}
+
+/// Convolution in f32.
+fn convolution(
+    input: FlexTensor,
+    weight: FlexTensor,
+    extras: [Option<FlexTensor>; 2],
+    window: Window,
+    is_rectified: bool,
+) -> FlexTensor {
+    let [input, weight] = [input, weight].map(Contiguous::new);
+    let extras = extras.map(|extra| extra.map(Contiguous::new));
+    let [bias, residual] = extras
+        .each_ref()
+        .map(|x| x.as_ref().map(Contiguous::values));
+    let epilogue = Epilogue {
+        bias,
+        residual,
+        is_rectified,
+    };
+    flex_convolution::forward(&input, &weight, epilogue, window)
+}
+
 /// Elements that one task of the thread pool works on: enough to hide the hand-over.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
@@ -360,6 +459,10 @@ impl Contiguous {
 
     fn new(tensor: FlexTensor) -> Self {
         Self(tensor.to_contiguous())
+    }
+
+    fn of(tensor: &FlexTensor) -> Self {
+        Self::new(tensor.clone())
     }
 
     pub(crate) fn values(&self) -> &[f32] {

@@ -1,21 +1,34 @@
 //! Convolution on the CPU as matrix products over unfolded rows of the images.
 //!
-//! Output rows are counted over the whole batch and taken a block at a time: the patches under a
-//! block are laid out as the columns of a matrix that stays in cache, and one product with the
-//! weights gives the block. Blocks go to the threads; within one, everything is sequential, and the
-//! split does not depend on the number of threads, so results are the same on every machine size.
+//! Output rows are counted over the whole batch and taken a block at a time: the patches under a block are laid out as the
+//! columns of a matrix that stays in cache, and its product with the weights gives the block. Blocks go to the threads, or,
+//! if there are too few, the outputs of each; no sum depends on which, so results are the same on every machine size.
+#![allow(
+    unsafe_code,
+    reason = "threads write rows of their own into one output, which holds nothing before that"
+)]
+
 use std::ops::Range;
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
+use crate::epilogue::Epilogue;
 use crate::flex::{Contiguous, tensor};
+use crate::multiply::multiply;
 use crate::product::{Matrix, Transposed, product_into};
+use crate::scratch::{Scratch, with_scratch};
 use crate::{Window, winograd};
 
-/// Columns of the patch matrix aimed at: enough to pay for packing the weights.
-const COLUMNS: usize = 512;
+/// Columns of the patch matrix aimed at: as many as a strip of [`multiply`] has, where more rows take them together.
+const COLUMNS: usize = 64;
+/// The same for the gradient of the weights, where more pay.
+const GRAD_COLUMNS: usize = 512;
+/// Rows of the patch matrix whose products are summed before the next are read.
+const INNER: usize = 512;
+/// Outputs that a thread takes at a time.
+const GROUP: usize = 48;
 /// Parts at most that the sum over a batch is split into for the gradient of the weights.
 const PARTS: usize = 8;
 
@@ -65,55 +78,36 @@ impl Geometry {
     }
 
     /// Output rows in a block.
-    fn rows_per_block(&self) -> usize {
-        (COLUMNS / self.out_width.max(1)).clamp(1, self.rows().max(1))
+    fn rows_per_block(&self, columns: usize) -> usize {
+        (columns / self.out_width.max(1)).clamp(1, self.rows().max(1))
     }
 
-    fn plane(&self) -> usize {
-        self.out_height * self.out_width
-    }
-
-    /// Lays the patches under some output rows out as columns, `[patch, rows·out_width]`.
-    fn unfold(&self, input: &[f32], rows: Range<usize>, scratch: &mut Scratch) {
-        let columns = rows.len() * self.out_width;
-        let layout = Framed::new(self, rows);
-        // Every number of the patches is written below; the frame stays zero for all channels.
-        scratch.patches.resize(self.patch() * columns, 0.0);
-        scratch.framed.clear();
-        scratch.framed.resize(layout.height * layout.width, 0.0);
-        let mut lines = scratch.patches.chunks_mut(columns);
-        for channel in 0..self.inputs {
+    /// Lays a channel's patches under some output rows out as columns, `[taps, rows·out_width]`.
+    fn unfold(&self, input: &[f32], channel: usize, layout: &Framed, patches: &mut [f32]) {
+        with_scratch(|[framed]| {
+            let framed = framed.numbers(layout.height * layout.width);
+            framed.fill(0.0);
             for &(to, image, y) in &layout.filled {
                 let from = ((image * self.inputs + channel) * self.height + y) * self.width;
                 let to = to * layout.width + self.window.padding.0;
-                scratch.framed[to..to + self.width]
-                    .copy_from_slice(&input[from..from + self.width]);
+                framed[to..to + self.width].copy_from_slice(&input[from..from + self.width]);
             }
+            let columns = layout.starts.len() * self.out_width;
+            let mut lines = patches.chunks_mut(columns);
             for ky in 0..self.kernel.0 {
                 for kx in 0..self.kernel.1 {
                     let line = lines.next().expect("there is a line for each weight");
-                    let starts = layout
-                        .starts
-                        .iter()
-                        .map(|row| (row + ky) * layout.width + kx);
-                    copy_lines(
-                        line,
-                        self.out_width,
-                        &scratch.framed,
-                        starts,
-                        self.window.stride,
-                    );
+                    let starts = layout.starts.iter();
+                    let starts = starts.map(|row| (row + ky) * layout.width + kx);
+                    copy_lines(line, self.out_width, framed, starts, self.window.stride);
                 }
             }
-        }
+        });
     }
-}
 
-/// What one block after another is laid out in.
-#[derive(Default)]
-struct Scratch {
-    patches: Vec<f32>,
-    framed: Vec<f32>,
+    fn taps(&self) -> usize {
+        self.kernel.0 * self.kernel.1
+    }
 }
 
 /// Where the input rows under a block of output rows lie when they are set in a frame of zeros.
@@ -190,20 +184,17 @@ fn copy_lines(
 pub(crate) fn forward(
     input: &Contiguous,
     weight: &Contiguous,
-    bias: Option<&Contiguous>,
+    epilogue: Epilogue<'_>,
     window: Window,
 ) -> FlexTensor {
-    let (shapes, bias) = (
-        (&input.shape(), &weight.shape()),
-        bias.map(Contiguous::values),
-    );
-    convolve(input.values(), weight.values(), bias, shapes, window)
+    let shapes = (&input.shape(), &weight.shape());
+    convolve(input.values(), weight.values(), epilogue, shapes, window)
 }
 
 fn convolve(
     input: &[f32],
     weight: &[f32],
-    bias: Option<&[f32]>,
+    epilogue: Epilogue<'_>,
     shapes: (&Shape, &Shape),
     window: Window,
 ) -> FlexTensor {
@@ -215,62 +206,124 @@ fn convolve(
         geometry.out_width,
     ]);
     let values = match winograd::suits(shapes.0, shapes.1, window) {
-        true => winograd::convolve(input, weight, bias, shapes, window),
-        false => unfolded(&geometry, input, weight, bias),
+        true => winograd::convolve(input, weight, epilogue, shapes, window),
+        false => Unfolded::new(geometry, input, weight, epilogue).convolve(),
     };
     tensor(values, shape)
 }
 
-/// As products of the weights and unfolded patches.
-fn unfolded(geometry: &Geometry, input: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
-    let Geometry {
-        outputs,
-        out_height,
-        out_width,
-        ..
-    } = *geometry;
-    let rows_per_block = geometry.rows_per_block();
-    let blocks: Vec<_> = (0..geometry.rows()).step_by(rows_per_block).collect();
-    let results: Vec<(usize, Vec<f32>)> = blocks
-        .into_par_iter()
-        .map_init(Scratch::default, |scratch, start| {
-            let rows = start..(start + rows_per_block).min(geometry.rows());
-            let columns = rows.len() * out_width;
-            geometry.unfold(input, rows, scratch);
-            let mut result = vec![0.0; outputs * columns];
-            let weight = Matrix::new(weight, geometry.patch());
-            product_into(
-                &mut result,
-                columns,
-                weight,
-                Matrix::new(&scratch.patches, columns),
-                false,
-            );
-            (start, result)
-        })
-        .collect();
-
-    let mut output = vec![0.0; geometry.batch * outputs * geometry.plane()];
-    let planes = output.par_chunks_mut(geometry.plane().max(1));
-    planes.enumerate().for_each(|(index, plane)| {
-        let (first, channel) = (index / outputs * out_height, index % outputs);
-        let mut row = first;
-        while row < first + out_height {
-            let (start, block) = &results[row / rows_per_block];
-            let columns = block.len() / outputs;
-            let end = (start + columns / out_width).min(first + out_height);
-            let from = channel * columns + (row - start) * out_width;
-            let to = (row - first) * out_width;
-            let length = (end - row) * out_width;
-            plane[to..to + length].copy_from_slice(&block[from..from + length]);
-            row = end;
-        }
-        if let Some(bias) = bias {
-            plane.iter_mut().for_each(|x| *x += bias[channel]);
-        }
-    });
-    output
+/// A convolution as products of the weights and unfolded patches.
+struct Unfolded<'a> {
+    geometry: Geometry,
+    input: &'a [f32],
+    weight: &'a [f32],
+    epilogue: Epilogue<'a>,
 }
+
+impl<'a> Unfolded<'a> {
+    fn new(
+        geometry: Geometry,
+        input: &'a [f32],
+        weight: &'a [f32],
+        epilogue: Epilogue<'a>,
+    ) -> Self {
+        Self {
+            geometry,
+            input,
+            weight,
+            epilogue,
+        }
+    }
+
+    fn convolve(&self) -> Vec<f32> {
+        let geometry = &self.geometry;
+        let (inputs, rows) = (geometry.inputs, geometry.rows());
+        let count = rows * geometry.outputs * geometry.out_width;
+        let mut output = Vec::with_capacity(count);
+        let target = Target(output.as_mut_ptr());
+        let rows_per_block = geometry.rows_per_block(COLUMNS);
+        let blocks = (0..rows).step_by(rows_per_block);
+        let blocks = blocks.map(|start| start..(start + rows_per_block).min(rows));
+        let of_channel = |rows: usize| geometry.taps() * rows * geometry.out_width;
+        if rows.div_ceil(rows_per_block) >= rayon::current_num_threads() {
+            let blocks: Vec<_> = blocks.collect();
+            blocks.into_par_iter().for_each(|rows| {
+                with_scratch(|[patches]| {
+                    let layout = Framed::new(geometry, rows.clone());
+                    let of_channel = of_channel(rows.len());
+                    let patches = patches.numbers(inputs * of_channel);
+                    let channels = patches.chunks_mut(of_channel).enumerate();
+                    channels.for_each(|(channel, patches)| {
+                        geometry.unfold(self.input, channel, &layout, patches);
+                    });
+                    for first in (0..geometry.outputs).step_by(GROUP) {
+                        self.group(first, patches, &rows, target);
+                    }
+                });
+            });
+        } else {
+            let mut patches = Scratch::default();
+            for rows in blocks {
+                let layout = Framed::new(geometry, rows.clone());
+                let of_channel = of_channel(rows.len());
+                let patches = patches.numbers(inputs * of_channel);
+                let channels = patches.par_chunks_mut(of_channel).enumerate();
+                channels.for_each(|(channel, patches)| {
+                    geometry.unfold(self.input, channel, &layout, patches);
+                });
+                let groups = (0..geometry.outputs).into_par_iter().step_by(GROUP);
+                groups.for_each(|first| self.group(first, patches, &rows, target));
+            }
+        }
+        // SAFETY: so many fit, and the groups of all blocks have written every row of every output.
+        unsafe { output.set_len(count) };
+        output
+    }
+
+    /// Some outputs at some output rows.
+    fn group(&self, first: usize, patches: &[f32], rows: &Range<usize>, target: Target) {
+        let Geometry {
+            outputs,
+            out_height,
+            out_width,
+            ..
+        } = self.geometry;
+        let (patch, columns) = (self.geometry.patch(), rows.len() * out_width);
+        let count = GROUP.min(outputs - first);
+        let weight = &self.weight[first * patch..][..count * patch];
+        with_scratch(|[sums]| {
+            let sums = sums.numbers(count * columns);
+            for from in (0..patch).step_by(INNER) {
+                let inner = INNER.min(patch - from);
+                let left = Matrix::spaced(&weight[from..], count, inner, patch);
+                let right = Matrix::new(&patches[from * columns..][..inner * columns], columns);
+                // SAFETY: the sums are of just this size, and this thread's.
+                unsafe { multiply(sums.as_mut_ptr(), columns, left, right, from > 0) };
+            }
+            for (output, sums) in (first..).zip(sums.chunks_mut(columns)) {
+                for (row, sums) in rows.clone().zip(sums.chunks_mut(out_width)) {
+                    let (image, y) = (row / out_height, row % out_height);
+                    let at = ((image * outputs + output) * out_height + y) * out_width;
+                    self.epilogue.finish(sums, output, at);
+                    // SAFETY: the row is of the output, and no other block or group has it.
+                    unsafe {
+                        let to = target.0.add(at);
+                        to.copy_from_nonoverlapping(sums.as_ptr(), out_width);
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Where all threads write to.
+#[derive(Clone, Copy)]
+struct Target(*mut f32);
+
+// SAFETY: each row of each output is written by one thread.
+unsafe impl Send for Target {}
+// SAFETY: as above.
+unsafe impl Sync for Target {}
 
 /// Whether the gradient for the input is a convolution with the kernel turned by half a turn.
 pub(crate) fn can_turn(weight: &Shape, window: Window) -> bool {
@@ -302,7 +355,7 @@ pub(crate) fn input_grad(weight: &Contiguous, grad: &Contiguous, window: Window)
     convolve(
         grad.values(),
         &turned,
-        None,
+        Epilogue::default(),
         (&grad.shape(), &turned_shape),
         window,
     )
@@ -317,20 +370,26 @@ pub(crate) fn weight_grad(
     let geometry = Geometry::new(&input.shape(), &shape, window);
     let (patch, outputs) = (geometry.patch(), geometry.outputs);
     let rows_per_part = geometry.rows().div_ceil(PARTS);
-    let rows_per_part = rows_per_part.max(geometry.rows_per_block());
+    let rows_per_block = geometry.rows_per_block(GRAD_COLUMNS);
+    let rows_per_part = rows_per_part.max(rows_per_block);
     let parts: Vec<_> = (0..geometry.rows()).step_by(rows_per_part).collect();
     let sums: Vec<Vec<f32>> = parts
         .into_par_iter()
         .map(|start| {
             let mut sum = vec![0.0; outputs * patch];
-            let (mut scratch, mut lines) = (Scratch::default(), Vec::new());
+            let (mut patches, mut lines) = (Scratch::default(), Vec::new());
             let end = (start + rows_per_part).min(geometry.rows());
-            for start in (start..end).step_by(geometry.rows_per_block()) {
-                let rows = start..(start + geometry.rows_per_block()).min(end);
+            for start in (start..end).step_by(rows_per_block) {
+                let rows = start..(start + rows_per_block).min(end);
                 let columns = rows.len() * geometry.out_width;
-                geometry.unfold(input.values(), rows.clone(), &mut scratch);
+                let layout = Framed::new(&geometry, rows.clone());
+                let patches = patches.numbers(patch * columns);
+                let channels = patches.chunks_mut(geometry.taps() * columns).enumerate();
+                channels.for_each(|(channel, patches)| {
+                    geometry.unfold(input.values(), channel, &layout, patches);
+                });
                 gather_rows(&geometry, grad.values(), rows, &mut lines);
-                let patches = Transposed(Matrix::new(&scratch.patches, columns));
+                let patches = Transposed(Matrix::new(patches, columns));
                 product_into(&mut sum, patch, Matrix::new(&lines, columns), patches, true);
             }
             sum

@@ -10,23 +10,99 @@
 
 use rayon::prelude::*;
 
+use crate::epilogue::Epilogue;
+use crate::multiply::multiply;
+use crate::product::Matrix;
+use crate::scratch::with_scratch;
+use crate::transpose::transpose;
+
 /// Rows up to which this is the faster way.
-pub(crate) const ROWS: usize = 192;
+const FEW: usize = 192;
 /// Outputs that a thread takes at a time.
 const BLOCK: usize = 32;
 /// Rows whose sums are in registers at once.
 const TILE_ROWS: usize = 4;
+/// Outputs whose weights are laid out side by side for many rows: a strip of [`multiply`].
+const STRIP: usize = 48;
+/// Features that are summed before the next are laid out.
+const INNER: usize = 512;
+/// Rows that a strip of weights is used for at least, if there are so many.
+const ROWS: usize = 512;
 
-/// `[rows, inputs]` with weights `[outputs, inputs]` → `[rows, outputs]`; none where the processor has no vectors for it.
+/// `[rows, inputs]` with weights `[outputs, inputs]` → `[rows, outputs]`.
 ///
 /// # Panics
 ///
 /// If there are no rows, inputs or outputs.
-pub(crate) fn forward(input: &[f32], weight: &[f32], inputs: usize) -> Option<Vec<f32>> {
-    let products = products()?;
+pub(crate) fn forward(
+    input: &[f32],
+    weight: &[f32],
+    inputs: usize,
+    epilogue: Epilogue<'_>,
+) -> Vec<f32> {
     let (rows, outputs) = (input.len() / inputs, weight.len() / inputs);
     let mut output = Vec::with_capacity(rows * outputs);
     let target = Target(output.as_mut_ptr());
+    match products() {
+        Some(products) if rows <= FEW => {
+            by_rows(input, weight, inputs, epilogue, target, products);
+        }
+        _ => by_strips(input, weight, inputs, epilogue, target),
+    }
+    // SAFETY: so many fit, and every column of every row was written.
+    unsafe { output.set_len(rows * outputs) };
+    output
+}
+
+fn by_strips(input: &[f32], weight: &[f32], inputs: usize, epilogue: Epilogue<'_>, target: Target) {
+    let (rows, outputs) = (input.len() / inputs, weight.len() / inputs);
+    let (strips, chunks) = (outputs.div_ceil(STRIP), rows.div_ceil(ROWS));
+    let rows_of_chunk = rows.div_ceil(chunks);
+    (0..strips * chunks).into_par_iter().for_each(|task| {
+        let (chunk, strip) = (task / strips, task % strips);
+        let (first, row) = (strip * STRIP, chunk * rows_of_chunk);
+        let columns = STRIP.min(outputs - first);
+        let rows = row..(row + rows_of_chunk).min(rows);
+        for row in rows.clone() {
+            let at = row * outputs + first;
+            let mut start = [0.0; STRIP];
+            epilogue.start(&mut start[..columns], first, at);
+            // SAFETY: the row and the columns are of the output, and no other task has them.
+            unsafe { target.write(at, &start[..columns]) };
+        }
+        with_scratch(|[strip]| {
+            let strip = strip.numbers(INNER * STRIP);
+            for from in (0..inputs).step_by(INNER) {
+                let inner = INNER.min(inputs - from);
+                transpose(
+                    &weight[first * inputs + from..],
+                    inputs,
+                    [columns, inner],
+                    strip,
+                    STRIP,
+                );
+                let left = &input[row * inputs + from..];
+                let left = Matrix::spaced(left, rows.len(), inner, inputs);
+                let right = Matrix::spaced(strip, inner, columns, STRIP);
+                // SAFETY: rows and columns are of the output, and this task's, which has just written them.
+                unsafe {
+                    let target = target.0.add(row * outputs + first);
+                    multiply(target, outputs, left, right, true);
+                }
+            }
+        });
+    });
+}
+
+fn by_rows(
+    input: &[f32],
+    weight: &[f32],
+    inputs: usize,
+    epilogue: Epilogue<'_>,
+    target: Target,
+    products: Products,
+) {
+    let outputs = weight.len() / inputs;
     let blocks = weight.par_chunks(BLOCK * inputs).enumerate();
     blocks.for_each(|(block, weight)| {
         let (first, columns) = (block * BLOCK, weight.len() / inputs);
@@ -36,25 +112,28 @@ pub(crate) fn forward(input: &[f32], weight: &[f32], inputs: usize) -> Option<Ve
             unsafe { products(input, weight, &mut sums, inputs) };
             for row in 0..input.len() / inputs {
                 let place = (tile * TILE_ROWS + row) * outputs + first;
-                let sums = &sums[row * BLOCK..][..columns];
+                let sums = &mut sums[row * BLOCK..][..columns];
+                let mut start = [0.0; BLOCK];
+                epilogue.start(&mut start[..columns], first, place);
+                sums.iter_mut()
+                    .zip(start)
+                    .for_each(|(sum, start)| *sum += start);
                 // SAFETY: the row and the columns are of the output, and no other block has these columns.
                 unsafe { target.write(place, sums) };
             }
         }
     });
-    // SAFETY: so many fit, and the blocks have written every column of every row.
-    unsafe { output.set_len(rows * outputs) };
-    Some(output)
 }
 
 /// Where all threads write to.
+#[derive(Clone, Copy)]
 struct Target(*mut f32);
 
 impl Target {
     /// # Safety
     ///
     /// The places are within the output, and no other thread writes to them.
-    unsafe fn write(&self, place: usize, values: &[f32]) {
+    unsafe fn write(self, place: usize, values: &[f32]) {
         // SAFETY: as the caller has promised.
         unsafe {
             self.0
@@ -64,7 +143,9 @@ impl Target {
     }
 }
 
-// SAFETY: each thread writes to columns of its own.
+// SAFETY: each thread writes to rows and columns of its own.
+unsafe impl Send for Target {}
+// SAFETY: as above.
 unsafe impl Sync for Target {}
 
 /// Products of up to [`TILE_ROWS`] rows with up to [`BLOCK`] rows of the weight, `[TILE_ROWS, BLOCK]`.

@@ -246,6 +246,14 @@ for_this_machine! {
 }
 
 for_this_machine! {
+    pub(crate) fn gated_gelu_values(output: &mut [f32], values: &[f32], gates: &[f32]) {
+        for ((output, value), &x) in output.iter_mut().zip(values).zip(gates) {
+            *output = value * (x * normal_cdf(x, exp(-0.5 * x * x)));
+        }
+    }
+}
+
+for_this_machine! {
     pub(crate) fn gelu_grads(output: &mut [f32], input: &[f32], grad: &[f32]) {
         for ((output, &x), grad) in output.iter_mut().zip(input).zip(grad) {
             let bell = exp(-0.5 * x * x);

@@ -3,7 +3,7 @@
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch};
+use burn::backend::{Backend, Dispatch, TensorMetadata};
 use burn::tensor::Tensor;
 
 use crate::backend::Kernels;
@@ -17,6 +17,37 @@ use crate::backend::Kernels;
 /// - input and result: any
 pub fn gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(<Dispatch as Kernels>::exact_gelu(input.into_dispatch()))
+}
+
+/// GEGLU (Shazeer, arXiv 2002.05202): one half of the last axis times the [`gelu`] of the other.
+///
+/// # Shapes
+///
+/// - input: `[…, 2·width]`, values before gates
+/// - returns: `[…, width]`
+///
+/// # Panics
+///
+/// If the last axis is odd.
+pub fn gated_gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
+    let mut dims = input.dims();
+    assert!(
+        dims[D - 1] % 2 == 0,
+        "half of the last axis gates the other"
+    );
+    let rows = input.reshape([-1, dims[D - 1] as i32]).into_dispatch();
+    dims[D - 1] /= 2;
+    Tensor::<2>::from_dispatch(<Dispatch as Kernels>::gated_gelu(rows)).reshape(dims)
+}
+
+/// Composed of other operations, for every backend without a kernel of its own.
+pub(crate) fn gated<B: Backend + Kernels>(input: FloatTensor<B>) -> FloatTensor<B> {
+    let [rows, twice] = input.shape().dims::<2>();
+    let half = |half: usize| {
+        let columns = half * twice / 2..(half + 1) * twice / 2;
+        B::float_slice(input.clone(), &[(0..rows).into(), columns.into()])
+    };
+    B::float_mul(half(0), B::exact_gelu(half(1)))
 }
 
 /// `dx = dy·(Φ(x) + x·φ(x))`

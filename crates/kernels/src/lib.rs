@@ -25,6 +25,8 @@ mod attention;
 mod backend;
 mod convolution;
 #[cfg(feature = "flex")]
+mod epilogue;
+#[cfg(feature = "flex")]
 mod flex;
 #[cfg(feature = "flex")]
 mod flex_attention;
@@ -41,13 +43,19 @@ mod linear;
 mod mapped;
 mod memory;
 #[cfg(feature = "flex")]
+mod multiply;
+#[cfg(feature = "flex")]
 mod product;
+#[cfg(feature = "flex")]
+mod scratch;
+#[cfg(feature = "flex")]
+mod transpose;
 #[cfg(feature = "flex")]
 mod winograd;
 
 pub use attention::{Mask, attention};
-pub use convolution::{Conv2d, Conv2dConfig, Window, conv2d, double};
-pub use gelu::gelu;
+pub use convolution::{Conv2d, Conv2dConfig, Epilogue, Window, conv2d, double};
+pub use gelu::{gated_gelu, gelu};
 pub use group_norm::{Activation, GroupNorm, GroupNormConfig, group_norm};
 pub use layer_norm::{LayerNorm, LayerNormConfig, layer_norm};
 pub use linear::{Linear, LinearConfig};

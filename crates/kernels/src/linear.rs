@@ -58,33 +58,70 @@ impl Linear {
     ///
     /// If the last axis has another size.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        self.compute(input, None)
+    }
+
+    /// The residual plus the layer's output, which has its shape.
+    ///
+    /// # Panics
+    ///
+    /// If the shapes do not agree.
+    pub fn forward_added<const D: usize>(
+        &self,
+        input: Tensor<D>,
+        residual: Tensor<D>,
+    ) -> Tensor<D> {
+        self.compute(input, Some(residual))
+    }
+
+    fn compute<const D: usize>(&self, input: Tensor<D>, residual: Option<Tensor<D>>) -> Tensor<D> {
         let mut dims = input.dims();
-        let [_, inputs] = self.weight.lazy_shape().dims::<2>();
+        let [outputs, inputs] = self.weight.lazy_shape().dims::<2>();
         assert_eq!(dims[D - 1], inputs, "the layer takes {inputs} features");
+        dims[D - 1] = outputs;
+        if let Some(residual) = &residual {
+            assert_eq!(residual.dims(), dims, "the residual has another shape");
+        }
         let rows = input.reshape([-1, inputs as i32]);
         let dtype = rows.dtype();
-        let weight = cast(self.weight.base(), dtype);
-        let output = match self.weight.adapter() {
-            None => linear(rows, weight),
+        let residual = residual.map(|residual| residual.reshape([-1, outputs as i32]));
+        let residual = match self.weight.adapter() {
+            None => residual,
             Some(adapter) => {
                 let down = rows.clone().matmul(value(&adapter.b, dtype).transpose());
-                let up = down.matmul(value(&adapter.a, dtype).transpose());
-                linear(rows, weight) + up * adapter.scale
+                let up = down.matmul(value(&adapter.a, dtype).transpose()) * adapter.scale;
+                Some(match residual {
+                    Some(residual) => residual + up,
+                    None => up,
+                })
             }
         };
-        let output = match &self.bias {
-            None => output,
-            Some(bias) => output + value(bias, dtype).unsqueeze::<2>(),
-        };
-        dims[D - 1] = output.dims()[1];
-        output.reshape(dims)
+        let bias = self.bias.as_ref().map(|bias| value(bias, dtype));
+        linear(rows, cast(self.weight.base(), dtype), bias, residual).reshape(dims)
     }
 }
 
-/// `x·Wᵀ`
-fn linear(input: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+/// `r + x·Wᵀ + b`
+fn linear(
+    input: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    residual: Option<Tensor<2>>,
+) -> Tensor<2> {
     let (input, weight) = (input.into_dispatch(), weight.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as Kernels>::linear(input, weight))
+    let output = match (bias.map(Tensor::into_dispatch), residual) {
+        (Some(bias), Some(residual)) => {
+            let residual = residual.into_dispatch();
+            <Dispatch as Kernels>::linear_added(input, weight, bias, residual)
+        }
+        (Some(bias), None) => <Dispatch as Kernels>::linear_with_bias(input, weight, bias),
+        (None, None) => <Dispatch as Kernels>::linear(input, weight),
+        (None, Some(residual)) => {
+            let output = <Dispatch as Kernels>::linear(input, weight);
+            return residual + Tensor::from_dispatch(output);
+        }
+    };
+    Tensor::from_dispatch(output)
 }
 
 /// A parameter in the element type that a layer computes in, which is that of its input: weights may be stored in

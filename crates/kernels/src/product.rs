@@ -4,11 +4,11 @@
 /// Numbers in rows of equal length, which may lie apart.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
-    values: &'a [f32],
-    rows: usize,
-    columns: usize,
+    pub(crate) values: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
     /// Distance of two rows.
-    stride: usize,
+    pub(crate) stride: usize,
 }
 
 impl<'a> Matrix<'a> {

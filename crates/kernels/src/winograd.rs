@@ -5,19 +5,25 @@
 //! third of the error (1.4e-6 of the output's root mean square instead of 3.1e-6, at most 1.1e-5 instead of 4.2e-5, over
 //! 256 channels of normal numbers; a direct sum has about 3e-7 and 2e-6).
 //!
-//! A block of tiles is taken from the input to the output by one thread, so that what is transformed stays in cache. Sums
-//! do not depend on the number of threads.
+//! Tiles are counted over the whole batch and taken sixteen at a time, as the lanes of a vector: a [`Unit`]. Where there
+//! are few, the patches of all of them are transformed first, and each thread then transforms the weights of some outputs,
+//! uses them and forgets them. Where there are many, the weights are transformed first, and each thread takes a block of
+//! tiles from the input to the output. What is between stays in cache, and no sum depends on the number of threads.
 #![allow(
     unsafe_code,
-    reason = "threads write rows of their own into one output, and functions compiled for AVX2 are called"
+    reason = "threads write lines of their own into one array, which holds nothing before that"
 )]
 
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
 use crate::Window;
+use crate::epilogue::Epilogue;
 use crate::flex_loops::for_this_machine;
-use crate::product::{Matrix, product};
+use crate::multiply::multiply;
+use crate::product::Matrix;
+use crate::scratch::with_scratch;
+use crate::transpose::transpose;
 
 /// Side of a tile of the output.
 const TILE: usize = 4;
@@ -25,17 +31,33 @@ const TILE: usize = 4;
 const PATCH: usize = TILE + 2;
 /// Products of each pair of channels for a tile.
 const POINTS: usize = PATCH * PATCH;
-/// Tiles in a block, as near as whole rows of tiles come to it.
-const BLOCK: usize = 128;
-/// Channels in and out from which on transforming pays, and tiles from which on the weights' does.
+/// Tiles that are transformed side by side.
+const LANES: usize = 16;
+/// Units whose patches lie side by side, for products of two vectors.
+const PANEL: usize = 2;
+/// Units up to which the weights are not worth keeping for all outputs.
+const FEW: usize = 32;
+/// Units in a block.
+const BLOCK: usize = 8;
+/// Outputs whose weights or products are there at once; rows of a tile of [`multiply`] divide it.
+const GROUP: usize = 48;
+/// The same, and inputs, for the fewest units.
+const SMALL_GROUP: usize = 24;
+const SMALL_INPUTS: usize = 192;
+/// Keeps lines apart that would otherwise fall on the same place of a cache.
+const APART: usize = 16;
+/// Channels in and out, and tiles, from which on transforming pays.
 const CHANNELS: usize = 32;
-const TILES: usize = 32;
+const TILES: usize = 16;
 
 /// The points, which lie on both sides of 0.
 const A: f32 = 0.625;
 const B: f32 = 1.5;
 const A2: f32 = A * A;
 const B2: f32 = B * B;
+
+/// A tile's numbers at all points or places, of sixteen tiles side by side.
+type Unit = [[f32; LANES]; POINTS];
 
 /// Whether it is the better way for these sizes.
 pub(crate) fn suits(input: &Shape, weight: &Shape, window: Window) -> bool {
@@ -89,248 +111,501 @@ impl Sizes {
     fn tiles(&self) -> usize {
         self.batch * self.down * self.across
     }
+
+    fn units(&self) -> usize {
+        self.tiles().div_ceil(LANES)
+    }
+
+    /// The rows of tiles in a unit.
+    fn runs(&self, unit: usize) -> impl Iterator<Item = Run> {
+        let (first, end) = (unit * LANES, ((unit + 1) * LANES).min(self.tiles()));
+        let (down, across) = (self.down, self.across);
+        (first / across..end.div_ceil(across)).map(move |row| {
+            let (from, to) = ((row * across).max(first), ((row + 1) * across).min(end));
+            Run {
+                image: row / down,
+                row: row % down,
+                column: from % across,
+                lane: from - first,
+                length: to - from,
+            }
+        })
+    }
+}
+
+/// Tiles of one row that lie side by side in a unit.
+struct Run {
+    image: usize,
+    /// Row and column of the first tile.
+    row: usize,
+    column: usize,
+    /// Where it is in the unit.
+    lane: usize,
+    length: usize,
 }
 
 /// `[batch, inputs, height, width]` with weights `[outputs, inputs, 3, 3]` → `[batch, outputs, height', width']`.
 pub(crate) fn convolve(
     input: &[f32],
     weight: &[f32],
-    bias: Option<&[f32]>,
+    epilogue: Epilogue<'_>,
     shapes: (&Shape, &Shape),
     window: Window,
 ) -> Vec<f32> {
     let sizes = Sizes::new(shapes.0, shapes.1, window);
-    let weights = transform_weights(weight, &sizes);
-    let plane = sizes.out_height * sizes.out_width;
-    let count = sizes.batch * sizes.outputs * plane;
+    let count = sizes.batch * sizes.outputs * sizes.out_height * sizes.out_width;
     let mut output = Vec::with_capacity(count);
-    let rows = sizes.batch * sizes.down;
-    let rows_per_block = (BLOCK / sizes.across).clamp(1, rows);
-    let blocks = rows.div_ceil(rows_per_block);
-    let target = Target(output.as_mut_ptr());
-    let block = |scratch: &mut Scratch, index: usize, is_alone: bool| {
-        let first = index * rows_per_block;
-        let block = Block {
-            sizes: &sizes,
-            bias,
-            first,
-            rows: rows_per_block.min(rows - first),
-        };
-        block.compute(input, &weights, scratch, &target, is_alone);
+    let convolution = Convolution {
+        sizes,
+        input,
+        weight,
+        epilogue,
+        output: Target(output.as_mut_ptr()),
     };
-    // A thread for each block, or, if there are fewer, all threads for each.
-    if blocks >= rayon::current_num_threads() {
-        let blocks = (0..blocks).into_par_iter();
-        blocks.for_each_init(Scratch::default, |scratch, index| {
-            block(scratch, index, false);
-        });
+    if sizes.units() <= FEW {
+        convolution.patches_first();
     } else {
-        let mut scratch = Scratch::default();
-        (0..blocks).for_each(|index| block(&mut scratch, index, true));
+        convolution.weights_first();
     }
-    // SAFETY: so many fit, and the blocks have written every row of every channel of every image.
+    // SAFETY: so many fit, and every tile of every output was written.
     unsafe { output.set_len(count) };
     output
 }
 
-/// Weights at all points, `[outputs, POINTS, inputs]`.
-fn transform_weights(weight: &[f32], sizes: &Sizes) -> Vec<f32> {
-    let inputs = sizes.inputs;
-    let mut weights = vec![0.0; sizes.outputs * POINTS * inputs];
-    let of_outputs = weights.par_chunks_mut(POINTS * inputs);
-    of_outputs.zip(weight.par_chunks(9 * inputs)).for_each_init(
-        || vec![0.0; 9 * inputs],
-        |taps, (weights, weight)| {
-            for (input, kernel) in weight.chunks_exact(9).enumerate() {
-                for (tap, value) in kernel.iter().enumerate() {
-                    taps[tap * inputs + input] = *value;
-                }
-            }
-            kernels_at_points(taps, weights, inputs);
-        },
-    );
-    weights
-}
-
-/// What is transformed, one block after another.
-#[derive(Default)]
-struct Scratch {
-    /// `[inputs, POINTS, tiles]`
-    patches: Vec<f32>,
-    /// `[outputs, POINTS, tiles]`
-    products: Vec<f32>,
-}
-
-/// Where all threads write to.
+/// An array that threads write parts of their own to.
+#[derive(Clone, Copy)]
 struct Target(*mut f32);
 
-// SAFETY: blocks hold different rows of tiles, and each row of the output belongs to one row of tiles.
+// SAFETY: no two threads write to the same place.
+unsafe impl Send for Target {}
+// SAFETY: as above.
 unsafe impl Sync for Target {}
 
-/// Some rows of tiles, counted over the whole batch.
-struct Block<'a> {
-    sizes: &'a Sizes,
-    bias: Option<&'a [f32]>,
-    first: usize,
-    rows: usize,
+impl Target {
+    /// # Safety
+    ///
+    /// The numbers lie within the array, and no other thread touches them meanwhile.
+    unsafe fn write(self, at: usize, numbers: &[f32]) {
+        // SAFETY: as the caller has promised.
+        unsafe {
+            let to = self.0.add(at);
+            to.copy_from_nonoverlapping(numbers.as_ptr(), numbers.len());
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The numbers lie within the array and are written, and nobody writes to them meanwhile.
+    unsafe fn read<'a>(self, at: usize, length: usize) -> &'a [f32] {
+        // SAFETY: as the caller has promised.
+        unsafe { std::slice::from_raw_parts(self.0.add(at), length) }
+    }
 }
 
-impl Block<'_> {
-    fn compute(
-        &self,
-        input: &[f32],
-        weights: &[f32],
-        scratch: &mut Scratch,
-        target: &Target,
-        is_alone: bool,
-    ) {
+/// Where the patches of some units are: `[POINTS, panels, channels, units of a panel, LANES]`.
+#[derive(Clone, Copy)]
+struct Patches {
+    at: Target,
+    channels: usize,
+    units: usize,
+}
+
+impl Patches {
+    fn length(channels: usize, units: usize) -> usize {
+        POINTS * Self::of_point(channels, units)
+    }
+
+    fn of_point(channels: usize, units: usize) -> usize {
+        units * LANES * channels + APART
+    }
+
+    /// Units in a panel.
+    fn wide(&self, panel: usize) -> usize {
+        PANEL.min(self.units - panel * PANEL)
+    }
+
+    fn start(&self, point: usize, panel: usize) -> usize {
+        point * Self::of_point(self.channels, self.units) + panel * PANEL * LANES * self.channels
+    }
+
+    /// Writes a channel of a unit.
+    ///
+    /// # Safety
+    ///
+    /// No other thread touches them meanwhile.
+    unsafe fn write(&self, unit: usize, channel: usize, values: &Unit) {
+        let (panel, within) = (unit / PANEL, unit % PANEL);
+        let line = channel * self.wide(panel) + within;
+        for (point, values) in values.iter().enumerate() {
+            let at = self.start(point, panel) + line * LANES;
+            // SAFETY: the line is of the array; the rest is the caller's.
+            unsafe { self.at.write(at, values) };
+        }
+    }
+
+    /// A panel's columns at a point, for some channels.
+    ///
+    /// # Safety
+    ///
+    /// They are written, and nobody writes to them meanwhile.
+    unsafe fn matrix(&self, point: usize, panel: usize, first: usize, count: usize) -> Matrix<'_> {
+        let columns = self.wide(panel) * LANES;
+        let at = self.start(point, panel) + first * columns;
+        // SAFETY: the channels are of the panel; the rest is the caller's.
+        let values = unsafe { self.at.read(at, count * columns) };
+        Matrix::new(values, columns)
+    }
+}
+
+/// Weights at all points, for some outputs and inputs: `[POINTS, outputs, inputs]`, with lines somewhat apart.
+#[derive(Clone, Copy)]
+struct Weights {
+    at: Target,
+    outputs: usize,
+    inputs: usize,
+}
+
+impl Weights {
+    fn length(outputs: usize, inputs: usize) -> usize {
+        POINTS * Self::of_point(outputs, inputs)
+    }
+
+    fn of_point(outputs: usize, inputs: usize) -> usize {
+        outputs * (inputs + APART) + APART
+    }
+
+    /// Writes an output's weights from `[inputs, 9]`.
+    ///
+    /// # Safety
+    ///
+    /// No other thread touches them meanwhile.
+    unsafe fn write(&self, output: usize, kernels: &[f32]) {
+        let mut taps = [[0.0; LANES]; 9];
+        let line = |point: usize| {
+            point * Self::of_point(self.outputs, self.inputs) + output * (self.inputs + APART)
+        };
+        for (index, kernels) in kernels.chunks(9 * LANES).enumerate() {
+            let count = kernels.len() / 9;
+            transpose(kernels, 9, [count, 9], taps.as_flattened_mut(), LANES);
+            let mut values = [[0.0; LANES]; POINTS];
+            kernels_at_points(&taps, &mut values);
+            for (point, values) in values.iter().enumerate() {
+                // SAFETY: the line is of the array; the rest is the caller's.
+                unsafe { self.at.write(line(point) + index * LANES, &values[..count]) };
+            }
+        }
+        for point in 0..POINTS {
+            // SAFETY: as above; so that what lies between two lines can be read.
+            unsafe { self.at.write(line(point) + self.inputs, &[0.0; APART]) };
+        }
+    }
+
+    /// Some outputs' weights at a point.
+    ///
+    /// # Safety
+    ///
+    /// They are written, and nobody writes to them meanwhile.
+    unsafe fn matrix(&self, point: usize, first: usize, count: usize) -> Matrix<'_> {
+        let line = self.inputs + APART;
+        let at = point * Self::of_point(self.outputs, self.inputs) + first * line;
+        // SAFETY: the outputs are of the array; the rest is the caller's.
+        let values = unsafe { self.at.read(at, count * line) };
+        Matrix::spaced(values, count, self.inputs, line)
+    }
+}
+
+struct Convolution<'a> {
+    sizes: Sizes,
+    input: &'a [f32],
+    weight: &'a [f32],
+    epilogue: Epilogue<'a>,
+    output: Target,
+}
+
+impl Convolution<'_> {
+    /// The patches of all tiles, and then a group of outputs after the other, each thread with its own.
+    fn patches_first(&self) {
         let Sizes {
             inputs, outputs, ..
-        } = *self.sizes;
-        let tiles = self.rows * self.sizes.across;
-        let of_channel = POINTS * tiles;
-        // All of both is written before it is read.
-        scratch.patches.resize(inputs * of_channel, 0.0);
-        scratch.products.resize(outputs * of_channel, 0.0);
-        let Scratch { patches, products } = scratch;
-
-        for_each_chunk(is_alone, patches, of_channel, |lines, channel, patches| {
-            self.patches(input, channel, lines, patches);
-        });
-        let at_point = |point: usize, products: Products| {
-            let weights =
-                Matrix::spaced(&weights[point * inputs..], outputs, inputs, POINTS * inputs);
-            let patches = Matrix::spaced(&patches[point * tiles..], inputs, tiles, of_channel);
-            // SAFETY: the products of a point are a part of their own of the matrix, which is as large as was just
-            // made sure of.
-            unsafe {
-                product(
-                    products.0.add(point * tiles),
-                    of_channel,
-                    weights,
-                    patches,
-                    false,
-                );
-            }
+        } = self.sizes;
+        let units = self.sizes.units();
+        let mut memory = Vec::with_capacity(Patches::length(inputs, units));
+        let patches = Patches {
+            at: Target(memory.as_mut_ptr()),
+            channels: inputs,
+            units,
         };
-        let all = Products(products.as_mut_ptr());
-        if is_alone {
-            (0..POINTS)
-                .into_par_iter()
-                .for_each(|point| at_point(point, all));
+        // SAFETY: each channel is written by one thread.
+        (0..inputs)
+            .into_par_iter()
+            .for_each(|channel| unsafe { self.transform(channel, 0, &patches) });
+
+        // Where a group's products of all units do not fit a cache, all inputs are summed before the next units come.
+        let is_small = units <= BLOCK / 2;
+        let group = if is_small { SMALL_GROUP } else { GROUP };
+        let at_once = if is_small {
+            SMALL_INPUTS.min(inputs)
         } else {
-            (0..POINTS).for_each(|point| at_point(point, all));
+            inputs
+        };
+        let groups = outputs.div_ceil(group);
+        (0..groups).into_par_iter().for_each(|index| {
+            let first = index * group;
+            let count = group.min(outputs - first);
+            with_scratch(|[weights, products]| {
+                let weights = weights
+                    .numbers(Weights::length(count, at_once))
+                    .as_mut_ptr();
+                for start in (0..units).step_by(BLOCK / 2) {
+                    let block = start..(start + BLOCK / 2).min(units);
+                    let mut products = Products::new(products, count, block.len());
+                    for from in (0..inputs).step_by(at_once) {
+                        let weights = Weights {
+                            at: Target(weights),
+                            outputs: count,
+                            inputs: at_once.min(inputs - from),
+                        };
+                        if start == 0 || at_once < inputs {
+                            for output in 0..count {
+                                let kernels = ((first + output) * inputs + from) * 9;
+                                let kernels = &self.weight[kernels..][..weights.inputs * 9];
+                                // SAFETY: they are this thread's.
+                                unsafe { weights.write(output, kernels) };
+                            }
+                        }
+                        let panels = block.start / PANEL..block.end.div_ceil(PANEL);
+                        // SAFETY: the patches are all written, and the weights by this thread.
+                        unsafe { products.add(&weights, 0, &patches, panels, from, from > 0) };
+                    }
+                    self.write(&products, first, block.start);
+                }
+            });
+        });
+    }
+
+    /// The weights of all outputs, and then a block of tiles after the other, each thread with its own.
+    fn weights_first(&self) {
+        let Sizes {
+            inputs, outputs, ..
+        } = self.sizes;
+        let mut memory = Vec::with_capacity(Weights::length(outputs, inputs));
+        let weights = Weights {
+            at: Target(memory.as_mut_ptr()),
+            outputs,
+            inputs,
+        };
+        // SAFETY: each output is written by one thread.
+        let kernels = self.weight.par_chunks(9 * inputs).enumerate();
+        kernels.for_each(|(output, kernels)| unsafe { weights.write(output, kernels) });
+
+        let units = self.sizes.units();
+        let blocks = units.div_ceil(BLOCK);
+        (0..blocks).into_par_iter().for_each(|index| {
+            let first = index * BLOCK;
+            let count = BLOCK.min(units - first);
+            with_scratch(|[patches, products]| {
+                let patches = Patches {
+                    at: Target(patches.numbers(Patches::length(inputs, count)).as_mut_ptr()),
+                    channels: inputs,
+                    units: count,
+                };
+                for channel in 0..inputs {
+                    // SAFETY: they are this thread's.
+                    unsafe { self.transform(channel, first, &patches) };
+                }
+                for output in (0..outputs).step_by(GROUP) {
+                    let group = GROUP.min(outputs - output);
+                    let mut products = Products::new(products, group, count);
+                    let panels = 0..count.div_ceil(PANEL);
+                    // SAFETY: the weights are all written, and the patches by this thread.
+                    unsafe { products.add(&weights, output, &patches, panels, 0, false) };
+                    self.write(&products, output, first);
+                }
+            });
+        });
+    }
+
+    /// Transforms a channel's patches of some units.
+    ///
+    /// # Safety
+    ///
+    /// No other thread touches this channel of the patches meanwhile.
+    unsafe fn transform(&self, channel: usize, first: usize, patches: &Patches) {
+        for unit in 0..patches.units {
+            let mut values = [[0.0; LANES]; POINTS];
+            self.gather(channel, first + unit, &mut values);
+            patches_at_points(&mut values);
+            // SAFETY: as the caller has promised.
+            unsafe { patches.write(unit, channel, &values) };
         }
-        for_each_chunk(
-            is_alone,
-            products,
-            of_channel,
-            |lines, channel, products| {
-                self.write(channel, products, lines, target);
-            },
-        );
     }
 
-    /// The image and the row of tiles of each row of the block.
-    fn places(&self) -> impl Iterator<Item = (usize, usize)> {
-        let down = self.sizes.down;
-        (self.first..self.first + self.rows).map(move |row| (row / down, row % down))
-    }
-
-    /// A channel's patches at all points, `[POINTS, tiles]`.
-    fn patches(&self, input: &[f32], channel: usize, lines: &mut Vec<f32>, patches: &mut [f32]) {
+    /// The numbers under sixteen tiles, row after row.
+    fn gather(&self, channel: usize, unit: usize, values: &mut Unit) {
         let Sizes {
             inputs,
             height,
             width,
             padding,
-            across,
             ..
-        } = *self.sizes;
-        let framed = across * TILE + 2;
-        // Six rows in a frame of zeros, the same after the first pass, and a row of every fourth number.
-        lines.clear();
-        lines.resize(2 * PATCH * framed + 4 * (across + 1), 0.0);
-        let (rows, rest) = lines.split_at_mut(PATCH * framed);
-        for (index, (image, down)) in self.places().enumerate() {
-            let plane = &input[(image * inputs + channel) * height * width..][..height * width];
-            for (row, line) in rows.chunks_exact_mut(framed).enumerate() {
-                let line = &mut line[padding..];
-                match (down * TILE + row).checked_sub(padding) {
-                    Some(y) if y < height => {
-                        line[..width].copy_from_slice(&plane[y * width..][..width]);
+        } = self.sizes;
+        let mut framed = [0.0; TILE * LANES + 2];
+        for run in self.sizes.runs(unit) {
+            let plane = (run.image * inputs + channel) * height * width;
+            let plane = &self.input[plane..][..height * width];
+            let length = TILE * run.length + 2;
+            // Where the run begins in a row of the image, and how much of it lies to the left of that.
+            let (start, before) = match (run.column * TILE).checked_sub(padding) {
+                Some(start) => (start, 0),
+                None => (0, padding - run.column * TILE),
+            };
+            let is_whole = before == 0 && start + length <= width;
+            for row in 0..PATCH {
+                let y = (run.row * TILE + row).wrapping_sub(padding);
+                let lines = &mut values[PATCH * row..][..PATCH];
+                if y >= height {
+                    for line in lines {
+                        line[run.lane..][..run.length].fill(0.0);
                     }
-                    _ => line[..width].fill(0.0),
+                    continue;
                 }
+                let image = &plane[y * width..][..width];
+                let source = if is_whole {
+                    &image[start..][..length]
+                } else {
+                    let inside = width
+                        .saturating_sub(start)
+                        .min(length.saturating_sub(before));
+                    let framed = &mut framed[..length];
+                    framed.fill(0.0);
+                    framed[before.min(length)..][..inside]
+                        .copy_from_slice(&image[start.min(width)..][..inside]);
+                    &*framed
+                };
+                part(source, lines, run.lane, run.length);
             }
-            let tiles = self.rows * across;
-            patches_at_points(rows, rest, &mut patches[index * across..], across, tiles);
         }
     }
 
-    /// Turns a channel's products into pixels.
-    fn write(&self, channel: usize, products: &[f32], lines: &mut Vec<f32>, target: &Target) {
+    /// Turns products into pixels, for outputs and units from the first on.
+    fn write(&self, products: &Products<'_>, first_output: usize, first_unit: usize) {
+        for output in 0..products.outputs {
+            for unit in 0..products.units {
+                let mut pixels = [[0.0; TILE * LANES]; TILE];
+                pixels_of_points(&products.unit(output, unit), &mut pixels);
+                self.write_unit(&mut pixels, first_output + output, first_unit + unit);
+            }
+        }
+    }
+
+    fn write_unit(&self, pixels: &mut [[f32; TILE * LANES]; TILE], output: usize, unit: usize) {
         let Sizes {
             outputs,
             out_height,
             out_width,
-            across,
             ..
-        } = *self.sizes;
-        let bias = self.bias.map_or(0.0, |bias| bias[channel]);
-        let long = across * TILE;
-        lines.clear();
-        lines.resize(TILE * long + TILE * PATCH * across, 0.0);
-        let (rows, rest) = lines.split_at_mut(TILE * long);
-        for (index, (image, down)) in self.places().enumerate() {
-            let tiles = self.rows * across;
-            let products = &products[index * across..];
-            pixels_of_points(products, rest, rows, across, tiles, bias);
-            for (row, line) in rows.chunks_exact(long).enumerate() {
-                let y = down * TILE + row;
+        } = self.sizes;
+        for run in self.sizes.runs(unit) {
+            let x = run.column * TILE;
+            let length = (run.length * TILE).min(out_width - x);
+            for (row, pixels) in pixels.iter_mut().enumerate() {
+                let y = run.row * TILE + row;
                 if y < out_height {
-                    let at = ((image * outputs + channel) * out_height + y) * out_width;
-                    // SAFETY: the row lies within the output, which has `batch·outputs·out_height` of them, and no
-                    // other block has this row of tiles.
-                    unsafe {
-                        let to = target.0.add(at);
-                        to.copy_from_nonoverlapping(line[..out_width].as_ptr(), out_width);
-                    }
+                    let at = ((run.image * outputs + output) * out_height + y) * out_width + x;
+                    let pixels = &mut pixels[run.lane * TILE..][..length];
+                    self.epilogue.finish(pixels, output, at);
+                    // SAFETY: the pixels are of the output, and no other thread has this output's tile.
+                    unsafe { self.output.write(at, pixels) };
                 }
             }
         }
     }
 }
 
-/// The products at all points.
-#[derive(Clone, Copy)]
-struct Products(*mut f32);
+/// Products of some outputs and units, `[POINTS, outputs, units, LANES]`.
+struct Products<'a> {
+    values: &'a mut [f32],
+    outputs: usize,
+    units: usize,
+}
 
-// SAFETY: each point's products are written by one thread.
-unsafe impl Send for Products {}
-// SAFETY: as above.
-unsafe impl Sync for Products {}
+impl<'a> Products<'a> {
+    fn new(scratch: &'a mut crate::scratch::Scratch, outputs: usize, units: usize) -> Self {
+        Self {
+            values: scratch.numbers(POINTS * (outputs * units * LANES + APART)),
+            outputs,
+            units,
+        }
+    }
 
-/// Chunks with their numbers, on all threads or on this one, with memory for each thread to work in.
-fn for_each_chunk(
-    on_all_threads: bool,
-    values: &mut [f32],
-    size: usize,
-    work: impl Fn(&mut Vec<f32>, usize, &mut [f32]) + Sync,
-) {
-    if on_all_threads {
-        let chunks = values.par_chunks_mut(size).enumerate();
-        chunks.for_each_init(Vec::new, |lines, (index, chunk)| work(lines, index, chunk));
-    } else {
-        let mut lines = Vec::new();
-        let chunks = values.chunks_mut(size).enumerate();
-        chunks.for_each(|(index, chunk)| work(&mut lines, index, chunk));
+    fn start(&self, point: usize, output: usize, unit: usize) -> usize {
+        point * (self.outputs * self.units * LANES + APART) + (output * self.units + unit) * LANES
+    }
+
+    /// Weights of outputs from the first on, times patches of inputs from `from` on, instead of what is there or beside it.
+    ///
+    /// # Safety
+    ///
+    /// Both are written, and nobody writes to them meanwhile.
+    unsafe fn add(
+        &mut self,
+        weights: &Weights,
+        first: usize,
+        patches: &Patches,
+        panels: std::ops::Range<usize>,
+        from: usize,
+        add: bool,
+    ) {
+        for point in 0..POINTS {
+            // SAFETY: as the caller has promised; the products are this thread's, and large enough.
+            unsafe {
+                let left = weights.matrix(point, first, self.outputs);
+                for (index, panel) in panels.clone().enumerate() {
+                    let right = patches.matrix(point, panel, from, weights.inputs);
+                    let at = self.start(point, 0, index * PANEL);
+                    let target = self.values.as_mut_ptr().add(at);
+                    multiply(target, self.units * LANES, left, right, add);
+                }
+            }
+        }
+    }
+
+    fn unit(&self, output: usize, unit: usize) -> [&[f32; LANES]; POINTS] {
+        std::array::from_fn(|point| {
+            let line = &self.values[self.start(point, output, unit)..];
+            line.first_chunk().expect("the line is of the products")
+        })
     }
 }
 
 for_this_machine! {
-    /// Weights at all points, `G·g·Gᵀ`: from `[9, inputs]` to `[POINTS, inputs]`.
-    fn kernels_at_points(taps: &[f32], points: &mut [f32], inputs: usize) {
+    /// Parts a row under some tiles by the place in their patch: six lines, from a lane on.
+    fn part(source: &[f32], lines: &mut [[f32; LANES]], lane: usize, length: usize) {
+        let (fours, rest) = source.as_chunks::<TILE>();
+        let [l0, l1, l2, l3, l4, l5] = lines else {
+            return;
+        };
+        if let (0, Some(fours), [r0, r1]) = (lane, fours.as_array::<LANES>(), rest) {
+            for (t, four) in fours.iter().enumerate() {
+                [l0[t], l1[t], l2[t], l3[t]] = *four;
+            }
+            l4[..LANES - 1].copy_from_slice(&l0[1..]);
+            l5[..LANES - 1].copy_from_slice(&l1[1..]);
+            [l4[LANES - 1], l5[LANES - 1]] = [*r0, *r1];
+            return;
+        }
+        for t in 0..length {
+            let six = &source[TILE * t..][..PATCH];
+            let to = lane + t;
+            [l0[to], l1[to], l2[to]] = [six[0], six[1], six[2]];
+            [l3[to], l4[to], l5[to]] = [six[3], six[4], six[5]];
+        }
+    }
+}
+
+for_this_machine! {
+    /// Weights at all points, `G·g·Gᵀ`, of sixteen kernels.
+    fn kernels_at_points(taps: &[[f32; LANES]; 9], points: &mut Unit) {
         // The first of each row of G is its share of all three taps.
         let at_zero = 1.0 / (A2 * B2);
         let at_a = 1.0 / (2.0 * A2 * (A2 - B2));
@@ -340,18 +615,21 @@ for_this_machine! {
             let (even_b, odd_b) = (at_b * (g0 + B2 * g2), at_b * B * g1);
             [at_zero * g0, even_a + odd_a, even_a - odd_a, even_b + odd_b, even_b - odd_b, g2]
         };
-        for input in 0..inputs {
-            let tap = |row: usize, column: usize| taps[(3 * row + column) * inputs + input];
-            let mut down = [[0.0f32; 3]; PATCH];
-            for column in 0..3 {
-                let values = at_points(tap(0, column), tap(1, column), tap(2, column));
-                for (line, value) in down.iter_mut().zip(values) {
-                    line[column] = value;
+        let mut down = [[[0.0f32; LANES]; 3]; PATCH];
+        for column in 0..3 {
+            for i in 0..LANES {
+                let values = at_points(taps[column][i], taps[3 + column][i], taps[6 + column][i]);
+                for row in 0..PATCH {
+                    down[row][column][i] = values[row];
                 }
             }
-            for (row, [g0, g1, g2]) in down.into_iter().enumerate() {
-                for (column, value) in at_points(g0, g1, g2).into_iter().enumerate() {
-                    points[(PATCH * row + column) * inputs + input] = value;
+        }
+        for row in 0..PATCH {
+            for i in 0..LANES {
+                let [g0, g1, g2] = [down[row][0][i], down[row][1][i], down[row][2][i]];
+                let values = at_points(g0, g1, g2);
+                for column in 0..PATCH {
+                    points[PATCH * row + column][i] = values[column];
                 }
             }
         }
@@ -387,70 +665,52 @@ fn pixels_at([m0, a, minus_a, b, minus_b, m5]: [f32; PATCH]) -> [f32; TILE] {
 }
 
 for_this_machine! {
-    /// The patches of a row of tiles at all points, `Bᵀ·d·B`: from six rows to `[POINTS, tiles]`, of which the first
-    /// `across` of each line are written. `rest` is memory to work in.
-    fn patches_at_points(rows: &[f32], rest: &mut [f32], points: &mut [f32], across: usize, tiles: usize) {
-        let framed = across * TILE + 2;
-        let (down, parted) = rest.split_at_mut(PATCH * framed);
-        let [r0, r1, r2, r3, r4, r5] = std::array::from_fn(|row| &rows[row * framed..][..framed]);
-        let mut lines = down.chunks_exact_mut(framed);
-        let [w0, w1, w2, w3, w4, w5] = std::array::from_fn(|_| lines.next().expect("there are six"));
-        for x in 0..framed {
-            let values = patch_at_points([r0[x], r1[x], r2[x], r3[x], r4[x], r5[x]]);
-            [w0[x], w1[x], w2[x], w3[x], w4[x], w5[x]] = values;
+    /// Patches at all points, `Bᵀ·d·B`, of sixteen tiles.
+    fn patches_at_points(unit: &mut Unit) {
+        for column in 0..PATCH {
+            for t in 0..LANES {
+                let values = std::array::from_fn(|row| unit[PATCH * row + column][t]);
+                let values = patch_at_points(values);
+                for row in 0..PATCH {
+                    unit[PATCH * row + column][t] = values[row];
+                }
+            }
         }
         for row in 0..PATCH {
-            let line = &down[row * framed..][..framed];
-            let mut parts = parted.chunks_exact_mut(across + 1);
-            let [p0, p1, p2, p3] = std::array::from_fn(|_| parts.next().expect("there are four"));
-            for (tile, four) in line.as_chunks::<TILE>().0.iter().enumerate() {
-                [p0[tile], p1[tile], p2[tile], p3[tile]] = *four;
-            }
-            [p0[across], p1[across]] = [line[across * TILE], line[across * TILE + 1]];
-            let mut streams = points[PATCH * row * tiles..].chunks_mut(tiles);
-            let [v0, v1, v2, v3, v4, v5] = std::array::from_fn(|_| {
-                &mut streams.next().expect("there are six")[..across]
-            });
-            let (d0, d1, d2, d3) = (&p0[..across], &p1[..across], &p2[..across], &p3[..across]);
-            let (d4, d5) = (&p0[1..=across], &p1[1..=across]);
-            for t in 0..across {
-                let values = patch_at_points([d0[t], d1[t], d2[t], d3[t], d4[t], d5[t]]);
-                [v0[t], v1[t], v2[t], v3[t], v4[t], v5[t]] = values;
+            for t in 0..LANES {
+                let values = std::array::from_fn(|column| unit[PATCH * row + column][t]);
+                let values = patch_at_points(values);
+                for column in 0..PATCH {
+                    unit[PATCH * row + column][t] = values[column];
+                }
             }
         }
     }
 }
 
 for_this_machine! {
-    /// The pixels of a row of tiles, `Aᵀ·m·A`: from `[POINTS, tiles]`, of which the first `across` of each line are read,
-    /// to four rows, and the bias. `rest` is memory to work in.
-    fn pixels_of_points(
-        points: &[f32],
-        rest: &mut [f32],
-        rows: &mut [f32],
-        across: usize,
-        tiles: usize,
-        bias: f32,
-    ) {
-        // Down each column of points: `[TILE, PATCH, across]`.
+    /// The pixels of sixteen tiles, `Aᵀ·m·A`, as four rows.
+    fn pixels_of_points(points: &[&[f32; LANES]; POINTS], pixels: &mut [[f32; TILE * LANES]; TILE]) {
+        let mut down = [[[0.0f32; LANES]; PATCH]; TILE];
         for column in 0..PATCH {
-            let [m0, m1, m2, m3, m4, m5] = std::array::from_fn(|row| {
-                &points[(PATCH * row + column) * tiles..][..across]
-            });
-            let mut lines = rest.chunks_exact_mut(across).skip(column).step_by(PATCH);
-            let [s0, s1, s2, s3] = std::array::from_fn(|_| lines.next().expect("there are four"));
-            for t in 0..across {
-                let values = pixels_at([m0[t], m1[t], m2[t], m3[t], m4[t], m5[t]]);
-                [s0[t], s1[t], s2[t], s3[t]] = values;
+            for t in 0..LANES {
+                let values = std::array::from_fn(|row| points[PATCH * row + column][t]);
+                let values = pixels_at(values);
+                for row in 0..TILE {
+                    down[row][column][t] = values[row];
+                }
             }
         }
-        for (row, line) in rows.chunks_exact_mut(across * TILE).enumerate() {
-            let [m0, m1, m2, m3, m4, m5] = std::array::from_fn(|column| {
-                &rest[(PATCH * row + column) * across..][..across]
-            });
-            for (t, four) in line.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
-                let pixels = pixels_at([m0[t], m1[t], m2[t], m3[t], m4[t], m5[t]]);
-                *four = pixels.map(|pixel| pixel + bias);
+        for row in 0..TILE {
+            let mut four = [[0.0f32; LANES]; TILE];
+            for t in 0..LANES {
+                let values = pixels_at(std::array::from_fn(|column| down[row][column][t]));
+                for column in 0..TILE {
+                    four[column][t] = values[column];
+                }
+            }
+            for (t, pixels) in pixels[row].as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
+                *pixels = [four[0][t], four[1][t], four[2][t], four[3][t]];
             }
         }
     }

@@ -1,7 +1,9 @@
 use burn::module::Module;
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
-use swiftbrush_kernels::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig};
+use swiftbrush_kernels::{
+    Conv2d, Conv2dConfig, Epilogue, GroupNorm, GroupNormConfig, Linear, LinearConfig,
+};
 
 use crate::UNetConfig;
 
@@ -37,14 +39,21 @@ impl Resnet {
 
     /// `[batch, inputs, height, width]`, `[batch, time width]` → `[batch, outputs, height, width]`
     pub(crate) fn forward(&self, input: Tensor<4>, time: Tensor<2>) -> Tensor<4> {
-        let hidden = self.conv1.forward(self.norm1.forward_silu(input.clone()));
-        let time = self.time_emb_proj.forward(silu(time));
-        let hidden = hidden + time.unsqueeze_dims::<4>(&[2, 3]);
-        let hidden = self.conv2.forward(self.norm2.forward_silu(hidden));
+        let shifted = Epilogue {
+            shift: Some(self.time_emb_proj.forward(silu(time))),
+            ..Epilogue::default()
+        };
+        let hidden = self.norm1.forward_silu(input.clone());
+        let hidden = self.conv1.forward_then(hidden, shifted);
         let skip = match &self.conv_shortcut {
             Some(shortcut) => shortcut.forward(input),
             None => input,
         };
-        skip + hidden
+        let added = Epilogue {
+            residual: Some(skip),
+            ..Epilogue::default()
+        };
+        self.conv2
+            .forward_then(self.norm2.forward_silu(hidden), added)
     }
 }

@@ -3,7 +3,7 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, FloatDType, Tensor};
 use swiftbrush_kernels::{
     Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig, Linear,
-    LinearConfig, Mask, attention, gelu,
+    LinearConfig, Mask, attention, gated_gelu,
 };
 
 use crate::UNetConfig;
@@ -107,9 +107,10 @@ impl TransformerBlock {
 
     fn forward(&self, tokens: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
         let normed = self.norm1.forward(tokens.clone());
-        let tokens = tokens + self.attn1.forward(normed.clone(), normed);
-        let tokens = tokens.clone() + self.attn2.forward(self.norm2.forward(tokens), context);
-        tokens.clone() + self.ff.forward(self.norm3.forward(tokens))
+        let tokens = self.attn1.forward(normed.clone(), normed, tokens);
+        let normed = self.norm2.forward(tokens.clone());
+        let tokens = self.attn2.forward(normed, context, tokens);
+        self.ff.forward(self.norm3.forward(tokens.clone()), tokens)
     }
 }
 
@@ -151,7 +152,8 @@ impl Attention {
         }
     }
 
-    fn forward(&self, tokens: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
+    /// The residual, plus what the tokens take from the context.
+    fn forward(&self, tokens: Tensor<3>, context: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
         let [batch, length, channels] = tokens.dims();
         let dtype = FloatDType::from(tokens.dtype());
         let inner = if self.upcast { FloatDType::F32 } else { dtype };
@@ -171,7 +173,7 @@ impl Attention {
         } else {
             mixed.cast(dtype)
         };
-        self.to_out.0.forward(mixed)
+        self.to_out.0.forward_added(mixed, residual)
     }
 }
 
@@ -190,8 +192,11 @@ impl FeedForward {
         }
     }
 
-    fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
-        self.net.2.forward(self.net.0.forward(tokens))
+    /// The residual, plus what the layer makes of the tokens.
+    fn forward(&self, tokens: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
+        self.net
+            .2
+            .forward_added(self.net.0.forward(tokens), residual)
     }
 }
 
@@ -203,11 +208,7 @@ struct GatedGelu {
 
 impl GatedGelu {
     fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
-        let mut halves = self.proj.forward(tokens).chunk(2, 2).into_iter();
-        let (Some(hidden), Some(gate)) = (halves.next(), halves.next()) else {
-            unreachable!("the projection is 8 times as wide as the tokens")
-        };
-        hidden * gelu(gate)
+        gated_gelu(self.proj.forward(tokens))
     }
 }
 
@@ -240,9 +241,9 @@ mod tests {
         };
         let attention = Attention::new(&config, 16, 16, 2, &device).map(&mut Large);
         let tokens = random([1, 4, 16], 3, &device);
-        let expected = attention.forward(tokens.clone(), tokens.clone());
+        let expected = attention.forward(tokens.clone(), tokens.clone(), tokens.clone());
         let half = tokens.cast(FloatDType::F16);
-        let found = attention.forward(half.clone(), half);
+        let found = attention.forward(half.clone(), half.clone(), half);
         assert_close(found.cast(FloatDType::F32), expected, 2e-3);
     }
 }

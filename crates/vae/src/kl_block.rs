@@ -2,7 +2,8 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Tensor};
 use swiftbrush_kernels::{
-    Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig, Mask, attention, double,
+    Conv2d, Conv2dConfig, Epilogue, GroupNorm, GroupNormConfig, Linear, LinearConfig, Mask,
+    attention, double,
 };
 
 /// Epsilon of every group normalisation of the autoencoder.
@@ -38,12 +39,16 @@ impl Resnet {
 
     fn forward(&self, input: Tensor<4>) -> Tensor<4> {
         let hidden = self.conv1.forward(self.norm1.forward_silu(input.clone()));
-        let hidden = self.conv2.forward(self.norm2.forward_silu(hidden));
         let skip = match &self.conv_shortcut {
             Some(shortcut) => shortcut.forward(input),
             None => input,
         };
-        skip + hidden
+        let added = Epilogue {
+            residual: Some(skip),
+            ..Epilogue::default()
+        };
+        self.conv2
+            .forward_then(self.norm2.forward_silu(hidden), added)
     }
 }
 

@@ -3,7 +3,7 @@ use burn::nn::Relu;
 use burn::tensor::activation::relu;
 use burn::tensor::{DType, Device, Tensor};
 use swiftbrush_checkpoint::{Error, Model, Weights, load};
-use swiftbrush_kernels::{Conv2d, Conv2dConfig, double};
+use swiftbrush_kernels::{Conv2d, Conv2dConfig, Epilogue, double};
 
 use crate::AutoencoderTinyConfig;
 use crate::names::of_taesd;
@@ -199,7 +199,13 @@ impl Block {
 
     fn forward(&self, input: Tensor<4>) -> Tensor<4> {
         let (first, _, second, _, third) = &self.conv;
-        let hidden = relu(second.forward(relu(first.forward(input.clone()))));
-        relu(third.forward(hidden) + input)
+        let rectified = |residual| Epilogue {
+            residual,
+            is_rectified: true,
+            ..Epilogue::default()
+        };
+        let hidden = first.forward_then(input.clone(), rectified(None));
+        let hidden = second.forward_then(hidden, rectified(None));
+        third.forward_then(hidden, rectified(Some(input)))
     }
 }
