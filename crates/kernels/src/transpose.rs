@@ -4,9 +4,11 @@
     reason = "vectors are loaded and stored by address, in a function compiled for what was detected"
 )]
 
-/// Rows and columns that are turned at once.
+/// Rows and columns that are turned at once, and columns at least.
 #[cfg(target_arch = "x86_64")]
 const SIDE: usize = 8;
+#[cfg(target_arch = "x86_64")]
+const HALF: usize = SIDE / 2;
 
 /// `to[column·to_row + row] = from[row·from_row + column]`.
 ///
@@ -27,17 +29,19 @@ pub(crate) fn transpose(
     assert!((columns - 1) * to_row + rows <= to.len());
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
-        let (whole_rows, whole_columns) = (rows / SIDE * SIDE, columns / SIDE * SIDE);
+        let (whole_rows, whole_columns) = (rows / SIDE * SIDE, columns / HALF * HALF);
+        let squares = columns / SIDE * SIDE;
         for row in (0..whole_rows).step_by(SIDE) {
-            for column in (0..whole_columns).step_by(SIDE) {
-                // SAFETY: the feature was detected, and the square lies within both.
-                unsafe {
-                    x86::square(
-                        from.as_ptr().add(row * from_row + column),
-                        from_row,
-                        to.as_mut_ptr().add(column * to_row + row),
-                        to_row,
-                    );
+            // SAFETY: the feature was detected, and the squares and halves lie within both.
+            unsafe {
+                let from = from.as_ptr().add(row * from_row);
+                let to = to.as_mut_ptr().add(row);
+                for column in (0..squares).step_by(SIDE) {
+                    x86::square(from.add(column), from_row, to.add(column * to_row), to_row);
+                }
+                if squares < whole_columns {
+                    let column = squares;
+                    x86::half(from.add(column), from_row, to.add(column * to_row), to_row);
                 }
             }
         }
@@ -75,6 +79,34 @@ fn rest(
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
+
+    /// Eight rows of four.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn half(from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
+        // SAFETY: the caller vouches for four numbers of eight rows, and eight places of four.
+        unsafe {
+            // Of each register the halves are four rows apart.
+            let rows: [__m256; 4] = std::array::from_fn(|row| {
+                let upper = _mm_loadu_ps(from.add(row * from_row));
+                let lower = _mm_loadu_ps(from.add((row + 4) * from_row));
+                _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(upper), lower)
+            });
+            let low = [
+                _mm256_unpacklo_ps(rows[0], rows[1]),
+                _mm256_unpacklo_ps(rows[2], rows[3]),
+            ];
+            let high = [
+                _mm256_unpackhi_ps(rows[0], rows[1]),
+                _mm256_unpackhi_ps(rows[2], rows[3]),
+            ];
+            for (i, [upper, lower]) in [low, high].into_iter().enumerate() {
+                let first = _mm256_shuffle_ps::<0b01_00_01_00>(upper, lower);
+                let second = _mm256_shuffle_ps::<0b11_10_11_10>(upper, lower);
+                _mm256_storeu_ps(to.add(2 * i * to_row), first);
+                _mm256_storeu_ps(to.add((2 * i + 1) * to_row), second);
+            }
+        }
+    }
 
     /// Eight rows of eight.
     #[target_feature(enable = "avx2")]
@@ -116,7 +148,16 @@ mod tests {
 
     #[test]
     fn rows_become_columns() {
-        for (rows, columns) in [(1, 1), (8, 8), (16, 24), (7, 9), (19, 33), (9, 64)] {
+        for (rows, columns) in [
+            (1, 1),
+            (8, 8),
+            (16, 24),
+            (7, 9),
+            (19, 33),
+            (9, 64),
+            (16, 4),
+            (17, 13),
+        ] {
             let (from_row, to_row) = (columns + 3, rows + 2);
             let from: Vec<f32> = (0..rows * from_row).map(|i| i as f32).collect();
             let mut to = vec![-1.0; columns * to_row];

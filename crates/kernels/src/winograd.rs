@@ -33,15 +33,13 @@ const PATCH: usize = TILE + 2;
 const POINTS: usize = PATCH * PATCH;
 /// Tiles that are transformed side by side.
 const LANES: usize = 16;
-/// Units whose patches lie side by side, for products of two vectors.
-const PANEL: usize = 2;
-/// Units up to which the weights are not worth keeping for all outputs.
-const FEW: usize = 32;
-/// Units in a block.
-const BLOCK: usize = 8;
+/// Units whose patches lie side by side: the columns of a product.
+const PANEL: usize = 4;
+/// Panels up to which the weights are not worth keeping for all outputs.
+const FEW: usize = 8;
 /// Outputs whose weights or products are there at once; rows of a tile of [`multiply`] divide it.
 const GROUP: usize = 48;
-/// The same, and inputs, for the fewest units.
+/// The same, and inputs, where there is one panel only.
 const SMALL_GROUP: usize = 24;
 const SMALL_INPUTS: usize = 192;
 /// Keeps lines apart that would otherwise fall on the same place of a cache.
@@ -116,7 +114,16 @@ impl Sizes {
         self.tiles().div_ceil(LANES)
     }
 
-    /// The rows of tiles in a unit.
+    fn panels(&self) -> usize {
+        self.units().div_ceil(PANEL)
+    }
+
+    /// The units of a panel, each as its rows of tiles.
+    fn places(&self, panel: usize) -> Vec<Vec<Run>> {
+        let units = panel * PANEL..((panel + 1) * PANEL).min(self.units());
+        units.map(|unit| self.runs(unit).collect()).collect()
+    }
+
     fn runs(&self, unit: usize) -> impl Iterator<Item = Run> {
         let (first, end) = (unit * LANES, ((unit + 1) * LANES).min(self.tiles()));
         let (down, across) = (self.down, self.across);
@@ -162,7 +169,7 @@ pub(crate) fn convolve(
         epilogue,
         output: Target(output.as_mut_ptr()),
     };
-    if sizes.units() <= FEW {
+    if sizes.panels() <= FEW {
         convolution.patches_first();
     } else {
         convolution.weights_first();
@@ -193,6 +200,21 @@ impl Target {
         }
     }
 
+    /// [`write`](Self::write) of a length known beforehand.
+    ///
+    /// # Safety
+    ///
+    /// The same.
+    unsafe fn write_line(self, at: usize, numbers: &[f32; LANES]) {
+        // SAFETY: as the caller has promised.
+        unsafe {
+            self.0
+                .add(at)
+                .cast::<[f32; LANES]>()
+                .write_unaligned(*numbers)
+        };
+    }
+
     /// # Safety
     ///
     /// The numbers lie within the array and are written, and nobody writes to them meanwhile.
@@ -202,7 +224,7 @@ impl Target {
     }
 }
 
-/// Where the patches of some units are: `[POINTS, panels, channels, units of a panel, LANES]`.
+/// A panel's patches: `[POINTS, channels, units, LANES]`, with points somewhat apart.
 #[derive(Clone, Copy)]
 struct Patches {
     at: Target,
@@ -219,39 +241,29 @@ impl Patches {
         units * LANES * channels + APART
     }
 
-    /// Units in a panel.
-    fn wide(&self, panel: usize) -> usize {
-        PANEL.min(self.units - panel * PANEL)
-    }
-
-    fn start(&self, point: usize, panel: usize) -> usize {
-        point * Self::of_point(self.channels, self.units) + panel * PANEL * LANES * self.channels
-    }
-
     /// Writes a channel of a unit.
     ///
     /// # Safety
     ///
     /// No other thread touches them meanwhile.
     unsafe fn write(&self, unit: usize, channel: usize, values: &Unit) {
-        let (panel, within) = (unit / PANEL, unit % PANEL);
-        let line = channel * self.wide(panel) + within;
+        let line = (channel * self.units + unit) * LANES;
         for (point, values) in values.iter().enumerate() {
-            let at = self.start(point, panel) + line * LANES;
+            let at = point * Self::of_point(self.channels, self.units) + line;
             // SAFETY: the line is of the array; the rest is the caller's.
-            unsafe { self.at.write(at, values) };
+            unsafe { self.at.write_line(at, values) };
         }
     }
 
-    /// A panel's columns at a point, for some channels.
+    /// The columns of some channels at a point.
     ///
     /// # Safety
     ///
     /// They are written, and nobody writes to them meanwhile.
-    unsafe fn matrix(&self, point: usize, panel: usize, first: usize, count: usize) -> Matrix<'_> {
-        let columns = self.wide(panel) * LANES;
-        let at = self.start(point, panel) + first * columns;
-        // SAFETY: the channels are of the panel; the rest is the caller's.
+    unsafe fn matrix(&self, point: usize, first: usize, count: usize) -> Matrix<'_> {
+        let columns = self.units * LANES;
+        let at = point * Self::of_point(self.channels, self.units) + first * columns;
+        // SAFETY: the channels are of the array; the rest is the caller's.
         let values = unsafe { self.at.read(at, count * columns) };
         Matrix::new(values, columns)
     }
@@ -290,13 +302,14 @@ impl Weights {
             let mut values = [[0.0; LANES]; POINTS];
             kernels_at_points(&taps, &mut values);
             for (point, values) in values.iter().enumerate() {
-                // SAFETY: the line is of the array; the rest is the caller's.
-                unsafe { self.at.write(line(point) + index * LANES, &values[..count]) };
+                let at = line(point) + index * LANES;
+                // SAFETY: the line, and what keeps it apart, is of the array; the rest is the caller's.
+                unsafe { self.at.write_line(at, values) };
             }
         }
         for point in 0..POINTS {
             // SAFETY: as above; so that what lies between two lines can be read.
-            unsafe { self.at.write(line(point) + self.inputs, &[0.0; APART]) };
+            unsafe { self.at.write_line(line(point) + self.inputs, &[0.0; LANES]) };
         }
     }
 
@@ -328,62 +341,70 @@ impl Convolution<'_> {
         let Sizes {
             inputs, outputs, ..
         } = self.sizes;
-        let units = self.sizes.units();
-        let mut memory = Vec::with_capacity(Patches::length(inputs, units));
-        let patches = Patches {
-            at: Target(memory.as_mut_ptr()),
-            channels: inputs,
-            units,
-        };
-        // SAFETY: each channel is written by one thread.
-        (0..inputs)
-            .into_par_iter()
-            .for_each(|channel| unsafe { self.transform(channel, 0, &patches) });
-
-        // Where a group's products of all units do not fit a cache, all inputs are summed before the next units come.
-        let is_small = units <= BLOCK / 2;
-        let group = if is_small { SMALL_GROUP } else { GROUP };
-        let at_once = if is_small {
-            SMALL_INPUTS.min(inputs)
-        } else {
-            inputs
-        };
-        let groups = outputs.div_ceil(group);
-        (0..groups).into_par_iter().for_each(|index| {
-            let first = index * group;
-            let count = group.min(outputs - first);
-            with_scratch(|[weights, products]| {
-                let weights = weights
-                    .numbers(Weights::length(count, at_once))
-                    .as_mut_ptr();
-                for start in (0..units).step_by(BLOCK / 2) {
-                    let block = start..(start + BLOCK / 2).min(units);
-                    let mut products = Products::new(products, count, block.len());
-                    for from in (0..inputs).step_by(at_once) {
-                        let weights = Weights {
-                            at: Target(weights),
-                            outputs: count,
-                            inputs: at_once.min(inputs - from),
-                        };
-                        if start == 0 || at_once < inputs {
-                            for output in 0..count {
-                                let kernels = ((first + output) * inputs + from) * 9;
-                                let kernels = &self.weight[kernels..][..weights.inputs * 9];
-                                // SAFETY: they are this thread's.
-                                unsafe { weights.write(output, kernels) };
-                            }
-                        }
-                        let panels = block.start / PANEL..block.end.div_ceil(PANEL);
-                        // SAFETY: the patches are all written, and the weights by this thread.
-                        unsafe { products.add(&weights, 0, &patches, panels, from, from > 0) };
-                    }
-                    self.write(&products, first, block.start);
-                }
-            });
+        let places: Vec<_> = (0..self.sizes.panels())
+            .map(|panel| self.sizes.places(panel))
+            .collect();
+        let mut memory: Vec<_> = places
+            .iter()
+            .map(|places| Vec::with_capacity(Patches::length(inputs, places.len())))
+            .collect();
+        let patches = memory.iter_mut().zip(&places);
+        let patches: Vec<_> = patches
+            .map(|(memory, places)| Patches {
+                at: Target(memory.as_mut_ptr()),
+                channels: inputs,
+                units: places.len(),
+            })
+            .collect();
+        let panels = || patches.iter().zip(&places);
+        (0..inputs).into_par_iter().for_each(|channel| {
+            for (patches, places) in panels() {
+                // SAFETY: each channel is written by one thread.
+                unsafe { self.transform(channel, places, patches) };
+            }
         });
+
+        // A few inputs at a time, so that their weights stay in cache, unless the products of a panel have to make room for
+        // those of the next.
+        let (group, at_once) = match patches.len() {
+            1 => (SMALL_GROUP, SMALL_INPUTS.min(inputs)),
+            _ => (GROUP, inputs),
+        };
+        (0..outputs)
+            .into_par_iter()
+            .step_by(group)
+            .for_each(|first| {
+                let count = group.min(outputs - first);
+                with_scratch(|[weights, products]| {
+                    let weights = weights
+                        .numbers(Weights::length(count, at_once))
+                        .as_mut_ptr();
+                    for (panel, (patches, places)) in panels().enumerate() {
+                        let mut products = Products::new(products, count, patches.units);
+                        for from in (0..inputs).step_by(at_once) {
+                            let weights = Weights {
+                                at: Target(weights),
+                                outputs: count,
+                                inputs: at_once.min(inputs - from),
+                            };
+                            if panel == 0 {
+                                for output in 0..count {
+                                    let kernels = ((first + output) * inputs + from) * 9;
+                                    let kernels = &self.weight[kernels..][..weights.inputs * 9];
+                                    // SAFETY: they are this thread's.
+                                    unsafe { weights.write(output, kernels) };
+                                }
+                            }
+                            // SAFETY: the patches are all written, and the weights by this thread.
+                            unsafe { products.add(&weights, 0, patches, from, from > 0) };
+                        }
+                        self.write(&products, first, places);
+                    }
+                });
+            });
     }
 
-    /// The weights of all outputs, and then a block of tiles after the other, each thread with its own.
+    /// The weights of all outputs, and then a panel after the other, each thread with its own.
     fn weights_first(&self) {
         let Sizes {
             inputs, outputs, ..
@@ -398,50 +419,47 @@ impl Convolution<'_> {
         let kernels = self.weight.par_chunks(9 * inputs).enumerate();
         kernels.for_each(|(output, kernels)| unsafe { weights.write(output, kernels) });
 
-        let units = self.sizes.units();
-        let blocks = units.div_ceil(BLOCK);
-        (0..blocks).into_par_iter().for_each(|index| {
-            let first = index * BLOCK;
-            let count = BLOCK.min(units - first);
+        (0..self.sizes.panels()).into_par_iter().for_each(|panel| {
+            let places = self.sizes.places(panel);
             with_scratch(|[patches, products]| {
+                let patches = patches.numbers(Patches::length(inputs, places.len()));
                 let patches = Patches {
-                    at: Target(patches.numbers(Patches::length(inputs, count)).as_mut_ptr()),
+                    at: Target(patches.as_mut_ptr()),
                     channels: inputs,
-                    units: count,
+                    units: places.len(),
                 };
                 for channel in 0..inputs {
                     // SAFETY: they are this thread's.
-                    unsafe { self.transform(channel, first, &patches) };
+                    unsafe { self.transform(channel, &places, &patches) };
                 }
-                for output in (0..outputs).step_by(GROUP) {
-                    let group = GROUP.min(outputs - output);
-                    let mut products = Products::new(products, group, count);
-                    let panels = 0..count.div_ceil(PANEL);
+                for first in (0..outputs).step_by(GROUP) {
+                    let count = GROUP.min(outputs - first);
+                    let mut products = Products::new(products, count, patches.units);
                     // SAFETY: the weights are all written, and the patches by this thread.
-                    unsafe { products.add(&weights, output, &patches, panels, 0, false) };
-                    self.write(&products, output, first);
+                    unsafe { products.add(&weights, first, &patches, 0, false) };
+                    self.write(&products, first, &places);
                 }
             });
         });
     }
 
-    /// Transforms a channel's patches of some units.
+    /// Transforms a channel's patches of a panel.
     ///
     /// # Safety
     ///
     /// No other thread touches this channel of the patches meanwhile.
-    unsafe fn transform(&self, channel: usize, first: usize, patches: &Patches) {
-        for unit in 0..patches.units {
-            let mut values = [[0.0; LANES]; POINTS];
-            self.gather(channel, first + unit, &mut values);
-            patches_at_points(&mut values);
+    unsafe fn transform(&self, channel: usize, places: &[Vec<Run>], patches: &Patches) {
+        let (mut under, mut values) = ([[0.0; LANES]; POINTS], [[0.0; LANES]; POINTS]);
+        for (unit, runs) in places.iter().enumerate() {
+            self.gather(channel, runs, &mut under);
+            patches_at_points(&under, &mut values);
             // SAFETY: as the caller has promised.
             unsafe { patches.write(unit, channel, &values) };
         }
     }
 
     /// The numbers under sixteen tiles, row after row.
-    fn gather(&self, channel: usize, unit: usize, values: &mut Unit) {
+    fn gather(&self, channel: usize, runs: &[Run], values: &mut Unit) {
         let Sizes {
             inputs,
             height,
@@ -450,7 +468,7 @@ impl Convolution<'_> {
             ..
         } = self.sizes;
         let mut framed = [0.0; TILE * LANES + 2];
-        for run in self.sizes.runs(unit) {
+        for run in runs {
             let plane = (run.image * inputs + channel) * height * width;
             let plane = &self.input[plane..][..height * width];
             let length = TILE * run.length + 2;
@@ -487,25 +505,25 @@ impl Convolution<'_> {
         }
     }
 
-    /// Turns products into pixels, for outputs and units from the first on.
-    fn write(&self, products: &Products<'_>, first_output: usize, first_unit: usize) {
+    /// Turns a panel's products into pixels, for outputs from the first on.
+    fn write(&self, products: &Products<'_>, first: usize, places: &[Vec<Run>]) {
         for output in 0..products.outputs {
-            for unit in 0..products.units {
+            for (unit, runs) in places.iter().enumerate() {
                 let mut pixels = [[0.0; TILE * LANES]; TILE];
                 pixels_of_points(&products.unit(output, unit), &mut pixels);
-                self.write_unit(&mut pixels, first_output + output, first_unit + unit);
+                self.write_unit(&mut pixels, first + output, runs);
             }
         }
     }
 
-    fn write_unit(&self, pixels: &mut [[f32; TILE * LANES]; TILE], output: usize, unit: usize) {
+    fn write_unit(&self, pixels: &mut [[f32; TILE * LANES]; TILE], output: usize, runs: &[Run]) {
         let Sizes {
             outputs,
             out_height,
             out_width,
             ..
         } = self.sizes;
-        for run in self.sizes.runs(unit) {
+        for run in runs {
             let x = run.column * TILE;
             let length = (run.length * TILE).min(out_width - x);
             for (row, pixels) in pixels.iter_mut().enumerate() {
@@ -552,7 +570,6 @@ impl<'a> Products<'a> {
         weights: &Weights,
         first: usize,
         patches: &Patches,
-        panels: std::ops::Range<usize>,
         from: usize,
         add: bool,
     ) {
@@ -560,12 +577,9 @@ impl<'a> Products<'a> {
             // SAFETY: as the caller has promised; the products are this thread's, and large enough.
             unsafe {
                 let left = weights.matrix(point, first, self.outputs);
-                for (index, panel) in panels.clone().enumerate() {
-                    let right = patches.matrix(point, panel, from, weights.inputs);
-                    let at = self.start(point, 0, index * PANEL);
-                    let target = self.values.as_mut_ptr().add(at);
-                    multiply(target, self.units * LANES, left, right, add);
-                }
+                let right = patches.matrix(point, from, weights.inputs);
+                let target = self.values.as_mut_ptr().add(self.start(point, 0, 0));
+                multiply(target, self.units * LANES, left, right, add);
             }
         }
     }
@@ -578,28 +592,15 @@ impl<'a> Products<'a> {
     }
 }
 
-for_this_machine! {
-    /// Parts a row under some tiles by the place in their patch: six lines, from a lane on.
-    fn part(source: &[f32], lines: &mut [[f32; LANES]], lane: usize, length: usize) {
-        let (fours, rest) = source.as_chunks::<TILE>();
-        let [l0, l1, l2, l3, l4, l5] = lines else {
-            return;
-        };
-        if let (0, Some(fours), [r0, r1]) = (lane, fours.as_array::<LANES>(), rest) {
-            for (t, four) in fours.iter().enumerate() {
-                [l0[t], l1[t], l2[t], l3[t]] = *four;
-            }
-            l4[..LANES - 1].copy_from_slice(&l0[1..]);
-            l5[..LANES - 1].copy_from_slice(&l1[1..]);
-            [l4[LANES - 1], l5[LANES - 1]] = [*r0, *r1];
-            return;
-        }
-        for t in 0..length {
-            let six = &source[TILE * t..][..PATCH];
-            let to = lane + t;
-            [l0[to], l1[to], l2[to]] = [six[0], six[1], six[2]];
-            [l3[to], l4[to], l5[to]] = [six[3], six[4], six[5]];
-        }
+/// Parts a row under some tiles by the place in their patch: six lines, from a lane on.
+fn part(source: &[f32], lines: &mut [[f32; LANES]], lane: usize, length: usize) {
+    let first_four = &mut lines.as_flattened_mut()[lane..];
+    transpose(source, TILE, [length, TILE], first_four, LANES);
+    let (fours, twos) = lines.split_at_mut(TILE);
+    for (index, (four, two)) in fours.iter().zip(twos).enumerate() {
+        let last = lane + length - 1;
+        two[lane..last].copy_from_slice(&four[lane + 1..=last]);
+        two[last] = source[TILE * length + index];
     }
 }
 
@@ -666,22 +667,23 @@ fn pixels_at([m0, a, minus_a, b, minus_b, m5]: [f32; PATCH]) -> [f32; TILE] {
 
 for_this_machine! {
     /// Patches at all points, `Bᵀ·d·B`, of sixteen tiles.
-    fn patches_at_points(unit: &mut Unit) {
+    fn patches_at_points(under: &Unit, points: &mut Unit) {
+        let mut down = [[0.0f32; LANES]; POINTS];
         for column in 0..PATCH {
             for t in 0..LANES {
-                let values = std::array::from_fn(|row| unit[PATCH * row + column][t]);
+                let values = std::array::from_fn(|row| under[PATCH * row + column][t]);
                 let values = patch_at_points(values);
                 for row in 0..PATCH {
-                    unit[PATCH * row + column][t] = values[row];
+                    down[PATCH * row + column][t] = values[row];
                 }
             }
         }
         for row in 0..PATCH {
             for t in 0..LANES {
-                let values = std::array::from_fn(|column| unit[PATCH * row + column][t]);
+                let values = std::array::from_fn(|column| down[PATCH * row + column][t]);
                 let values = patch_at_points(values);
                 for column in 0..PATCH {
-                    unit[PATCH * row + column][t] = values[column];
+                    points[PATCH * row + column][t] = values[column];
                 }
             }
         }
