@@ -60,10 +60,13 @@ type Unit = [[f32; LANES]; POINTS];
 /// Whether it is the better way for these sizes.
 pub(crate) fn suits(input: &Shape, weight: &Shape, window: Window) -> bool {
     let ([_, inputs, _, _], [outputs, _, rows, columns]) = (input.dims::<4>(), weight.dims::<4>());
-    if [rows, columns] != [3, 3] || window.stride != 1 || inputs.min(outputs) < CHANNELS {
+    if [rows, columns] != [3, 3] || window.stride != 1 || inputs < CHANNELS {
         return false;
     }
     let sizes = Sizes::new(input, weight, window);
+    if outputs < CHANNELS && sizes.panels() <= FEW {
+        return false;
+    }
     let pixels = sizes.batch * sizes.out_height * sizes.out_width;
     // Tiles that stick out are computed in vain.
     sizes.tiles() >= TILES && sizes.tiles() * TILE * TILE <= pixels * 3 / 2
@@ -598,9 +601,12 @@ fn part(source: &[f32], lines: &mut [[f32; LANES]], lane: usize, length: usize) 
     transpose(source, TILE, [length, TILE], first_four, LANES);
     let (fours, twos) = lines.split_at_mut(TILE);
     for (index, (four, two)) in fours.iter().zip(twos).enumerate() {
-        let last = lane + length - 1;
-        two[lane..last].copy_from_slice(&four[lane + 1..=last]);
-        two[last] = source[TILE * length + index];
+        if length == LANES {
+            two[..LANES - 1].copy_from_slice(&four[1..]);
+        } else {
+            two[lane..][..length - 1].copy_from_slice(&four[lane + 1..][..length - 1]);
+        }
+        two[lane + length - 1] = source[TILE * length + index];
     }
 }
 
