@@ -27,6 +27,8 @@ mod convolution;
 #[cfg(feature = "flex")]
 mod epilogue;
 #[cfg(feature = "flex")]
+mod fetch;
+#[cfg(feature = "flex")]
 mod flex;
 #[cfg(feature = "flex")]
 mod flex_attention;

@@ -8,6 +8,7 @@
     reason = "vectors are loaded and stored by address, in functions compiled for what was detected"
 )]
 
+use crate::fetch::{LINE, fetch};
 use crate::product::Matrix;
 
 /// `target (+)= left·right`, for a target whose rows begin `target_row` apart.
@@ -57,9 +58,6 @@ pub(crate) unsafe fn multiply(
     unsafe { product.run::<[f32; 8], 8, 6, 4, 2>() };
 }
 
-/// Numbers in a line of the cache.
-const LINE: usize = 16;
-
 /// What is multiplied, and where it goes.
 #[derive(Clone, Copy)]
 struct Product {
@@ -90,8 +88,6 @@ trait Vector: Copy {
     unsafe fn load_part(from: *const f32, mask: Self::Mask) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn store_part(self, to: *mut f32, mask: Self::Mask);
-    /// Fetches a line of the cache, which may be of nothing.
-    unsafe fn fetch(from: *const f32);
     /// `self + x·y`
     unsafe fn add_product(self, x: Self, y: Self) -> Self;
 }
@@ -164,7 +160,8 @@ impl Product {
             let next = left.map(|left| left.wrapping_add(ROWS * self.left_row));
             for k in 0..self.inner {
                 if k % LINE == 0 {
-                    next.iter().for_each(|next| V::fetch(next.wrapping_add(k)));
+                    next.iter()
+                        .for_each(|next| fetch(next.wrapping_add(k), LINE));
                 }
                 let right = load::<V, VECTORS>(right.add(k * self.right_row), mask);
                 for (sums, left) in sums.iter_mut().zip(left) {
@@ -253,9 +250,6 @@ impl Vector for [f32; 8] {
     }
 
     #[inline(always)]
-    unsafe fn fetch(_from: *const f32) {}
-
-    #[inline(always)]
     unsafe fn add_product(self, x: Self, y: Self) -> Self {
         std::array::from_fn(|i| self[i] + x[i] * y[i])
     }
@@ -326,14 +320,8 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn fetch(from: *const f32) {
-            // SAFETY: nothing is read.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
-        }
-
-        #[inline(always)]
         unsafe fn add_product(self, x: Self, y: Self) -> Self {
-            // SAFETY: what processors this is for.
+            // SAFETY: as above.
             unsafe { _mm512_fmadd_ps(x, y, self) }
         }
     }
@@ -389,14 +377,8 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn fetch(from: *const f32) {
-            // SAFETY: nothing is read.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
-        }
-
-        #[inline(always)]
         unsafe fn add_product(self, x: Self, y: Self) -> Self {
-            // SAFETY: what processors this is for.
+            // SAFETY: as above.
             unsafe { _mm256_fmadd_ps(x, y, self) }
         }
     }

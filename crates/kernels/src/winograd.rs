@@ -19,6 +19,7 @@ use rayon::prelude::*;
 
 use crate::Window;
 use crate::epilogue::Epilogue;
+use crate::fetch::fetch;
 use crate::flex_loops::for_this_machine;
 use crate::multiply::multiply;
 use crate::product::Matrix;
@@ -454,10 +455,50 @@ impl Convolution<'_> {
     unsafe fn transform(&self, channel: usize, places: &[Vec<Run>], patches: &Patches) {
         let (mut under, mut values) = ([[0.0; LANES]; POINTS], [[0.0; LANES]; POINTS]);
         for (unit, runs) in places.iter().enumerate() {
+            self.fetch_input(channel + 1, runs);
             self.gather(channel, runs, &mut under);
             patches_at_points(&under, &mut values);
             // SAFETY: as the caller has promised.
             unsafe { patches.write(unit, channel, &values) };
+        }
+    }
+
+    /// Asks for the numbers under some tiles, which lie too far apart for the processor to guess.
+    fn fetch_input(&self, channel: usize, runs: &[Run]) {
+        let Sizes {
+            inputs,
+            height,
+            width,
+            padding,
+            ..
+        } = self.sizes;
+        for run in runs {
+            let plane = (run.image * inputs + channel) * height;
+            for row in 0..PATCH {
+                let y = (run.row * TILE + row).saturating_sub(padding);
+                let at = (plane + y) * width + run.column * TILE;
+                fetch(self.input.as_ptr().wrapping_add(at), run.length * TILE);
+            }
+        }
+    }
+
+    /// Asks for the pixels of some tiles, and for those that are added to them.
+    fn fetch_output(&self, output: usize, runs: &[Run]) {
+        let Sizes {
+            outputs,
+            out_height,
+            out_width,
+            ..
+        } = self.sizes;
+        for run in runs {
+            let plane = (run.image * outputs + output) * out_height;
+            for row in run.row * TILE..(run.row + 1) * TILE {
+                let at = (plane + row) * out_width + run.column * TILE;
+                fetch(self.output.0.wrapping_add(at), run.length * TILE);
+                if let Some(residual) = self.epilogue.residual {
+                    fetch(residual.as_ptr().wrapping_add(at), run.length * TILE);
+                }
+            }
         }
     }
 
@@ -512,6 +553,7 @@ impl Convolution<'_> {
     fn write(&self, products: &Products<'_>, first: usize, places: &[Vec<Run>]) {
         for output in 0..products.outputs {
             for (unit, runs) in places.iter().enumerate() {
+                self.fetch_output(first + output + 1, runs);
                 let mut pixels = [[0.0; TILE * LANES]; TILE];
                 pixels_of_points(&products.unit(output, unit), &mut pixels);
                 self.write_unit(&mut pixels, first + output, runs);
