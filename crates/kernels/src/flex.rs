@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use crate::attention::{self, Mask};
 use crate::backend::Kernels;
 use crate::epilogue::Epilogue;
+use crate::flex_attention::Heads;
 use crate::flex_loops::{
     Moments, apply, gated_gelu_values, gelu_grads, gelu_values, grad_before_affine, grad_of_input,
     layer_norm_rows, layer_norm_rows_grad,
@@ -29,10 +30,11 @@ impl Kernels for Flex {
         mask: Mask,
     ) -> FloatTensor<Self> {
         let is_square = query.shape()[2] == key.shape()[2];
-        if query.dtype() != DType::F32 || (mask == Mask::Causal && !is_square) {
+        let is_empty = query.shape().num_elements() * key.shape().num_elements() == 0;
+        if query.dtype() != DType::F32 || is_empty || (mask == Mask::Causal && !is_square) {
             return attention::forward::<Self>(query, key, value, mask);
         }
-        let [query, key, value] = [query, key, value].map(Contiguous::new);
+        let [query, key, value] = [query, key, value].map(Heads::new);
         flex_attention::forward(&query, &key, &value, mask)
     }
 

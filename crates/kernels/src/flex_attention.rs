@@ -1,119 +1,202 @@
 //! Attention on the CPU, a block of queries after another, with the softmax taken as the keys come (Milakov & Gimelshein,
 //! arXiv 1805.02867; FlashAttention, arXiv 2205.14135): of the scores only a block is ever there.
+#![allow(
+    unsafe_code,
+    reason = "threads write queries and heads of their own into one output"
+)]
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
 use crate::Mask;
-use crate::flex::{Contiguous, tensor};
+use crate::flex::tensor;
 use crate::flex_loops::{exp, for_this_machine};
-use crate::product::{Matrix, Transposed, product_into};
+use crate::multiply::multiply;
+use crate::product::Matrix;
+use crate::scratch::with_scratch;
+use crate::transpose::transpose;
 
-/// Queries of a block: enough to pay for packing the keys.
+/// Queries of a block: enough to pay for reading the keys.
 const QUERIES: usize = 128;
+/// Keys that lie side by side for the products: a strip of [`multiply`].
+const STRIP: usize = 48;
 /// Keys whose scores are there at once.
-const KEYS: usize = 512;
+const KEYS: usize = 4 * STRIP;
 /// Numbers that are summed, or whose largest is sought, side by side.
 const LANES: usize = 16;
 
-/// `[batch, heads, queries, width]` with keys and values `[batch, heads, keys, width]`; with a causal mask there are as
-/// many keys as queries.
-pub(crate) fn forward(
-    query: &Contiguous,
-    key: &Contiguous,
-    value: &Contiguous,
-    mask: Mask,
-) -> FlexTensor {
-    let [batch, heads, queries, width] = query.shape().dims::<4>();
-    let [_, _, keys, _] = key.shape().dims::<4>();
-    let mut output = vec![0.0; batch * heads * queries * width];
-    let blocks: Vec<_> = output
-        .chunks_mut((queries * width).max(1))
-        .enumerate()
-        .flat_map(|(head, output)| {
-            let blocks = output.chunks_mut(QUERIES * width).enumerate();
-            blocks.map(move |(block, output)| (head, block * QUERIES, output))
+/// Rows of heads, `[batch, heads, rows, width]`, of which each lies in one piece.
+pub(crate) struct Heads(FlexTensor);
+
+impl Heads {
+    /// Takes the tensor as it lies, if the numbers of a row lie side by side.
+    pub(crate) fn new(tensor: FlexTensor) -> Self {
+        let layout = tensor.layout();
+        let is_readable = layout.strides()[3] == 1 && layout.strides().iter().all(|&s| s >= 0);
+        Self(if is_readable {
+            tensor
+        } else {
+            tensor.to_contiguous()
         })
-        .collect();
-    let of_keys = |head: usize| head * keys * width..(head + 1) * keys * width;
-    blocks
-        .into_par_iter()
-        .for_each_init(Scratch::default, |scratch, (head, first, output)| {
-            let start = (head * queries + first) * width;
-            let block = Block {
-                first,
-                query: &query.values()[start..start + output.len()],
-                key: &key.values()[of_keys(head)],
-                value: &value.values()[of_keys(head)],
-                width,
-                is_causal: mask == Mask::Causal,
-            };
-            block.attend(output, scratch);
-        });
-    tensor(output, Shape::new([batch, heads, queries, width]))
+    }
+
+    fn dims(&self) -> [usize; 4] {
+        self.0.layout().shape().dims()
+    }
+
+    /// Rows of one head of one image from the first on.
+    fn rows(&self, head: usize, first: usize, count: usize) -> Matrix<'_> {
+        let [_, heads, _, width] = self.dims();
+        let layout = self.0.layout();
+        let stride = |axis: usize| layout.strides()[axis].unsigned_abs();
+        let start = head / heads * stride(0) + head % heads * stride(1) + first * stride(2);
+        let values: &[f32] = self.0.storage();
+        let values = &values[layout.start_offset() + start..];
+        Matrix::spaced(values, count, width, stride(2))
+    }
 }
 
-#[derive(Default)]
-struct Scratch {
-    query: Vec<f32>,
-    scores: Vec<f32>,
+/// `[batch, heads, queries, width]` with keys and values `[batch, heads, keys, width]`, none of them empty; with a causal
+/// mask there are as many keys as queries. The output lies as `[batch, queries, heads, width]`.
+pub(crate) fn forward(query: &Heads, key: &Heads, value: &Heads, mask: Mask) -> FlexTensor {
+    let [batch, heads, queries, width] = query.dims();
+    let [_, _, keys, _] = key.dims();
+    let count = batch * heads;
+
+    // All keys, in strips: `[heads, strips, width, STRIP]`.
+    let strips = keys.div_ceil(STRIP);
+    let mut turned = vec![0.0; count * strips * width * STRIP];
+    let of_strips = turned.par_chunks_mut(width * STRIP).enumerate();
+    of_strips.for_each(|(index, strip)| {
+        let (head, first) = (index / strips, index % strips * STRIP);
+        let rows = key.rows(head, first, STRIP.min(keys - first));
+        transpose(rows.values, rows.stride, [rows.rows, width], strip, STRIP);
+    });
+
+    let mut output = vec![0.0; count * queries * width];
+    let target = Target(output.as_mut_ptr());
+    let blocks = queries.div_ceil(QUERIES);
+    (0..count * blocks).into_par_iter().for_each(|index| {
+        let (head, first) = (index / blocks, index % blocks * QUERIES);
+        let block = Block {
+            first,
+            query: query.rows(head, first, QUERIES.min(queries - first)),
+            keys: &turned[head * strips * width * STRIP..][..strips * width * STRIP],
+            value: value.rows(head, 0, keys),
+            is_causal: mask == Mask::Causal,
+        };
+        let at = ((head / heads * queries + first) * heads + head % heads) * width;
+        let output = Output {
+            at: target.from(at),
+            row: heads * width,
+        };
+        // SAFETY: these rows of this head are of the output, are zero, and no other block touches them.
+        unsafe { block.attend(output) };
+    });
+    tensor(output, Shape::new([batch, queries, heads, width])).transpose(1, 2)
+}
+
+/// Where all threads write to.
+#[derive(Clone, Copy)]
+struct Target(*mut f32);
+
+impl Target {
+    fn from(self, at: usize) -> Self {
+        Self(self.0.wrapping_add(at))
+    }
+}
+
+// SAFETY: each row of each head is written by one thread.
+unsafe impl Send for Target {}
+// SAFETY: as above.
+unsafe impl Sync for Target {}
+
+/// Rows of the output, apart from one another.
+#[derive(Clone, Copy)]
+struct Output {
+    at: Target,
+    row: usize,
 }
 
 /// Some queries of a head.
 struct Block<'a> {
     first: usize,
-    query: &'a [f32],
-    key: &'a [f32],
-    value: &'a [f32],
-    width: usize,
+    query: Matrix<'a>,
+    keys: &'a [f32],
+    value: Matrix<'a>,
     is_causal: bool,
 }
 
 impl Block<'_> {
     /// Adds to what is zero.
-    fn attend(&self, output: &mut [f32], scratch: &mut Scratch) {
-        let width = self.width;
-        let count = self.query.len() / width;
+    ///
+    /// # Safety
+    ///
+    /// The output has a row for each query, as wide as that, and no other thread touches them meanwhile.
+    unsafe fn attend(&self, output: Output) {
+        let (count, width) = (self.query.rows, self.query.columns);
         let scale = 1.0 / (width as f32).sqrt();
-        scratch.query.clear();
-        scratch.query.extend(self.query.iter().map(|x| x * scale));
-        // The largest score of each query so far, and the sum of the weights under it.
-        let mut state = [(f32::NEG_INFINITY, 0.0f32); QUERIES];
-        let keys = self
-            .key
-            .chunks(KEYS * width)
-            .zip(self.value.chunks(KEYS * width));
-        for (index, (key, value)) in keys.enumerate() {
-            let first = index * KEYS;
-            if self.is_causal && first >= self.first + count {
-                break;
+        with_scratch(|[queries, scores]| {
+            let queries = queries.numbers(count * width);
+            let scores = scores.numbers(count * KEYS);
+            for (row, scaled) in queries.chunks_mut(width).enumerate() {
+                let query = &self.query.values[row * self.query.stride..][..width];
+                scaled
+                    .iter_mut()
+                    .zip(query)
+                    .for_each(|(to, x)| *to = x * scale);
             }
-            let columns = key.len() / width;
-            scratch.scores.resize(count * columns, 0.0);
-            let query = Matrix::new(&scratch.query, width);
-            let key = Transposed(Matrix::new(key, width));
-            product_into(&mut scratch.scores, columns, query, key, false);
-            let rows = scratch
-                .scores
-                .chunks_mut(columns)
-                .zip(output.chunks_mut(width));
-            for (row, ((scores, output), state)) in rows.zip(&mut state).enumerate() {
-                let seen = match self.is_causal {
-                    true => (self.first + row + 1).saturating_sub(first).min(columns),
-                    false => columns,
+            let queries = Matrix::new(queries, width);
+            // The largest score of each query so far, and the sum of the weights under it.
+            let mut state = [(f32::NEG_INFINITY, 0.0f32); QUERIES];
+            for first in (0..self.value.rows).step_by(KEYS) {
+                if self.is_causal && first >= self.first + count {
+                    break;
+                }
+                let keys = KEYS.min(self.value.rows - first);
+                for strip in (0..keys).step_by(STRIP) {
+                    let columns = STRIP.min(keys - strip);
+                    let right = Matrix::spaced(
+                        &self.keys[(first + strip) * width..][..width * STRIP],
+                        width,
+                        columns,
+                        STRIP,
+                    );
+                    let target = scores[strip..].as_mut_ptr();
+                    // SAFETY: the columns are of the scores, which are this thread's.
+                    unsafe { multiply(target, KEYS, queries, right, false) };
+                }
+                let rows = scores.chunks_mut(KEYS).zip(&mut state).enumerate();
+                for (row, (scores, state)) in rows {
+                    let seen = match self.is_causal {
+                        true => (self.first + row + 1).saturating_sub(first).min(keys),
+                        false => keys,
+                    };
+                    let (seen, unseen) = scores[..keys].split_at_mut(seen);
+                    // SAFETY: the row is of the output; the rest is the caller's.
+                    let output = unsafe {
+                        std::slice::from_raw_parts_mut(output.at.0.add(row * output.row), width)
+                    };
+                    weigh(seen, output, state);
+                    unseen.fill(0.0);
+                }
+                let weights = Matrix::spaced(scores, count, keys, KEYS);
+                let stride = self.value.stride;
+                let values =
+                    Matrix::spaced(&self.value.values[first * stride..], keys, width, stride);
+                // SAFETY: the rows are of the output; the rest is the caller's.
+                unsafe { multiply(output.at.0, output.row, weights, values, true) };
+            }
+            for (row, (_, sum)) in state[..count].iter().enumerate() {
+                // SAFETY: as above.
+                let output = unsafe {
+                    std::slice::from_raw_parts_mut(output.at.0.add(row * output.row), width)
                 };
-                let (seen, unseen) = scores.split_at_mut(seen);
-                weigh(seen, output, state);
-                unseen.fill(0.0);
+                let reciprocal = 1.0 / sum;
+                output.iter_mut().for_each(|x| *x *= reciprocal);
             }
-            let weights = Matrix::new(&scratch.scores, columns);
-            product_into(output, width, weights, Matrix::new(value, width), true);
-        }
-        for (output, (_, sum)) in output.chunks_mut(width).zip(&state) {
-            let reciprocal = 1.0 / sum;
-            output.iter_mut().for_each(|x| *x *= reciprocal);
-        }
+        });
     }
 }
 
