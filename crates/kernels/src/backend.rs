@@ -109,6 +109,18 @@ pub(crate) trait Kernels: Backend {
         convolution::finish::<Self>(output, bias, is_rectified)
     }
 
+    /// [`convolution_with_bias`](Self::convolution_with_bias) of what is [`doubled`](Self::doubled).
+    #[fusion(default)]
+    fn convolution_of_doubled(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        window: Window,
+    ) -> FloatTensor<Self> {
+        let input = <Self as Kernels>::doubled(input);
+        Self::convolution_with_bias(input, weight, bias, window, false)
+    }
+
     /// See [`crate::double()`].
     #[fusion(default)]
     fn doubled(input: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -227,16 +227,37 @@ impl Conv2d {
         self.forward_then(input, Epilogue::default())
     }
 
+    /// [`forward`](Self::forward) of [`double`] of the input.
+    pub fn forward_doubled(&self, input: Tensor<4>) -> Tensor<4> {
+        let (window, dtype) = (self.window(), input.dtype());
+        let weight = value(&self.weight, dtype);
+        check(&input, &weight, window);
+        let bias = match &self.bias {
+            Some(bias) => value(bias, dtype).unsqueeze::<2>(),
+            None => Tensor::zeros([1, weight.dims()[0]], (&input.device(), dtype)),
+        };
+        Tensor::from_dispatch(<Dispatch as Kernels>::convolution_of_doubled(
+            input.into_dispatch(),
+            weight.into_dispatch(),
+            bias.into_dispatch(),
+            window,
+        ))
+    }
+
+    fn window(&self) -> Window {
+        Window {
+            stride: self.stride,
+            padding: self.padding,
+        }
+    }
+
     /// [`forward`](Self::forward), then a shift, a residual and a rectification, of those that are asked for.
     ///
     /// # Panics
     ///
     /// If the shapes do not agree.
     pub fn forward_then(&self, input: Tensor<4>, epilogue: Epilogue) -> Tensor<4> {
-        let window = Window {
-            stride: self.stride,
-            padding: self.padding,
-        };
+        let window = self.window();
         let dtype = input.dtype();
         let Epilogue {
             shift,
@@ -321,6 +342,79 @@ mod tests {
         assert_close(input_grad, sum.reshape([2, 3, 5, 4]), 1e-6);
     }
 
+    /// What a layer does in one call, beside the same in steps, with gradients and without.
+    fn check_steps(
+        layer: &Conv2d,
+        input: Tensor<4>,
+        all: impl Fn(&Conv2d, Tensor<4>) -> Tensor<4>,
+        steps: impl Fn(&Conv2d, Tensor<4>) -> Tensor<4>,
+    ) {
+        let run = |output: Tensor<4>| {
+            let grads = output.clone().powi_scalar(2).sum().backward();
+            let of_weight = layer.weight.val().grad(&grads).unwrap();
+            (output.inner(), input.grad(&grads).unwrap(), of_weight)
+        };
+        let found = run(all(layer, input.clone()));
+        let expected = run(steps(layer, input.clone()));
+        let plain = all(&layer.clone().valid(), input.clone().inner());
+        assert_close(plain, expected.0.clone(), 1e-5);
+        assert_close(found.0, expected.0, 1e-5);
+        assert_close(found.1, expected.1, 1e-5);
+        assert_close(found.2, expected.2, 1e-5);
+    }
+
+    #[test]
+    fn what_follows_is_done_in_the_same_call() {
+        let device = device().autodiff();
+        // By tiles, with few and with many pixels, and by unfolding, with and without a bias.
+        for (size, channels, bias) in [
+            (9, 32, true),
+            (100, 32, true),
+            (6, 5, true),
+            (12, 32, false),
+        ] {
+            let config = Conv2dConfig::same3x3(channels, channels + 1);
+            let layer = config.with_bias(bias).init(&device);
+            let input = random([2, channels, size, size], 0, &device).require_grad();
+            let shift = random([2, channels + 1], 1, &device);
+            let residual = random([2, channels + 1, size, size], 2, &device);
+            let on = |layer: &Conv2d, tensor: &Tensor<4>| match layer.weight.is_require_grad() {
+                true => tensor.clone(),
+                false => tensor.clone().inner(),
+            };
+            for is_rectified in [false, true] {
+                let all = |layer: &Conv2d, input: Tensor<4>| {
+                    let shift = on(layer, &shift.clone().unsqueeze_dims(&[2, 3]));
+                    let epilogue = Epilogue {
+                        shift: Some(shift.reshape([2, channels + 1])),
+                        residual: Some(on(layer, &residual)),
+                        is_rectified,
+                    };
+                    layer.forward_then(input, epilogue)
+                };
+                check_steps(&layer, input.clone(), all, |layer, input| {
+                    let shift = shift.clone().unsqueeze_dims::<4>(&[2, 3]);
+                    let output = layer.forward(input) + shift + residual.clone();
+                    if is_rectified { relu(output) } else { output }
+                });
+            }
+            let rectified = |layer: &Conv2d, input: Tensor<4>| {
+                let epilogue = Epilogue {
+                    is_rectified: true,
+                    ..Epilogue::default()
+                };
+                layer.forward_then(input, epilogue)
+            };
+            check_steps(&layer, input.clone(), rectified, |layer, input| {
+                relu(layer.forward(input))
+            });
+            let doubled = |layer: &Conv2d, input: Tensor<4>| layer.forward_doubled(input);
+            check_steps(&layer, input, doubled, |layer, input| {
+                layer.forward(double(input))
+            });
+        }
+    }
+
     #[test]
     fn agrees_with_burns_own_and_so_do_its_gradients() {
         check([2, 3, 5, 7], [4, 3, 3, 3], 1, (1, 1));
@@ -340,5 +434,9 @@ mod tests {
         check([2, 33, 23, 30], [35, 33, 3, 3], 1, (1, 1));
         check([3, 32, 12, 70], [32, 32, 3, 3], 1, (0, 2));
         check([1, 40, 50, 130], [32, 40, 3, 3], 1, (0, 0));
+        // Few outputs of many pixels; a panel of few inputs at a time; tiles of several images in one unit.
+        check([1, 33, 100, 90], [3, 33, 3, 3], 1, (1, 1));
+        check([1, 200, 16, 16], [50, 200, 3, 3], 1, (1, 1));
+        check([5, 32, 8, 8], [33, 32, 3, 3], 1, (1, 1));
     }
 }

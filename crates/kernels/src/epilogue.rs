@@ -1,11 +1,12 @@
 //! What follows a convolution or a linear layer, done while its sums are at hand.
+#![allow(unsafe_code, reason = "what is written may hold nothing before that")]
 
 use crate::flex_loops::for_this_machine;
 
 /// What becomes of sums: a bias is added, and what goes past the layer, and negative ones become 0.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Epilogue<'a> {
-    /// For each output.
+    /// For each output, or for each output of each image.
     pub(crate) bias: Option<&'a [f32]>,
     /// For each number of the layer's output.
     pub(crate) residual: Option<&'a [f32]>,
@@ -29,36 +30,43 @@ impl Epilogue<'_> {
         }
     }
 
-    /// Turns sums of one output, which begin with number `at` of the layer's output, into what becomes of them.
+    /// Writes what becomes of sums of one output of one image, the planes being counted over the batch, which begin with
+    /// number `at` of the layer's output.
+    ///
+    /// # Safety
+    ///
+    /// As many places can be written, and no other thread touches them meanwhile.
     ///
     /// # Panics
     ///
     /// If the residual ends before them.
-    pub(crate) fn finish(&self, sums: &mut [f32], output: usize, at: usize) {
-        let bias = self.bias.map_or(0.0, |bias| bias[output]);
+    pub(crate) unsafe fn finish(&self, sums: &[f32], to: *mut f32, plane: usize, at: usize) {
+        let bias = self.bias.map_or(0.0, |bias| bias[plane % bias.len()]);
         let least = match self.is_rectified {
             true => 0.0,
             false => f32::NEG_INFINITY,
         };
         match self.residual {
-            Some(residual) => add(sums, &residual[at..][..sums.len()], bias, least),
-            None => shift(sums, bias, least),
+            Some(residual) => add(sums, &residual[at..][..sums.len()], to, bias, least),
+            None => shift(sums, to, bias, least),
         }
     }
 }
 
 for_this_machine! {
-    fn shift(sums: &mut [f32], bias: f32, least: f32) {
-        for sum in sums {
-            *sum = above(*sum + bias, least);
+    fn shift(sums: &[f32], to: *mut f32, bias: f32, least: f32) {
+        for (index, sum) in sums.iter().enumerate() {
+            // SAFETY: as the caller of `finish` has promised.
+            unsafe { to.add(index).write(above(sum + bias, least)) };
         }
     }
 }
 
 for_this_machine! {
-    fn add(sums: &mut [f32], residual: &[f32], bias: f32, least: f32) {
-        for (sum, residual) in sums.iter_mut().zip(residual) {
-            *sum = above(*sum + bias + residual, least);
+    fn add(sums: &[f32], residual: &[f32], to: *mut f32, bias: f32, least: f32) {
+        for (index, (sum, residual)) in sums.iter().zip(residual).enumerate() {
+            // SAFETY: as above.
+            unsafe { to.add(index).write(above(sum + bias + residual, least)) };
         }
     }
 }

@@ -132,6 +132,27 @@ impl Kernels for Flex {
         convolution(input, weight, extras, window, is_rectified)
     }
 
+    fn convolution_of_doubled(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        window: Window,
+    ) -> FloatTensor<Self> {
+        if input.dtype() == DType::F32 {
+            let [input, weight, bias] = [&input, &weight, &bias].map(Contiguous::of);
+            let epilogue = Epilogue {
+                bias: Some(bias.values()),
+                ..Epilogue::default()
+            };
+            let output = flex_convolution::forward_doubled(&input, &weight, epilogue, window);
+            if let Some(output) = output {
+                return output;
+            }
+        }
+        let input = <Self as Kernels>::doubled(input);
+        Self::convolution_with_bias(input, weight, bias, window, false)
+    }
+
     fn doubled(input: FloatTensor<Self>) -> FloatTensor<Self> {
         let shape = input.shape();
         if input.dtype() != DType::F32 || shape.num_elements() == 0 {

@@ -191,6 +191,26 @@ pub(crate) fn forward(
     convolve(input.values(), weight.values(), epilogue, shapes, window)
 }
 
+/// Of what is doubled, if there is a way that is better than doubling it.
+pub(crate) fn forward_doubled(
+    input: &Contiguous,
+    weight: &Contiguous,
+    epilogue: Epilogue<'_>,
+    window: Window,
+) -> Option<FlexTensor> {
+    let shapes = (&input.shape(), &weight.shape());
+    winograd::suits(shapes.0, shapes.1, window, true).then(|| {
+        let ([batch, _, height, width], [outputs, _, _, _]) = (shapes.0.dims(), shapes.1.dims());
+        let (input, weight) = (input.values(), weight.values());
+        let values = winograd::convolve(input, weight, epilogue, shapes, window, true);
+        let out = |size: usize| 2 * size + window.padding.0 + window.padding.1 - 2;
+        tensor(
+            values,
+            Shape::new([batch, outputs, out(height), out(width)]),
+        )
+    })
+}
+
 fn convolve(
     input: &[f32],
     weight: &[f32],
@@ -205,8 +225,8 @@ fn convolve(
         geometry.out_height,
         geometry.out_width,
     ]);
-    let values = match winograd::suits(shapes.0, shapes.1, window) {
-        true => winograd::convolve(input, weight, epilogue, shapes, window),
+    let values = match winograd::suits(shapes.0, shapes.1, window, false) {
+        true => winograd::convolve(input, weight, epilogue, shapes, window, false),
         false => Unfolded::new(geometry, input, weight, epilogue).convolve(),
     };
     tensor(values, shape)
@@ -300,16 +320,13 @@ impl<'a> Unfolded<'a> {
                 // SAFETY: the sums are of just this size, and this thread's.
                 unsafe { multiply(sums.as_mut_ptr(), columns, left, right, from > 0) };
             }
-            for (output, sums) in (first..).zip(sums.chunks_mut(columns)) {
-                for (row, sums) in rows.clone().zip(sums.chunks_mut(out_width)) {
+            for (output, sums) in (first..).zip(sums.chunks(columns)) {
+                for (row, sums) in rows.clone().zip(sums.chunks(out_width)) {
                     let (image, y) = (row / out_height, row % out_height);
-                    let at = ((image * outputs + output) * out_height + y) * out_width;
-                    self.epilogue.finish(sums, output, at);
+                    let plane = image * outputs + output;
+                    let at = (plane * out_height + y) * out_width;
                     // SAFETY: the row is of the output, and no other block or group has it.
-                    unsafe {
-                        let to = target.0.add(at);
-                        to.copy_from_nonoverlapping(sums.as_ptr(), out_width);
-                    }
+                    unsafe { self.epilogue.finish(sums, target.0.add(at), plane, at) };
                 }
             }
         });

@@ -63,7 +63,7 @@ pub(crate) fn backward<B: Backend>(input: FloatTensor<B>, grad: FloatTensor<B>) 
 
 #[cfg(test)]
 mod tests {
-    use swiftbrush_testing::{assert_values_close, device, values};
+    use swiftbrush_testing::{assert_close, assert_values_close, device, random, values};
 
     use super::*;
 
@@ -76,6 +76,25 @@ mod tests {
         (0.7, 0.530625443, 0.976614101),
         (2.5, 2.48447584, 1.03761109),
     ];
+
+    #[test]
+    fn one_half_gates_the_other() {
+        let device = device().autodiff();
+        for width in [1, 5, 40] {
+            let input = random([2, 3, 2 * width], 0, &device).require_grad();
+            let halves = input.clone().chunk(2, 2);
+            let expected = halves[0].clone() * gelu(halves[1].clone());
+            let found = gated_gelu(input.clone());
+            let grad = |output: Tensor<3>| {
+                let grads = output.powi_scalar(2).sum().backward();
+                input.grad(&grads).unwrap()
+            };
+            assert_close(grad(found.clone()), grad(expected.clone()), 1e-6);
+            let plain = gated_gelu(input.clone().inner());
+            assert_close(plain, expected.clone().inner(), 1e-6);
+            assert_close(found.inner(), expected.inner(), 1e-6);
+        }
+    }
 
     #[test]
     fn value_and_gradient_are_the_exact_ones() {

@@ -172,6 +172,7 @@ mod tests {
             (77, 64, 35),
             (192, 16, 9),
             (193, 20, 9),
+            (1030, 530, 60),
         ] {
             let input = random([rows, inputs], 0, &device).require_grad();
             let layer = LinearConfig::new(inputs, outputs).init(&device);
@@ -191,6 +192,22 @@ mod tests {
             assert_close(output.inner(), expected.inner(), 1e-5);
             assert_close(of_input, expected_grads.0, 1e-5);
             assert_close(of_weight, expected_grads.1, 1e-5);
+        }
+    }
+
+    #[test]
+    fn a_residual_is_added() {
+        let device = device();
+        for (rows, inputs, outputs) in [(2, 7, 3), (77, 64, 35), (600, 520, 100)] {
+            let input = random([2, rows, inputs], 0, &device);
+            let residual = random([2, rows, outputs], 1, &device);
+            for bias in [false, true] {
+                let layer = LinearConfig::new(inputs, outputs)
+                    .with_bias(bias)
+                    .init(&device);
+                let found = layer.forward_added(input.clone(), residual.clone());
+                assert_close(found, residual.clone() + layer.forward(input.clone()), 1e-5);
+            }
         }
     }
 

@@ -24,7 +24,7 @@ use crate::flex_loops::for_this_machine;
 use crate::multiply::multiply;
 use crate::product::Matrix;
 use crate::scratch::with_scratch;
-use crate::transpose::transpose;
+use crate::transpose::{join, part, transpose};
 
 /// Side of a tile of the output.
 const TILE: usize = 4;
@@ -58,13 +58,13 @@ const B2: f32 = B * B;
 /// A tile's numbers at all points or places, of sixteen tiles side by side.
 type Unit = [[f32; LANES]; POINTS];
 
-/// Whether it is the better way for these sizes.
-pub(crate) fn suits(input: &Shape, weight: &Shape, window: Window) -> bool {
+/// Whether it is the better way for these sizes, the input's being twice as large as given if it is doubled.
+pub(crate) fn suits(input: &Shape, weight: &Shape, window: Window, is_doubled: bool) -> bool {
     let ([_, inputs, _, _], [outputs, _, rows, columns]) = (input.dims::<4>(), weight.dims::<4>());
     if [rows, columns] != [3, 3] || window.stride != 1 || inputs < CHANNELS {
         return false;
     }
-    let sizes = Sizes::new(input, weight, window);
+    let sizes = Sizes::new(input, weight, window, is_doubled);
     if outputs < CHANNELS && sizes.panels() <= FEW {
         return false;
     }
@@ -83,6 +83,8 @@ struct Sizes {
     width: usize,
     /// Zeros above and to the left.
     padding: usize,
+    /// Whether each pixel of what is given stands for four of the input.
+    is_doubled: bool,
     out_height: usize,
     out_width: usize,
     /// Tiles in a column and in a row of an image.
@@ -91,9 +93,11 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(input: &Shape, weight: &Shape, window: Window) -> Self {
+    fn new(input: &Shape, weight: &Shape, window: Window, is_doubled: bool) -> Self {
         let [batch, inputs, height, width] = input.dims::<4>();
         let [outputs, _, _, _] = weight.dims::<4>();
+        let times = if is_doubled { 2 } else { 1 };
+        let (height, width) = (height * times, width * times);
         let out = |size: usize| size + window.padding.0 + window.padding.1 - 2;
         let (out_height, out_width) = (out(height), out(width));
         Self {
@@ -103,6 +107,7 @@ impl Sizes {
             height,
             width,
             padding: window.padding.0,
+            is_doubled,
             out_height,
             out_width,
             down: out_height.div_ceil(TILE),
@@ -155,15 +160,17 @@ struct Run {
     length: usize,
 }
 
-/// `[batch, inputs, height, width]` with weights `[outputs, inputs, 3, 3]` → `[batch, outputs, height', width']`.
+/// `[batch, inputs, height, width]` with weights `[outputs, inputs, 3, 3]` → `[batch, outputs, height', width']`; if it is
+/// doubled, the input has half that height and width.
 pub(crate) fn convolve(
     input: &[f32],
     weight: &[f32],
     epilogue: Epilogue<'_>,
     shapes: (&Shape, &Shape),
     window: Window,
+    is_doubled: bool,
 ) -> Vec<f32> {
-    let sizes = Sizes::new(shapes.0, shapes.1, window);
+    let sizes = Sizes::new(shapes.0, shapes.1, window, is_doubled);
     let count = sizes.batch * sizes.outputs * sizes.out_height * sizes.out_width;
     let mut output = Vec::with_capacity(count);
     let convolution = Convolution {
@@ -196,19 +203,6 @@ impl Target {
     /// # Safety
     ///
     /// The numbers lie within the array, and no other thread touches them meanwhile.
-    unsafe fn write(self, at: usize, numbers: &[f32]) {
-        // SAFETY: as the caller has promised.
-        unsafe {
-            let to = self.0.add(at);
-            to.copy_from_nonoverlapping(numbers.as_ptr(), numbers.len());
-        }
-    }
-
-    /// [`write`](Self::write) of a length known beforehand.
-    ///
-    /// # Safety
-    ///
-    /// The same.
     unsafe fn write_line(self, at: usize, numbers: &[f32; LANES]) {
         // SAFETY: as the caller has promised.
         unsafe {
@@ -245,18 +239,15 @@ impl Patches {
         units * LANES * channels + APART
     }
 
-    /// Writes a channel of a unit.
+    /// Transforms what is under a channel of a unit.
     ///
     /// # Safety
     ///
-    /// No other thread touches them meanwhile.
-    unsafe fn write(&self, unit: usize, channel: usize, values: &Unit) {
+    /// No other thread touches it meanwhile.
+    unsafe fn write(&self, unit: usize, channel: usize, under: &[[[f32; LANES]; PATCH]; PATCH]) {
         let line = (channel * self.units + unit) * LANES;
-        for (point, values) in values.iter().enumerate() {
-            let at = point * Self::of_point(self.channels, self.units) + line;
-            // SAFETY: the line is of the array; the rest is the caller's.
-            unsafe { self.at.write_line(at, values) };
-        }
+        let first = self.at.0.wrapping_add(line);
+        patches_at_points(under, first, Self::of_point(self.channels, self.units));
     }
 
     /// The columns of some channels at a point.
@@ -453,13 +444,12 @@ impl Convolution<'_> {
     ///
     /// No other thread touches this channel of the patches meanwhile.
     unsafe fn transform(&self, channel: usize, places: &[Vec<Run>], patches: &Patches) {
-        let (mut under, mut values) = ([[0.0; LANES]; POINTS], [[0.0; LANES]; POINTS]);
+        let mut under = [[[0.0; LANES]; PATCH]; PATCH];
         for (unit, runs) in places.iter().enumerate() {
             self.fetch_input(channel + 1, runs);
             self.gather(channel, runs, &mut under);
-            patches_at_points(&under, &mut values);
             // SAFETY: as the caller has promised.
-            unsafe { patches.write(unit, channel, &values) };
+            unsafe { patches.write(unit, channel, &under) };
         }
     }
 
@@ -470,14 +460,17 @@ impl Convolution<'_> {
             height,
             width,
             padding,
+            is_doubled,
             ..
         } = self.sizes;
+        let times = if is_doubled { 2 } else { 1 };
         for run in runs {
-            let plane = (run.image * inputs + channel) * height;
-            for row in 0..PATCH {
-                let y = (run.row * TILE + row).saturating_sub(padding);
-                let at = (plane + y) * width + run.column * TILE;
-                fetch(self.input.as_ptr().wrapping_add(at), run.length * TILE);
+            let plane = (run.image * inputs + channel) * height / times;
+            for row in (0..PATCH).step_by(times) {
+                let y = (run.row * TILE + row).saturating_sub(padding) / times;
+                let at = ((plane + y) * width + run.column * TILE) / times;
+                let count = run.length * TILE / times;
+                fetch(self.input.as_ptr().wrapping_add(at), count);
             }
         }
     }
@@ -503,48 +496,51 @@ impl Convolution<'_> {
     }
 
     /// The numbers under sixteen tiles, row after row.
-    fn gather(&self, channel: usize, runs: &[Run], values: &mut Unit) {
+    fn gather(&self, channel: usize, runs: &[Run], values: &mut [[[f32; LANES]; PATCH]; PATCH]) {
         let Sizes {
             inputs,
             height,
             width,
             padding,
+            is_doubled,
             ..
         } = self.sizes;
+        let times = if is_doubled { 2 } else { 1 };
+        let (rows, columns) = (height / times, width / times);
         let mut framed = [0.0; TILE * LANES + 2];
         for run in runs {
-            let plane = (run.image * inputs + channel) * height * width;
-            let plane = &self.input[plane..][..height * width];
+            let plane = (run.image * inputs + channel) * rows * columns;
+            let plane = &self.input[plane..][..rows * columns];
             let length = TILE * run.length + 2;
             // Where the run begins in a row of the image, and how much of it lies to the left of that.
             let (start, before) = match (run.column * TILE).checked_sub(padding) {
-                Some(start) => (start, 0),
-                None => (0, padding - run.column * TILE),
+                Some(start) => (start.min(width), 0),
+                None => (0, (padding - run.column * TILE).min(length)),
             };
-            let is_whole = before == 0 && start + length <= width;
-            for row in 0..PATCH {
+            let inside = (width - start).min(length - before);
+            for (row, lines) in values.iter_mut().enumerate() {
                 let y = (run.row * TILE + row).wrapping_sub(padding);
-                let lines = &mut values[PATCH * row..][..PATCH];
                 if y >= height {
                     for line in lines {
                         line[run.lane..][..run.length].fill(0.0);
                     }
                     continue;
                 }
-                let image = &plane[y * width..][..width];
-                let source = if is_whole {
+                let image = &plane[y / times * columns..][..columns];
+                let source = if inside == length && !is_doubled {
                     &image[start..][..length]
                 } else {
-                    let inside = width
-                        .saturating_sub(start)
-                        .min(length.saturating_sub(before));
                     let framed = &mut framed[..length];
                     framed.fill(0.0);
-                    framed[before.min(length)..][..inside]
-                        .copy_from_slice(&image[start.min(width)..][..inside]);
+                    let within = &mut framed[before..][..inside];
+                    if is_doubled {
+                        double_row(within, image, start);
+                    } else {
+                        within.copy_from_slice(&image[start..][..inside]);
+                    }
                     &*framed
                 };
-                part(source, lines, run.lane, run.length);
+                part_row(source, lines, run.lane, run.length);
             }
         }
     }
@@ -554,14 +550,20 @@ impl Convolution<'_> {
         for output in 0..products.outputs {
             for (unit, runs) in places.iter().enumerate() {
                 self.fetch_output(first + output + 1, runs);
-                let mut pixels = [[0.0; TILE * LANES]; TILE];
-                pixels_of_points(&products.unit(output, unit), &mut pixels);
-                self.write_unit(&mut pixels, first + output, runs);
+                let (points, apart) = products.lines(output, unit);
+                let mut parted = [[[0.0; LANES]; TILE]; TILE];
+                pixels_of_points(points, apart, &mut parted);
+                for (row, parted) in parted.iter().enumerate() {
+                    let mut pixels = [0.0; TILE * LANES];
+                    join(parted, &mut pixels);
+                    self.write_row(&pixels, first + output, row, runs);
+                }
             }
         }
     }
 
-    fn write_unit(&self, pixels: &mut [[f32; TILE * LANES]; TILE], output: usize, runs: &[Run]) {
+    /// One row of pixels of a unit.
+    fn write_row(&self, pixels: &[f32; TILE * LANES], output: usize, row: usize, runs: &[Run]) {
         let Sizes {
             outputs,
             out_height,
@@ -569,17 +571,17 @@ impl Convolution<'_> {
             ..
         } = self.sizes;
         for run in runs {
-            let x = run.column * TILE;
-            let length = (run.length * TILE).min(out_width - x);
-            for (row, pixels) in pixels.iter_mut().enumerate() {
-                let y = run.row * TILE + row;
-                if y < out_height {
-                    let at = ((run.image * outputs + output) * out_height + y) * out_width + x;
-                    let pixels = &mut pixels[run.lane * TILE..][..length];
-                    self.epilogue.finish(pixels, output, at);
-                    // SAFETY: the pixels are of the output, and no other thread has this output's tile.
-                    unsafe { self.output.write(at, pixels) };
-                }
+            let (x, y) = (run.column * TILE, run.row * TILE + row);
+            if y < out_height {
+                let length = (run.length * TILE).min(out_width - x);
+                let plane = run.image * outputs + output;
+                let at = (plane * out_height + y) * out_width + x;
+                let pixels = &pixels[run.lane * TILE..][..length];
+                // SAFETY: the pixels are of the output, and no other thread has this output's tile.
+                unsafe {
+                    self.epilogue
+                        .finish(pixels, self.output.0.add(at), plane, at)
+                };
             }
         }
     }
@@ -629,26 +631,39 @@ impl<'a> Products<'a> {
         }
     }
 
-    fn unit(&self, output: usize, unit: usize) -> [&[f32; LANES]; POINTS] {
-        std::array::from_fn(|point| {
-            let line = &self.values[self.start(point, output, unit)..];
-            line.first_chunk().expect("the line is of the products")
-        })
+    /// Where a unit's lines begin, and how far apart they are.
+    fn lines(&self, output: usize, unit: usize) -> (&[f32], usize) {
+        let apart = self.start(1, 0, 0);
+        (&self.values[self.start(0, output, unit)..], apart)
+    }
+}
+
+/// Numbers of a row of twice the width, from the first on.
+fn double_row(to: &mut [f32], row: &[f32], first: usize) {
+    let (odd, pairs) = to.split_at_mut(first % 2);
+    if let [odd] = odd {
+        *odd = row[first / 2];
+    }
+    let row = &row[first.div_ceil(2)..];
+    let (pairs, last) = pairs.as_chunks_mut::<2>();
+    for (pair, value) in pairs.iter_mut().zip(row) {
+        *pair = [*value; 2];
+    }
+    if let [last] = last {
+        *last = row[pairs.len()];
     }
 }
 
 /// Parts a row under some tiles by the place in their patch: six lines, from a lane on.
-fn part(source: &[f32], lines: &mut [[f32; LANES]], lane: usize, length: usize) {
-    let first_four = &mut lines.as_flattened_mut()[lane..];
-    transpose(source, TILE, [length, TILE], first_four, LANES);
-    let (fours, twos) = lines.split_at_mut(TILE);
-    for (index, (four, two)) in fours.iter().zip(twos).enumerate() {
-        if length == LANES {
-            two[..LANES - 1].copy_from_slice(&four[1..]);
-        } else {
-            two[lane..][..length - 1].copy_from_slice(&four[lane + 1..][..length - 1]);
-        }
-        two[lane + length - 1] = source[TILE * length + index];
+fn part_row(source: &[f32], lines: &mut [[f32; LANES]; PATCH], lane: usize, length: usize) {
+    if let Ok(source) = source.try_into() {
+        return part(source, lines);
+    }
+    // Four lines are turned faster than two, so two of them are turned twice.
+    for first in [0, PATCH - TILE] {
+        let lines = lines[first..].as_flattened_mut();
+        let source = &source[first..];
+        transpose(source, TILE, [length, TILE], &mut lines[lane..], LANES);
     }
 }
 
@@ -714,53 +729,59 @@ fn pixels_at([m0, a, minus_a, b, minus_b, m5]: [f32; PATCH]) -> [f32; TILE] {
 }
 
 for_this_machine! {
-    /// Patches at all points, `Bᵀ·d·B`, of sixteen tiles.
-    fn patches_at_points(under: &Unit, points: &mut Unit) {
-        let mut down = [[0.0f32; LANES]; POINTS];
-        for column in 0..PATCH {
+    /// Writes patches at all points, `Bᵀ·d·B`, of sixteen tiles, to lines that lie apart.
+    fn patches_at_points(under: &[[[f32; LANES]; PATCH]; PATCH], first: *mut f32, apart: usize) {
+        let mut across = [[[0.0f32; LANES]; PATCH]; PATCH];
+        for (across, under) in across.iter_mut().zip(under) {
             for t in 0..LANES {
-                let values = std::array::from_fn(|row| under[PATCH * row + column][t]);
-                let values = patch_at_points(values);
-                for row in 0..PATCH {
-                    down[PATCH * row + column][t] = values[row];
+                let values = patch_at_points(std::array::from_fn(|column| under[column][t]));
+                for column in 0..PATCH {
+                    across[column][t] = values[column];
                 }
             }
         }
-        for row in 0..PATCH {
+        for column in 0..PATCH {
+            let mut lines = [[0.0f32; LANES]; PATCH];
             for t in 0..LANES {
-                let values = std::array::from_fn(|column| down[PATCH * row + column][t]);
-                let values = patch_at_points(values);
-                for column in 0..PATCH {
-                    points[PATCH * row + column][t] = values[column];
+                let values = patch_at_points(std::array::from_fn(|row| across[row][column][t]));
+                for row in 0..PATCH {
+                    lines[row][t] = values[row];
                 }
+            }
+            for (row, line) in lines.iter().enumerate() {
+                let to = first.wrapping_add((PATCH * row + column) * apart);
+                // SAFETY: the caller of `Patches::write` vouches for the lines.
+                unsafe { to.cast::<[f32; LANES]>().write_unaligned(*line) };
             }
         }
     }
 }
 
 for_this_machine! {
-    /// The pixels of sixteen tiles, `Aᵀ·m·A`, as four rows.
-    fn pixels_of_points(points: &[&[f32; LANES]; POINTS], pixels: &mut [[f32; TILE * LANES]; TILE]) {
+    /// The pixels of sixteen tiles, `Aᵀ·m·A`: four columns of each of four rows, from lines that lie apart.
+    fn pixels_of_points(
+        points: &[f32],
+        apart: usize,
+        pixels: &mut [[[f32; LANES]; TILE]; TILE],
+    ) {
         let mut down = [[[0.0f32; LANES]; PATCH]; TILE];
         for column in 0..PATCH {
+            let lines: [&[f32; LANES]; PATCH] = std::array::from_fn(|row| {
+                points[(PATCH * row + column) * apart..].first_chunk().expect("a line is there")
+            });
             for t in 0..LANES {
-                let values = std::array::from_fn(|row| points[PATCH * row + column][t]);
-                let values = pixels_at(values);
+                let values = pixels_at(lines.map(|line| line[t]));
                 for row in 0..TILE {
                     down[row][column][t] = values[row];
                 }
             }
         }
         for row in 0..TILE {
-            let mut four = [[0.0f32; LANES]; TILE];
             for t in 0..LANES {
                 let values = pixels_at(std::array::from_fn(|column| down[row][column][t]));
                 for column in 0..TILE {
-                    four[column][t] = values[column];
+                    pixels[row][column][t] = values[column];
                 }
-            }
-            for (t, pixels) in pixels[row].as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
-                *pixels = [four[0][t], four[1][t], four[2][t], four[3][t]];
             }
         }
     }

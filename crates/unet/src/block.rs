@@ -2,7 +2,7 @@ use burn::module::Module;
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor};
-use swiftbrush_kernels::{Conv2d, Conv2dConfig, double};
+use swiftbrush_kernels::{Conv2d, Conv2dConfig};
 
 use crate::UNetConfig;
 use crate::resnet::Resnet;
@@ -172,7 +172,7 @@ impl UpBlock {
                 .last()
                 .expect("a block that upsamples is followed by another");
             let [_, _, height, width] = skip.dims();
-            hidden = upsampler.conv.forward(upsample(hidden, [height, width]));
+            hidden = upsampler.forward(hidden, [height, width]);
         }
         hidden
     }
@@ -184,12 +184,14 @@ struct Resampler {
     conv: Conv2d,
 }
 
-/// Nearest neighbour to a given height and width (twice its own, except for odd sizes).
-fn upsample(input: Tensor<4>, to: [usize; 2]) -> Tensor<4> {
-    let [_, _, height, width] = input.dims();
-    if to != [2 * height, 2 * width] {
+impl Resampler {
+    /// After nearest upsampling to a given height and width (twice the input's own, except for odd sizes).
+    fn forward(&self, input: Tensor<4>, to: [usize; 2]) -> Tensor<4> {
+        let [_, _, height, width] = input.dims();
+        if to == [2 * height, 2 * width] {
+            return self.conv.forward_doubled(input);
+        }
         let nearest = InterpolateOptions::new(InterpolateMode::Nearest).with_output_size(to);
-        return interpolate(input, nearest);
+        self.conv.forward(interpolate(input, nearest))
     }
-    double(input)
 }

@@ -3,7 +3,7 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Tensor};
 use swiftbrush_kernels::{
     Conv2d, Conv2dConfig, Epilogue, GroupNorm, GroupNormConfig, Linear, LinearConfig, Mask,
-    attention, double,
+    attention,
 };
 
 /// Epsilon of every group normalisation of the autoencoder.
@@ -136,7 +136,7 @@ impl Level {
             hidden = downsampler.conv.forward(hidden);
         }
         for upsampler in self.upsamplers.iter().flatten() {
-            hidden = upsampler.conv.forward(double(hidden));
+            hidden = upsampler.conv.forward_doubled(hidden);
         }
         hidden
     }

@@ -150,6 +150,15 @@ impl AutoencoderTiny {
     }
 }
 
+/// A residual, if there is one, and no negative numbers.
+fn rectified(residual: Option<Tensor<4>>) -> Epilogue {
+    Epilogue {
+        residual,
+        is_rectified: true,
+        ..Epilogue::default()
+    }
+}
+
 /// Layers one after the other, at the places that checkpoints give them.
 #[derive(Module, Debug)]
 struct Sequence {
@@ -158,12 +167,26 @@ struct Sequence {
 
 impl Sequence {
     fn forward(&self, input: Tensor<4>) -> Tensor<4> {
-        self.layers.iter().fold(input, |hidden, layer| match layer {
-            Layer::Convolution(convolution) => convolution.forward(hidden),
-            Layer::Block(block) => block.forward(hidden),
-            Layer::Relu(_) => relu(hidden),
-            Layer::Double(_) => double(hidden),
-        })
+        let (mut hidden, mut layers) = (input, self.layers.as_slice());
+        // A convolution does what stands before or behind it in one call.
+        while let Some((layer, mut rest)) = layers.split_first() {
+            hidden = match (layer, rest) {
+                (Layer::Convolution(convolution), [Layer::Relu(_), after @ ..]) => {
+                    rest = after;
+                    convolution.forward_then(hidden, rectified(None))
+                }
+                (Layer::Double(_), [Layer::Convolution(convolution), after @ ..]) => {
+                    rest = after;
+                    convolution.forward_doubled(hidden)
+                }
+                (Layer::Convolution(convolution), _) => convolution.forward(hidden),
+                (Layer::Block(block), _) => block.forward(hidden),
+                (Layer::Relu(_), _) => relu(hidden),
+                (Layer::Double(_), _) => double(hidden),
+            };
+            layers = rest;
+        }
+        hidden
     }
 }
 
@@ -199,11 +222,6 @@ impl Block {
 
     fn forward(&self, input: Tensor<4>) -> Tensor<4> {
         let (first, _, second, _, third) = &self.conv;
-        let rectified = |residual| Epilogue {
-            residual,
-            is_rectified: true,
-            ..Epilogue::default()
-        };
         let hidden = first.forward_then(input.clone(), rectified(None));
         let hidden = second.forward_then(hidden, rectified(None));
         third.forward_then(hidden, rectified(Some(input)))
