@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 mod common;
-use common::{device, miniature, normal, sync};
+use common::{device, miniature, normal, report, sync};
 use swiftbrush_clip::{ClipConfig, TextConfig};
 
 const HAS_BOTH: &str = "the miniature has both networks";
@@ -32,6 +32,7 @@ fn towers(c: &mut Criterion) {
             bencher.iter(|| sync(clip.embed_images(images.clone())));
         });
     }
+    report();
 }
 
 criterion_group!(benches, towers);

@@ -5,7 +5,7 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 
 mod common;
-use common::{device, miniature, normal, sync};
+use common::{device, miniature, normal, report, sync};
 use swiftbrush_pipeline::one_step;
 use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
 use swiftbrush_unet::UNetConfig;
@@ -44,6 +44,7 @@ fn picture(c: &mut Criterion) {
             });
         });
     }
+    report();
 }
 
 criterion_group!(benches, picture);

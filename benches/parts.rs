@@ -11,11 +11,12 @@ use std::time::Instant;
 use burn::tensor::{DType, Device, Int, Tensor};
 use swiftbrush_checkpoint::Model;
 use swiftbrush_clip::TextEncoder;
+use swiftbrush_kernels::{GroupNormConfig, Mask, attention, double, silu, softmax};
 use swiftbrush_unet::{UNet, UNetConfig};
 use swiftbrush_vae::{AutoencoderKl, AutoencoderTinyConfig};
 
 mod common;
-use common::{device, normal, sync};
+use common::{device, normal, report, sync};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -32,7 +33,16 @@ fn main() -> Result<(), Failure> {
         println!("{seconds}");
         std::io::stdout().flush()?;
     }
+    report();
     Ok(())
+}
+
+/// When it began, after once before to warm up.
+fn timed<const D: usize>(run: impl Fn() -> Tensor<D>) -> Instant {
+    sync(run());
+    let begun = Instant::now();
+    sync(run());
+    begun
 }
 
 struct Parts {
@@ -59,7 +69,32 @@ impl Parts {
         let device = &self.device;
         let side = self.config.sample_size;
         let latents = normal([batch, 4, side, side], device);
+        // Operations at shapes of Stable Diffusion, on numbers that are there before.
         let begun = match part {
+            "attention" => {
+                let x = normal([batch, 5, 4096, 64], device);
+                timed(|| attention(x.clone(), x.clone(), x.clone(), Mask::None))
+            }
+            "group_norm" | "group_norm_silu" => {
+                let norm = GroupNormConfig::new(32, 128).init(device);
+                let x = normal([batch, 128, 512, 512], device);
+                timed(|| match part {
+                    "group_norm" => norm.forward(x.clone()),
+                    _ => norm.forward_silu(x.clone()),
+                })
+            }
+            "silu" => {
+                let x = normal([batch, 128, 512, 512], device);
+                timed(|| silu(x.clone()))
+            }
+            "softmax" => {
+                let x = normal([batch, 10, 1024, 1024], device);
+                timed(|| softmax(x.clone()))
+            }
+            "double" => {
+                let x = normal([batch, 128, 256, 256], device);
+                timed(|| double(x.clone()))
+            }
             "text_encoder" => {
                 let tokens = Tensor::<2, Int>::ones([batch, 77], device);
                 let begun = Instant::now();

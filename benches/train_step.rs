@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 mod common;
-use common::{device, miniature, normal, sync};
+use common::{device, miniature, normal, report, sync};
 use swiftbrush_kernels::LinearConfig;
 use swiftbrush_lora::{LoraConfig, attach};
 use swiftbrush_trainer::NamedGradients;
@@ -79,6 +79,7 @@ fn lora_paths(c: &mut Criterion) {
             NamedGradients::take(&layer.clone().train(), &mut grads).norm()
         });
     });
+    report();
 }
 
 criterion_group!(benches, steps, lora_paths);

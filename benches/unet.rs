@@ -6,7 +6,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 
 mod common;
 use burn::tensor::Tensor;
-use common::{device, miniature, normal, sync};
+use common::{device, miniature, normal, report, sync};
 use swiftbrush_unet::UNetConfig;
 
 fn miniature_config() -> UNetConfig {
@@ -40,6 +40,7 @@ fn unet(c: &mut Criterion) {
             });
         });
     }
+    report();
 }
 
 criterion_group!(benches, unet);

@@ -5,7 +5,7 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 
 mod common;
-use common::{device, miniature, normal, sync};
+use common::{device, miniature, normal, report, sync};
 use swiftbrush_vae::{AutoencoderKlConfig, AutoencoderTinyConfig};
 
 const HAS_BOTH: &str = "the miniature has both networks";
@@ -41,6 +41,7 @@ fn decoders(c: &mut Criterion) {
             bencher.iter(|| sync(vae.decode(latents.clone())));
         });
     }
+    report();
 }
 
 criterion_group!(benches, decoders);

@@ -1,5 +1,6 @@
 //! What the benches share: the device, inputs, and waiting for a result.
 #![allow(dead_code, reason = "each bench uses a part")]
+#![allow(clippy::print_stderr, reason = "what runs benches talks to its user")]
 
 use burn::tensor::{Device, Distribution, Tensor};
 use swiftbrush_checkpoint::Model;
@@ -12,6 +13,21 @@ pub(crate) fn device() -> Device {
     return Device::wgpu(burn::tensor::DeviceKind::DefaultDevice);
     #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
     Device::flex()
+}
+
+/// Says what computed what was measured.
+pub(crate) fn report() {
+    #[cfg(feature = "flex")]
+    {
+        let kernels = swiftbrush_kernels::kernels_that_ran();
+        let kernels = kernels
+            .iter()
+            .map(|(kernel, calls)| format!("{calls} × {kernel}"));
+        let kernels = kernels.collect::<Vec<_>>().join(", ");
+        eprintln!("With {}: {kernels}.", swiftbrush_kernels::vectors());
+    }
+    #[cfg(not(feature = "flex"))]
+    eprintln!("On a GPU, with burn's kernels.");
 }
 
 /// The model that ships with the examples.

@@ -1,16 +1,19 @@
-"""Times the parts of SD-Turbo in turn: ours, PyTorch's in both of its layouts, and candle's; prints ratios.
+"""Times the parts of SD-Turbo in turn: ours, PyTorch's in both of its layouts, and other peers'; prints ratios.
 
     cargo build --release --workspace --bins
     (cd benches/peers/candle && RUSTFLAGS="-C target-cpu=native" cargo build --release)
-    python parts.py FOLDER [--rounds 5] [--batch 1] [--candle] [--json FILE]
+    python parts.py FOLDER [--rounds 5] [--batch 1] [--dtype f32] [--peers candle compile openvino] [--json FILE]
 
-All run in processes that wait for one another, a part at a time, so that every round meets the same machine; the first round
-is not counted. FOLDER is a model as make_model.py writes it. Seconds are medians, the least and the greatest in brackets;
-ratios are of medians, ours to the better of PyTorch's layouts.
+All wait for one another, a part at a time, so that every round meets the same machine; the first round is not counted.
+FOLDER is a model as make_model.py writes it; parts are networks, and single operations at their shapes. `compile` is
+torch.compile with its default backend, `openvino` what OpenVINO makes of the PyTorch module, with f32 arithmetic. `--dtype`
+is PyTorch's alone; ours, candle and OpenVINO compute in f32. Seconds are medians, the least and the greatest in brackets;
+ratios are of medians, ours to the better of PyTorch's layouts, and to each peer.
 """
-import argparse, json, os, pathlib, statistics, subprocess, time
+import argparse, gc, json, os, pathlib, statistics, subprocess, time
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPTextModel
 
@@ -20,7 +23,8 @@ parser.add_argument("folder")
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--batch", type=int, default=1)
 parser.add_argument("--parts", nargs="*", default=["text_encoder", "unet", "kl", "taesd"])
-parser.add_argument("--candle", action="store_true")
+parser.add_argument("--dtype", choices=["f32", "f16", "bf16"], default="f32")
+parser.add_argument("--peers", nargs="*", choices=["candle", "compile", "openvino"], default=[])
 parser.add_argument("--json")
 args = parser.parse_args()
 
@@ -34,57 +38,129 @@ class Process:
         self.process.stdin.flush()
         return float(self.process.stdout.readline())
 
-def load(part):
-    if part == "text_encoder":
-        return CLIPTextModel.from_pretrained(args.folder, subfolder="text_encoder").eval()
-    if part == "unet":
-        return UNet2DConditionModel.from_pretrained(args.folder, subfolder="unet").eval()
-    if part == "kl":
-        return AutoencoderKL.from_pretrained(args.folder, subfolder="vae").eval()
-    return AutoencoderTiny().eval()
+DTYPE = dict(f32=torch.float32, f16=torch.float16, bf16=torch.bfloat16)[args.dtype]
+# At shapes of Stable Diffusion: self-attention and its scores at 64x64, normalisation and activation at 512x512 in the decoder.
+OPERATIONS = {
+    "attention": ([5, 4096, 64], lambda x: F.scaled_dot_product_attention(x, x, x)),
+    "group_norm": ([128, 512, 512], lambda x: F.group_norm(x, 32, x.new_ones(128), x.new_zeros(128))),
+    "group_norm_silu": ([128, 512, 512], lambda x: F.silu(F.group_norm(x, 32, x.new_ones(128), x.new_zeros(128)))),
+    "silu": ([128, 512, 512], F.silu),
+    "softmax": ([10, 1024, 1024], lambda x: F.softmax(x, -1)),
+    "double": ([128, 256, 256], lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest")),
+}
 
-def pytorch(part, network, layout):
-    latents = torch.randn(args.batch, 4, 64, 64).to(memory_format=layout)
-    context = torch.randn(args.batch, 77, 1024)
-    tokens = torch.ones(args.batch, 77, dtype=torch.long)
+class Decoder(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, latents):
+        return self.network.decode(latents).sample
+
+class Denoiser(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, latents, context):
+        return self.network(latents, torch.tensor(999), context).sample
+
+class Encoder(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, tokens):
+        return self.network(tokens).last_hidden_state
+
+class Operation(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+def load(part):
+    if part in OPERATIONS:
+        network = Operation(OPERATIONS[part][1])
+    elif part == "text_encoder":
+        network = Encoder(CLIPTextModel.from_pretrained(args.folder, subfolder="text_encoder"))
+    elif part == "unet":
+        network = Denoiser(UNet2DConditionModel.from_pretrained(args.folder, subfolder="unet"))
+    elif part == "kl":
+        network = Decoder(AutoencoderKL.from_pretrained(args.folder, subfolder="vae"))
+    else:
+        network = Decoder(AutoencoderTiny())
+    return network.eval().to(DTYPE)
+
+def inputs(part, layout=torch.contiguous_format):
+    if part in OPERATIONS:
+        x = torch.randn(args.batch, *OPERATIONS[part][0]).to(DTYPE)
+        return [x.to(memory_format=layout) if part != "softmax" else x]
+    if part == "text_encoder":
+        return [torch.ones(args.batch, 77, dtype=torch.long)]
+    latents = torch.randn(args.batch, 4, 64, 64).to(DTYPE).to(memory_format=layout)
+    return [latents, torch.randn(args.batch, 77, 1024).to(DTYPE)] if part == "unet" else [latents]
+
+def timed(run, arguments):
     begun = time.perf_counter()
     with torch.no_grad():
-        if part == "text_encoder":
-            network(tokens)
-        elif part == "unet":
-            network(latents, 999, context)
-        else:
-            network.decode(latents)
+        run(*arguments)
     return time.perf_counter() - begun
 
-peers = {"ours": Process(HERE.parents[1] / "target/release/parts", args.folder)}
-if args.candle:
-    peers["candle"] = Process(HERE / "candle/target/release/candle-parts", args.folder)
-layouts = {"PyTorch": torch.contiguous_format, "PyTorch, channels last": torch.channels_last}
+def pytorch(part, layout):
+    network = load(part).to(memory_format=layout)
+    return lambda: timed(network, inputs(part, layout))
+
+def compiled(part):
+    network = torch.compile(load(part))
+    return lambda: timed(network, inputs(part))
+
+def openvino(part):
+    import openvino as ov
+    model = ov.convert_model(load(part), example_input=tuple(inputs(part)))
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": os.cpu_count(), "PERFORMANCE_HINT": "LATENCY"}
+    network = ov.Core().compile_model(model, "CPU", options)
+    return lambda: timed(lambda *x: network([x.numpy() for x in x]), inputs(part))
+
+processes = {"ours": Process(HERE.parents[1] / "target/release/parts", args.folder)}
+if "candle" in args.peers:
+    processes["candle"] = Process(HERE / "candle/target/release/candle-parts", args.folder)
+
+def variants(part):
+    """Each peer with what makes it ready, which is done when its turn begins, so that one model is there at a time."""
+    yield "PyTorch", lambda: pytorch(part, torch.contiguous_format)
+    if part not in ("text_encoder", "softmax", "attention"):
+        yield "PyTorch, channels last", lambda: pytorch(part, torch.channels_last)
+    if "compile" in args.peers:
+        yield "PyTorch, compiled", lambda: compiled(part)
+    if "openvino" in args.peers:
+        yield "OpenVINO", lambda: openvino(part)
+    if "candle" in args.peers and part in ("text_encoder", "unet", "kl"):
+        yield "candle", lambda: lambda: processes["candle"](part)
+
 results = {}
 for part in args.parts:
-    network = load(part)
     times = {}
-    for name, layout in layouts.items():
-        if part == "text_encoder" and layout is torch.channels_last:
-            continue
-        network = network.to(memory_format=layout)
+    for name, prepare in variants(part):
+        run = prepare()
         for round in range(args.rounds + 1):
-            turns = [(name, lambda: pytorch(part, network, layout))]
-            turns += [(peer, lambda run=run: run(part)) for peer, run in peers.items() if not (peer == "candle" and part == "taesd")]
-            for who, run in turns:
-                seconds = run()
+            for who, seconds in ((name, run()), ("ours", processes["ours"](part))):
                 if round:
                     times.setdefault(who, []).append(seconds)
-    del network
+        del run
+        torch.compiler.reset()
+        gc.collect()
     results[part] = times
-    best = min(statistics.median(v) for who, v in times.items() if who.startswith("PyTorch"))
     ours = statistics.median(times["ours"])
     for who, v in times.items():
-        print(f"{part:13} {who:23} {statistics.median(v):7.3f} s [{min(v):.3f}, {max(v):.3f}]", flush=True)
-    line = f"{part:13} ours is {best / ours:.2f} times as fast as PyTorch"
-    if "candle" in times:
-        line += f", {statistics.median(times['candle']) / ours:.2f} times as fast as candle"
-    print(line, flush=True)
+        ratio = statistics.median(v) / ours
+        print(f"{part:15} {who:23} {statistics.median(v):8.4f} s [{min(v):.4f}, {max(v):.4f}]  {ratio:5.2f}", flush=True)
+    best = min(statistics.median(v) for who, v in times.items() if who in ("PyTorch", "PyTorch, channels last"))
+    print(f"{part:15} ours is {best / ours:.2f} times as fast as PyTorch's better layout", flush=True)
+for name, process in processes.items():
+    process.process.stdin.close()
+    process.process.wait()
 if args.json:
     pathlib.Path(args.json).write_text(json.dumps(results, indent=1) + "\n")

@@ -303,14 +303,12 @@ fn results_of_different_protocols_do_not_compare() -> Result<()> {
     };
     let mut evaluation = beside(&real, &captions, &reference);
     evaluation.subject = "first".to_owned();
+    evaluation.values[0].value = 0.0;
     let first = write("first.json", &evaluation)?;
     evaluation.values[0].value = 2.0;
     let seed = write("seed.json", &evaluation)?;
     let table = compare(&[first.clone(), seed])?;
-    assert!(
-        table.contains("| first | 1.000 [0, 2.000] |") || table.contains("[-0, 2.000]"),
-        "{table}"
-    );
+    assert!(table.contains("| first | 1.000 [0, 2.000] |"), "{table}");
 
     evaluation.subject = "second".to_owned();
     if let Measure::PrecisionRecall { k, .. } = &mut evaluation.protocol.measures[2] {

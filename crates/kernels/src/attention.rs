@@ -54,6 +54,20 @@ pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, mask: Mask)
     ))
 }
 
+/// `eˣ` over the sum of them along the last axis: the weights of an attention (equation 1 there).
+///
+/// # Shapes
+///
+/// - input and result: any
+pub fn softmax<const D: usize>(input: Tensor<D>) -> Tensor<D> {
+    let dims = input.dims();
+    if dims.contains(&0) {
+        return input;
+    }
+    let rows = input.reshape([-1, dims[D - 1] as i32]).into_dispatch();
+    Tensor::<2>::from_dispatch(<Dispatch as Kernels>::softmax_of_rows(rows)).reshape(dims)
+}
+
 /// burn's own forward pass, which is blocked on every backend where it matters.
 pub(crate) fn forward<B: Backend>(
     query: FloatTensor<B>,
@@ -168,7 +182,7 @@ fn causal_bias<B: Backend>(
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::activation::softmax;
+    use burn::tensor::activation;
     use swiftbrush_testing::{assert_close, device, random};
 
     use super::*;
@@ -189,7 +203,7 @@ mod tests {
                 scores.mask_fill(forbidden.unsqueeze::<4>(), -1e9)
             }
         };
-        softmax(scores, 3).matmul(value)
+        activation::softmax(scores, 3).matmul(value)
     }
 
     fn check(queries: usize, keys: usize, mask: Mask) {
@@ -211,6 +225,27 @@ mod tests {
         assert_close(output, expected, 1e-5);
         for (grad, expected) in grads.into_iter().zip(expected_grads) {
             assert_close(grad, expected, 1e-5);
+        }
+    }
+
+    #[test]
+    fn softmax_is_burns_and_so_is_its_gradient() {
+        let device = device().autodiff();
+        for width in [1, 31, 77, 4096] {
+            let input = (random([2, 3, width], 0, &device) * 20.0).require_grad();
+            let weight = random([2, 3, width], 1, &device);
+            let (found, expected) = (
+                softmax(input.clone()),
+                activation::softmax(input.clone(), 2),
+            );
+            let grad = |output: Tensor<3>| {
+                let grads = (output * weight.clone()).sum().backward();
+                input.grad(&grads).unwrap()
+            };
+            assert_close(grad(found.clone()), grad(expected.clone()), 1e-6);
+            let plain = softmax(input.clone().inner());
+            assert_close(plain, expected.clone().inner(), 1e-6);
+            assert_close(found.inner(), expected.inner(), 1e-6);
         }
     }
 

@@ -198,6 +198,18 @@ pub(crate) trait Kernels: Backend {
         layer_norm::backward::<Self>(input, gamma, grad, epsilon)
     }
 
+    /// See [`crate::softmax()`], of `[rows, width]`; its gradient is that of burn's.
+    #[fusion(default)]
+    fn softmax_of_rows(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::softmax(input, 1)
+    }
+
+    /// See [`crate::silu()`]; its gradient is that of what it is composed of.
+    #[fusion(default)]
+    fn silu(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_mul(input.clone(), Self::sigmoid(input))
+    }
+
     /// See [`crate::gelu()`].
     #[fusion(default)]
     fn exact_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -5,7 +5,7 @@
 )]
 
 use burn::backend::flex::{FlexTensor, Layout};
-use burn::backend::ops::{FloatTensorOps, ModuleOps};
+use burn::backend::ops::{ActivationOps, FloatTensorOps, ModuleOps};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{Bytes, DType, Shape};
@@ -17,9 +17,10 @@ use crate::epilogue::Epilogue;
 use crate::flex_attention::Heads;
 use crate::flex_loops::{
     Moments, apply, gated_gelu_values, gelu_grads, gelu_values, grad_before_affine, grad_of_input,
-    layer_norm_rows, layer_norm_rows_grad,
+    layer_norm_rows, layer_norm_rows_grad, softmax,
 };
 use crate::group_norm::{self, Activation};
+use crate::ran::Kernel;
 use crate::{Window, convolution, flex_attention, flex_convolution, flex_linear, gelu, layer_norm};
 
 impl Kernels for Flex {
@@ -32,8 +33,10 @@ impl Kernels for Flex {
         let is_square = query.shape()[2] == key.shape()[2];
         let is_empty = query.shape().num_elements() * key.shape().num_elements() == 0;
         if query.dtype() != DType::F32 || is_empty || (mask == Mask::Causal && !is_square) {
+            Kernel::Burns.runs();
             return attention::forward::<Self>(query, key, value, mask);
         }
+        Kernel::Attention.runs();
         let [query, key, value] = [query, key, value].map(Heads::new);
         flex_attention::forward(&query, &key, &value, mask)
     }
@@ -73,8 +76,10 @@ impl Kernels for Flex {
     fn gated_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
         let [rows, twice] = input.shape().dims::<2>();
         if input.dtype() != DType::F32 || rows * twice == 0 {
+            Kernel::Burns.runs();
             return gelu::gated::<Self>(input);
         }
+        Kernel::Pointwise.runs();
         let input = Contiguous::new(input);
         let width = twice / 2;
         let mut output = vec![0.0f32; rows * width];
@@ -96,6 +101,7 @@ impl Kernels for Flex {
         window: Window,
     ) -> FloatTensor<Self> {
         if input.dtype() != DType::F32 {
+            Kernel::Burns.runs();
             return <Self as ModuleOps<Self>>::conv2d(input, weight, None, window.options());
         }
         convolution(input, weight, [None, None], window, false)
@@ -109,6 +115,7 @@ impl Kernels for Flex {
         is_rectified: bool,
     ) -> FloatTensor<Self> {
         if input.dtype() != DType::F32 {
+            Kernel::Burns.runs();
             let output = <Self as ModuleOps<Self>>::conv2d(input, weight, None, window.options());
             return convolution::finish::<Self>(output, bias, is_rectified);
         }
@@ -124,6 +131,7 @@ impl Kernels for Flex {
         is_rectified: bool,
     ) -> FloatTensor<Self> {
         if input.dtype() != DType::F32 {
+            Kernel::Burns.runs();
             let output = <Self as ModuleOps<Self>>::conv2d(input, weight, None, window.options());
             let output = Self::float_add(residual, output);
             return convolution::finish::<Self>(output, bias, is_rectified);
@@ -156,8 +164,10 @@ impl Kernels for Flex {
     fn doubled(input: FloatTensor<Self>) -> FloatTensor<Self> {
         let shape = input.shape();
         if input.dtype() != DType::F32 || shape.num_elements() == 0 {
+            Kernel::Burns.runs();
             return convolution::doubled::<Self>(input);
         }
+        Kernel::Pointwise.runs();
         let [batch, channels, height, width] = shape.dims::<4>();
         let input = Contiguous::new(input);
         let mut output = vec![0.0; 4 * input.values().len()];
@@ -182,6 +192,7 @@ impl Kernels for Flex {
         window: Window,
     ) -> FloatTensor<Self> {
         if input.dtype() != DType::F32 || !flex_convolution::can_turn(&weight.shape(), window) {
+            Kernel::Burns.runs();
             return <Self as ModuleOps<Self>>::conv2d_x_backward(
                 input,
                 weight,
@@ -200,6 +211,7 @@ impl Kernels for Flex {
         window: Window,
     ) -> FloatTensor<Self> {
         if input.dtype() != DType::F32 {
+            Kernel::Burns.runs();
             return <Self as ModuleOps<Self>>::conv2d_weight_backward(
                 input,
                 weight,
@@ -220,8 +232,10 @@ impl Kernels for Flex {
         activation: Activation,
     ) -> FloatTensor<Self> {
         if input.dtype() != DType::F32 {
+            Kernel::Burns.runs();
             return group_norm::forward::<Self>(input, gamma, beta, groups, epsilon, activation);
         }
+        Kernel::GroupNorm.runs();
         let (input, gamma, beta) = (
             Contiguous::new(input),
             Contiguous::new(gamma),
@@ -263,6 +277,7 @@ impl Kernels for Flex {
         activation: Activation,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         if input.dtype() != DType::F32 {
+            Kernel::Burns.runs();
             return group_norm::backward::<Self>(
                 input, gamma, beta, grad, groups, epsilon, activation,
             );
@@ -334,8 +349,10 @@ impl Kernels for Flex {
         epsilon: f64,
     ) -> FloatTensor<Self> {
         if input.dtype() != DType::F32 {
+            Kernel::Burns.runs();
             return layer_norm::forward::<Self>(input, gamma, beta, epsilon);
         }
+        Kernel::LayerNorm.runs();
         let [input, gamma, beta] = [input, gamma, beta].map(Contiguous::new);
         let (gamma, beta) = (gamma.values(), beta.values());
         let (width, rows) = (gamma.len(), rows_per_task(gamma.len()));
@@ -354,6 +371,7 @@ impl Kernels for Flex {
         epsilon: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         if input.dtype() != DType::F32 {
+            Kernel::Burns.runs();
             return layer_norm::backward::<Self>(input, gamma, grad, epsilon);
         }
         let [input, gamma, grad] = [input, gamma, grad].map(Contiguous::new);
@@ -391,10 +409,52 @@ impl Kernels for Flex {
         (tensor(input_grad, input.shape()), gamma_grad, beta_grad)
     }
 
+    fn softmax_of_rows(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        let [rows, width] = input.shape().dims::<2>();
+        if input.dtype() != DType::F32 || rows * width == 0 {
+            Kernel::Burns.runs();
+            return Self::softmax(input, 1);
+        }
+        Kernel::Pointwise.runs();
+        let input = Contiguous::new(input);
+        let at_once = rows_per_task(width) * width;
+        let mut output = Vec::with_capacity(rows * width);
+        output.spare_capacity_mut()[..rows * width]
+            .par_chunks_mut(at_once)
+            .zip(input.values().par_chunks(at_once))
+            .for_each(|(output, input)| {
+                let rows = output.chunks_mut(width).zip(input.chunks(width));
+                rows.for_each(|(output, input)| softmax(output, input));
+            });
+        // SAFETY: the rows are all of the elements, and each was written.
+        unsafe { output.set_len(rows * width) };
+        tensor(output, input.shape())
+    }
+
+    fn silu(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        if input.dtype() != DType::F32 {
+            Kernel::Burns.runs();
+            return Self::float_mul(input.clone(), Self::sigmoid(input));
+        }
+        Kernel::Pointwise.runs();
+        let input = Contiguous::new(input);
+        let count = input.values().len();
+        let mut output = Vec::with_capacity(count);
+        output.spare_capacity_mut()[..count]
+            .par_chunks_mut(ELEMENTS_PER_TASK)
+            .zip(input.values().par_chunks(ELEMENTS_PER_TASK))
+            .for_each(|(output, input)| apply(output, input, 1.0, 0.0, Activation::Silu));
+        // SAFETY: the chunks are all of the elements, and each was written.
+        unsafe { output.set_len(count) };
+        tensor(output, input.shape())
+    }
+
     fn exact_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
         if input.dtype() != DType::F32 {
-            return <Self as burn::backend::ops::ActivationOps<Self>>::gelu(input);
+            Kernel::Burns.runs();
+            return <Self as ActivationOps<Self>>::gelu(input);
         }
+        Kernel::Pointwise.runs();
         let input = Contiguous::new(input);
         let mut output = vec![0.0f32; input.values().len()];
         output
@@ -406,6 +466,7 @@ impl Kernels for Flex {
 
     fn exact_gelu_backward(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
         if input.dtype() != DType::F32 {
+            Kernel::Burns.runs();
             return gelu::backward::<Self>(input, grad);
         }
         let [input, grad] = [input, grad].map(Contiguous::new);
@@ -428,6 +489,7 @@ fn linear(
     let [rows, inputs] = input.shape().dims::<2>();
     let [outputs, _] = weight.shape().dims::<2>();
     if input.dtype() != DType::F32 || rows * inputs * outputs == 0 {
+        Kernel::Burns.runs();
         return None;
     }
     let (input, weight) = (Contiguous::of(input), Contiguous::of(weight));

@@ -18,6 +18,7 @@ use crate::epilogue::Epilogue;
 use crate::flex::{Contiguous, tensor};
 use crate::multiply::multiply;
 use crate::product::{Matrix, Transposed, product_into};
+use crate::ran::Kernel;
 use crate::scratch::{Scratch, with_scratch};
 use crate::{Window, winograd};
 
@@ -256,6 +257,7 @@ impl<'a> Unfolded<'a> {
     }
 
     fn convolve(&self) -> Vec<f32> {
+        Kernel::Unfolded.runs();
         let geometry = &self.geometry;
         let (inputs, rows) = (geometry.inputs, geometry.rows());
         let count = rows * geometry.outputs * geometry.out_width;

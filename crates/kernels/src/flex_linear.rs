@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use crate::epilogue::Epilogue;
 use crate::multiply::multiply;
 use crate::product::Matrix;
+use crate::ran::Kernel;
 use crate::scratch::with_scratch;
 use crate::transpose::transpose;
 
@@ -45,9 +46,13 @@ pub(crate) fn forward(
     let target = Target(output.as_mut_ptr());
     match products() {
         Some(products) if rows <= FEW => {
+            Kernel::FewRows.runs();
             by_rows(input, weight, inputs, epilogue, target, products);
         }
-        _ => by_strips(input, weight, inputs, epilogue, target),
+        _ => {
+            Kernel::ManyRows.runs();
+            by_strips(input, weight, inputs, epilogue, target);
+        }
     }
     // SAFETY: so many fit, and every column of every row was written.
     unsafe { output.set_len(rows * outputs) };

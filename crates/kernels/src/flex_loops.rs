@@ -238,6 +238,34 @@ for_this_machine! {
 }
 
 for_this_machine! {
+    /// `eˣ` over the sum of all of them.
+    pub(crate) fn softmax(output: &mut [MaybeUninit<f32>], input: &[f32]) {
+        assert_eq!(output.len(), input.len(), "every element is written");
+        let (chunks, rest) = input.as_chunks::<LANES>();
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        for chunk in chunks {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *lane = if *x > *lane { *x } else { *lane };
+            }
+        }
+        let largest = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, x| max.max(*x));
+        let mut sums = [0.0f32; LANES];
+        for (output, input) in output.chunks_mut(LANES).zip(input.chunks(LANES)) {
+            for ((sum, output), x) in sums.iter_mut().zip(output).zip(input) {
+                *sum += *output.write(exp(x - largest));
+            }
+        }
+        let reciprocal = 1.0 / sums.iter().sum::<f32>();
+        for output in output {
+            #[allow(unsafe_code, reason = "what was written is read")]
+            // SAFETY: all were written just now.
+            let weight = unsafe { output.assume_init_mut() };
+            *weight *= reciprocal;
+        }
+    }
+}
+
+for_this_machine! {
     pub(crate) fn gelu_values(output: &mut [f32], input: &[f32]) {
         for (output, &x) in output.iter_mut().zip(input) {
             *output = x * normal_cdf(x, exp(-0.5 * x * x));

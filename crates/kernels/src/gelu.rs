@@ -1,4 +1,4 @@
-//! The Gaussian error linear unit with its exact gradient.
+//! The Gaussian error linear unit with its exact gradient, and what is like it.
 
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
@@ -17,6 +17,15 @@ use crate::backend::Kernels;
 /// - input and result: any
 pub fn gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(<Dispatch as Kernels>::exact_gelu(input.into_dispatch()))
+}
+
+/// `x·σ(x)` with σ the logistic function (the same paper, §2), also called swish.
+///
+/// # Shapes
+///
+/// - input and result: any
+pub fn silu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::silu(input.into_dispatch()))
 }
 
 /// GEGLU (Shazeer, arXiv 2002.05202): one half of the last axis times the [`gelu`] of the other.
@@ -63,6 +72,7 @@ pub(crate) fn backward<B: Backend>(input: FloatTensor<B>, grad: FloatTensor<B>) 
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::activation;
     use swiftbrush_testing::{assert_close, assert_values_close, device, random, values};
 
     use super::*;
@@ -76,6 +86,18 @@ mod tests {
         (0.7, 0.530625443, 0.976614101),
         (2.5, 2.48447584, 1.03761109),
     ];
+
+    #[test]
+    fn silu_is_burns_and_so_is_its_gradient() {
+        let device = device().autodiff();
+        let input = (random([3, 7000], 0, &device) * 5.0).require_grad();
+        let (found, expected) = (silu(input.clone()), activation::silu(input.clone()));
+        let grad = |output: Tensor<2>| input.grad(&output.sum().backward()).unwrap();
+        assert_close(grad(found.clone()), grad(expected.clone()), 1e-6);
+        let plain = silu(input.clone().inner());
+        assert_close(plain, expected.clone().inner(), 1e-6);
+        assert_close(found.inner(), expected.inner(), 1e-6);
+    }
 
     #[test]
     fn one_half_gates_the_other() {

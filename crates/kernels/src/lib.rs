@@ -49,17 +49,21 @@ mod multiply;
 #[cfg(feature = "flex")]
 mod product;
 #[cfg(feature = "flex")]
+mod ran;
+#[cfg(feature = "flex")]
 mod scratch;
 #[cfg(feature = "flex")]
 mod transpose;
 #[cfg(feature = "flex")]
 mod winograd;
 
-pub use attention::{Mask, attention};
+pub use attention::{Mask, attention, softmax};
 pub use convolution::{Conv2d, Conv2dConfig, Epilogue, Window, conv2d, double};
-pub use gelu::{gated_gelu, gelu};
+pub use gelu::{gated_gelu, gelu, silu};
 pub use group_norm::{Activation, GroupNorm, GroupNormConfig, group_norm};
 pub use layer_norm::{LayerNorm, LayerNormConfig, layer_norm};
 pub use linear::{Linear, LinearConfig};
 pub use mapped::MappedFile;
 pub use memory::keep_freed_memory;
+#[cfg(feature = "flex")]
+pub use ran::{kernels_that_ran, vectors};

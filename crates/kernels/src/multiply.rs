@@ -55,7 +55,7 @@ pub(crate) unsafe fn multiply(
         }
     }
     // SAFETY: as above, and there is nothing to detect.
-    unsafe { product.run::<[f32; 8], 8, 6, 4, 2>() };
+    unsafe { product.portable() };
 }
 
 /// What is multiplied, and where it goes.
@@ -93,6 +93,12 @@ trait Vector: Copy {
 }
 
 impl Product {
+    /// For processors without vectors that are known here.
+    unsafe fn portable(self) {
+        // SAFETY: the caller vouches for the matrices.
+        unsafe { self.run::<[f32; 8], 8, 6, 4, 2>() };
+    }
+
     /// Strip by strip, with as many rows in a tile as leave registers for the sums: `R1` of strips of one vector, and so on.
     #[inline(always)]
     unsafe fn run<V: Vector, const R1: usize, const R2: usize, const R3: usize, const R4: usize>(
@@ -380,6 +386,67 @@ mod x86 {
         unsafe fn add_product(self, x: Self, y: Self) -> Self {
             // SAFETY: as above.
             unsafe { _mm256_fmadd_ps(x, y, self) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use swiftbrush_testing::{assert_values_close, device, random, values};
+
+    use super::*;
+
+    #[test]
+    fn every_kind_of_vectors_gives_the_product() {
+        let mut kinds: Vec<unsafe fn(Product)> = vec![|product| unsafe { product.portable() }];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                kinds.push(|product| unsafe { x86::with_avx2(product) });
+            }
+            if is_x86_feature_detected!("avx512f") {
+                kinds.push(|product| unsafe { x86::with_avx512(product) });
+            }
+        }
+        // Strips of every number of vectors, whole and not, and rows that tiles come out even with and not.
+        for columns in [1, 8, 15, 16, 17, 33, 48, 50, 64, 79, 96, 113, 130] {
+            for (rows, inner, add) in [(1, 1, false), (7, 33, true), (24, 20, false)] {
+                let [left_row, right_row, target_row] = [inner + 3, columns + 5, columns + 2];
+                let draw =
+                    |rows: usize, row: usize, seed| values(random([rows, row], seed, &device()));
+                let (left, right) = (draw(rows, left_row, 0), draw(inner, right_row, 1));
+                let before = draw(rows, target_row, 2);
+                let mut expected = before.clone();
+                for row in 0..rows {
+                    for column in 0..columns {
+                        let products = (0..inner).map(|k| {
+                            let right = f64::from(right[k * right_row + column]);
+                            f64::from(left[row * left_row + k]) * right
+                        });
+                        let place = &mut expected[row * target_row + column];
+                        let start = if add { f64::from(*place) } else { 0.0 };
+                        *place = (start + products.sum::<f64>()) as f32;
+                    }
+                }
+                for kind in &kinds {
+                    let mut found = before.clone();
+                    let product = Product {
+                        left: left.as_ptr(),
+                        left_row,
+                        right: right.as_ptr(),
+                        right_row,
+                        target: found.as_mut_ptr(),
+                        target_row,
+                        rows,
+                        columns,
+                        inner,
+                        add,
+                    };
+                    // SAFETY: the sizes are those of the three.
+                    unsafe { kind(product) };
+                    assert_values_close(&found, &expected, 1e-5);
+                }
+            }
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::fetch::fetch;
 use crate::flex_loops::for_this_machine;
 use crate::multiply::multiply;
 use crate::product::Matrix;
+use crate::ran::Kernel;
 use crate::scratch::with_scratch;
 use crate::transpose::{join, part, transpose};
 
@@ -170,6 +171,7 @@ pub(crate) fn convolve(
     window: Window,
     is_doubled: bool,
 ) -> Vec<f32> {
+    Kernel::Winograd.runs();
     let sizes = Sizes::new(shapes.0, shapes.1, window, is_doubled);
     let count = sizes.batch * sizes.outputs * sizes.out_height * sizes.out_width;
     let mut output = Vec::with_capacity(count);

@@ -1,7 +1,6 @@
 use burn::module::Module;
-use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
-use swiftbrush_kernels::{Linear, LinearConfig};
+use swiftbrush_kernels::{Linear, LinearConfig, silu};
 
 /// Longest period of the sinusoids, in timesteps.
 const MAX_PERIOD: f64 = 10_000.0;
