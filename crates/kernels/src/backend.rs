@@ -13,9 +13,10 @@ use crate::Window;
 use crate::attention::{self, Mask};
 use crate::convolution;
 use crate::group_norm::{self, Activation};
-use crate::{gelu, layer_norm};
+use crate::{gelu, layer_norm, linear};
 
-/// What a backend has to offer; every method has a body that works on all of them.
+/// What a backend has to offer; every method has a body that works on all of them. Weights of linear layers and of
+/// convolutions may be in another element type than the input, which is the one that is computed in.
 #[backend_extension(
     Autodiff,
     Flex: cfg(feature = "flex"),
@@ -38,6 +39,7 @@ pub(crate) trait Kernels: Backend {
     /// is composed of.
     #[fusion(default)]
     fn linear(input: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let weight = linear::alike::<Self>(weight, &input);
         Self::float_matmul(input, Self::float_transpose(weight))
     }
 
@@ -77,6 +79,7 @@ pub(crate) trait Kernels: Backend {
         weight: FloatTensor<Self>,
         window: Window,
     ) -> FloatTensor<Self> {
+        let weight = linear::alike::<Self>(weight, &input);
         Self::conv2d(input, weight, None, window.options())
     }
 
@@ -258,6 +261,7 @@ impl<B: Backend + Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         weight: FloatTensor<Self>,
         window: Window,
     ) -> FloatTensor<Self> {
+        let weight = linear::alike::<Self>(weight, &input);
         match ConvolutionBackward
             .prepare::<C>([input.node(), weight.node()])
             .compute_bound()

@@ -28,6 +28,7 @@ impl Window {
 
 /// Convolution of a batch of images, the call behind every [`Conv2d`].
 ///
+/// It computes in the element type of the input; the weight may be in another.
 /// The gradient of the weight is computed only where the weight is trained. On the CPU in f32 the
 /// kernels are our own, elsewhere burn's.
 ///
@@ -40,7 +41,7 @@ impl Window {
 ///
 /// # Panics
 ///
-/// If the shapes do not agree, or input and weight differ in dtype.
+/// If the shapes do not agree.
 pub fn conv2d(
     input: Tensor<4>,
     weight: Tensor<4>,
@@ -65,11 +66,6 @@ fn check(input: &Tensor<4>, weight: &Tensor<4>, window: Window) {
     assert!(
         height + padding >= rows && width + padding >= columns,
         "the image is smaller than the kernel"
-    );
-    assert_eq!(
-        input.dtype(),
-        weight.dtype(),
-        "input and weight differ in dtype"
     );
 }
 
@@ -230,7 +226,7 @@ impl Conv2d {
     /// [`forward`](Self::forward) of [`double`] of the input.
     pub fn forward_doubled(&self, input: Tensor<4>) -> Tensor<4> {
         let (window, dtype) = (self.window(), input.dtype());
-        let weight = value(&self.weight, dtype);
+        let weight = self.weight.val();
         check(&input, &weight, window);
         let bias = match &self.bias {
             Some(bias) => value(bias, dtype).unsqueeze::<2>(),
@@ -272,7 +268,7 @@ impl Conv2d {
             (Some(bias), Some(shift)) => Some(shift + bias),
             (bias, shift) => bias.or(shift),
         };
-        let weight = value(&self.weight, dtype);
+        let weight = self.weight.val();
         check(&input, &weight, window);
         convolve(input, weight, bias, residual, window, is_rectified)
     }
@@ -280,7 +276,7 @@ impl Conv2d {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::module;
+    use burn::tensor::{FloatDType, module};
     use swiftbrush_testing::{assert_close, device, random};
 
     use super::*;
@@ -412,6 +408,26 @@ mod tests {
             check_steps(&layer, input, doubled, |layer, input| {
                 layer.forward(double(input))
             });
+        }
+    }
+
+    #[test]
+    fn weights_in_half_precision_are_computed_with_in_that_of_the_input() {
+        let device = device();
+        for dtype in [FloatDType::F16, FloatDType::BF16] {
+            // By unfolding, and by tiles with few and with many pixels.
+            for (channels, size) in [(5, 9), (40, 12), (33, 100)] {
+                let layer = Conv2dConfig::same3x3(channels, channels).init(&device);
+                let narrow = |weight: Tensor<4>| weight.cast(dtype);
+                let wide = |weight: Tensor<4>| weight.cast(dtype).cast(FloatDType::F32);
+                let stored = |narrow: &dyn Fn(Tensor<4>) -> Tensor<4>| Conv2d {
+                    weight: layer.weight.clone().map(narrow),
+                    ..layer.clone()
+                };
+                let input = random([1, channels, size, size], 0, &device);
+                let found = stored(&narrow).forward(input.clone());
+                assert_close(found, stored(&wide).forward(input), 1e-6);
+            }
         }
     }
 

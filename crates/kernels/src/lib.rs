@@ -11,8 +11,9 @@
 //! `[outputs, inputs]`), so that a checkpoint loads without renaming or transposing anything.
 //!
 //! The operations are written once over burn's `Backend` operations, so they run wherever burn does;
-//! on the CPU, in f32, they are our own: 3×3 convolutions by Winograd's F(4×4), attention in blocks, products with few
-//! rows, normalisation. A program that paints there gains another tenth from [`keep_freed_memory`]. This is the only crate of the
+//! on the CPU, in f32, they are our own, with weights that may be stored in f16 or bf16: 3×3 convolutions by Winograd's
+//! F(4×4), attention in blocks, linear layers, normalisation, and what follows a layer in the layer's own call
+//! ([`Epilogue`]). A program that paints there gains another tenth from [`keep_freed_memory`]. This is the only crate of the
 //! workspace that knows burn's backends by name, because the macro behind backend extensions needs
 //! to; enable the features with the same names that you enable on burn.
 //!
@@ -25,45 +26,21 @@ mod attention;
 mod backend;
 mod convolution;
 #[cfg(feature = "flex")]
-mod epilogue;
-#[cfg(feature = "flex")]
-mod fetch;
-#[cfg(feature = "flex")]
-mod flex;
-#[cfg(feature = "flex")]
-mod flex_attention;
-#[cfg(feature = "flex")]
-mod flex_convolution;
-#[cfg(feature = "flex")]
-mod flex_linear;
-#[cfg(feature = "flex")]
-mod flex_loops;
+mod cpu;
 mod gelu;
 mod group_norm;
 mod layer_norm;
 mod linear;
 mod mapped;
 mod memory;
-#[cfg(feature = "flex")]
-mod multiply;
-#[cfg(feature = "flex")]
-mod product;
-#[cfg(feature = "flex")]
-mod ran;
-#[cfg(feature = "flex")]
-mod scratch;
-#[cfg(feature = "flex")]
-mod transpose;
-#[cfg(feature = "flex")]
-mod winograd;
 
 pub use attention::{Mask, attention, softmax};
 pub use convolution::{Conv2d, Conv2dConfig, Epilogue, Window, conv2d, double};
+#[cfg(feature = "flex")]
+pub use cpu::{kernels_that_ran, vectors};
 pub use gelu::{gated_gelu, gelu, silu};
 pub use group_norm::{Activation, GroupNorm, GroupNormConfig, group_norm};
 pub use layer_norm::{LayerNorm, LayerNormConfig, layer_norm};
 pub use linear::{Linear, LinearConfig};
 pub use mapped::MappedFile;
 pub use memory::keep_freed_memory;
-#[cfg(feature = "flex")]
-pub use ran::{kernels_that_ran, vectors};

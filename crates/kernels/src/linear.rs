@@ -1,6 +1,7 @@
 //! The linear layer, with and without a low-rank adapter.
 
-use burn::backend::Dispatch;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, TensorMetadata};
 use burn::config::Config;
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
@@ -97,7 +98,7 @@ impl Linear {
             }
         };
         let bias = self.bias.as_ref().map(|bias| value(bias, dtype));
-        linear(rows, cast(self.weight.base(), dtype), bias, residual).reshape(dims)
+        linear(rows, self.weight.base(), bias, residual).reshape(dims)
     }
 }
 
@@ -128,6 +129,15 @@ fn linear(
 /// another, narrower one.
 pub(crate) fn value<const D: usize>(param: &Param<Tensor<D>>, dtype: DType) -> Tensor<D> {
     cast(param.val(), dtype)
+}
+
+/// A weight in the element type of the input.
+pub(crate) fn alike<B: Backend>(weight: FloatTensor<B>, input: &FloatTensor<B>) -> FloatTensor<B> {
+    let dtype = input.dtype();
+    if weight.dtype() == dtype {
+        return weight;
+    }
+    B::float_cast(weight, FloatDType::from(dtype))
 }
 
 fn cast<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {

@@ -14,13 +14,16 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
-use crate::epilogue::Epilogue;
-use crate::flex::{Contiguous, tensor};
-use crate::multiply::multiply;
-use crate::product::{Matrix, Transposed, product_into};
-use crate::ran::Kernel;
-use crate::scratch::{Scratch, with_scratch};
-use crate::{Window, winograd};
+use crate::Window;
+use crate::cpu::epilogue::Epilogue;
+use crate::cpu::multiply::multiply;
+use crate::cpu::product::{Matrix, Transposed, product_into};
+use crate::cpu::ran::Kernel;
+use crate::cpu::scratch::{Scratch, with_scratch};
+use crate::cpu::stored::{Stored, Weight};
+use crate::cpu::target::Target;
+use crate::cpu::winograd;
+use crate::cpu::{Contiguous, tensor};
 
 /// Columns of the patch matrix aimed at: as many as a strip of [`multiply`] has, where more rows take them together.
 const COLUMNS: usize = 64;
@@ -184,25 +187,25 @@ fn copy_lines(
 
 pub(crate) fn forward(
     input: &Contiguous,
-    weight: &Contiguous,
+    weight: &Weight,
     epilogue: Epilogue<'_>,
     window: Window,
 ) -> FlexTensor {
     let shapes = (&input.shape(), &weight.shape());
-    convolve(input.values(), weight.values(), epilogue, shapes, window)
+    convolve(input.values(), weight.stored(), epilogue, shapes, window)
 }
 
 /// Of what is doubled, if there is a way that is better than doubling it.
 pub(crate) fn forward_doubled(
     input: &Contiguous,
-    weight: &Contiguous,
+    weight: &Weight,
     epilogue: Epilogue<'_>,
     window: Window,
 ) -> Option<FlexTensor> {
     let shapes = (&input.shape(), &weight.shape());
     winograd::suits(shapes.0, shapes.1, window, true).then(|| {
         let ([batch, _, height, width], [outputs, _, _, _]) = (shapes.0.dims(), shapes.1.dims());
-        let (input, weight) = (input.values(), weight.values());
+        let (input, weight) = (input.values(), weight.stored());
         let values = winograd::convolve(input, weight, epilogue, shapes, window, true);
         let out = |size: usize| 2 * size + window.padding.0 + window.padding.1 - 2;
         tensor(
@@ -214,7 +217,7 @@ pub(crate) fn forward_doubled(
 
 fn convolve(
     input: &[f32],
-    weight: &[f32],
+    weight: Stored<'_>,
     epilogue: Epilogue<'_>,
     shapes: (&Shape, &Shape),
     window: Window,
@@ -237,7 +240,7 @@ fn convolve(
 struct Unfolded<'a> {
     geometry: Geometry,
     input: &'a [f32],
-    weight: &'a [f32],
+    weight: Stored<'a>,
     epilogue: Epilogue<'a>,
 }
 
@@ -245,7 +248,7 @@ impl<'a> Unfolded<'a> {
     fn new(
         geometry: Geometry,
         input: &'a [f32],
-        weight: &'a [f32],
+        weight: Stored<'a>,
         epilogue: Epilogue<'a>,
     ) -> Self {
         Self {
@@ -262,7 +265,7 @@ impl<'a> Unfolded<'a> {
         let (inputs, rows) = (geometry.inputs, geometry.rows());
         let count = rows * geometry.outputs * geometry.out_width;
         let mut output = Vec::with_capacity(count);
-        let target = Target(output.as_mut_ptr());
+        let target = Target::of(&mut output);
         let rows_per_block = geometry.rows_per_block(COLUMNS);
         let blocks = (0..rows).step_by(rows_per_block);
         let blocks = blocks.map(|start| start..(start + rows_per_block).min(rows));
@@ -312,12 +315,13 @@ impl<'a> Unfolded<'a> {
         } = self.geometry;
         let (patch, columns) = (self.geometry.patch(), rows.len() * out_width);
         let count = GROUP.min(outputs - first);
-        let weight = &self.weight[first * patch..][..count * patch];
-        with_scratch(|[sums]| {
+        with_scratch(|[sums, widened]| {
             let sums = sums.numbers(count * columns);
             for from in (0..patch).step_by(INNER) {
                 let inner = INNER.min(patch - from);
-                let left = Matrix::spaced(&weight[from..], count, inner, patch);
+                let place = first * patch + from;
+                let (left, row) = self.weight.rows(place, patch, [count, inner], widened);
+                let left = Matrix::spaced(left, count, inner, row);
                 let right = Matrix::new(&patches[from * columns..][..inner * columns], columns);
                 // SAFETY: the sums are of just this size, and this thread's.
                 unsafe { multiply(sums.as_mut_ptr(), columns, left, right, from > 0) };
@@ -328,21 +332,12 @@ impl<'a> Unfolded<'a> {
                     let plane = image * outputs + output;
                     let at = (plane * out_height + y) * out_width;
                     // SAFETY: the row is of the output, and no other block or group has it.
-                    unsafe { self.epilogue.finish(sums, target.0.add(at), plane, at) };
+                    unsafe { self.epilogue.finish(sums, target.at(at), plane, at) };
                 }
             }
         });
     }
 }
-
-/// Where all threads write to.
-#[derive(Clone, Copy)]
-struct Target(*mut f32);
-
-// SAFETY: each row of each output is written by one thread.
-unsafe impl Send for Target {}
-// SAFETY: as above.
-unsafe impl Sync for Target {}
 
 /// Whether the gradient for the input is a convolution with the kernel turned by half a turn.
 pub(crate) fn can_turn(weight: &Shape, window: Window) -> bool {
@@ -373,7 +368,7 @@ pub(crate) fn input_grad(weight: &Contiguous, grad: &Contiguous, window: Window)
     let turned_shape = Shape::new([inputs, outputs, rows, columns]);
     convolve(
         grad.values(),
-        &turned,
+        Stored::F32(&turned),
         Epilogue::default(),
         (&grad.shape(), &turned_shape),
         window,

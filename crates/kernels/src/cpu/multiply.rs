@@ -8,8 +8,8 @@
     reason = "vectors are loaded and stored by address, in functions compiled for what was detected"
 )]
 
-use crate::fetch::{LINE, fetch};
-use crate::product::Matrix;
+use crate::cpu::fetch::{LINE, fetch};
+use crate::cpu::product::Matrix;
 
 /// `target (+)= left·right`, for a target whose rows begin `target_row` apart.
 ///

@@ -1,7 +1,7 @@
 //! What follows a convolution or a linear layer, done while its sums are at hand.
 #![allow(unsafe_code, reason = "what is written may hold nothing before that")]
 
-use crate::flex_loops::for_this_machine;
+use crate::cpu::loops::for_this_machine;
 
 /// What becomes of sums: a bias is added, and what goes past the layer, and negative ones become 0.
 #[derive(Clone, Copy, Default)]

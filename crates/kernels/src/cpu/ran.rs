@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(crate) enum Kernel {
     Winograd,
     Unfolded,
-    ManyRows,
-    FewRows,
+    Linear,
     Attention,
     GroupNorm,
     LayerNorm,
@@ -17,11 +16,10 @@ pub(crate) enum Kernel {
     Burns,
 }
 
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 8] = [
     "convolution by Winograd's F(4x4, 3x3)",
     "convolution of unfolded patches",
-    "linear layer of many rows",
-    "linear layer of few rows",
+    "linear layer by strips",
     "attention in blocks",
     "group normalisation in one call",
     "layer normalisation in one call",

@@ -18,14 +18,16 @@ use burn::tensor::Shape;
 use rayon::prelude::*;
 
 use crate::Window;
-use crate::epilogue::Epilogue;
-use crate::fetch::fetch;
-use crate::flex_loops::for_this_machine;
-use crate::multiply::multiply;
-use crate::product::Matrix;
-use crate::ran::Kernel;
-use crate::scratch::with_scratch;
-use crate::transpose::{join, part, transpose};
+use crate::cpu::epilogue::Epilogue;
+use crate::cpu::fetch::fetch;
+use crate::cpu::loops::for_this_machine;
+use crate::cpu::multiply::multiply;
+use crate::cpu::product::Matrix;
+use crate::cpu::ran::Kernel;
+use crate::cpu::scratch::with_scratch;
+use crate::cpu::stored::Stored;
+use crate::cpu::target::Target;
+use crate::cpu::transpose::{join, part, transpose};
 
 /// Side of a tile of the output.
 const TILE: usize = 4;
@@ -165,7 +167,7 @@ struct Run {
 /// doubled, the input has half that height and width.
 pub(crate) fn convolve(
     input: &[f32],
-    weight: &[f32],
+    weight: Stored<'_>,
     epilogue: Epilogue<'_>,
     shapes: (&Shape, &Shape),
     window: Window,
@@ -180,7 +182,7 @@ pub(crate) fn convolve(
         input,
         weight,
         epilogue,
-        output: Target(output.as_mut_ptr()),
+        output: Target::of(&mut output),
     };
     if sizes.panels() <= FEW {
         convolution.patches_first();
@@ -190,38 +192,6 @@ pub(crate) fn convolve(
     // SAFETY: so many fit, and every tile of every output was written.
     unsafe { output.set_len(count) };
     output
-}
-
-/// An array that threads write parts of their own to.
-#[derive(Clone, Copy)]
-struct Target(*mut f32);
-
-// SAFETY: no two threads write to the same place.
-unsafe impl Send for Target {}
-// SAFETY: as above.
-unsafe impl Sync for Target {}
-
-impl Target {
-    /// # Safety
-    ///
-    /// The numbers lie within the array, and no other thread touches them meanwhile.
-    unsafe fn write_line(self, at: usize, numbers: &[f32; LANES]) {
-        // SAFETY: as the caller has promised.
-        unsafe {
-            self.0
-                .add(at)
-                .cast::<[f32; LANES]>()
-                .write_unaligned(*numbers)
-        };
-    }
-
-    /// # Safety
-    ///
-    /// The numbers lie within the array and are written, and nobody writes to them meanwhile.
-    unsafe fn read<'a>(self, at: usize, length: usize) -> &'a [f32] {
-        // SAFETY: as the caller has promised.
-        unsafe { std::slice::from_raw_parts(self.0.add(at), length) }
-    }
 }
 
 /// A panel's patches: `[POINTS, channels, units, LANES]`, with points somewhat apart.
@@ -248,7 +218,7 @@ impl Patches {
     /// No other thread touches it meanwhile.
     unsafe fn write(&self, unit: usize, channel: usize, under: &[[[f32; LANES]; PATCH]; PATCH]) {
         let line = (channel * self.units + unit) * LANES;
-        let first = self.at.0.wrapping_add(line);
+        let first = self.at.at(line);
         patches_at_points(under, first, Self::of_point(self.channels, self.units));
     }
 
@@ -327,7 +297,7 @@ impl Weights {
 struct Convolution<'a> {
     sizes: Sizes,
     input: &'a [f32],
-    weight: &'a [f32],
+    weight: Stored<'a>,
     epilogue: Epilogue<'a>,
     output: Target,
 }
@@ -348,7 +318,7 @@ impl Convolution<'_> {
         let patches = memory.iter_mut().zip(&places);
         let patches: Vec<_> = patches
             .map(|(memory, places)| Patches {
-                at: Target(memory.as_mut_ptr()),
+                at: Target::of(memory),
                 channels: inputs,
                 units: places.len(),
             })
@@ -372,22 +342,22 @@ impl Convolution<'_> {
             .step_by(group)
             .for_each(|first| {
                 let count = group.min(outputs - first);
-                with_scratch(|[weights, products]| {
-                    let weights = weights
-                        .numbers(Weights::length(count, at_once))
-                        .as_mut_ptr();
+                with_scratch(|[weights, products, widened]| {
+                    let weights = weights.numbers(Weights::length(count, at_once));
+                    let weights = Target::of_slice(weights);
                     for (panel, (patches, places)) in panels().enumerate() {
                         let mut products = Products::new(products, count, patches.units);
                         for from in (0..inputs).step_by(at_once) {
                             let weights = Weights {
-                                at: Target(weights),
+                                at: weights,
                                 outputs: count,
                                 inputs: at_once.min(inputs - from),
                             };
                             if panel == 0 {
                                 for output in 0..count {
                                     let kernels = ((first + output) * inputs + from) * 9;
-                                    let kernels = &self.weight[kernels..][..weights.inputs * 9];
+                                    let kernels =
+                                        self.weight.read(kernels, weights.inputs * 9, widened);
                                     // SAFETY: they are this thread's.
                                     unsafe { weights.write(output, kernels) };
                                 }
@@ -408,20 +378,24 @@ impl Convolution<'_> {
         } = self.sizes;
         let mut memory = Vec::with_capacity(Weights::length(outputs, inputs));
         let weights = Weights {
-            at: Target(memory.as_mut_ptr()),
+            at: Target::of(&mut memory),
             outputs,
             inputs,
         };
-        // SAFETY: each output is written by one thread.
-        let kernels = self.weight.par_chunks(9 * inputs).enumerate();
-        kernels.for_each(|(output, kernels)| unsafe { weights.write(output, kernels) });
+        (0..outputs).into_par_iter().for_each(|output| {
+            with_scratch(|[widened]| {
+                let kernels = self.weight.read(output * inputs * 9, inputs * 9, widened);
+                // SAFETY: each output is written by one thread.
+                unsafe { weights.write(output, kernels) };
+            });
+        });
 
         (0..self.sizes.panels()).into_par_iter().for_each(|panel| {
             let places = self.sizes.places(panel);
             with_scratch(|[patches, products]| {
                 let patches = patches.numbers(Patches::length(inputs, places.len()));
                 let patches = Patches {
-                    at: Target(patches.as_mut_ptr()),
+                    at: Target::of_slice(patches),
                     channels: inputs,
                     units: places.len(),
                 };
@@ -489,7 +463,7 @@ impl Convolution<'_> {
             let plane = (run.image * outputs + output) * out_height;
             for row in run.row * TILE..(run.row + 1) * TILE {
                 let at = (plane + row) * out_width + run.column * TILE;
-                fetch(self.output.0.wrapping_add(at), run.length * TILE);
+                fetch(self.output.at(at), run.length * TILE);
                 if let Some(residual) = self.epilogue.residual {
                     fetch(residual.as_ptr().wrapping_add(at), run.length * TILE);
                 }
@@ -580,10 +554,7 @@ impl Convolution<'_> {
                 let at = (plane * out_height + y) * out_width + x;
                 let pixels = &pixels[run.lane * TILE..][..length];
                 // SAFETY: the pixels are of the output, and no other thread has this output's tile.
-                unsafe {
-                    self.epilogue
-                        .finish(pixels, self.output.0.add(at), plane, at)
-                };
+                unsafe { self.epilogue.finish(pixels, self.output.at(at), plane, at) };
             }
         }
     }
@@ -597,7 +568,7 @@ struct Products<'a> {
 }
 
 impl<'a> Products<'a> {
-    fn new(scratch: &'a mut crate::scratch::Scratch, outputs: usize, units: usize) -> Self {
+    fn new(scratch: &'a mut crate::cpu::scratch::Scratch, outputs: usize, units: usize) -> Self {
         Self {
             values: scratch.numbers(POINTS * (outputs * units * LANES + APART)),
             outputs,

@@ -1,8 +1,23 @@
-//! Native loops for burn's CPU backend: normalisation in two passes over memory, on all cores.
+//! The operations on burn's CPU backend, in f32, on all cores.
 #![allow(
     unsafe_code,
     reason = "memory that is written before it is read, and not cleared before that"
 )]
+
+mod attention;
+mod convolution;
+mod epilogue;
+mod fetch;
+mod linear;
+mod loops;
+mod multiply;
+mod product;
+mod ran;
+mod scratch;
+mod stored;
+mod target;
+mod transpose;
+mod winograd;
 
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::ops::{ActivationOps, FloatTensorOps, ModuleOps};
@@ -11,17 +26,21 @@ use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{Bytes, DType, Shape};
 use rayon::prelude::*;
 
-use crate::attention::{self, Mask};
+use crate::attention::Mask;
 use crate::backend::Kernels;
-use crate::epilogue::Epilogue;
-use crate::flex_attention::Heads;
-use crate::flex_loops::{
+use crate::group_norm::{self, Activation};
+use crate::{Window, gelu, layer_norm};
+
+pub use ran::{kernels_that_ran, vectors};
+
+use attention::Heads;
+use epilogue::Epilogue;
+use loops::{
     Moments, apply, gated_gelu_values, gelu_grads, gelu_values, grad_before_affine, grad_of_input,
     layer_norm_rows, layer_norm_rows_grad, softmax,
 };
-use crate::group_norm::{self, Activation};
-use crate::ran::Kernel;
-use crate::{Window, convolution, flex_attention, flex_convolution, flex_linear, gelu, layer_norm};
+use ran::Kernel;
+use stored::Weight;
 
 impl Kernels for Flex {
     fn blockwise_attention(
@@ -34,17 +53,20 @@ impl Kernels for Flex {
         let is_empty = query.shape().num_elements() * key.shape().num_elements() == 0;
         if query.dtype() != DType::F32 || is_empty || (mask == Mask::Causal && !is_square) {
             Kernel::Burns.runs();
-            return attention::forward::<Self>(query, key, value, mask);
+            return crate::attention::forward::<Self>(query, key, value, mask);
         }
         Kernel::Attention.runs();
         let [query, key, value] = [query, key, value].map(Heads::new);
-        flex_attention::forward(&query, &key, &value, mask)
+        attention::forward(&query, &key, &value, mask)
     }
 
     fn linear(input: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         match linear(&input, &weight, [None, None]) {
             Some(output) => output,
-            None => Self::float_matmul(input, Self::float_transpose(weight)),
+            None => {
+                let weight = crate::linear::alike::<Self>(weight, &input);
+                Self::float_matmul(input, Self::float_transpose(weight))
+            }
         }
     }
 
@@ -100,11 +122,8 @@ impl Kernels for Flex {
         weight: FloatTensor<Self>,
         window: Window,
     ) -> FloatTensor<Self> {
-        if input.dtype() != DType::F32 {
-            Kernel::Burns.runs();
-            return <Self as ModuleOps<Self>>::conv2d(input, weight, None, window.options());
-        }
-        convolution(input, weight, [None, None], window, false)
+        convolution(&input, &weight, [None, None], window, false)
+            .unwrap_or_else(|| burns_convolution(input, weight, window))
     }
 
     fn convolution_with_bias(
@@ -114,12 +133,11 @@ impl Kernels for Flex {
         window: Window,
         is_rectified: bool,
     ) -> FloatTensor<Self> {
-        if input.dtype() != DType::F32 {
-            Kernel::Burns.runs();
-            let output = <Self as ModuleOps<Self>>::conv2d(input, weight, None, window.options());
-            return convolution::finish::<Self>(output, bias, is_rectified);
-        }
-        convolution(input, weight, [Some(bias), None], window, is_rectified)
+        let extras = [Some(&bias), None];
+        convolution(&input, &weight, extras, window, is_rectified).unwrap_or_else(|| {
+            let output = burns_convolution(input, weight, window);
+            crate::convolution::finish::<Self>(output, bias, is_rectified)
+        })
     }
 
     fn convolution_added(
@@ -130,14 +148,11 @@ impl Kernels for Flex {
         window: Window,
         is_rectified: bool,
     ) -> FloatTensor<Self> {
-        if input.dtype() != DType::F32 {
-            Kernel::Burns.runs();
-            let output = <Self as ModuleOps<Self>>::conv2d(input, weight, None, window.options());
-            let output = Self::float_add(residual, output);
-            return convolution::finish::<Self>(output, bias, is_rectified);
-        }
-        let extras = [Some(bias), Some(residual)];
-        convolution(input, weight, extras, window, is_rectified)
+        let extras = [Some(&bias), Some(&residual)];
+        convolution(&input, &weight, extras, window, is_rectified).unwrap_or_else(|| {
+            let output = Self::float_add(residual, burns_convolution(input, weight, window));
+            crate::convolution::finish::<Self>(output, bias, is_rectified)
+        })
     }
 
     fn convolution_of_doubled(
@@ -146,13 +161,14 @@ impl Kernels for Flex {
         bias: FloatTensor<Self>,
         window: Window,
     ) -> FloatTensor<Self> {
-        if input.dtype() == DType::F32 {
-            let [input, weight, bias] = [&input, &weight, &bias].map(Contiguous::of);
+        if is_ours(&input, &weight) {
+            let ([input, bias], weight) =
+                ([&input, &bias].map(Contiguous::of), Weight::of(&weight));
             let epilogue = Epilogue {
                 bias: Some(bias.values()),
                 ..Epilogue::default()
             };
-            let output = flex_convolution::forward_doubled(&input, &weight, epilogue, window);
+            let output = convolution::forward_doubled(&input, &weight, epilogue, window);
             if let Some(output) = output {
                 return output;
             }
@@ -165,7 +181,7 @@ impl Kernels for Flex {
         let shape = input.shape();
         if input.dtype() != DType::F32 || shape.num_elements() == 0 {
             Kernel::Burns.runs();
-            return convolution::doubled::<Self>(input);
+            return crate::convolution::doubled::<Self>(input);
         }
         Kernel::Pointwise.runs();
         let [batch, channels, height, width] = shape.dims::<4>();
@@ -191,7 +207,7 @@ impl Kernels for Flex {
         grad: FloatTensor<Self>,
         window: Window,
     ) -> FloatTensor<Self> {
-        if input.dtype() != DType::F32 || !flex_convolution::can_turn(&weight.shape(), window) {
+        if input.dtype() != DType::F32 || !convolution::can_turn(&weight.shape(), window) {
             Kernel::Burns.runs();
             return <Self as ModuleOps<Self>>::conv2d_x_backward(
                 input,
@@ -201,7 +217,7 @@ impl Kernels for Flex {
             );
         }
         let (weight, grad) = (Contiguous::new(weight), Contiguous::new(grad));
-        flex_convolution::input_grad(&weight, &grad, window)
+        convolution::input_grad(&weight, &grad, window)
     }
 
     fn convolution_weight_grad(
@@ -220,7 +236,7 @@ impl Kernels for Flex {
             );
         }
         let (input, grad) = (Contiguous::new(input), Contiguous::new(grad));
-        flex_convolution::weight_grad(&input, &grad, weight.shape(), window)
+        convolution::weight_grad(&input, &grad, weight.shape(), window)
     }
 
     fn fused_group_norm(
@@ -488,11 +504,11 @@ fn linear(
 ) -> Option<FlexTensor> {
     let [rows, inputs] = input.shape().dims::<2>();
     let [outputs, _] = weight.shape().dims::<2>();
-    if input.dtype() != DType::F32 || rows * inputs * outputs == 0 {
+    if !is_ours(input, weight) || rows * inputs * outputs == 0 {
         Kernel::Burns.runs();
         return None;
     }
-    let (input, weight) = (Contiguous::of(input), Contiguous::of(weight));
+    let (input, weight) = (Contiguous::of(input), Weight::of(weight));
     let extras = extras.map(|extra| extra.map(Contiguous::of));
     let [bias, residual] = extras
         .each_ref()
@@ -502,20 +518,29 @@ fn linear(
         residual,
         is_rectified: false,
     };
-    let values = flex_linear::forward(input.values(), weight.values(), inputs, epilogue);
+    let values = linear::forward(input.values(), weight.stored(), inputs, epilogue);
     Some(tensor(values, Shape::new([rows, outputs])))
 }
 
-/// Convolution in f32.
+/// Whether a layer's numbers are those that the kernels here compute with.
+fn is_ours(input: &FlexTensor, weight: &FlexTensor) -> bool {
+    input.dtype() == DType::F32 && Weight::is_readable(weight)
+}
+
+/// Convolution in f32, with bias and residual if there are; none if it is burn's to do.
 fn convolution(
-    input: FlexTensor,
-    weight: FlexTensor,
-    extras: [Option<FlexTensor>; 2],
+    input: &FlexTensor,
+    weight: &FlexTensor,
+    extras: [Option<&FlexTensor>; 2],
     window: Window,
     is_rectified: bool,
-) -> FlexTensor {
-    let [input, weight] = [input, weight].map(Contiguous::new);
-    let extras = extras.map(|extra| extra.map(Contiguous::new));
+) -> Option<FlexTensor> {
+    if !is_ours(input, weight) {
+        Kernel::Burns.runs();
+        return None;
+    }
+    let (input, weight) = (Contiguous::of(input), Weight::of(weight));
+    let extras = extras.map(|extra| extra.map(Contiguous::of));
     let [bias, residual] = extras
         .each_ref()
         .map(|x| x.as_ref().map(Contiguous::values));
@@ -524,7 +549,13 @@ fn convolution(
         residual,
         is_rectified,
     };
-    flex_convolution::forward(&input, &weight, epilogue, window)
+    Some(convolution::forward(&input, &weight, epilogue, window))
+}
+
+/// Burn's convolution.
+fn burns_convolution(input: FlexTensor, weight: FlexTensor, window: Window) -> FlexTensor {
+    let weight = crate::linear::alike::<Flex>(weight, &input);
+    <Flex as ModuleOps<Flex>>::conv2d(input, weight, None, window.options())
 }
 
 /// Elements that one task of the thread pool works on: enough to hide the hand-over.

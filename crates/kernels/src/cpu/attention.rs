@@ -10,12 +10,13 @@ use burn::tensor::Shape;
 use rayon::prelude::*;
 
 use crate::Mask;
-use crate::flex::tensor;
-use crate::flex_loops::{exp, for_this_machine};
-use crate::multiply::multiply;
-use crate::product::Matrix;
-use crate::scratch::with_scratch;
-use crate::transpose::transpose;
+use crate::cpu::loops::{exp, for_this_machine};
+use crate::cpu::multiply::multiply;
+use crate::cpu::product::Matrix;
+use crate::cpu::scratch::with_scratch;
+use crate::cpu::target::Target;
+use crate::cpu::tensor;
+use crate::cpu::transpose::transpose;
 
 /// Queries of a block: enough to pay for reading the keys.
 const QUERIES: usize = 128;
@@ -75,7 +76,7 @@ pub(crate) fn forward(query: &Heads, key: &Heads, value: &Heads, mask: Mask) -> 
     });
 
     let mut output = vec![0.0; count * queries * width];
-    let target = Target(output.as_mut_ptr());
+    let target = Target::of(&mut output);
     let blocks = queries.div_ceil(QUERIES);
     (0..count * blocks).into_par_iter().for_each(|index| {
         let (head, first) = (index / blocks, index % blocks * QUERIES);
@@ -88,7 +89,7 @@ pub(crate) fn forward(query: &Heads, key: &Heads, value: &Heads, mask: Mask) -> 
         };
         let at = ((head / heads * queries + first) * heads + head % heads) * width;
         let output = Output {
-            at: target.from(at),
+            at: target.at(at),
             row: heads * width,
         };
         // SAFETY: these rows of this head are of the output, are zero, and no other block touches them.
@@ -97,25 +98,10 @@ pub(crate) fn forward(query: &Heads, key: &Heads, value: &Heads, mask: Mask) -> 
     tensor(output, Shape::new([batch, queries, heads, width])).transpose(1, 2)
 }
 
-/// Where all threads write to.
-#[derive(Clone, Copy)]
-struct Target(*mut f32);
-
-impl Target {
-    fn from(self, at: usize) -> Self {
-        Self(self.0.wrapping_add(at))
-    }
-}
-
-// SAFETY: each row of each head is written by one thread.
-unsafe impl Send for Target {}
-// SAFETY: as above.
-unsafe impl Sync for Target {}
-
 /// Rows of the output, apart from one another.
 #[derive(Clone, Copy)]
 struct Output {
-    at: Target,
+    at: *mut f32,
     row: usize,
 }
 
@@ -176,7 +162,7 @@ impl Block<'_> {
                     let (seen, unseen) = scores[..keys].split_at_mut(seen);
                     // SAFETY: the row is of the output; the rest is the caller's.
                     let output = unsafe {
-                        std::slice::from_raw_parts_mut(output.at.0.add(row * output.row), width)
+                        std::slice::from_raw_parts_mut(output.at.add(row * output.row), width)
                     };
                     weigh(seen, output, state);
                     unseen.fill(0.0);
@@ -186,12 +172,12 @@ impl Block<'_> {
                 let values =
                     Matrix::spaced(&self.value.values[first * stride..], keys, width, stride);
                 // SAFETY: the rows are of the output; the rest is the caller's.
-                unsafe { multiply(output.at.0, output.row, weights, values, true) };
+                unsafe { multiply(output.at, output.row, weights, values, true) };
             }
             for (row, (_, sum)) in state[..count].iter().enumerate() {
                 // SAFETY: as above.
                 let output = unsafe {
-                    std::slice::from_raw_parts_mut(output.at.0.add(row * output.row), width)
+                    std::slice::from_raw_parts_mut(output.at.add(row * output.row), width)
                 };
                 let reciprocal = 1.0 / sum;
                 output.iter_mut().for_each(|x| *x *= reciprocal);
