@@ -1,7 +1,7 @@
 """Loads a model and paints a picture in turn with the example `generate` and with diffusers, and prints ratios.
 
     cargo build --release --example generate
-    python compare.py FOLDER [--runs 5] [--json FILE] [-- options of generate]
+    python compare.py FOLDER [--runs 5] [--tiny] [--json FILE] [-- options of generate]
 
 Each run is a process of its own on the same files (in the cache of the operating system after the first, which is not
 counted); memory is the peak of the process as the operating system counts it. Prints the median of the runs and, in
@@ -14,6 +14,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("folder")
 parser.add_argument("--runs", type=int, default=5)
 parser.add_argument("--dtype", default="f32")
+parser.add_argument("--tiny", action="store_true", help="decodes with the component taesd")
 parser.add_argument("--json")
 parser.add_argument("options", nargs="*")
 args = parser.parse_args()
@@ -32,13 +33,14 @@ def run(command):
 def ours():
     with tempfile.TemporaryDirectory() as folder:
         result = run([ROOT / "target/release/examples/generate", "--model", args.folder, "--rng", "cpu", "--dtype", args.dtype, "--no-hashes",
-                      "--output", f"{folder}/picture.png", *args.options, "a photo of a cat"])
+                      "--output", f"{folder}/picture.png", *(["--vae", "tiny"] if args.tiny else []), *args.options, "a photo of a cat"])
     result["load"] = float(re.search(r"loaded in ([\d.]+) s", result["text"])[1])
     result["paint"] = float(re.search(r"pictures, ([\d.]+) s", result["text"])[1])
     return result
 
 def diffusers():
-    result = run([sys.executable, pathlib.Path(__file__).with_name("generate.py"), args.folder, "--dtype", args.dtype])
+    result = run([sys.executable, pathlib.Path(__file__).with_name("generate.py"), args.folder, "--dtype", args.dtype,
+                  *(["--tiny"] if args.tiny else [])])
     result["load"] = float(re.search(r"loaded in ([\d.]+) s", result["text"])[1])
     result["paint"] = float(re.search(r"painted in ([\d.]+) s", result["text"])[1])
     return result

@@ -133,7 +133,7 @@ impl Pictures {
 impl Painter {
     fn new(args: &Args, plan: &Plan, prompts: Vec<String>) -> Result<Self> {
         let source = args.model.source()?;
-        let loader = source.loader(&plan.device)?;
+        let loader = crate::ModelArgs::loader(&source, &plan.device)?;
         let scheduler = loader.scheduler()?;
         let method = args.method.method(Method::of_scheduler(&scheduler))?;
         let request = Request {

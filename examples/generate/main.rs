@@ -126,7 +126,7 @@ fn paint(args: &Args) -> Result<()> {
         std::thread::spawn(move || source.hashes())
     });
     let begun = Instant::now();
-    let loader = source.loader(&device)?;
+    let loader = ModelArgs::loader(&source, &device)?;
     let scheduler = loader.scheduler()?;
     let method = args.method.method(Method::of_scheduler(&scheduler))?;
     let (side, scale) = (loader.side()?, loader.scale()?);

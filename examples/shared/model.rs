@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device};
 use clap::Args;
 use swiftbrush_pipeline::scheduler::SamplerKind;
 use swiftbrush_pipeline::vae::Tiling;
-use swiftbrush_pipeline::{DecoderKind, Family, Method, Rng, Source};
+use swiftbrush_pipeline::{DecoderKind, Family, Loader, Method, Rng, Source};
 
 use super::{Wanted, find, miniature, named};
 
@@ -49,7 +49,8 @@ pub(crate) struct ModelArgs {
     /// Precision of the arithmetic: f32, f16 or bf16.
     #[arg(long, default_value = "f32", value_parser = dtype)]
     pub(crate) dtype: DType,
-    /// Precision in which the denoiser's weights are kept [default: that of the arithmetic].
+    /// Precision in which the denoiser's weights are kept [default: on the CPU that of the file, elsewhere that of the
+    /// arithmetic].
     #[arg(long, value_parser = dtype)]
     pub(crate) storage: Option<DType>,
 }
@@ -66,6 +67,16 @@ impl ModelArgs {
             );
         }
         Ok(device)
+    }
+
+    /// What loads a source on a device of this build, in the way that is best there.
+    pub(crate) fn loader(source: &Source, device: &Device) -> Result<Loader> {
+        let loader = source.loader(device)?;
+        #[cfg(feature = "flex")]
+        if *device == Device::flex() {
+            return Ok(loader.with_weights_as_stored());
+        }
+        Ok(loader)
     }
 
     /// Finds everything, on the hub if it is not here.

@@ -94,6 +94,7 @@ pub struct Loader {
     denoiser: String,
     dtype: DType,
     storage: Option<DType>,
+    is_as_stored: bool,
     decoder: DecoderKind,
     tiling: Option<Tiling>,
     family: Option<Family>,
@@ -109,6 +110,7 @@ impl Loader {
             denoiser: "unet".to_owned(),
             dtype: DType::F32,
             storage: None,
+            is_as_stored: false,
             decoder: DecoderKind::Kl,
             tiling: None,
             family: None,
@@ -127,6 +129,15 @@ impl Loader {
     /// a little time.
     pub fn with_storage(mut self, storage: DType) -> Self {
         self.storage = Some(storage);
+        self
+    }
+
+    /// Keeps the denoiser's weights as the file has them while computing in f32, unless
+    /// [`with_storage`](Self::with_storage) says otherwise: a file in half precision is not converted before the first
+    /// picture, and no bit of it is another. On a CPU that costs no time; other backends convert every weight at each
+    /// call. Adapters folded in would be rounded, so with any it does nothing.
+    pub fn with_weights_as_stored(mut self) -> Self {
+        self.is_as_stored = true;
         self
     }
 
@@ -251,7 +262,9 @@ impl Loader {
     ///
     /// If it is missing, damaged or not supported.
     pub fn unet(&self) -> Result<UNet, Error> {
-        let dtype = Some(self.storage.unwrap_or(self.dtype));
+        let is_as_stored =
+            self.is_as_stored && self.dtype == DType::F32 && self.adapters.is_empty();
+        let dtype = self.storage.or((!is_as_stored).then_some(self.dtype));
         let mut network = UNet::from_model(&self.model, &self.denoiser, dtype, &self.device)?;
         for (file, strength) in &self.adapters {
             network = fuse(network, &file.unet, *strength)?;

@@ -359,6 +359,11 @@ fn half_precision() {
     let stored = loader(model("sd-turbo")).with_storage(DType::F16).load();
     let stored = stored.expect("it is whole");
     check(&stored, &golden, "one-step", Method::OneStep, 1.0);
+    let as_stored = loader(model("sd-turbo")).with_weights_as_stored().load();
+    let as_stored = as_stored.expect("it is whole");
+    let one_step = request(Method::OneStep, 1.0);
+    let latents = paint(&as_stored, &one_step).latents;
+    assert_close(latents, paint(&stored, &one_step).latents, 0.0);
     for (dtype, bounds) in [(DType::F16, [5e-3, 5e-3]), (DType::BF16, [0.015, 0.03])] {
         if !device().supports_dtype(dtype) {
             continue;
