@@ -41,7 +41,7 @@ pub fn silu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
 pub fn gated_gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
     let mut dims = input.dims();
     assert!(
-        dims[D - 1] % 2 == 0,
+        dims[D - 1].is_multiple_of(2),
         "half of the last axis gates the other"
     );
     let rows = input.reshape([-1, dims[D - 1] as i32]).into_dispatch();

@@ -11,6 +11,7 @@ mod fetch;
 mod linear;
 mod loops;
 mod multiply;
+mod points;
 mod product;
 mod ran;
 mod scratch;
