@@ -41,19 +41,14 @@ macro_rules! for_this_machine {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
                 fn with_avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
 
-                if is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-                {
+                match $crate::cpu::vectors::longest() {
                     #[allow(unsafe_code, reason = "the function is compiled for AVX-512")]
-                    // SAFETY: all four features were detected on this machine just now.
-                    return unsafe { with_avx512($($arg),*) };
-                }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    // SAFETY: the processor has them.
+                    $crate::cpu::vectors::Vectors::Avx512 => return unsafe { with_avx512($($arg),*) },
                     #[allow(unsafe_code, reason = "the function is compiled for AVX2")]
-                    // SAFETY: both features were detected on this machine just now.
-                    return unsafe { with_avx2($($arg),*) };
+                    // SAFETY: as above.
+                    $crate::cpu::vectors::Vectors::Avx2 => return unsafe { with_avx2($($arg),*) },
+                    $crate::cpu::vectors::Vectors::Any => {}
                 }
             }
             body($($arg),*)

@@ -18,6 +18,7 @@ mod scratch;
 mod stored;
 mod target;
 mod transpose;
+mod vectors;
 mod winograd;
 
 use burn::backend::flex::{FlexTensor, Layout};
@@ -32,7 +33,8 @@ use crate::backend::Kernels;
 use crate::group_norm::{self, Activation};
 use crate::{Window, gelu, layer_norm};
 
-pub use ran::{kernels_that_ran, vectors};
+pub use ran::kernels_that_ran;
+pub use vectors::vectors;
 
 use attention::Heads;
 use epilogue::Epilogue;

@@ -10,6 +10,8 @@
 
 use crate::cpu::fetch::{LINE, fetch};
 use crate::cpu::product::Matrix;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::vectors::{Vectors, longest};
 
 /// `target (+)= left·right`, for a target whose rows begin `target_row` apart.
 ///
@@ -45,13 +47,12 @@ pub(crate) unsafe fn multiply(
     };
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the feature was detected; matrices are no longer than their values; the caller vouches for the target.
-            return unsafe { x86::with_avx512(product) };
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        match longest() {
+            // SAFETY: the processor has them; matrices are no longer than their values; the caller vouches for the target.
+            Vectors::Avx512 => return unsafe { x86::with_avx512(product) },
             // SAFETY: as above.
-            return unsafe { x86::with_avx2(product) };
+            Vectors::Avx2 => return unsafe { x86::with_avx2(product) },
+            Vectors::Any => {}
         }
     }
     // SAFETY: as above, and there is nothing to detect.

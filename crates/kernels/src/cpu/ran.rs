@@ -36,20 +36,6 @@ impl Kernel {
     }
 }
 
-/// The vectors that this crate's kernels for the CPU compute with on this machine.
-pub fn vectors() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            return "AVX-512";
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return "AVX2";
-        }
-    }
-    "what the compiler found"
-}
-
 /// How often each kind of kernel has run on the CPU since the program began, those that have not left out.
 ///
 /// A benchmark prints it, so that nothing else is measured in their place unseen: layers in another element type than f32,

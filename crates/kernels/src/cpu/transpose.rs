@@ -4,11 +4,14 @@
     reason = "vectors are loaded and stored by address, in a function compiled for what was detected"
 )]
 
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::vectors::{Vectors, longest};
+
 /// Every fourth of 66 numbers, from the first to the sixth on.
 pub(crate) fn part(from: &[f32; 66], to: &mut [[f32; 16]; 6]) {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
-        // SAFETY: the feature was detected.
+    if longest() == Vectors::Avx512 {
+        // SAFETY: the processor has them.
         return unsafe { x86::part(from, to) };
     }
     // Four are turned faster than two, so two of them are turned twice.
@@ -26,8 +29,8 @@ pub(crate) fn part(from: &[f32; 66], to: &mut [[f32; 16]; 6]) {
 /// Four rows as the columns of 64 numbers.
 pub(crate) fn join(from: &[[f32; 16]; 4], to: &mut [f32; 64]) {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
-        // SAFETY: the feature was detected.
+    if longest() == Vectors::Avx512 {
+        // SAFETY: the processor has them.
         return unsafe { x86::join(from, to) };
     }
     transpose(from.as_flattened(), 16, [4, 16], to, 4);
@@ -53,8 +56,8 @@ pub(crate) fn transpose(
     #[allow(unused_mut, reason = "other processors turn nothing at once")]
     let mut whole = [0, 0];
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the feature was detected, and all rows and columns lie within both.
+    if longest() >= Vectors::Avx2 {
+        // SAFETY: the processor has them, and all rows and columns lie within both.
         whole = unsafe {
             x86::turn(
                 from.as_ptr(),
