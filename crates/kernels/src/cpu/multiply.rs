@@ -77,7 +77,7 @@ struct Product {
 /// A vector of some processor.
 trait Vector: Copy {
     const LANES: usize;
-    /// Vectors at most in a strip.
+    /// Vectors at most in a strip, 2 or 4: with sixteen registers more would leave none for the sums.
     const WIDEST: usize;
     /// Says which lanes are loaded or stored.
     type Mask: Copy;
@@ -113,9 +113,9 @@ impl Product {
                 match left {
                     1 => self.strip::<V, R1, 1>(first),
                     2 => self.strip::<V, R2, 2>(first),
-                    4 if V::WIDEST < 4 => self.strip::<V, R2, 2>(first),
-                    3 | 5 => self.strip::<V, R3, 3>(first),
-                    _ if V::WIDEST < 4 || left % 3 == 0 => self.strip::<V, R3, 3>(first),
+                    _ if V::WIDEST == 2 => self.strip::<V, R2, 2>(first),
+                    5 => self.strip::<V, R3, 3>(first),
+                    _ if left % 3 == 0 => self.strip::<V, R3, 3>(first),
                     _ => self.strip::<V, R4, 4>(first),
                 }
             };
@@ -131,29 +131,34 @@ impl Product {
         let columns = (self.columns - first).min(VECTORS * V::LANES);
         // SAFETY: rows and columns are of the matrices.
         unsafe {
-            let mask = V::first(columns - (VECTORS - 1) * V::LANES);
             let (right, target) = (self.right.add(first), self.target.add(first));
+            let left = columns - (VECTORS - 1) * V::LANES;
             for row in (0..self.rows).step_by(ROWS) {
                 let rows = ROWS.min(self.rows - row);
                 let target = target.add(row * self.target_row);
-                self.tile::<V, ROWS, VECTORS>(row, rows, right, target, mask);
+                if left == V::LANES {
+                    self.tile::<V, ROWS, VECTORS, true>(row, rows, right, target, left);
+                } else {
+                    self.tile::<V, ROWS, VECTORS, false>(row, rows, right, target, left);
+                }
             }
         }
         columns
     }
 
-    /// Up to `ROWS` rows of a strip.
+    /// Up to `ROWS` rows of a strip, whose last vector is whole, or has so many columns.
     #[inline(always)]
-    unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize>(
+    unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize, const WHOLE: bool>(
         &self,
         row: usize,
         rows: usize,
         right: *const f32,
         target: *mut f32,
-        mask: V::Mask,
+        last: usize,
     ) {
         // SAFETY: all addresses are of rows and columns that are there; of the last vector only what the mask names.
         unsafe {
+            let mask = V::first(last);
             // At the edge the last row is taken more than once.
             let left: [*const f32; ROWS] =
                 std::array::from_fn(|i| self.left.add((row + i.min(rows - 1)) * self.left_row));
@@ -161,7 +166,7 @@ impl Product {
             if self.add {
                 for (i, sums) in sums.iter_mut().enumerate() {
                     let target = target.add(i.min(rows - 1) * self.target_row);
-                    *sums = load::<V, VECTORS>(target, mask);
+                    *sums = load::<V, VECTORS, WHOLE>(target, mask);
                 }
             }
             let next = left.map(|left| left.wrapping_add(ROWS * self.left_row));
@@ -170,7 +175,7 @@ impl Product {
                     next.iter()
                         .for_each(|next| fetch(next.wrapping_add(k), LINE));
                 }
-                let right = load::<V, VECTORS>(right.add(k * self.right_row), mask);
+                let right = load::<V, VECTORS, WHOLE>(right.add(k * self.right_row), mask);
                 for (sums, left) in sums.iter_mut().zip(left) {
                     let left = V::splat(*left.add(k));
                     for (sum, right) in sums.iter_mut().zip(right) {
@@ -183,7 +188,7 @@ impl Product {
                     let target = target.add(i * self.target_row);
                     for (j, sum) in sums.into_iter().enumerate() {
                         let target = target.add(j * V::LANES);
-                        if j + 1 < VECTORS {
+                        if WHOLE || j + 1 < VECTORS {
                             sum.store(target);
                         } else {
                             sum.store_part(target, mask);
@@ -195,12 +200,15 @@ impl Product {
     }
 }
 
-/// Vectors side by side, of the last one what the mask names.
+/// Vectors side by side, of the last one, if it is not whole, what the mask names.
 #[inline(always)]
-unsafe fn load<V: Vector, const VECTORS: usize>(from: *const f32, mask: V::Mask) -> [V; VECTORS] {
+unsafe fn load<V: Vector, const VECTORS: usize, const WHOLE: bool>(
+    from: *const f32,
+    mask: V::Mask,
+) -> [V; VECTORS] {
     // SAFETY: the caller vouches for the numbers.
     std::array::from_fn(|j| unsafe {
-        if j + 1 < VECTORS {
+        if WHOLE || j + 1 < VECTORS {
             V::load(from.add(j * V::LANES))
         } else {
             V::load_part(from.add(j * V::LANES), mask)
@@ -211,7 +219,7 @@ unsafe fn load<V: Vector, const VECTORS: usize>(from: *const f32, mask: V::Mask)
 /// For processors without vectors that are known here; the compiler finds what it can.
 impl Vector for [f32; 8] {
     const LANES: usize = 8;
-    const WIDEST: usize = 3;
+    const WIDEST: usize = 2;
     type Mask = usize;
 
     #[inline(always)]
@@ -338,7 +346,7 @@ mod x86 {
 
     impl Vector for __m256 {
         const LANES: usize = 8;
-        const WIDEST: usize = 3;
+        const WIDEST: usize = 2;
         type Mask = __m256i;
 
         #[inline(always)]
