@@ -276,7 +276,7 @@ impl Conv2d {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{FloatDType, module};
+    use burn::tensor::{DType, FloatDType, module};
     use swiftbrush_testing::{assert_close, device, random};
 
     use super::*;
@@ -415,6 +415,9 @@ mod tests {
     fn weights_in_half_precision_are_computed_with_in_that_of_the_input() {
         let device = device();
         for dtype in [FloatDType::F16, FloatDType::BF16] {
+            if !device.supports_dtype(DType::from(dtype)) {
+                continue;
+            }
             // By unfolding, and by tiles with few and with many pixels.
             for (channels, size) in [(5, 9), (40, 12), (33, 100)] {
                 let layer = Conv2dConfig::same3x3(channels, channels).init(&device);
