@@ -270,6 +270,25 @@ impl Conv2d {
         };
         let weight = self.weight.val();
         check(&input, &weight, window);
+        let [batch, _, height, width] = input.dims();
+        let [channels, _, rows, columns] = weight.dims();
+        let out = |size: usize, kernel: usize| {
+            (size + window.padding.0 + window.padding.1 - kernel) / window.stride + 1
+        };
+        let dims = [batch, channels, out(height, rows), out(width, columns)];
+        if let Some(residual) = &residual {
+            assert_eq!(residual.dims(), dims, "the residual has another shape");
+            assert_eq!(
+                residual.dtype(),
+                dtype,
+                "input and residual differ in dtype"
+            );
+        }
+        if let Some(bias) = &bias {
+            let [images, shifts] = bias.dims();
+            let is_alike = shifts == channels && (images == 1 || images == batch);
+            assert!(is_alike, "the shift has another shape");
+        }
         convolve(input, weight, bias, residual, window, is_rectified)
     }
 }

@@ -82,6 +82,11 @@ impl Linear {
         dims[D - 1] = outputs;
         if let Some(residual) = &residual {
             assert_eq!(residual.dims(), dims, "the residual has another shape");
+            assert_eq!(
+                residual.dtype(),
+                input.dtype(),
+                "input and residual differ in dtype"
+            );
         }
         let rows = input.reshape([-1, inputs as i32]);
         let dtype = rows.dtype();

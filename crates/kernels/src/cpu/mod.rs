@@ -513,16 +513,21 @@ fn linear(
     }
     let (input, weight) = (Contiguous::of(input), Weight::of(weight));
     let extras = extras.map(|extra| extra.map(Contiguous::of));
-    let [bias, residual] = extras
-        .each_ref()
-        .map(|x| x.as_ref().map(Contiguous::values));
-    let epilogue = Epilogue {
-        bias,
-        residual,
-        is_rectified: false,
-    };
+    let epilogue = epilogue(&extras, false);
     let values = linear::forward(input.values(), weight.stored(), inputs, epilogue);
     Some(tensor(values, Shape::new([rows, outputs])))
+}
+
+/// What follows a layer: a bias and a residual, if they are there.
+fn epilogue(extras: &[Option<Contiguous>; 2], is_rectified: bool) -> Epilogue<'_> {
+    let [bias, residual] = extras
+        .each_ref()
+        .map(|extra| extra.as_ref().map(Contiguous::values));
+    Epilogue {
+        bias,
+        residual,
+        is_rectified,
+    }
 }
 
 /// Whether a layer's numbers are those that the kernels here compute with.
@@ -544,14 +549,7 @@ fn convolution(
     }
     let (input, weight) = (Contiguous::of(input), Weight::of(weight));
     let extras = extras.map(|extra| extra.map(Contiguous::of));
-    let [bias, residual] = extras
-        .each_ref()
-        .map(|x| x.as_ref().map(Contiguous::values));
-    let epilogue = Epilogue {
-        bias,
-        residual,
-        is_rectified,
-    };
+    let epilogue = epilogue(&extras, is_rectified);
     Some(convolution::forward(&input, &weight, epilogue, window))
 }
 
