@@ -6,8 +6,7 @@ use burn::backend::autodiff::{
     ops::{Backward, Ops, OpsKind},
 };
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, TensorMetadata, backend_extension};
-use burn::tensor::Shape;
+use burn::backend::{Autodiff, Backend, backend_extension};
 
 use crate::Window;
 use crate::attention::{self, Mask};
@@ -50,9 +49,7 @@ pub(crate) trait Kernels: Backend {
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let outputs = bias.shape().num_elements();
-        let bias = Self::float_reshape(bias, Shape::new([1, outputs]));
-        Self::float_add(<Self as Kernels>::linear(input, weight), bias)
+        linear::biased::<Self>(<Self as Kernels>::linear(input, weight), bias)
     }
 
     /// `r + x·Wᵀ + b` with `[rows, outputs]`.

@@ -21,6 +21,11 @@ pub struct Window {
 }
 
 impl Window {
+    /// Height or width of the output for that of the input and of the kernel.
+    pub(crate) fn output(self, size: usize, kernel: usize) -> usize {
+        (size + self.padding.0 + self.padding.1 - kernel) / self.stride + 1
+    }
+
     pub(crate) fn options(self) -> ConvOptions<2> {
         ConvOptions::new_with_padding([self.stride; 2], [self.padding; 2], [1, 1], 1)
     }
@@ -41,7 +46,7 @@ impl Window {
 ///
 /// # Panics
 ///
-/// If the shapes do not agree.
+/// If the shapes do not agree, or input and bias differ in dtype.
 pub fn conv2d(
     input: Tensor<4>,
     weight: Tensor<4>,
@@ -78,6 +83,25 @@ fn convolve(
     window: Window,
     is_rectified: bool,
 ) -> Tensor<4> {
+    check(&input, &weight, window);
+    let ([batch, _, height, width], [channels, _, rows, columns]) = (input.dims(), weight.dims());
+    if let Some(residual) = &residual {
+        let size = [window.output(height, rows), window.output(width, columns)];
+        let dims = [batch, channels, size[0], size[1]];
+        assert_eq!(residual.dims(), dims, "the residual has another shape");
+        let [found, expected] = [residual.dtype(), input.dtype()];
+        assert_eq!(found, expected, "input and residual differ in dtype");
+    }
+    if let Some(bias) = &bias {
+        let [images, shifts] = bias.dims();
+        let is_alike = shifts == channels && (images == 1 || images == batch);
+        assert!(is_alike, "bias or shift has another shape");
+        assert_eq!(
+            bias.dtype(),
+            input.dtype(),
+            "input and bias differ in dtype"
+        );
+    }
     let (input, weight) = (input.into_dispatch(), weight.into_dispatch());
     let output = match (bias.map(Tensor::into_dispatch), residual) {
         (Some(bias), Some(residual)) => {
@@ -223,7 +247,12 @@ impl Conv2d {
         self.forward_then(input, Epilogue::default())
     }
 
-    /// [`forward`](Self::forward) of [`double`] of the input.
+    /// [`forward`](Self::forward) of [`double`] of the input:
+    /// `[batch, channels_in, height, width]` → `[batch, channels_out, (2·height)', (2·width)']`
+    ///
+    /// # Panics
+    ///
+    /// If the input has other channels.
     pub fn forward_doubled(&self, input: Tensor<4>) -> Tensor<4> {
         let (window, dtype) = (self.window(), input.dtype());
         let weight = self.weight.val();
@@ -247,11 +276,12 @@ impl Conv2d {
         }
     }
 
-    /// [`forward`](Self::forward), then a shift, a residual and a rectification, of those that are asked for.
+    /// [`forward`](Self::forward), then a shift, a residual and a rectification, of those that are asked for:
+    /// `[batch, channels_in, height, width]` → `[batch, channels_out, height', width']`
     ///
     /// # Panics
     ///
-    /// If the shapes do not agree.
+    /// If the shapes do not agree, or input, shift and residual differ in dtype.
     pub fn forward_then(&self, input: Tensor<4>, epilogue: Epilogue) -> Tensor<4> {
         let window = self.window();
         let dtype = input.dtype();
@@ -269,26 +299,6 @@ impl Conv2d {
             (bias, shift) => bias.or(shift),
         };
         let weight = self.weight.val();
-        check(&input, &weight, window);
-        let [batch, _, height, width] = input.dims();
-        let [channels, _, rows, columns] = weight.dims();
-        let out = |size: usize, kernel: usize| {
-            (size + window.padding.0 + window.padding.1 - kernel) / window.stride + 1
-        };
-        let dims = [batch, channels, out(height, rows), out(width, columns)];
-        if let Some(residual) = &residual {
-            assert_eq!(residual.dims(), dims, "the residual has another shape");
-            assert_eq!(
-                residual.dtype(),
-                dtype,
-                "input and residual differ in dtype"
-            );
-        }
-        if let Some(bias) = &bias {
-            let [images, shifts] = bias.dims();
-            let is_alike = shifts == channels && (images == 1 || images == batch);
-            assert!(is_alike, "the shift has another shape");
-        }
         convolve(input, weight, bias, residual, window, is_rectified)
     }
 }

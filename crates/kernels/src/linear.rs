@@ -4,7 +4,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, TensorMetadata};
 use burn::config::Config;
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
+use burn::tensor::{DType, Device, Distribution, FloatDType, Shape, Tensor};
 
 use crate::backend::Kernels;
 
@@ -62,11 +62,11 @@ impl Linear {
         self.compute(input, None)
     }
 
-    /// The residual plus the layer's output, which has its shape.
+    /// The residual plus the layer's output: `[…, inputs]`, `[…, outputs]` → `[…, outputs]`
     ///
     /// # Panics
     ///
-    /// If the shapes do not agree.
+    /// If the shapes do not agree, or input and residual differ in dtype.
     pub fn forward_added<const D: usize>(
         &self,
         input: Tensor<D>,
@@ -134,6 +134,12 @@ fn linear(
 /// another, narrower one.
 pub(crate) fn value<const D: usize>(param: &Param<Tensor<D>>, dtype: DType) -> Tensor<D> {
     cast(param.val(), dtype)
+}
+
+/// A bias `[outputs]` added to each row.
+pub(crate) fn biased<B: Backend>(rows: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
+    let outputs = bias.shape().num_elements();
+    B::float_add(rows, B::float_reshape(bias, Shape::new([1, outputs])))
 }
 
 /// A weight in the element type of the input.

@@ -4,9 +4,9 @@
 /// Tells the C library's allocator to keep what is freed instead of giving it back to the operating system.
 ///
 /// Every operation on a CPU makes a tensor of megabytes and frees another. By default such memory comes fresh from the
-/// operating system each time, which has to clear it page by page: a fifth of the time of painting a picture of 512×512
-/// pixels. To be called once, first thing in a program; what a program has had at its peak it then keeps. Does nothing
-/// where the C library is not GNU's.
+/// operating system each time, which has to clear it page by page (`docs/log.md` has what that costs). To be called once,
+/// first thing in a program; what a program has had at its peak it then keeps. Does nothing where the C library is not
+/// GNU's.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use crate::Window;
 use crate::cpu::epilogue::Epilogue;
 use crate::cpu::multiply::multiply;
-use crate::cpu::product::{Matrix, Transposed, product_into};
+use crate::cpu::product::{Matrix, add_product_with_transposed};
 use crate::cpu::ran::Kernel;
 use crate::cpu::scratch::{Scratch, with_scratch};
 use crate::cpu::stored::{Stored, Weight};
@@ -54,9 +54,8 @@ impl Geometry {
     fn new(input: &Shape, weight: &Shape, window: Window) -> Self {
         let [batch, inputs, height, width] = input.dims::<4>();
         let [outputs, _, rows, columns] = weight.dims::<4>();
-        let padding = window.padding.0 + window.padding.1;
-        let out = |size: usize, kernel: usize| (size + padding - kernel) / window.stride + 1;
-        let (out_height, out_width) = (out(height, rows), out(width, columns));
+        let out_height = window.output(height, rows);
+        let out_width = window.output(width, columns);
         let kernel = (rows, columns);
         Self {
             batch,
@@ -207,7 +206,7 @@ pub(crate) fn forward_doubled(
         let ([batch, _, height, width], [outputs, _, _, _]) = (shapes.0.dims(), shapes.1.dims());
         let (input, weight) = (input.values(), weight.stored());
         let values = winograd::convolve(input, weight, epilogue, shapes, window, true);
-        let out = |size: usize| 2 * size + window.padding.0 + window.padding.1 - 2;
+        let out = |size: usize| window.output(2 * size, 3);
         tensor(
             values,
             Shape::new([batch, outputs, out(height), out(width)]),
@@ -403,8 +402,9 @@ pub(crate) fn weight_grad(
                     geometry.unfold(input.values(), channel, &layout, patches);
                 });
                 gather_rows(&geometry, grad.values(), rows, &mut lines);
-                let patches = Transposed(Matrix::new(patches, columns));
-                product_into(&mut sum, patch, Matrix::new(&lines, columns), patches, true);
+                let (lines, patches) =
+                    (Matrix::new(&lines, columns), Matrix::new(patches, columns));
+                add_product_with_transposed(&mut sum, lines, patches);
             }
             sum
         })

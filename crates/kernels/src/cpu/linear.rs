@@ -20,7 +20,7 @@ use crate::cpu::transpose::transpose;
 const STRIP: usize = 48;
 /// Features that are summed before the next are laid out.
 const INNER: usize = 512;
-/// Rows that a strip of weights is used for at least, if there are so many.
+/// Rows at most that a strip of weights is used for before it is laid out again.
 const ROWS: usize = 512;
 
 /// `[rows, inputs]` with weights `[outputs, inputs]` → `[rows, outputs]`.

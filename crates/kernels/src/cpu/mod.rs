@@ -81,9 +81,7 @@ impl Kernels for Flex {
         if let Some(output) = linear(&input, &weight, [Some(&bias), None]) {
             return output;
         }
-        let outputs = bias.shape().num_elements();
-        let bias = Self::float_reshape(bias, Shape::new([1, outputs]));
-        Self::float_add(<Self as Kernels>::linear(input, weight), bias)
+        crate::linear::biased::<Self>(<Self as Kernels>::linear(input, weight), bias)
     }
 
     fn linear_added(
@@ -165,12 +163,9 @@ impl Kernels for Flex {
         window: Window,
     ) -> FloatTensor<Self> {
         if is_ours(&input, &weight) {
-            let ([input, bias], weight) =
-                ([&input, &bias].map(Contiguous::of), Weight::of(&weight));
-            let epilogue = Epilogue {
-                bias: Some(bias.values()),
-                ..Epilogue::default()
-            };
+            let (input, weight) = (Contiguous::of(&input), Weight::of(&weight));
+            let extras = [Some(Contiguous::of(&bias)), None];
+            let epilogue = epilogue(&extras, false);
             let output = convolution::forward_doubled(&input, &weight, epilogue, window);
             if let Some(output) = output {
                 return output;

@@ -1,5 +1,5 @@
-//! Products of matrices on one thread, by gemm.
-#![allow(unsafe_code, reason = "calls of gemm, which takes pointers")]
+//! Matrices, and the one product that gemm takes: that of the gradient of a convolution's weights.
+#![allow(unsafe_code, reason = "a call of gemm, which takes pointers")]
 
 /// Numbers in rows of equal length, which may lie apart.
 #[derive(Clone, Copy)]
@@ -37,92 +37,31 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// A matrix read with rows for columns.
-#[derive(Clone, Copy)]
-pub(crate) struct Transposed<'a>(pub(crate) Matrix<'a>);
-
-/// Rows, columns, and the distance in memory between two of each.
-pub(crate) trait Strided {
-    fn layout(&self) -> (&[f32], usize, usize, isize, isize);
-}
-
-impl Strided for Matrix<'_> {
-    fn layout(&self) -> (&[f32], usize, usize, isize, isize) {
-        (
-            self.values,
-            self.rows,
-            self.columns,
-            self.stride as isize,
-            1,
-        )
-    }
-}
-
-impl Strided for Transposed<'_> {
-    fn layout(&self) -> (&[f32], usize, usize, isize, isize) {
-        let (values, rows, columns, row_stride, column_stride) = self.0.layout();
-        (values, columns, rows, column_stride, row_stride)
-    }
-}
-
-/// `target (+)= left·right`, for a target of just as many elements.
+/// `target += left·rightᵀ`
 ///
 /// # Panics
 ///
 /// If the sizes do not agree.
-pub(crate) fn product_into(
-    target: &mut [f32],
-    target_columns: usize,
-    left: Matrix<'_>,
-    right: impl Strided,
-    add: bool,
-) {
-    let (rows, columns) = (left.rows, right.layout().2);
-    assert_eq!(
-        (columns, rows * columns),
-        (target_columns, target.len()),
-        "the target has another size"
-    );
-    // SAFETY: the target has exactly the elements of the product, and nobody else's.
-    unsafe { product(target.as_mut_ptr(), target_columns, left, right, add) };
-}
-
-/// `target (+)= left·right`, for a target whose rows begin `target_row` apart.
-///
-/// # Safety
-///
-/// Elements `i·target_row + j` of the target, for each row i and column j of the product, can be written, and no other
-/// thread touches them meanwhile.
-///
-/// # Panics
-///
-/// If the sizes do not agree.
-pub(crate) unsafe fn product(
-    target: *mut f32,
-    target_row: usize,
-    left: Matrix<'_>,
-    right: impl Strided,
-    add: bool,
-) {
-    let (left, rows, inner, left_row, left_column) = left.layout();
-    let (right, right_rows, columns, right_row, right_column) = right.layout();
-    assert_eq!(inner, right_rows, "the matrices do not match");
-    // SAFETY: matrices are no longer than their values; the target can be written, as the caller has promised.
+pub(crate) fn add_product_with_transposed(target: &mut [f32], left: Matrix<'_>, right: Matrix<'_>) {
+    assert_eq!(left.columns, right.columns, "the matrices do not match");
+    let (rows, columns) = (left.rows, right.rows);
+    assert_eq!(target.len(), rows * columns, "the target has another size");
+    // SAFETY: matrices are no longer than their values, and the target has just the elements of the product.
     unsafe {
         gemm::gemm(
             rows,
             columns,
-            inner,
-            target,
+            left.columns,
+            target.as_mut_ptr(),
             1,
-            target_row as isize,
-            add,
-            left.as_ptr(),
-            left_column,
-            left_row,
-            right.as_ptr(),
-            right_column,
-            right_row,
+            columns as isize,
+            true,
+            left.values.as_ptr(),
+            1,
+            left.stride as isize,
+            right.values.as_ptr(),
+            right.stride as isize,
+            1,
             1.0,
             1.0,
             false,

@@ -1,6 +1,6 @@
 //! Memory to work in, which each thread keeps from one call to the next.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 
 /// As many numbers as a cache line and the longest vectors hold.
 const LINE: usize = 16;
@@ -28,19 +28,16 @@ impl Scratch {
     }
 }
 
-/// Gives the work this thread's own memory. Work within it that comes to the same thread gets memory of its own.
+/// Gives the work memory of this thread's own, other than what work around it has.
 pub(crate) fn with_scratch<const N: usize, T>(work: impl FnOnce(&mut [Scratch; N]) -> T) -> T {
-    let mut kept = KEPT.take();
-    kept.resize_with(kept.len().max(N), Scratch::default);
-    let mut own: [Scratch; N] = std::array::from_fn(|i| std::mem::take(&mut kept[i]));
+    let mut own: [Scratch; N] =
+        std::array::from_fn(|_| KEPT.with_borrow_mut(Vec::pop).unwrap_or_default());
     let result = work(&mut own);
-    for (kept, own) in kept.iter_mut().zip(own) {
-        *kept = own;
-    }
-    KEPT.set(kept);
+    // The last first, so that next time each is what it was.
+    KEPT.with_borrow_mut(|kept| kept.extend(own.into_iter().rev()));
     result
 }
 
 thread_local! {
-    static KEPT: Cell<Vec<Scratch>> = const { Cell::new(Vec::new()) };
+    static KEPT: RefCell<Vec<Scratch>> = const { RefCell::new(Vec::new()) };
 }

@@ -82,8 +82,7 @@ impl Sizes {
         let [outputs, _, _, _] = weight.dims::<4>();
         let times = if is_doubled { 2 } else { 1 };
         let (height, width) = (height * times, width * times);
-        let out = |size: usize| size + window.padding.0 + window.padding.1 - 2;
-        let (out_height, out_width) = (out(height), out(width));
+        let (out_height, out_width) = (window.output(height, 3), window.output(width, 3));
         Self {
             batch,
             inputs,
