@@ -1,5 +1,5 @@
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Int, Tensor, assert_shape};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, assert_shape};
 use swiftbrush_checkpoint::{Error, Model, load};
 use swiftbrush_kernels::{Linear, LinearConfig};
 
@@ -68,7 +68,7 @@ impl Clip {
     /// # Shapes
     ///
     /// - tokens: `[batch, length]`
-    /// - returns: `[batch, projection_dim]`, of length one
+    /// - returns: `[batch, projection_dim]`, of length one, f32
     ///
     /// # Panics
     ///
@@ -86,8 +86,8 @@ impl Clip {
     /// # Shapes
     ///
     /// - images: `[batch, 3, side, side]`, as [`preprocess`](crate::preprocess) gives them, with the
-    ///   side that [`image_size`](Self::image_size) says
-    /// - returns: `[batch, projection_dim]`, of length one
+    ///   side that [`image_size`](Self::image_size) says, in the element type that the tower is to compute in
+    /// - returns: `[batch, projection_dim]`, of length one, f32
     ///
     /// # Panics
     ///
@@ -119,6 +119,7 @@ impl Clip {
 }
 
 fn normalize(embeddings: Tensor<2>) -> Tensor<2> {
+    let embeddings = embeddings.cast(FloatDType::F32);
     let length = embeddings.clone().powi_scalar(2).sum_dim(1).sqrt();
     embeddings / length
 }

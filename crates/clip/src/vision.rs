@@ -66,15 +66,11 @@ impl VisionModel {
         let patches = patches
             .reshape([batch, width, rows * columns])
             .swap_dims(1, 2);
-        let class = self.embeddings.class_embedding.val().reshape([1, 1, width]);
-        let tokens = Tensor::cat(vec![class.expand([batch, 1, width]), patches], 1);
-        let tokens = tokens
-            + self
-                .embeddings
-                .position_embedding
-                .weight
-                .val()
-                .unsqueeze::<3>();
+        let dtype = patches.dtype();
+        let class = self.embeddings.class_embedding.val().cast(dtype);
+        let class = class.reshape([1, 1, width]).expand([batch, 1, width]);
+        let positions = self.embeddings.position_embedding.weight.val().cast(dtype);
+        let tokens = Tensor::cat(vec![class, patches], 1) + positions.unsqueeze::<3>();
         let states = self
             .encoder
             .forward(self.pre_layrnorm.forward(tokens), Mask::None);

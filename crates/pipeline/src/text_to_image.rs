@@ -19,7 +19,7 @@ use crate::{Error, Loader, Method, Noise, Painting, Progress, Request, Start};
 /// # Shapes
 ///
 /// - noise: `[batch, channels, height, width]`, unit normal
-/// - context: `[batch, length, width]`
+/// - context: `[batch, length, width]`, in the element type that the network is to compute in
 /// - returns: latents of the shape of the noise, f32
 ///
 /// # Panics
@@ -33,7 +33,7 @@ pub fn one_step(
 ) -> Tensor<4> {
     let [batch, _, _, _] = noise.dims();
     let steps = Tensor::full([batch], schedule.last() as f64, &noise.device());
-    let output = unet.forward(noise.clone(), steps, context);
+    let output = unet.forward(noise.clone().cast(context.dtype()), steps, context);
     schedule.clean_latents(output, noise, schedule.last())
 }
 

@@ -1,8 +1,8 @@
 use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
-use swiftbrush_checkpoint::{named_tensors, with_tensors};
+use burn::tensor::{DType, Device, Tensor};
+use swiftbrush_checkpoint::{named_tensors, read, with_tensors};
 use swiftbrush_clamped_clip_loss::linear_decay;
 use swiftbrush_clip::{Clip, TextEncoder, Tokenizer};
 use swiftbrush_lora::{attach, materialize};
@@ -11,6 +11,7 @@ use swiftbrush_scheduler::NoiseSchedule;
 use swiftbrush_unet::UNet;
 use swiftbrush_vae::AutoencoderTiny;
 
+use crate::gradients::clipping;
 use crate::losses::{
     FakeDraw, StudentDraw, clip_loss, distillation_gradient, distillation_loss, fake_loss,
     student_latents,
@@ -89,10 +90,9 @@ struct Part<'a> {
 }
 
 /// What one batch of a step gives.
-#[derive(Default)]
 struct Outcome {
     /// Of the distillation, of CLIP, and of the fake teacher.
-    losses: [f64; 3],
+    losses: [Tensor<1>; 3],
     student_grads: NamedGradients,
     fake_grads: NamedGradients,
 }
@@ -109,6 +109,12 @@ impl Distiller {
             reason,
         };
         recipe.check().map_err(bad)?;
+        let dtype = DType::from(recipe.precision.dtype());
+        if !device.supports_dtype(dtype) {
+            return Err(bad(format!(
+                "precision = {dtype:?} is more than {device:?} can compute in; f32 is not"
+            )));
+        }
         if recipe.clip.is_some() && networks.clip.is_none() {
             return Err(Error::NoClip);
         }
@@ -123,6 +129,7 @@ impl Distiller {
         );
         let empty = networks.tokenizer.encode_batch(&[""], device);
         let null_context = networks.text_encoder.forward(empty);
+        let null_context = null_context.cast(recipe.precision.dtype());
         Ok(Self {
             null_context,
             ema: Ema::new(&student, recipe.ema_decay),
@@ -245,12 +252,24 @@ impl Distiller {
         });
         let parts: Vec<_> = parts.collect();
         let outcomes = self.threads.map(&parts, |part| self.outcome(part));
-        let total = outcomes.into_iter().fold(Outcome::default(), Outcome::plus);
+        let total = outcomes.into_iter().reduce(Outcome::plus);
+        let total = total.expect("a step has batches");
 
+        // The device is waited for once in a step, here.
         let share = 1.0 / accumulation as f64;
-        let (student_grads, student_norm) = total.student_grads.scale(share).clip(max_grad_norm);
-        let (fake_grads, fake_norm) = total.fake_grads.scale(share).clip(max_grad_norm);
-        let [distillation_loss, clip_loss, fake_loss] = total.losses.map(|sum| sum * share);
+        let student_squares = total.student_grads.squares();
+        let n_student = student_squares.len();
+        let sums = total.losses.into_iter().chain(student_squares);
+        let sums = sums.chain(total.fake_grads.squares()).collect();
+        let sums: Vec<f64> = read(Tensor::cat(sums, 0)).iter().collect();
+        let (losses, squares) = sums.split_at(3);
+        let (student_squares, fake_squares) = squares.split_at(n_student);
+        let norm = |squares: &[f64]| share * squares.iter().sum::<f64>().sqrt();
+        let (student_norm, fake_norm) = (norm(student_squares), norm(fake_squares));
+        let clipped = |norm| share * clipping(norm, max_grad_norm);
+        let student_grads = total.student_grads.scale(clipped(student_norm));
+        let fake_grads = total.fake_grads.scale(clipped(fake_norm));
+        let [distillation_loss, clip_loss, fake_loss] = [0, 1, 2].map(|at| losses[at] * share);
         let report = Report {
             step: self.step,
             distillation_loss,
@@ -307,16 +326,20 @@ impl Distiller {
         let (student, fake) = (own(&self.student), own(&self.fake));
         let schedule = &self.networks.schedule;
         let context = self.encode(part.prompts);
-        let mut outcome = Outcome::default();
+        let mut outcome = Outcome {
+            losses: [(); 3].map(|()| Tensor::zeros([1], &self.device)),
+            student_grads: NamedGradients::default(),
+            fake_grads: NamedGradients::default(),
+        };
         let fixed = if self.is_students_turn() {
             let latents = student_latents(&student, schedule, &part.student, context.clone());
             let fixed = latents.clone().inner();
             let gradient = self.gradient(fixed.clone(), &part.student, context.clone());
             let vsd = distillation_loss(latents.clone(), gradient);
-            outcome.losses[0] = scalar(&vsd);
+            outcome.losses[0] = vsd.clone().inner();
             let loss = match self.clip_loss(latents, part.prompts) {
                 Some((weight, clip)) => {
-                    outcome.losses[1] = scalar(&clip);
+                    outcome.losses[1] = clip.clone().inner();
                     vsd + clip * weight
                 }
                 None => vsd,
@@ -334,15 +357,15 @@ impl Distiller {
             context
         };
         let loss = fake_loss(&fake, schedule, fixed, &part.fake, context);
-        outcome.losses[2] = scalar(&loss);
+        outcome.losses[2] = loss.clone().inner();
         outcome.fake_grads = NamedGradients::take(&fake, &mut loss.backward());
         outcome
     }
 
     fn encode(&self, prompts: &[String]) -> Tensor<3> {
-        self.networks
-            .text_encoder
-            .forward(self.networks.tokenizer.encode_batch(prompts, &self.device))
+        let tokens = self.networks.tokenizer.encode_batch(prompts, &self.device);
+        let context = self.networks.text_encoder.forward(tokens);
+        context.cast(self.recipe.precision.dtype())
     }
 
     fn noise(&self, random: &mut Random, batch: usize) -> Tensor<4> {
@@ -390,7 +413,13 @@ impl Distiller {
         );
         Some((
             weight,
-            clip_loss(&frozen.0, &frozen.1, latents, texts, recipe.threshold),
+            clip_loss(
+                &frozen.0,
+                &frozen.1,
+                latents.cast(self.recipe.precision.dtype()),
+                texts,
+                recipe.threshold,
+            ),
         ))
     }
 }
@@ -407,17 +436,13 @@ fn own(unet: &UNet) -> UNet {
 
 impl Outcome {
     fn plus(self, other: Self) -> Self {
-        let [a, b] = [self.losses, other.losses];
+        let ([a, b, c], [d, e, f]) = (self.losses, other.losses);
         Self {
-            losses: [a[0] + b[0], a[1] + b[1], a[2] + b[2]],
+            losses: [a + d, b + e, c + f],
             student_grads: self.student_grads.plus(other.student_grads),
             fake_grads: self.fake_grads.plus(other.fake_grads),
         }
     }
-}
-
-fn scalar(tensor: &Tensor<1>) -> f64 {
-    tensor.clone().into_data().iter::<f64>().sum()
 }
 
 impl Report {

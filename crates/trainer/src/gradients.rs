@@ -63,13 +63,17 @@ impl NamedGradients {
         )
     }
 
+    /// The sum of squares of each, `[1]`.
+    pub(crate) fn squares(&self) -> Vec<Tensor<1>> {
+        let squares = self.0.values();
+        squares
+            .map(|grad| grad.clone().powi_scalar(2).sum())
+            .collect()
+    }
+
     /// The Euclidean norm over all parameters together.
     pub fn norm(&self) -> f64 {
-        let squares: Vec<_> = self
-            .0
-            .values()
-            .map(|grad| grad.clone().powi_scalar(2).sum())
-            .collect();
+        let squares = self.squares();
         if squares.is_empty() {
             return 0.0;
         }
@@ -81,13 +85,13 @@ impl NamedGradients {
     /// before.
     pub fn clip(self, max_norm: f64) -> (Self, f64) {
         let norm = self.norm();
-        let factor = max_norm / (norm + 1e-6);
-        if factor < 1.0 {
-            (self.scale(factor), norm)
-        } else {
-            (self, norm)
-        }
+        (self.scale(clipping(norm, max_norm)), norm)
     }
+}
+
+/// What gradients of a norm are multiplied by so that it is no more than `max_norm`.
+pub(crate) fn clipping(norm: f64, max_norm: f64) -> f64 {
+    (max_norm / (norm + 1e-6)).min(1.0)
 }
 
 struct Taker<'a> {

@@ -33,7 +33,7 @@ pub use error::Error;
 pub use gradients::NamedGradients;
 pub use prompts::Prompts;
 pub use random::{Purpose, Random};
-pub use recipe::{ClipRecipe, Recipe};
+pub use recipe::{ClipRecipe, Precision, Recipe};
 pub use run::{Event, resume, run, snapshot_path};
 pub use snapshot::Snapshot;
 pub use threads::Threads;

@@ -1,4 +1,7 @@
 //! The losses of one step as functions of everything that goes into them.
+//!
+//! Denoisers compute in the element type of the context that they are given, the clamped CLIP loss in that of its
+//! latents; what comes out of networks is f32 again before anything is done with it.
 
 use burn::tensor::{FloatDType, Tensor, TensorData};
 use swiftbrush_clamped_clip_loss::clamped_clip_loss;
@@ -110,7 +113,9 @@ pub fn clip_loss(
     text_embeds: Tensor<2>,
     threshold: f64,
 ) -> Tensor<1> {
-    let images = preprocess(decoder.decode(latents), clip.image_size());
+    let dtype = latents.dtype();
+    let images = decoder.decode(latents).cast(FloatDType::F32);
+    let images = preprocess(images, clip.image_size()).cast(dtype);
     clamped_clip_loss(clip.embed_images(images), text_embeds.autodiff(), threshold)
 }
 
@@ -150,8 +155,6 @@ fn ask(
 ) -> Tensor<4> {
     let values: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
     let steps = Tensor::from_data(TensorData::new(values, [timesteps.len()]), &noisy.device());
-    let output = unet.forward(noisy.clone(), steps, context);
-    schedule
-        .predicted_noise(output, noisy, timesteps)
-        .cast(FloatDType::F32)
+    let output = unet.forward(noisy.clone().cast(context.dtype()), steps, context);
+    schedule.predicted_noise(output.cast(FloatDType::F32), noisy, timesteps)
 }

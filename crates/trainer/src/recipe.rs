@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 use swiftbrush_lora::LoraConfig;
 
@@ -34,6 +35,8 @@ pub struct Recipe {
     pub warm_up: u64,
     /// Learning rate of the fake teacher.
     pub fake_learning_rate: f64,
+    /// What networks compute in.
+    pub precision: Precision,
     /// Both optimisers.
     pub adamw: AdamWConfig,
     /// Gradients are scaled down to this norm.
@@ -62,6 +65,29 @@ pub struct Recipe {
     pub save_every: u64,
     /// Steps between two pictures to look at; 0 for none.
     pub preview_every: u64,
+}
+
+/// What networks compute in, forwards and backwards.
+///
+/// Weights and their gradients, optimisers, x̂₀, the difference of the teachers and all losses are in f32 in any
+/// case. f16 is not among them: its gradients would have to be scaled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Single precision.
+    F32,
+    /// bfloat16, for devices that have it.
+    Bf16,
+}
+
+impl Precision {
+    /// The same as burn calls it.
+    pub fn dtype(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::Bf16 => FloatDType::BF16,
+        }
+    }
 }
 
 /// Settings of the clamped CLIP loss (arXiv 2408.14176, §4.3).
@@ -95,6 +121,7 @@ impl Default for Recipe {
             learning_rate: 1e-6,
             warm_up: 0,
             fake_learning_rate: 1e-3,
+            precision: Precision::F32,
             adamw: AdamWConfig::default(),
             max_grad_norm: 1.0,
             ema_decay: 0.9999,

@@ -5,15 +5,15 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use burn::module::Module;
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use swiftbrush_checkpoint::{Model, named_tensors};
 use swiftbrush_clip::{ClipConfig, TextConfig, Tokenizer};
 use swiftbrush_lora::LoraConfig;
 use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
 use swiftbrush_testing::device;
 use swiftbrush_trainer::{
-    ClipNetworks, ClipRecipe, Distiller, Error, Event, Networks, Prompts, Recipe, Snapshot, resume,
-    run, snapshot_path,
+    ClipNetworks, ClipRecipe, Distiller, Error, Event, Networks, Precision, Prompts, Recipe,
+    Snapshot, resume, run, snapshot_path,
 };
 use swiftbrush_unet::UNetConfig;
 use swiftbrush_vae::AutoencoderTinyConfig;
@@ -122,6 +122,34 @@ fn scheme_a_moves_student_and_fake_and_leaves_the_teacher() {
     }
     let log = std::fs::read_to_string(folder.path().join("log.jsonl")).unwrap();
     assert_eq!(log.lines().count(), 6);
+}
+
+#[test]
+fn in_bf16_weights_and_their_updates_stay_in_f32() {
+    if !device().supports_dtype(DType::BF16) {
+        return;
+    }
+    let networks = networks(&device());
+    let begun = Distiller::new(efficient(), networks.clone(), &device()).unwrap();
+    let begun = begun.snapshot();
+    let trained = |precision| {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = Recipe {
+            precision,
+            ..efficient()
+        };
+        train(recipe, &networks, folder.path(), 0).snapshot()
+    };
+    let (half, exact) = (trained(Precision::Bf16), trained(Precision::F32));
+    for group in ["student", "fake"] {
+        let [begun, half, exact] = [&begun, &half, &exact].map(|run| run.group(group));
+        for (name, data) in &half {
+            assert_eq!(data.dtype(), DType::F32, "{name}");
+            let is_adapter = name.contains(".lora.");
+            assert_eq!(*data != begun[name], is_adapter, "{name}");
+            assert_eq!(*data != exact[name], is_adapter, "{name}");
+        }
+    }
 }
 
 #[test]
