@@ -1,14 +1,19 @@
 """Writes a model of SD-Turbo's true size with random weights, as diffusers saves it: 866 M + 340 M + 84 M parameters.
 
-    python make_model.py FOLDER [--dtype f16|f32] [--vocabulary bpe_simple_vocab_16e6.txt.gz]
+    python make_model.py FOLDER [--dtype f16|f32] [--clip] [--halved] [--vocabulary bpe_simple_vocab_16e6.txt.gz]
+
+With --clip there is ViT-B/32 beside it, for the clamped CLIP loss. --halved makes the denoiser half as wide, for latents of
+half the side: 217 M parameters, which a machine without a large GPU can train.
 """
 import argparse, gzip, json, pathlib, tempfile, torch
 from diffusers import AutoencoderKL, AutoencoderTiny, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", type=pathlib.Path)
 parser.add_argument("--dtype", choices=["f16", "f32"], default="f32")
+parser.add_argument("--clip", action="store_true")
+parser.add_argument("--halved", action="store_true")
 parser.add_argument("--vocabulary", type=pathlib.Path,
                     default=pathlib.Path(__file__).parents[2] / "crates/clip/data/bpe_simple_vocab_16e6.txt.gz")
 args = parser.parse_args()
@@ -27,7 +32,9 @@ def tokenizer():
 
 text_encoder = CLIPTextModel(CLIPTextConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16,
                                             hidden_act="gelu", projection_dim=512))
-unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True)
+share = 2 if args.halved else 1
+unet = UNet2DConditionModel(sample_size=64 // share, block_out_channels=[c // share for c in (320, 640, 1280, 1280)],
+                            cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True)
 vae = AutoencoderKL(block_out_channels=[128, 256, 512, 512], down_block_types=["DownEncoderBlock2D"] * 4,
                     up_block_types=["UpDecoderBlock2D"] * 4, latent_channels=4, layers_per_block=2, sample_size=512)
 scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="trailing", steps_offset=1)
@@ -37,3 +44,5 @@ if args.dtype == "f16":
 pipeline.save_pretrained(args.folder)
 tiny = AutoencoderTiny()
 tiny.to(torch.float16 if args.dtype == "f16" else torch.float32).save_pretrained(args.folder / "taesd")
+if args.clip:
+    CLIPModel(CLIPConfig()).save_pretrained(args.folder / "clip")

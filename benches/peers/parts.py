@@ -2,12 +2,14 @@
 
     cargo build --release --workspace --bins
     (cd benches/peers/candle && RUSTFLAGS="-C target-cpu=native" cargo build --release)
-    python parts.py FOLDER [--rounds 5] [--batch 1] [--dtype f32] [--peers candle compile openvino] [--json FILE]
+    python parts.py FOLDER [--rounds 5] [--batch 1] [--dtype f32] [--device cpu] [--binary target/release/parts]
+                    [--peers candle compile graphs openvino] [--json FILE]
 
-All wait for one another, a part at a time, so that every round meets the same machine; the first round is not counted.
+All wait for one another, a part at a time, so that every round meets the same machine; the first rounds are not counted.
 FOLDER is a model as make_model.py writes it; parts are networks, and single operations at their shapes. `compile` is
-torch.compile with its default backend, `openvino` what OpenVINO makes of the PyTorch module, with f32 arithmetic. `--dtype`
-is PyTorch's alone; ours, candle and OpenVINO compute in f32. Seconds are medians, the least and the greatest in brackets;
+torch.compile with its default backend, `graphs` that with mode="max-autotune" (on CUDA with graphs of launches), `openvino`
+what OpenVINO makes of the PyTorch module, with f32 arithmetic. On a CPU `--dtype` is PyTorch's alone; ours, candle and OpenVINO
+compute in f32. With `--device cuda` ours computes in `--dtype` too, and `--binary` is one that was built for CUDA. Seconds are medians, the least and the greatest in brackets;
 ratios are of medians, ours to the better of PyTorch's layouts, and to each peer.
 """
 import argparse, gc, json, os, pathlib, statistics, subprocess, time
@@ -24,7 +26,10 @@ parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--batch", type=int, default=1)
 parser.add_argument("--parts", nargs="*", default=["text_encoder", "unet", "kl", "taesd"])
 parser.add_argument("--dtype", choices=["f32", "f16", "bf16"], default="f32")
-parser.add_argument("--peers", nargs="*", choices=["candle", "compile", "openvino"], default=[])
+parser.add_argument("--peers", nargs="*", choices=["candle", "compile", "graphs", "openvino"], default=[])
+parser.add_argument("--device", default="cpu")
+parser.add_argument("--binary", default=str(HERE.parents[1] / "target/release/parts"))
+parser.add_argument("--warm-up", type=int, default=1)
 parser.add_argument("--json")
 args = parser.parse_args()
 
@@ -63,7 +68,7 @@ class Denoiser(torch.nn.Module):
         self.network = network
 
     def forward(self, latents, context):
-        return self.network(latents, torch.tensor(999), context).sample
+        return self.network(latents, torch.tensor(999, device=latents.device), context).sample
 
 class Encoder(torch.nn.Module):
     def __init__(self, network):
@@ -92,29 +97,38 @@ def load(part):
         network = Decoder(AutoencoderKL.from_pretrained(args.folder, subfolder="vae"))
     else:
         network = Decoder(AutoencoderTiny())
-    return network.eval().to(DTYPE)
+    return network.eval().to(args.device, DTYPE)
 
 def inputs(part, layout=torch.contiguous_format):
     if part in OPERATIONS:
-        x = torch.randn(args.batch, *OPERATIONS[part][0]).to(DTYPE)
+        x = randn(*OPERATIONS[part][0])
         return [x.to(memory_format=layout) if part != "softmax" else x]
     if part == "text_encoder":
-        return [torch.ones(args.batch, 77, dtype=torch.long)]
-    latents = torch.randn(args.batch, 4, 64, 64).to(DTYPE).to(memory_format=layout)
-    return [latents, torch.randn(args.batch, 77, 1024).to(DTYPE)] if part == "unet" else [latents]
+        return [torch.ones(args.batch, 77, dtype=torch.long, device=args.device)]
+    latents = randn(4, 64, 64).to(memory_format=layout)
+    return [latents, randn(77, 1024)] if part == "unet" else [latents]
+
+def randn(*shape):
+    return torch.randn(args.batch, *shape, device=args.device).to(DTYPE)
+
+def wait():
+    if args.device.startswith("cuda"):
+        torch.cuda.synchronize()
 
 def timed(run, arguments):
+    wait()
     begun = time.perf_counter()
     with torch.no_grad():
         run(*arguments)
+    wait()
     return time.perf_counter() - begun
 
 def pytorch(part, layout):
     network = load(part).to(memory_format=layout)
     return lambda: timed(network, inputs(part, layout))
 
-def compiled(part):
-    network = torch.compile(load(part))
+def compiled(part, **options):
+    network = torch.compile(load(part), **options)
     return lambda: timed(network, inputs(part))
 
 def openvino(part):
@@ -124,7 +138,8 @@ def openvino(part):
     network = ov.Core().compile_model(model, "CPU", options)
     return lambda: timed(lambda *x: network([x.numpy() for x in x]), inputs(part))
 
-processes = {"ours": Process(HERE.parents[1] / "target/release/parts", args.folder)}
+own_dtype = "f32" if args.device == "cpu" else args.dtype
+processes = {"ours": Process(args.binary, args.folder, own_dtype)}
 if "candle" in args.peers:
     processes["candle"] = Process(HERE / "candle/target/release/candle-parts", args.folder)
 
@@ -135,6 +150,8 @@ def variants(part):
         yield "PyTorch, channels last", lambda: pytorch(part, torch.channels_last)
     if "compile" in args.peers:
         yield "PyTorch, compiled", lambda: compiled(part)
+    if "graphs" in args.peers:
+        yield "PyTorch, graphs", lambda: compiled(part, mode="max-autotune")
     if "openvino" in args.peers:
         yield "OpenVINO", lambda: openvino(part)
     if "candle" in args.peers and part in ("text_encoder", "unet", "kl"):
@@ -145,9 +162,9 @@ for part in args.parts:
     times = {}
     for name, prepare in variants(part):
         run = prepare()
-        for round in range(args.rounds + 1):
+        for round in range(args.rounds + args.warm_up):
             for who, seconds in ((name, run()), ("ours", processes["ours"](part))):
-                if round:
+                if round >= args.warm_up:
                     times.setdefault(who, []).append(seconds)
         del run
         torch.compiler.reset()

@@ -1,0 +1,150 @@
+"""Times one step of SwiftBrush v2's distillation, ours and a plain PyTorch loop that does the same work, in turn.
+
+    cargo build --release --workspace --bins
+    python make_model.py FOLDER --clip [--halved]
+    python train_step.py FOLDER [--scheme a|b] [--batch 1] [--precision f32|bf16] [--device cpu|cuda] [--rounds 5] [--json FILE]
+
+Both have weights, gradients, AdamW and its averages in f32 and compute networks in --precision, which is torch.autocast
+there. A step is an update of the student (scheme A: all weights; B: adapters, with the clamped CLIP loss through the tiny
+decoder) and one of the fake teacher's adapters, without checkpointing of activations. Attention is PyTorch's
+scaled_dot_product_attention, AdamW its fused one. The first rounds are not counted. Prints medians, the least and the
+greatest in brackets, the ratio of the medians and the peak of the GPU's memory in PyTorch.
+"""
+import argparse, contextlib, copy, json, os, pathlib, statistics, subprocess, time
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from peft import LoraConfig
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+parser = argparse.ArgumentParser()
+parser.add_argument("folder", type=pathlib.Path)
+parser.add_argument("--scheme", choices=["a", "b"], default="a")
+parser.add_argument("--batch", type=int, default=1)
+parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
+parser.add_argument("--device", default="cpu")
+parser.add_argument("--rounds", type=int, default=5)
+parser.add_argument("--warm-up", type=int, default=1)
+parser.add_argument("--compile", action="store_true", help="the PyTorch side's denoisers by torch.compile")
+parser.add_argument("--binary", default=str(pathlib.Path(__file__).parents[2] / "target/release/steps"))
+parser.add_argument("--json")
+args = parser.parse_args()
+torch.manual_seed(0)
+
+LAST, GUIDANCE, THRESHOLD, CLIP_WEIGHT, DECAY = 999, 4.5, 0.35, 0.1, 0.9999
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).reshape(1, 3, 1, 1).to(args.device)
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).reshape(1, 3, 1, 1).to(args.device)
+
+class PyTorch:
+    def __init__(self):
+        def load(kind, name):
+            return kind.from_pretrained(args.folder, subfolder=name).to(args.device).eval().requires_grad_(False)
+        self.tokenizer = CLIPTokenizer.from_pretrained(args.folder, subfolder="tokenizer")
+        self.text_encoder = load(CLIPTextModel, "text_encoder")
+        self.teacher, self.student, self.fake = (load(UNet2DConditionModel, "unet") for _ in range(3))
+        adapters = dict(init_lora_weights="gaussian")
+        self.fake.add_adapter(LoraConfig(r=64, lora_alpha=128, target_modules=["to_q", "to_v"], **adapters))
+        if args.scheme == "a":
+            self.student.requires_grad_(True)
+        else:
+            self.student.add_adapter(LoraConfig(r=256, lora_alpha=512, target_modules=["to_q", "to_k", "to_v"], **adapters))
+            self.clip, self.decoder = load(CLIPModel, "clip"), load(AutoencoderTiny, "taesd")
+        trained = lambda network: [p for p in network.parameters() if p.requires_grad]
+        self.parameters = [trained(self.student), trained(self.fake)]
+        self.optimizers = [torch.optim.AdamW(p, lr=rate, weight_decay=0, fused=True)
+                           for p, rate in zip(self.parameters, (1e-6, 1e-3))]
+        self.average = [p.detach().clone() for p in self.parameters[0]]
+        abar = DDPMScheduler.from_pretrained(args.folder, subfolder="scheduler").alphas_cumprod.to(args.device)
+        self.alpha, self.sigma = (x.sqrt().reshape(-1, 1, 1, 1) for x in (abar, 1 - abar))
+        config = self.teacher.config
+        self.shape = [args.batch, config.in_channels, config.sample_size, config.sample_size]
+        self.null = self.encode([""])
+        if args.compile:
+            for network in (self.teacher, self.student, self.fake):
+                network.compile()
+
+    def tokens(self, prompts):
+        return self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(args.device)
+
+    def encode(self, prompts):
+        with torch.no_grad():
+            return self.text_encoder(self.tokens(prompts)).last_hidden_state
+
+    def clip_loss(self, latents, prompts):
+        images = self.decoder.decode(latents).sample.float() / 2 + 0.5
+        images = F.interpolate(images.clamp(0, 1), 224, mode="bicubic", antialias=True)
+        images = self.clip.get_image_features(pixel_values=(images - MEAN) / STD)
+        with torch.no_grad():
+            texts = self.clip.get_text_features(input_ids=self.tokens(prompts))
+        images, texts = (x if torch.is_tensor(x) else x.pooler_output for x in (images, texts))
+        return (THRESHOLD - F.cosine_similarity(images.float(), texts.float())).clamp_min(0).mean()
+
+    def update(self, which, loss):
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters[which], 1.0)
+        self.optimizers[which].step()
+        self.optimizers[which].zero_grad(set_to_none=True)
+
+    def step(self, prompts):
+        randn = lambda: torch.randn(self.shape, device=args.device)
+        randint = lambda low, high: torch.randint(low, high, [args.batch], device=args.device)
+        alpha, sigma = self.alpha, self.sigma
+        amp = torch.autocast(args.device.split(":")[0], torch.bfloat16) if args.precision == "bf16" else contextlib.nullcontext()
+        with amp:
+            context, noise = self.encode(prompts), randn()
+            last = torch.full([args.batch], LAST, device=args.device)
+            x0 = (noise - sigma[LAST] * self.student(noise, last, context).sample.float()) / alpha[LAST]
+            with torch.no_grad():
+                t = randint(20, 981)
+                noisy = (alpha[t] * x0 + sigma[t] * randn()).repeat(2, 1, 1, 1)
+                both = torch.cat([context, self.null.expand_as(context)])
+                def guided(network):
+                    cond, uncond = network(noisy, t.repeat(2), both).sample.float().chunk(2)
+                    return uncond + GUIDANCE * (cond - uncond)
+                gradient = sigma[t] ** 2 * (guided(self.teacher) - guided(self.fake))
+            loss = 0.5 * F.mse_loss(x0, (x0 - gradient).detach())
+            if args.scheme == "b":
+                loss = loss + CLIP_WEIGHT * self.clip_loss(x0, prompts)
+        self.update(0, loss)
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters[0]], 1 - DECAY)
+        with amp:
+            t, noise = randint(0, 1000), randn()
+            predicted = self.fake(alpha[t] * x0.detach() + sigma[t] * noise, t, context).sample.float()
+            loss = (alpha[t] ** 2 * (predicted - noise) ** 2).mean()
+        self.update(1, loss)
+        return loss.item()
+
+def pytorch():
+    loop, prompts = PyTorch(), ["a photo of a cat"] * args.batch
+    def timed():
+        begun = time.perf_counter()
+        loop.step(prompts)
+        return time.perf_counter() - begun
+    return timed
+
+def ours():
+    command = [args.binary, args.folder, args.scheme, str(args.batch), args.precision]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().strip() == "ready"
+    def timed():
+        process.stdin.write("\n")
+        process.stdin.flush()
+        return float(process.stdout.readline())
+    return timed
+
+sides = dict(ours=ours(), PyTorch=pytorch())
+times = {who: [] for who in sides}
+for round in range(args.warm_up + args.rounds):
+    for who, run in sides.items():
+        seconds = run()
+        if round >= args.warm_up:
+            times[who].append(seconds)
+for who, v in times.items():
+    print(f"{who:8} {statistics.median(v):8.4f} s [{min(v):.4f}, {max(v):.4f}]", flush=True)
+medians = [statistics.median(times[who]) for who in ("PyTorch", "ours")]
+print(f"PyTorch / ours {medians[0] / medians[1]:.2f}")
+if args.device.startswith("cuda"):
+    print(f"PyTorch's peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+if args.json:
+    pathlib.Path(args.json).write_text(json.dumps(dict(vars(args), folder=str(args.folder), times=times), indent=1) + "\n")

@@ -1,0 +1,88 @@
+//! Takes steps of distillation on request, for `peers/train_step.py`: for each line of input it takes one and prints the
+//! seconds.
+//!
+//! `cargo run --release -p benches --bin steps -- FOLDER a|b BATCH f32|bf16`, where FOLDER is a model as
+//! `peers/make_model.py --clip` writes it. Teacher and student begin alike.
+#![allow(clippy::print_stdout, reason = "a program talks to its user")]
+
+use std::io::{BufRead, Write};
+use std::path::Path;
+use std::time::Instant;
+
+use burn::tensor::{DType, Device};
+use swiftbrush_checkpoint::Model;
+use swiftbrush_clip::{Clip, TextEncoder, Tokenizer};
+use swiftbrush_pipeline::Loader;
+use swiftbrush_scheduler::NoiseSchedule;
+use swiftbrush_trainer::{ClipNetworks, Distiller, Networks, Precision, Recipe};
+use swiftbrush_unet::{UNet, UNetConfig};
+use swiftbrush_vae::AutoencoderTiny;
+
+mod common;
+use common::{device, report};
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Failure> {
+    swiftbrush_kernels::keep_freed_memory();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [folder, scheme, batch, precision] = &arguments[..] else {
+        return Err("expected FOLDER a|b BATCH f32|bf16".into());
+    };
+    let scheme = match scheme.as_str() {
+        "a" => Recipe::full(),
+        "b" => Recipe::efficient(),
+        _ => return Err(format!("there is no scheme {scheme}").into()),
+    };
+    let recipe = Recipe {
+        batch: batch.parse()?,
+        accumulation: 1,
+        precision: match precision.as_str() {
+            "f32" => Precision::F32,
+            "bf16" => Precision::Bf16,
+            _ => return Err(format!("networks are not trained in {precision}").into()),
+        },
+        ..scheme
+    };
+    let device = device();
+    let prompts = vec!["a photo of a cat".to_owned(); recipe.batch];
+    let networks = networks(
+        &Model::open(Path::new(folder))?,
+        recipe.clip.is_some(),
+        &device,
+    )?;
+    let mut distiller = Distiller::new(recipe, networks, &device)?;
+    println!("ready");
+    for line in std::io::stdin().lock().lines() {
+        line?;
+        let begun = Instant::now();
+        distiller.step(&prompts)?;
+        device.sync()?;
+        println!("{}", begun.elapsed().as_secs_f64());
+        std::io::stdout().flush()?;
+    }
+    report();
+    Ok(())
+}
+
+fn networks(model: &Model, has_clip: bool, device: &Device) -> Result<Networks, Failure> {
+    let dtype = Some(DType::F32);
+    let config = UNetConfig::from_model(model, "unet")?;
+    let unet = || UNet::from_model(model, "unet", dtype, device);
+    let clip = match has_clip {
+        true => Some(ClipNetworks {
+            clip: Clip::from_model(model, "clip", dtype, device)?,
+            decoder: AutoencoderTiny::from_model(model, "taesd", dtype, device)?,
+        }),
+        false => None,
+    };
+    Ok(Networks {
+        tokenizer: Tokenizer::from_model(model, "tokenizer")?,
+        text_encoder: TextEncoder::from_model(model, "text_encoder", dtype, device)?,
+        teacher: unet()?,
+        student: unet()?,
+        schedule: NoiseSchedule::new(&Loader::new(model.clone(), device).scheduler()?),
+        latents: [config.in_channels, config.sample_size, config.sample_size],
+        clip,
+    })
+}
