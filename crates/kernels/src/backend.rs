@@ -12,6 +12,7 @@ use crate::Window;
 use crate::attention::{self, Mask};
 use crate::convolution;
 use crate::group_norm::{self, Activation};
+use crate::training::{self, AdamWUpdate};
 use crate::{gelu, layer_norm, linear};
 
 /// What a backend has to offer; every method has a body that works on all of them. Weights of linear layers and of
@@ -34,15 +35,26 @@ pub(crate) trait Kernels: Backend {
         attention::forward::<Self>(query, key, value, mask)
     }
 
-    /// `x·Wᵀ` of `[rows, inputs]` and `[outputs, inputs]`; its gradients, and those of the two below, are those of what it
-    /// is composed of.
+    /// `x·Wᵀ` of `[rows, inputs]` and `[outputs, inputs]`.
     #[fusion(default)]
     fn linear(input: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         let weight = linear::alike::<Self>(weight, &input);
         Self::float_matmul(input, Self::float_transpose(weight))
     }
 
-    /// `x·Wᵀ + b` with `[outputs]`.
+    /// Gradient of [`linear`](Self::linear) for its input.
+    #[fusion(default)]
+    fn linear_input_grad(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(grad, weight)
+    }
+
+    /// Gradient of [`linear`](Self::linear) for its weight.
+    #[fusion(default)]
+    fn linear_weight_grad(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(Self::float_transpose(grad), input)
+    }
+
+    /// `x·Wᵀ + b` with `[outputs]`; its gradients, and those of the one below, are those of what it is composed of.
     #[fusion(default)]
     fn linear_with_bias(
         input: FloatTensor<Self>,
@@ -210,6 +222,34 @@ pub(crate) trait Kernels: Backend {
         Self::float_mul(input.clone(), Self::sigmoid(input))
     }
 
+    /// See [`crate::adamw()`]: weight, first and second moment.
+    #[fusion(default)]
+    fn adamw(
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        update: AdamWUpdate,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        training::composed_adamw::<Self>(weight, grad, first, second, update)
+    }
+
+    /// See [`crate::moved_towards()`].
+    #[fusion(default)]
+    fn moved_towards(
+        from: FloatTensor<Self>,
+        to: FloatTensor<Self>,
+        share: f64,
+    ) -> FloatTensor<Self> {
+        training::composed_moved_towards::<Self>(from, to, share)
+    }
+
+    /// See [`crate::sum_of_squares()`].
+    #[fusion(default)]
+    fn sum_of_squares(values: FloatTensor<Self>) -> FloatTensor<Self> {
+        training::composed_sum_of_squares::<Self>(values)
+    }
+
     /// See [`crate::gelu()`].
     #[fusion(default)]
     fn exact_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -251,6 +291,39 @@ impl<B: Backend + Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
                 mask,
             )),
         }
+    }
+
+    fn linear(input: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let weight = linear::alike::<Self>(weight, &input);
+        match LinearBackward
+            .prepare::<C>([input.node(), weight.node()])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prepared) => {
+                let inputs = [input, weight].map(|tensor| tensor.into_primitive());
+                let [x, w] = inputs.clone();
+                prepared.finish(inputs, <B as Kernels>::linear(x, w))
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(<B as Kernels>::linear(
+                input.into_primitive(),
+                weight.into_primitive(),
+            )),
+        }
+    }
+
+    fn linear_input_grad(
+        _weight: FloatTensor<Self>,
+        _grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        unreachable!("{FIRST_ORDER}")
+    }
+
+    fn linear_weight_grad(
+        _input: FloatTensor<Self>,
+        _grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        unreachable!("{FIRST_ORDER}")
     }
 
     fn convolution(
@@ -417,6 +490,31 @@ impl<B: Backend> Backward<B, 3> for AttentionBackward {
             if let Some(node) = parent {
                 grads.register::<B>(node.id, grad);
             }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct LinearBackward;
+
+impl<B: Backend + Kernels> Backward<B, 2> for LinearBackward {
+    /// Input and weight.
+    type State = [FloatTensor<B>; 2];
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [x, w] = ops.state;
+        let [input, weight] = ops.parents;
+        if let Some(node) = input {
+            grads.register::<B>(node.id, B::linear_input_grad(w, grad.clone()));
+        }
+        if let Some(node) = weight {
+            grads.register::<B>(node.id, B::linear_weight_grad(x, grad));
         }
     }
 }

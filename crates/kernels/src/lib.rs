@@ -20,7 +20,7 @@
 //! | feature | passes on |
 //! |---|---|
 //! | `flex`, `cuda`, `wgpu`, `metal` | burn's feature of the same name |
-//! | `fusion` | burn's `fusion` (the operations here stay unfused) |
+//! | `fusion` | burn's `fusion`, which fuses what the operations are composed of |
 
 mod attention;
 mod backend;
@@ -33,6 +33,7 @@ mod layer_norm;
 mod linear;
 mod mapped;
 mod memory;
+mod training;
 
 pub use attention::{Mask, attention, softmax};
 pub use convolution::{Conv2d, Conv2dConfig, Epilogue, Window, conv2d, double};
@@ -44,3 +45,4 @@ pub use layer_norm::{LayerNorm, LayerNormConfig, layer_norm};
 pub use linear::{Linear, LinearConfig};
 pub use mapped::MappedFile;
 pub use memory::keep_freed_memory;
+pub use training::{AdamWUpdate, adamw, moved_towards, sum_of_squares};

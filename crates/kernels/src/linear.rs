@@ -94,8 +94,8 @@ impl Linear {
         let residual = match self.weight.adapter() {
             None => residual,
             Some(adapter) => {
-                let down = rows.clone().matmul(value(&adapter.b, dtype).transpose());
-                let up = down.matmul(value(&adapter.a, dtype).transpose()) * adapter.scale;
+                let down = linear(rows.clone(), value(&adapter.b, dtype), None, None);
+                let up = linear(down * adapter.scale, value(&adapter.a, dtype), None, None);
                 Some(match residual {
                     Some(residual) => residual + up,
                     None => up,

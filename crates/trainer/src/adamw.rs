@@ -6,6 +6,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use swiftbrush_checkpoint::{ModulePath, read};
+use swiftbrush_kernels::{AdamWUpdate, adamw};
 
 use crate::NamedGradients;
 
@@ -114,7 +115,7 @@ impl AdamW {
         &mut self,
         name: &str,
         weight: Tensor<1>,
-        grad: Tensor<1>,
+        (grad, grad_factor): (Tensor<1>, f64),
         learning_rate: f64,
     ) -> Tensor<1> {
         let AdamWConfig {
@@ -123,19 +124,21 @@ impl AdamW {
             epsilon,
             weight_decay,
         } = self.config;
-        let (first, second) = match self.moments.remove(name) {
-            Some([first, second]) => (first * beta1, second * beta2),
-            None => (grad.zeros_like(), grad.zeros_like()),
-        };
-        let first = first + grad.clone() * (1.0 - beta1);
-        let second = second + grad.clone() * grad * (1.0 - beta2);
-        self.moments
-            .insert(name.to_owned(), [first.clone(), second.clone()]);
-
+        let moments = self.moments.remove(name);
+        let moments = moments.unwrap_or_else(|| [grad.zeros_like(), grad.zeros_like()]);
         let correction = |beta: f64| 1.0 - beta.powi(self.step as i32);
-        let deviation = (second.sqrt() / correction(beta2).sqrt()) + epsilon;
-        let weight = weight * (1.0 - learning_rate * weight_decay);
-        weight - first / deviation * (learning_rate / correction(beta1))
+        let update = AdamWUpdate {
+            grad_factor,
+            beta1,
+            beta2,
+            weight_factor: 1.0 - learning_rate * weight_decay,
+            rate: learning_rate / correction(beta1),
+            deviation_correction: correction(beta2).sqrt(),
+            epsilon,
+        };
+        let (weight, moments) = adamw(weight, grad, moments, update);
+        self.moments.insert(name.to_owned(), moments);
+        weight
     }
 }
 

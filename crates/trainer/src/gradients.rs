@@ -5,10 +5,24 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{FloatDType, Gradients, Tensor};
 use swiftbrush_checkpoint::ModulePath;
+use swiftbrush_kernels::sum_of_squares;
 
 /// The gradient of every trainable parameter that a loss reached, flattened, in f32.
-#[derive(Clone, Debug, Default)]
-pub struct NamedGradients(BTreeMap<String, Tensor<1>>);
+#[derive(Clone, Debug)]
+pub struct NamedGradients {
+    grads: BTreeMap<String, Tensor<1>>,
+    /// What all of them are still to be multiplied by, which costs nothing where they are used.
+    factor: f64,
+}
+
+impl Default for NamedGradients {
+    fn default() -> Self {
+        Self {
+            grads: BTreeMap::new(),
+            factor: 1.0,
+        }
+    }
+}
 
 impl NamedGradients {
     /// Takes the gradients of a module out of a backward pass.
@@ -19,56 +33,66 @@ impl NamedGradients {
             found: BTreeMap::new(),
         };
         module.visit(&mut taker);
-        Self(taker.found)
+        Self {
+            grads: taker.found,
+            factor: 1.0,
+        }
     }
 
     /// Whether the loss reached no parameter.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.grads.is_empty()
     }
 
     /// The gradient of one parameter.
-    pub fn get(&self, name: &str) -> Option<&Tensor<1>> {
-        self.0.get(name)
+    pub fn get(&self, name: &str) -> Option<Tensor<1>> {
+        let grad = self.grads.get(name)?;
+        Some(grad.clone() * self.factor)
     }
 
     /// The names of the parameters that the loss reached, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+        self.grads.keys().map(String::as_str)
     }
 
-    pub(crate) fn remove(&mut self, name: &str) -> Option<Tensor<1>> {
-        self.0.remove(name)
+    /// Takes the gradient of one parameter, and what it is to be multiplied by.
+    pub(crate) fn remove(&mut self, name: &str) -> Option<(Tensor<1>, f64)> {
+        Some((self.grads.remove(name)?, self.factor))
     }
 
     /// The sum of two, for gradients accumulated over several batches.
     pub fn plus(mut self, other: Self) -> Self {
-        for (name, grad) in other.0 {
-            let sum = match self.0.remove(&name) {
+        if self.is_empty() {
+            return other;
+        }
+        let factor = other.factor / self.factor;
+        for (name, grad) in other.grads {
+            let grad = if factor == 1.0 { grad } else { grad * factor };
+            let sum = match self.grads.remove(&name) {
                 Some(sum) => sum + grad,
                 None => grad,
             };
-            self.0.insert(name, sum);
+            self.grads.insert(name, sum);
         }
         self
     }
 
     /// All gradients times a factor.
     pub fn scale(self, factor: f64) -> Self {
-        Self(
-            self.0
-                .into_iter()
-                .map(|(name, grad)| (name, grad * factor))
-                .collect(),
-        )
+        Self {
+            factor: self.factor * factor,
+            ..self
+        }
     }
 
     /// The sum of squares of each, `[1]`.
     pub(crate) fn squares(&self) -> Vec<Tensor<1>> {
-        let squares = self.0.values();
-        squares
-            .map(|grad| grad.clone().powi_scalar(2).sum())
-            .collect()
+        let grads = self.grads.values();
+        let squares = grads.map(|grad| sum_of_squares(grad.clone()));
+        if self.factor == 1.0 {
+            return squares.collect();
+        }
+        squares.map(|sum| sum * self.factor.powi(2)).collect()
     }
 
     /// The Euclidean norm over all parameters together.

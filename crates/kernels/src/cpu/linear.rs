@@ -1,5 +1,5 @@
-//! `x·Wᵀ` on the CPU: strips of the weight are turned, so that its outputs lie side by side, and used for as many rows as
-//! there are.
+//! `x·Wᵀ` on the CPU, and its gradients: strips of the right matrix are laid side by side, turned if need be, and used for as
+//! many rows as there are.
 #![allow(
     unsafe_code,
     reason = "threads write columns of their own into one output"
@@ -16,12 +16,21 @@ use crate::cpu::stored::Stored;
 use crate::cpu::target::Target;
 use crate::cpu::transpose::transpose;
 
-/// Outputs whose weights are laid out side by side: a strip of [`multiply`].
+/// Columns of the product whose factors are laid out side by side: a strip of [`multiply`].
 const STRIP: usize = 48;
-/// Features that are summed before the next are laid out.
+/// Products that are summed before the next are laid out.
 const INNER: usize = 512;
-/// Rows at most that a strip of weights is used for before it is laid out again.
+/// Rows at most that a strip is used for before it is laid out again.
 const ROWS: usize = 512;
+
+/// The right matrix of a product.
+#[derive(Clone, Copy)]
+enum Right<'a> {
+    /// `[columns, inner]`, as weights lie.
+    Turned(Stored<'a>),
+    /// `[inner, columns]`.
+    Straight(Stored<'a>),
+}
 
 /// `[rows, inputs]` with weights `[outputs, inputs]` → `[rows, outputs]`.
 ///
@@ -34,43 +43,85 @@ pub(crate) fn forward(
     inputs: usize,
     epilogue: Epilogue<'_>,
 ) -> Vec<f32> {
-    let (rows, outputs) = (input.len() / inputs, weight.len() / inputs);
-    let mut output = Vec::with_capacity(rows * outputs);
-    let target = Target::of(&mut output);
     Kernel::Linear.runs();
-    let (strips, chunks) = (outputs.div_ceil(STRIP), rows.div_ceil(ROWS));
+    product(input, inputs, Right::Turned(weight), epilogue)
+}
+
+/// The gradient of the input, `dy·W` with `dy: [rows, outputs]`.
+///
+/// # Panics
+///
+/// As [`forward`].
+pub(crate) fn input_grad(grad: &[f32], weight: Stored<'_>, outputs: usize) -> Vec<f32> {
+    product(grad, outputs, Right::Straight(weight), Epilogue::default())
+}
+
+/// The gradient of the weight, `dyᵀ·x`.
+///
+/// # Panics
+///
+/// As [`forward`].
+pub(crate) fn weight_grad(input: &[f32], grad: &[f32], rows: usize) -> Vec<f32> {
+    let outputs = grad.len() / rows;
+    let mut turned = vec![0.0; grad.len()];
+    let lines = turned.par_chunks_mut(STRIP * rows).enumerate();
+    lines.for_each(|(strip, lines)| {
+        let grad = &grad[strip * STRIP..];
+        transpose(grad, outputs, [rows, lines.len() / rows], lines, rows);
+    });
+    let right = Right::Straight(Stored::F32(input));
+    product(&turned, rows, right, Epilogue::default())
+}
+
+/// `left·right` of `[rows, inner]` and a matrix of `inner` by `columns`.
+fn product(left: &[f32], inner: usize, right: Right<'_>, epilogue: Epilogue<'_>) -> Vec<f32> {
+    let (Right::Turned(values) | Right::Straight(values)) = right;
+    let (rows, columns) = (left.len() / inner, values.len() / inner);
+    let mut output = Vec::with_capacity(rows * columns);
+    let target = Target::of(&mut output);
+    let (strips, chunks) = (columns.div_ceil(STRIP), rows.div_ceil(ROWS));
     let rows_of_chunk = rows.div_ceil(chunks);
     (0..strips * chunks).into_par_iter().for_each(|task| {
         let (chunk, strip) = (task / strips, task % strips);
         let (first, row) = (strip * STRIP, chunk * rows_of_chunk);
-        let columns = STRIP.min(outputs - first);
+        let width = STRIP.min(columns - first);
         let rows = row..(row + rows_of_chunk).min(rows);
         for row in rows.clone() {
-            let at = row * outputs + first;
+            let at = row * columns + first;
             let mut start = [0.0; STRIP];
-            epilogue.start(&mut start[..columns], first, at);
+            epilogue.start(&mut start[..width], first, at);
             // SAFETY: the row and the columns are of the output, and no other task has them.
-            unsafe { target.write(at, &start[..columns]) };
+            unsafe { target.write(at, &start[..width]) };
         }
         with_scratch(|[strip, widened]| {
             let strip = strip.numbers(INNER * STRIP);
-            for from in (0..inputs).step_by(INNER) {
-                let inner = INNER.min(inputs - from);
-                let place = first * inputs + from;
-                let (weight, apart) = weight.rows(place, inputs, [columns, inner], widened);
-                transpose(weight, apart, [columns, inner], strip, STRIP);
-                let left = &input[row * inputs + from..];
-                let left = Matrix::spaced(left, rows.len(), inner, inputs);
-                let right = Matrix::spaced(strip, inner, columns, STRIP);
+            for from in (0..inner).step_by(INNER) {
+                let depth = INNER.min(inner - from);
+                match right {
+                    Right::Turned(values) => {
+                        let place = first * inner + from;
+                        let (values, apart) = values.rows(place, inner, [width, depth], widened);
+                        transpose(values, apart, [width, depth], strip, STRIP);
+                    }
+                    Right::Straight(values) => {
+                        let place = from * columns + first;
+                        let (values, apart) = values.rows(place, columns, [depth, width], widened);
+                        let lines = strip.chunks_exact_mut(STRIP).zip(values.chunks(apart));
+                        lines.for_each(|(to, from)| to[..width].copy_from_slice(&from[..width]));
+                    }
+                }
+                let left = &left[row * inner + from..];
+                let left = Matrix::spaced(left, rows.len(), depth, inner);
+                let right = Matrix::spaced(strip, depth, width, STRIP);
                 // SAFETY: rows and columns are of the output, and this task's, which has just written them.
                 unsafe {
-                    let target = target.at(row * outputs + first);
-                    multiply(target, outputs, left, right, true);
+                    let target = target.at(row * columns + first);
+                    multiply(target, columns, left, right, true);
                 }
             }
         });
     });
     // SAFETY: so many fit, and every column of every row was written.
-    unsafe { output.set_len(rows * outputs) };
+    unsafe { output.set_len(rows * columns) };
     output
 }

@@ -17,6 +17,7 @@ mod ran;
 mod scratch;
 mod stored;
 mod target;
+mod training;
 mod transpose;
 mod vectors;
 mod winograd;
@@ -31,6 +32,7 @@ use rayon::prelude::*;
 use crate::attention::Mask;
 use crate::backend::Kernels;
 use crate::group_norm::{self, Activation};
+use crate::training::AdamWUpdate;
 use crate::{Window, gelu, layer_norm};
 
 pub use ran::kernels_that_ran;
@@ -71,6 +73,28 @@ impl Kernels for Flex {
                 Self::float_matmul(input, Self::float_transpose(weight))
             }
         }
+    }
+
+    fn linear_input_grad(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ([rows, outputs], [_, inputs]) = (grad.shape().dims(), weight.shape().dims());
+        if !is_ours(&grad, &weight) || rows * inputs * outputs == 0 {
+            Kernel::Burns.runs();
+            return Self::float_matmul(grad, weight);
+        }
+        let (grad, weight) = (Contiguous::new(grad), Weight::of(&weight));
+        let values = linear::input_grad(grad.values(), weight.stored(), outputs);
+        tensor(values, Shape::new([rows, inputs]))
+    }
+
+    fn linear_weight_grad(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ([rows, outputs], [_, inputs]) = (grad.shape().dims(), input.shape().dims());
+        if input.dtype() != DType::F32 || rows * inputs * outputs == 0 {
+            Kernel::Burns.runs();
+            return Self::float_matmul(Self::float_transpose(grad), input);
+        }
+        let [input, grad] = [input, grad].map(Contiguous::new);
+        let values = linear::weight_grad(input.values(), grad.values(), rows);
+        tensor(values, Shape::new([outputs, inputs]))
     }
 
     fn linear_with_bias(
@@ -461,6 +485,35 @@ impl Kernels for Flex {
         // SAFETY: the chunks are all of the elements, and each was written.
         unsafe { output.set_len(count) };
         tensor(output, input.shape())
+    }
+
+    fn adamw(
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        update: AdamWUpdate,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let shape = weight.shape();
+        let inputs = [weight, grad, first, second].map(Contiguous::new);
+        let updated = training::adamw(inputs.each_ref().map(Contiguous::values), update);
+        let [weight, first, second] = updated.map(|values| tensor(values, shape.clone()));
+        (weight, first, second)
+    }
+
+    fn moved_towards(
+        from: FloatTensor<Self>,
+        to: FloatTensor<Self>,
+        share: f64,
+    ) -> FloatTensor<Self> {
+        let [from, to] = [from, to].map(Contiguous::new);
+        let values = training::moved_towards(from.values(), to.values(), share);
+        tensor(values, from.shape())
+    }
+
+    fn sum_of_squares(values: FloatTensor<Self>) -> FloatTensor<Self> {
+        let sum = training::sum_of_squares(Contiguous::new(values).values());
+        tensor(vec![sum], Shape::new([1]))
     }
 
     fn exact_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
