@@ -178,6 +178,14 @@ mod tests {
     #[test]
     fn an_average_moves_by_its_share() {
         let [from, to] = draw();
+        // A part of a longer tensor, and one that is held elsewhere too.
+        let part = moved_towards(
+            from.clone().narrow(0, 5, 100),
+            to.clone().narrow(0, 7, 100),
+            0.5,
+        );
+        let expected = from.clone().narrow(0, 5, 100) + to.clone().narrow(0, 7, 100);
+        assert_close(part, expected * 0.5, 1e-6);
         let found = moved_towards(from.clone(), to.clone(), 0.25);
         assert_close(found, from.clone() * 0.75 + to * 0.25, 1e-6);
         let still = moved_towards(from.clone(), from.clone(), 0.1);

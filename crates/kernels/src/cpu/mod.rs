@@ -494,10 +494,7 @@ impl Kernels for Flex {
         second: FloatTensor<Self>,
         update: AdamWUpdate,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let shape = weight.shape();
-        let inputs = [weight, grad, first, second].map(Contiguous::new);
-        let updated = training::adamw(inputs.each_ref().map(Contiguous::values), update);
-        let [weight, first, second] = updated.map(|values| tensor(values, shape.clone()));
+        let [weight, first, second] = training::adamw(weight, [grad, first, second], update);
         (weight, first, second)
     }
 
@@ -506,9 +503,7 @@ impl Kernels for Flex {
         to: FloatTensor<Self>,
         share: f64,
     ) -> FloatTensor<Self> {
-        let [from, to] = [from, to].map(Contiguous::new);
-        let values = training::moved_towards(from.values(), to.values(), share);
-        tensor(values, from.shape())
+        training::moved_towards(from, to, share)
     }
 
     fn sum_of_squares(values: FloatTensor<Self>) -> FloatTensor<Self> {

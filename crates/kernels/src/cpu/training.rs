@@ -1,87 +1,65 @@
-//! Updates of whole parameters on the CPU, each in one pass over memory.
-#![allow(
-    unsafe_code,
-    reason = "memory that is written before it is read, and not cleared before that"
-)]
+//! Updates of whole parameters on the CPU: one pass over memory, which is that of what is no longer needed.
 
-use std::mem::MaybeUninit;
-
+use burn::backend::TensorMetadata;
+use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::cpu::ELEMENTS_PER_TASK as SHARE;
 use crate::cpu::loops::{for_this_machine, sum_of_squares as squares};
+use crate::cpu::{Contiguous, ELEMENTS_PER_TASK as SHARE, tensor};
 use crate::training::AdamWUpdate;
 
-/// Weight, first and second moment after an update.
-///
-/// # Panics
-///
-/// If the slices differ in length.
+/// Weight, first and second moment after an update; the weight in the memory of its gradient.
 pub(crate) fn adamw(
-    [weight, grad, first, second]: [&[f32]; 4],
+    weight: FlexTensor,
+    state: [FlexTensor; 3],
     update: AdamWUpdate,
-) -> [Vec<f32>; 3] {
-    let count = weight.len();
-    let mut outputs = [const { Vec::new() }; 3].map(|_: Vec<f32>| Vec::with_capacity(count));
-    let [w, m, v] = outputs
+) -> [FlexTensor; 3] {
+    let weight = Contiguous::new(weight);
+    let mut state = state.map(whole);
+    let [grad, first, second] = state
         .each_mut()
-        .map(|output| output.spare_capacity_mut()[..count].par_chunks_mut(SHARE));
-    let inputs = weight.par_chunks(SHARE).zip(grad.par_chunks(SHARE));
-    let moments = first.par_chunks(SHARE).zip(second.par_chunks(SHARE));
-    let shares = w.zip(m).zip(v).zip(inputs).zip(moments);
-    shares.for_each(|((((w, m), v), (weight, grad)), (first, second))| {
-        update_share([w, m, v], [weight, grad, first, second], update);
+        .map(|tensor| tensor.storage_mut::<f32>().par_chunks_mut(SHARE));
+    let shares = weight.values().par_chunks(SHARE).zip(grad);
+    let shares = shares.zip(first.zip(second));
+    shares.for_each(|((weight, grad), (first, second))| {
+        update_share(weight, [grad, first, second], update);
     });
-    // SAFETY: shares are all of the elements, and each was written.
-    outputs
-        .iter_mut()
-        .for_each(|output| unsafe { output.set_len(count) });
-    outputs
+    state
 }
 
 for_this_machine! {
-    fn update_share(outputs: [&mut [MaybeUninit<f32>]; 3], inputs: [&[f32]; 4], update: AdamWUpdate) {
-        let count = inputs[0].len();
-        let [w, m, v] = outputs.map(|output| &mut output[..count]);
-        let [weight, grad, first, second] = inputs.map(|input| &input[..count]);
+    fn update_share(weight: &[f32], state: [&mut [f32]; 3], update: AdamWUpdate) {
+        let count = weight.len();
+        let [grads, firsts, seconds] = state.map(|values| &mut values[..count]);
         let AdamWUpdate { grad_factor, beta1, beta2, weight_factor, rate, deviation_correction, epsilon } = update;
         let [of_grad, of_weight, rate] = [grad_factor, weight_factor, rate].map(|x| x as f32);
         let [kept1, new1, kept2, new2] = [beta1, 1.0 - beta1, beta2, 1.0 - beta2].map(|x| x as f32);
         let [of_root, epsilon] = [1.0 / deviation_correction, epsilon].map(|x| x as f32);
         for at in 0..count {
-            let grad = grad[at] * of_grad;
-            let first = first[at] * kept1 + grad * new1;
-            let second = second[at] * kept2 + grad * grad * new2;
-            m[at].write(first);
-            v[at].write(second);
-            w[at].write(weight[at] * of_weight - first / (second.sqrt() * of_root + epsilon) * rate);
+            let grad = grads[at] * of_grad;
+            let first = firsts[at] * kept1 + grad * new1;
+            let second = seconds[at] * kept2 + grad * grad * new2;
+            firsts[at] = first;
+            seconds[at] = second;
+            grads[at] = weight[at] * of_weight - first / (second.sqrt() * of_root + epsilon) * rate;
         }
     }
 }
 
-/// `from + share·(to − from)`
-///
-/// # Panics
-///
-/// If the slices differ in length.
-pub(crate) fn moved_towards(from: &[f32], to: &[f32], share: f64) -> Vec<f32> {
-    let count = from.len();
-    let mut output = Vec::with_capacity(count);
-    let places = output.spare_capacity_mut()[..count].par_chunks_mut(SHARE);
-    let inputs = from.par_chunks(SHARE).zip(to.par_chunks(SHARE));
-    places.zip(inputs).for_each(|(output, (from, to))| {
-        move_share(output, from, to, share as f32);
-    });
-    // SAFETY: shares are all of the elements, and each was written.
-    unsafe { output.set_len(count) };
-    output
+/// `from + share·(to − from)`, in the memory of `from`.
+pub(crate) fn moved_towards(from: FlexTensor, to: FlexTensor, share: f64) -> FlexTensor {
+    let (mut from, to) = (whole(from), Contiguous::new(to));
+    let shares = from.storage_mut::<f32>().par_chunks_mut(SHARE);
+    shares
+        .zip(to.values().par_chunks(SHARE))
+        .for_each(|(from, to)| move_share(from, to, share as f32));
+    from
 }
 
 for_this_machine! {
-    fn move_share(output: &mut [MaybeUninit<f32>], from: &[f32], to: &[f32], share: f32) {
-        assert_eq!([output.len(), to.len()], [from.len(); 2], "every element is written");
-        for ((output, from), to) in output.iter_mut().zip(from).zip(to) {
-            output.write(from + (to - from) * share);
+    fn move_share(from: &mut [f32], to: &[f32], share: f32) {
+        for (from, to) in from.iter_mut().zip(to) {
+            *from += (to - *from) * share;
         }
     }
 }
@@ -91,4 +69,13 @@ pub(crate) fn sum_of_squares(values: &[f32]) -> f32 {
     let shares = values.par_chunks(SHARE).map(|share| squares(share, 0.0));
     let sums: Vec<f64> = shares.collect();
     sums.iter().sum::<f64>() as f32
+}
+
+/// The same numbers in memory that holds nothing else; what others hold too is copied when it is written to.
+fn whole(values: FlexTensor) -> FlexTensor {
+    let shape = values.shape();
+    if values.is_contiguous() && values.storage::<f32>().len() == shape.num_elements() {
+        return values;
+    }
+    tensor(Contiguous::new(values).values().to_vec(), shape)
 }
