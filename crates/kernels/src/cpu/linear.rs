@@ -1,5 +1,5 @@
 //! `x·Wᵀ` on the CPU, and its gradients: strips of the right matrix are laid side by side, turned if need be, and used for as
-//! many rows as there are.
+//! many rows as there are. Where rows are few, they are turned instead, and weights are read once and as they lie.
 #![allow(
     unsafe_code,
     reason = "threads write columns of their own into one output"
@@ -22,6 +22,10 @@ const STRIP: usize = 48;
 const INNER: usize = 512;
 /// Rows at most that a strip is used for before it is laid out again.
 const ROWS: usize = 512;
+/// Rows at most that are few.
+const FEW: usize = 128;
+/// Numbers of a cache line.
+const LANES: usize = 16;
 
 /// The right matrix of a product.
 #[derive(Clone, Copy)]
@@ -44,7 +48,64 @@ pub(crate) fn forward(
     epilogue: Epilogue<'_>,
 ) -> Vec<f32> {
     Kernel::Linear.runs();
+    if input.len() <= FEW * inputs {
+        return of_few_rows(input, weight, inputs, epilogue);
+    }
     product(input, inputs, Right::Turned(weight), epilogue)
+}
+
+/// The same by `W·xᵀ`, turned back; every bit is the same.
+fn of_few_rows(
+    input: &[f32],
+    weight: Stored<'_>,
+    inputs: usize,
+    epilogue: Epilogue<'_>,
+) -> Vec<f32> {
+    let (rows, outputs) = (input.len() / inputs, weight.len() / inputs);
+    // Each line begins with a cache line.
+    let line = rows.next_multiple_of(LANES);
+    let mut output = Vec::with_capacity(rows * outputs);
+    let target = Target::of(&mut output);
+    with_scratch(|[turned]| {
+        let turned = turned.numbers(inputs * line);
+        let strips = turned.par_chunks_mut(STRIP * line).enumerate();
+        strips.for_each(|(strip, lines)| {
+            let size = [rows, lines.len() / line];
+            transpose(&input[strip * STRIP..], inputs, size, lines, line);
+        });
+        let turned = &*turned;
+        let strips = (0..outputs.div_ceil(STRIP)).into_par_iter();
+        strips.for_each(|strip| {
+            let first = strip * STRIP;
+            let width = STRIP.min(outputs - first);
+            with_scratch(|[starts, product, widened]| {
+                let starts = starts.numbers(rows * width);
+                let product = product.numbers(width * line);
+                starts.fill(0.0);
+                for (row, start) in starts.chunks_exact_mut(width).enumerate() {
+                    epilogue.start(start, first, row * outputs + first);
+                }
+                transpose(starts, width, [rows, width], product, line);
+                for from in (0..inputs).step_by(INNER) {
+                    let depth = INNER.min(inputs - from);
+                    let place = first * inputs + from;
+                    let (weight, apart) = weight.rows(place, inputs, [width, depth], widened);
+                    let left = Matrix::spaced(weight, width, depth, apart);
+                    let right = Matrix::spaced(&turned[from * line..], depth, rows, line);
+                    // SAFETY: the product has just these rows and more columns, and is this task's.
+                    unsafe { multiply(product.as_mut_ptr(), line, left, right, true) };
+                }
+                transpose(product, line, [width, rows], starts, width);
+                for (row, sums) in starts.chunks_exact(width).enumerate() {
+                    // SAFETY: the row and the columns are of the output, and no other task has them.
+                    unsafe { target.write(row * outputs + first, sums) };
+                }
+            });
+        });
+    });
+    // SAFETY: so many fit, and every column of every row was written.
+    unsafe { output.set_len(rows * outputs) };
+    output
 }
 
 /// The gradient of the input, `dy·W` with `dy: [rows, outputs]`.
@@ -124,4 +185,34 @@ fn product(left: &[f32], inner: usize, right: Right<'_>, epilogue: Epilogue<'_>)
     // SAFETY: so many fit, and every column of every row was written.
     unsafe { output.set_len(rows * columns) };
     output
+}
+
+#[cfg(test)]
+mod tests {
+    use swiftbrush_testing::{device, random, values};
+
+    use super::*;
+
+    #[test]
+    fn few_rows_give_every_bit_that_many_do() {
+        for (rows, inputs, outputs) in [(1, 5, 3), (17, 600, 50), (77, 1100, 97)] {
+            let draw = |rows: usize, row: usize, seed| values(random([rows, row], seed, &device()));
+            let (input, weight) = (draw(rows, inputs, 0), draw(outputs, inputs, 1));
+            let (bias, residual) = (draw(1, outputs, 2), draw(rows, outputs, 3));
+            let epilogues = [
+                Epilogue::default(),
+                Epilogue {
+                    bias: Some(&bias),
+                    residual: Some(&residual),
+                    is_rectified: false,
+                },
+            ];
+            for epilogue in epilogues {
+                let weight = Stored::F32(&weight);
+                let few = of_few_rows(&input, weight, inputs, epilogue);
+                let many = product(&input, inputs, Right::Turned(weight), epilogue);
+                assert!(few == many, "{rows}×{inputs}×{outputs}");
+            }
+        }
+    }
 }
