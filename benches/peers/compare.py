@@ -1,10 +1,11 @@
 """Loads a model and paints a picture in turn with the example `generate` and with diffusers, and prints ratios.
 
     cargo build --release --example generate
-    python compare.py FOLDER [--runs 5] [--tiny] [--json FILE] [-- options of generate]
+    python compare.py FOLDER [--runs 5] [--dtype f32] [--device cpu|cuda] [--binary target/release/examples/generate] [--tiny]
+                      [--cold] [--json FILE] [-- options of generate]
 
-Each run is a process of its own on the same files (in the cache of the operating system after the first, which is not
-counted); memory is the peak of the process as the operating system counts it. Prints the median of the runs and, in
+With --cold the system is asked to forget the files before each run, which needs to be its administrator. Each run is a process of its own on the same files (in the cache of the operating system after the first, which is not
+counted, but printed); memory is the peak of the process as the operating system counts it. Prints the median of the runs and, in
 brackets, the least and the greatest.
 """
 import argparse, json, os, pathlib, platform, re, statistics, subprocess, sys, tempfile, time
@@ -14,12 +15,18 @@ parser = argparse.ArgumentParser()
 parser.add_argument("folder")
 parser.add_argument("--runs", type=int, default=5)
 parser.add_argument("--dtype", default="f32")
+parser.add_argument("--device", default="cpu")
+parser.add_argument("--binary", default=ROOT / "target/release/examples/generate")
+parser.add_argument("--cold", action="store_true")
 parser.add_argument("--tiny", action="store_true", help="decodes with the component taesd")
 parser.add_argument("--json")
 parser.add_argument("options", nargs="*")
 args = parser.parse_args()
 
 def run(command):
+    if args.cold:
+        os.sync()
+        pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
     begun = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
@@ -32,20 +39,23 @@ def run(command):
 
 def ours():
     with tempfile.TemporaryDirectory() as folder:
-        result = run([ROOT / "target/release/examples/generate", "--model", args.folder, "--rng", "cpu", "--dtype", args.dtype, "--no-hashes",
-                      "--output", f"{folder}/picture.png", *(["--vae", "tiny"] if args.tiny else []), *args.options, "a photo of a cat"])
+        device = ["--device", args.device] if args.device != "cpu" else []
+        result = run([args.binary, "--model", args.folder, "--rng", "cpu", "--dtype", args.dtype, "--no-hashes", *device,
+                      "--output", f"{folder}/picture.png", *(["--vae", "tiny"] if args.tiny else []), *args.options,
+                      "a photo of a cat"])
     result["load"] = float(re.search(r"loaded in ([\d.]+) s", result["text"])[1])
     result["paint"] = float(re.search(r"pictures, ([\d.]+) s", result["text"])[1])
     return result
 
 def diffusers():
     result = run([sys.executable, pathlib.Path(__file__).with_name("generate.py"), args.folder, "--dtype", args.dtype,
-                  *(["--tiny"] if args.tiny else [])])
+                  "--device", args.device, *(["--tiny"] if args.tiny else [])])
     result["load"] = float(re.search(r"loaded in ([\d.]+) s", result["text"])[1])
     result["paint"] = float(re.search(r"painted in ([\d.]+) s", result["text"])[1])
     return result
 
-runs = [(ours(), diffusers()) for _ in range(args.runs + 1)][1:]
+first, *runs = [(ours(), diffusers()) for _ in range(args.runs + 1)]
+print(f"the first: all, s   ours {first[0]['all']:.2f}  diffusers {first[1]['all']:.2f}")
 report = dict(machine=platform.processor() or platform.machine(), folder=args.folder, dtype=args.dtype, runs=args.runs)
 for name, unit in [("load", "s"), ("paint", "s"), ("all", "s"), ("peak", "GiB")]:
     a, b = ([pair[i][name] for pair in runs] for i in (0, 1))

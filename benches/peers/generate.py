@@ -1,6 +1,6 @@
-"""Loads a model with diffusers and paints one picture in one step on the CPU; the counterpart of the example `generate`.
+"""Loads a model with diffusers and paints one picture in one step; the counterpart of the example `generate`.
 
-    python generate.py FOLDER [--dtype f32|f16|bf16] [--tiny] [--seed N] [--save FILE]
+    python generate.py FOLDER [--dtype f32|f16|bf16] [--device cpu|cuda] [--tiny] [--seed N] [--save FILE]
 
 The decoder is in PyTorch's layout of channels last and the denoiser is not, each in the one that is faster.
 """
@@ -14,6 +14,7 @@ imported = time.perf_counter()
 parser = argparse.ArgumentParser()
 parser.add_argument("folder")
 parser.add_argument("--dtype", default="f32", choices=["f32", "f16", "bf16"])
+parser.add_argument("--device", default="cpu")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--tiny", action="store_true", help="decodes with the component taesd")
 parser.add_argument("--save")
@@ -25,6 +26,7 @@ pipeline = StableDiffusionPipeline.from_pretrained(args.folder, torch_dtype=dtyp
 if args.tiny:
     pipeline.vae = AutoencoderTiny.from_pretrained(args.folder, subfolder="taesd", torch_dtype=dtype)
 pipeline.vae.to(memory_format=torch.channels_last)
+pipeline.to(args.device)
 pipeline.set_progress_bar_config(disable=True)
 loaded = time.perf_counter()
 print(f"imported in {imported - start:.2f} s, loaded in {loaded - imported:.2f} s, peak {peak():.2f} GiB", flush=True)
@@ -32,7 +34,7 @@ generator = torch.Generator().manual_seed(args.seed)
 latents = pipeline("a photo of a cat", num_inference_steps=1, guidance_scale=0.0, generator=generator, output_type="latent").images
 print(f"latents after {time.perf_counter() - loaded:.2f} s", flush=True)
 with torch.no_grad():
-    image = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    image = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample.cpu()
 print(f"painted in {time.perf_counter() - loaded:.2f} s, {time.perf_counter() - start:.2f} s in all, peak {peak():.2f} GiB", flush=True)
 if args.save:
     save_file({"latents": latents.float().contiguous(), "image": image.float().contiguous()}, args.save)
