@@ -7,6 +7,7 @@ use swiftbrush_checkpoint::Model;
 
 /// The first backend of this build.
 pub(crate) fn device() -> Device {
+    swiftbrush_kernels::keep_compiled_kernels();
     #[cfg(feature = "cuda")]
     return Device::cuda(0);
     #[cfg(all(feature = "wgpu", not(feature = "cuda")))]

@@ -37,6 +37,7 @@ pub(crate) fn device(name: &str) -> Result<Device> {
         None => (name, 0),
     };
     let _ = index;
+    swiftbrush_kernels::keep_compiled_kernels();
     Ok(match kind {
         #[cfg(feature = "flex")]
         "flex" => Device::flex(),

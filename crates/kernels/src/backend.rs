@@ -5,6 +5,7 @@ use burn::backend::autodiff::{
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
 };
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, backend_extension};
 
@@ -102,8 +103,7 @@ pub(crate) trait Kernels: Backend {
         window: Window,
         is_rectified: bool,
     ) -> FloatTensor<Self> {
-        let output = Self::convolution(input, weight, window);
-        convolution::finish::<Self>(output, bias, is_rectified)
+        convolution::with_bias::<Self>(input, weight, bias, window, is_rectified)
     }
 
     /// The same with a residual of the output's shape.
@@ -116,9 +116,13 @@ pub(crate) trait Kernels: Backend {
         window: Window,
         is_rectified: bool,
     ) -> FloatTensor<Self> {
-        let output = Self::convolution(input, weight, window);
+        let output = convolution::with_bias::<Self>(input, weight, bias, window, false);
         let output = Self::float_add(residual, output);
-        convolution::finish::<Self>(output, bias, is_rectified)
+        if is_rectified {
+            Self::relu(output)
+        } else {
+            output
+        }
     }
 
     /// [`convolution_with_bias`](Self::convolution_with_bias) of what is [`doubled`](Self::doubled).
@@ -162,7 +166,7 @@ pub(crate) trait Kernels: Backend {
     }
 
     /// See [`crate::group_norm()`].
-    #[fusion(default)]
+    #[fusion(dtype = input, shape = input)]
     fn fused_group_norm(
         input: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -189,7 +193,7 @@ pub(crate) trait Kernels: Backend {
     }
 
     /// See [`crate::layer_norm()`].
-    #[fusion(default)]
+    #[fusion(dtype = input, shape = input)]
     fn fused_layer_norm(
         input: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -262,9 +266,6 @@ pub(crate) trait Kernels: Backend {
         gelu::backward::<Self>(input, grad)
     }
 }
-
-#[cfg(feature = "cube")]
-impl Kernels for burn::backend::Cube {}
 
 impl<B: Backend + Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn blockwise_attention(
@@ -348,6 +349,30 @@ impl<B: Backend + Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
                 window,
             )),
         }
+    }
+
+    fn convolution_with_bias(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        window: Window,
+        is_rectified: bool,
+    ) -> FloatTensor<Self> {
+        let output = Self::convolution(input, weight, window);
+        convolution::finish::<Self>(output, bias, is_rectified)
+    }
+
+    fn convolution_added(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        window: Window,
+        is_rectified: bool,
+    ) -> FloatTensor<Self> {
+        let output = Self::convolution(input, weight, window);
+        let output = Self::float_add(residual, output);
+        convolution::finish::<Self>(output, bias, is_rectified)
     }
 
     fn convolution_input_grad(

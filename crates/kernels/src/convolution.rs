@@ -9,7 +9,7 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Shape, Tensor};
 
 use crate::backend::Kernels;
-use crate::linear::{random_param, value};
+use crate::linear::{alike, random_param, value};
 
 /// How the kernel moves over the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +129,29 @@ fn convolve(
         }
     };
     Tensor::from_dispatch(output)
+}
+
+/// Burn's convolution with a bias `[batch or 1, channels]`, which it adds itself where that is one for all images.
+pub(crate) fn with_bias<B: Backend>(
+    input: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: FloatTensor<B>,
+    window: Window,
+    is_rectified: bool,
+) -> FloatTensor<B> {
+    let weight = alike::<B>(weight, &input);
+    let [of, channels] = bias.shape().dims::<2>();
+    if of > 1 {
+        let output = B::conv2d(input, weight, None, window.options());
+        return finish::<B>(output, bias, is_rectified);
+    }
+    let bias = B::float_reshape(bias, Shape::new([channels]));
+    let output = B::conv2d(input, weight, Some(bias), window.options());
+    if is_rectified {
+        B::relu(output)
+    } else {
+        output
+    }
 }
 
 /// Adds a bias, and makes negative numbers 0 if asked to; composed of burn's operations.

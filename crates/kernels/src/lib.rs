@@ -21,12 +21,16 @@
 //! |---|---|
 //! | `flex`, `cuda`, `wgpu`, `metal` | burn's feature of the same name |
 //! | `fusion` | burn's `fusion`, which fuses what the operations are composed of |
+//! | `persistence` | burn's `persistence`: what autotuning found on a GPU is kept, see [`keep_compiled_kernels`] |
 
 mod attention;
 mod backend;
+mod cache;
 mod convolution;
 #[cfg(feature = "flex")]
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 mod gelu;
 mod group_norm;
 mod layer_norm;
@@ -36,6 +40,7 @@ mod memory;
 mod training;
 
 pub use attention::{Mask, attention, softmax};
+pub use cache::keep_compiled_kernels;
 pub use convolution::{Conv2d, Conv2dConfig, Epilogue, Window, conv2d, double};
 #[cfg(feature = "flex")]
 pub use cpu::{kernels_that_ran, vectors};
