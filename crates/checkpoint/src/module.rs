@@ -3,6 +3,7 @@ use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, TensorData};
+use swiftbrush_kernels::as_convolutions_read;
 
 use crate::convert::converted;
 use crate::error::{Error, Mismatch};
@@ -176,7 +177,7 @@ where
         let data = (self.convert)(&name, data);
         let (id, dtype) = (param.id, data.dtype());
         let tensor = Tensor::from_data(data, (&param.lazy_device(), dtype));
-        param.transform_for_load(tensor, id)
+        param.transform_for_load(as_convolutions_read(tensor), id)
     }
 }
 

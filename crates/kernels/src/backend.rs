@@ -137,10 +137,22 @@ pub(crate) trait Kernels: Backend {
         Self::convolution_with_bias(input, weight, bias, window, false)
     }
 
+    /// See [`crate::join_channels()`].
+    #[fusion(dtype = first, shape = convolution::joined_shape(first, second))]
+    fn channels_joined(first: FloatTensor<Self>, second: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_cat(vec![first, second], 1)
+    }
+
     /// See [`crate::double()`].
-    #[fusion(default)]
+    #[fusion(dtype = input, shape = convolution::doubled_shape(input))]
     fn doubled(input: FloatTensor<Self>) -> FloatTensor<Self> {
         convolution::doubled::<Self>(input)
+    }
+
+    /// See [`crate::as_convolutions_read()`].
+    #[fusion(dtype = weight, shape = weight)]
+    fn as_convolutions_read(weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        weight
     }
 
     /// Gradient of [`convolution`](Self::convolution) for its input.

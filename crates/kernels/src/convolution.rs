@@ -6,7 +6,7 @@ use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::tensor::activation::relu;
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Device, Shape, Tensor};
+use burn::tensor::{Device, Shape, Tensor, assert_shape};
 
 use crate::backend::Kernels;
 use crate::linear::{alike, random_param, value};
@@ -170,6 +170,16 @@ pub(crate) fn finish<B: Backend>(
     }
 }
 
+/// The same weight, in the order of memory in which the convolutions of its device read it: what is used often is brought
+/// into it once. Tensors of other than four axes are returned as they are.
+pub fn as_convolutions_read<const D: usize>(weight: Tensor<D>) -> Tensor<D> {
+    if D != 4 {
+        return weight;
+    }
+    let weight = weight.into_dispatch();
+    Tensor::from_dispatch(<Dispatch as Kernels>::as_convolutions_read(weight))
+}
+
 /// What follows a convolution, done while its output is at hand.
 #[derive(Clone, Debug, Default)]
 pub struct Epilogue {
@@ -179,6 +189,24 @@ pub struct Epilogue {
     pub residual: Option<Tensor<4>>,
     /// Whether negative numbers then become 0.
     pub is_rectified: bool,
+}
+
+/// The channels of some images and, after them, those of others.
+///
+/// # Shapes
+///
+/// - first: `[batch, channels, height, width]`
+/// - second: `[batch, more, height, width]`
+/// - returns: `[batch, channels + more, height, width]`
+///
+/// # Panics
+///
+/// If the shapes do not agree.
+pub fn join_channels(first: Tensor<4>, second: Tensor<4>) -> Tensor<4> {
+    let ([batch, _, height, width], [_, more, _, _]) = (first.dims(), second.dims());
+    assert_shape!(second, [batch, more, height, width]);
+    let (first, second) = (first.into_dispatch(), second.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as Kernels>::channels_joined(first, second))
 }
 
 /// Every pixel four times: nearest upsampling to twice the height and width.
@@ -193,12 +221,23 @@ pub fn double(input: Tensor<4>) -> Tensor<4> {
 
 /// Composed of burn's operations, for every backend without a kernel of its own.
 pub(crate) fn doubled<B: Backend>(input: FloatTensor<B>) -> FloatTensor<B> {
+    let shape = doubled_shape(&input.shape());
     let [batch, channels, height, width] = input.shape().dims::<4>();
     let apart = Shape::new([batch, channels, height, 1, width, 1]);
     let twice = Shape::new([batch, channels, height, 2, width, 2]);
     let input = B::float_expand(B::float_reshape(input, apart), twice);
-    let shape = Shape::new([batch, channels, 2 * height, 2 * width]);
     B::float_reshape(input, shape)
+}
+
+pub(crate) fn doubled_shape(input: &Shape) -> Shape {
+    let [batch, channels, height, width] = input.dims::<4>();
+    Shape::new([batch, channels, 2 * height, 2 * width])
+}
+
+#[cfg(feature = "fusion")]
+pub(crate) fn joined_shape(first: &Shape, second: &Shape) -> Shape {
+    let ([batch, channels, height, width], [_, more, _, _]) = (first.dims(), second.dims());
+    Shape::new([batch, channels + more, height, width])
 }
 
 /// Configuration of a [`Conv2d`] with a square kernel.

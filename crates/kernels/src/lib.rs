@@ -41,7 +41,9 @@ mod training;
 
 pub use attention::{Mask, attention, softmax};
 pub use cache::keep_compiled_kernels;
-pub use convolution::{Conv2d, Conv2dConfig, Epilogue, Window, conv2d, double};
+pub use convolution::{
+    Conv2d, Conv2dConfig, Epilogue, Window, as_convolutions_read, conv2d, double, join_channels,
+};
 #[cfg(feature = "flex")]
 pub use cpu::{kernels_that_ran, vectors};
 pub use gelu::{gated_gelu, gelu, silu};

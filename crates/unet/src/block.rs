@@ -2,7 +2,7 @@ use burn::module::Module;
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor};
-use swiftbrush_kernels::{Conv2d, Conv2dConfig};
+use swiftbrush_kernels::{Conv2d, Conv2dConfig, join_channels};
 
 use crate::UNetConfig;
 use crate::resnet::Resnet;
@@ -162,7 +162,7 @@ impl UpBlock {
             let skip = skips
                 .pop()
                 .expect("there is a skip for each layer on the way up");
-            hidden = resnet.forward(Tensor::cat(vec![hidden, skip], 1), time.clone());
+            hidden = resnet.forward(join_channels(hidden, skip), time.clone());
             if let Some(attentions) = &self.attentions {
                 hidden = attentions[layer].forward(hidden, context.clone());
             }

@@ -37,8 +37,8 @@ impl Transformer {
         let [batch, channels, height, width] = input.dims();
         let tokens = self.norm.forward(input.clone());
         let tokens = tokens
-            .reshape([batch, channels, height * width])
-            .swap_dims(1, 2);
+            .permute([0, 2, 3, 1])
+            .reshape([batch, height * width, channels]);
         let mut tokens = self.proj_in.forward(tokens);
         for block in &self.transformer_blocks {
             tokens = block.forward(tokens, context.clone());
@@ -46,8 +46,8 @@ impl Transformer {
         let tokens = self.proj_out.forward(tokens);
         input
             + tokens
-                .swap_dims(1, 2)
-                .reshape([batch, channels, height, width])
+                .reshape([batch, height, width, channels])
+                .permute([0, 3, 1, 2])
     }
 }
 

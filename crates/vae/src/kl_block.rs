@@ -192,8 +192,8 @@ impl PixelAttention {
         let [batch, channels, height, width] = input.dims();
         let tokens = self.group_norm.forward(input.clone());
         let tokens = tokens
-            .reshape([batch, channels, height * width])
-            .swap_dims(1, 2);
+            .permute([0, 2, 3, 1])
+            .reshape([batch, height * width, channels]);
         let one_head = |layer: &Linear| layer.forward(tokens.clone()).unsqueeze_dim::<4>(1);
         let (query, key, value) = (
             one_head(&self.to_q),
@@ -204,7 +204,7 @@ impl PixelAttention {
         let mixed = self.to_out.0.forward(mixed);
         input
             + mixed
-                .swap_dims(1, 2)
-                .reshape([batch, channels, height, width])
+                .reshape([batch, height, width, channels])
+                .permute([0, 3, 1, 2])
     }
 }
