@@ -549,4 +549,27 @@ mod tests {
         check([1, 200, 16, 16], [50, 200, 3, 3], 1, (1, 1));
         check([5, 32, 8, 8], [33, 32, 3, 3], 1, (1, 1));
     }
+
+    #[test]
+    fn channels_are_joined_and_pixels_doubled_wherever_they_lie() {
+        let device = device();
+        let plain = |seed| random([2, 3, 4, 5], seed, &device);
+        // The same numbers, pixel by pixel.
+        let by_pixels = |tensor: Tensor<4>| {
+            let data = tensor.permute([0, 2, 3, 1]).into_data();
+            Tensor::from_data(data, &device).permute([0, 3, 1, 2])
+        };
+        let (first, second) = (plain(0), plain(1));
+        let joined = Tensor::cat(vec![first.clone(), second.clone()], 1);
+        let doubled = double(first.clone());
+        for (first, second) in [
+            (first.clone(), second.clone()),
+            (by_pixels(first.clone()), second.clone()),
+            (by_pixels(first.clone()), by_pixels(second.clone())),
+        ] {
+            assert_close(join_channels(first.clone(), second), joined.clone(), 1e-7);
+            assert_close(double(first.clone()), doubled.clone(), 1e-7);
+            assert_close(as_convolutions_read(first.clone()), first, 1e-7);
+        }
+    }
 }

@@ -330,16 +330,35 @@ mod tests {
             check([2, 6, 3, 5], 3, activation);
             check([1, 4, 1, 1], 1, activation);
             check([3, 8, 4, 4], 8, activation);
+            // More than one cube takes the sums of a group on a GPU.
+            check([2, 6, 40, 41], 2, activation);
         }
     }
 
     #[test]
     fn takes_an_input_whose_memory_is_permuted() {
         let device = device().autodiff();
-        let (input, gamma, beta) = inputs([2, 6, 3, 6], &device);
-        let permuted = input.permute([0, 3, 1, 2]);
-        let contiguous = Tensor::from_data(permuted.to_data(), &device);
-        let run = |x| group_norm(x, gamma.clone(), beta.clone(), 2, EPSILON, Activation::Silu);
-        assert_close(run(permuted), run(contiguous), 1e-6);
+        for side in [3, 60] {
+            let (input, gamma, beta) = inputs([2, 6, side, 6], &device);
+            let permuted = input.permute([0, 3, 1, 2]);
+            let contiguous = Tensor::from_data(permuted.to_data(), &device);
+            let run = |x| group_norm(x, gamma.clone(), beta.clone(), 2, EPSILON, Activation::Silu);
+            assert_close(run(permuted), run(contiguous), 1e-6);
+        }
+    }
+
+    #[test]
+    fn a_large_mean_costs_no_precision() {
+        let device = device();
+        let parameter = |seed| random::<1>([4], seed, &device);
+        let run = |x| {
+            let (gamma, beta) = (parameter(1), parameter(2));
+            group_norm(x, gamma, beta, 2, EPSILON, Activation::Identity)
+        };
+        // Multiples of a power of two, which 4096 is added to exactly.
+        let input: Tensor<4> = random([1, 4, 30, 50], 0, &device);
+        let input = (input * 256.0).round() / 256.0;
+        // The mean itself is an f32.
+        assert_close(run(input.clone() + 4096.0), run(input), 1e-4);
     }
 }

@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn agrees_with_its_definition() {
         let device = device().autodiff();
-        for shape in [[2, 5, 48], [1, 1, 7], [3, 2, 33]] {
+        for shape in [[2, 5, 48], [1, 1, 7], [3, 2, 33], [1, 3, 700]] {
             let input = random(shape, 0, &device).require_grad();
             let gamma = random([shape[2]], 1, &device).require_grad();
             let beta = random([shape[2]], 2, &device).require_grad();
