@@ -13,7 +13,8 @@
 //! The operations are written once over burn's `Backend` operations, so they run wherever burn does;
 //! on the CPU, in f32, they are our own, with weights that may be stored in f16 or bf16: 3×3 convolutions by Winograd's
 //! F(4×4), attention in blocks, linear layers, normalisation, and what follows a layer in the layer's own call
-//! ([`Epilogue`]). A program that paints there calls [`keep_freed_memory`] first. This is the only crate of the
+//! ([`Epilogue`]). On GPUs normalisation is, in CubeCL, and images stay in the order of memory that convolutions there
+//! want. A program that paints on a CPU calls [`keep_freed_memory`] first, one on a GPU [`keep_compiled_kernels`]. This is the only crate of the
 //! workspace that knows burn's backends by name, because the macro behind backend extensions needs
 //! to; enable the features with the same names that you enable on burn.
 //!

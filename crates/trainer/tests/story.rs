@@ -152,6 +152,36 @@ fn in_bf16_weights_and_their_updates_stay_in_f32() {
     }
 }
 
+/// Adam's moments hold what the gradient was: after one step the first is a tenth of it.
+#[test]
+fn gradients_are_means_over_the_batches_of_a_step_and_no_longer_than_allowed() {
+    let networks = networks(&device());
+    let prompts = ["a red circle", "a green star", "blue", "white"].map(str::to_owned);
+    for allowed in [1e9, 1e-3] {
+        let recipe = Recipe {
+            max_grad_norm: allowed,
+            ..recipe()
+        };
+        let mut distiller = Distiller::new(recipe, networks.clone(), &device()).unwrap();
+        let report = distiller.step(&prompts).unwrap();
+        let snapshot = distiller.snapshot();
+        for (group, norm) in [
+            ("student_adamw", report.student_norm),
+            ("fake_adamw", report.fake_norm),
+        ] {
+            let moments = snapshot.group(group).into_iter();
+            let first = moments.filter(|(name, _)| name.ends_with(".exp_avg"));
+            let squares = first.map(|(_, data)| data.iter::<f64>().map(|x| x * x).sum::<f64>());
+            let found = squares.sum::<f64>().sqrt() / 0.1;
+            let expected = norm.min(allowed);
+            assert!(
+                (found / expected - 1.0).abs() < 1e-2,
+                "{group}: {found}, not {expected}"
+            );
+        }
+    }
+}
+
 #[test]
 fn between_its_turns_the_student_stands_still_while_the_fake_teacher_learns() {
     let folder = tempfile::tempdir().unwrap();

@@ -77,7 +77,7 @@ struct Product {
 /// A vector of some processor.
 trait Vector: Copy {
     const LANES: usize;
-    /// Vectors at most in a strip, 2 or 4: with sixteen registers more would leave none for the sums.
+    /// Vectors at most in a strip, 2 or 4 (5, if no more are left): with sixteen registers more would leave none for the sums.
     const WIDEST: usize;
     /// Says which lanes are loaded or stored.
     type Mask: Copy;
@@ -114,7 +114,7 @@ impl Product {
                     1 => self.strip::<V, R1, 1>(first),
                     2 => self.strip::<V, R2, 2>(first),
                     _ if V::WIDEST == 2 => self.strip::<V, R2, 2>(first),
-                    5 => self.strip::<V, R3, 3>(first),
+                    5 => self.strip::<V, 5, 5>(first),
                     _ if left % 3 == 0 => self.strip::<V, R3, 3>(first),
                     _ => self.strip::<V, R4, 4>(first),
                 }
