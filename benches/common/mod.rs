@@ -28,7 +28,7 @@ pub(crate) fn report() {
         eprintln!("With {}: {kernels}.", swiftbrush_kernels::vectors());
     }
     #[cfg(not(feature = "flex"))]
-    eprintln!("On a GPU, with burn's kernels.");
+    eprintln!("With burn's kernels for GPUs, and our own for normalisation.");
 }
 
 /// The model that ships with the examples.

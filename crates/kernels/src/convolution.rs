@@ -172,6 +172,11 @@ pub(crate) fn finish<B: Backend>(
 
 /// The same weight, in the order of memory in which the convolutions of its device read it: what is used often is brought
 /// into it once. Tensors of other than four axes are returned as they are.
+///
+/// # Shapes
+///
+/// - weight: `[channels_out, channels_in, height, width]`
+/// - returns: the same
 pub fn as_convolutions_read<const D: usize>(weight: Tensor<D>) -> Tensor<D> {
     if D != 4 {
         return weight;

@@ -112,7 +112,7 @@ impl Distiller {
         let dtype = DType::from(recipe.precision.dtype());
         if !device.supports_dtype(dtype) {
             return Err(bad(format!(
-                "precision = {dtype:?} is more than {device:?} can compute in; f32 is not"
+                "{device:?} does not compute in {dtype:?}: set precision to \"f32\""
             )));
         }
         if recipe.clip.is_some() && networks.clip.is_none() {

@@ -1,4 +1,4 @@
-//! Group and layer normalisation on a GPU: two launches and one, where burn's operations take five and four, and images
+//! Group and layer normalisation on a GPU: two launches and one, where burn's operations take up to five and four, and images
 //! stay in the order of memory that convolutions leave them in.
 //!
 //! All arithmetic is in f32. Sums are taken of differences to one of the numbers, so a large mean costs no precision.
