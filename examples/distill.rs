@@ -9,8 +9,6 @@
 //! ```
 #![allow(clippy::print_stderr, reason = "a program talks to its user")]
 
-mod shared;
-
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -28,7 +26,7 @@ use swiftbrush_trainer::{ClipNetworks, Distiller, Event, Networks, Prompts, Reci
 use swiftbrush_unet::{UNet, UNetConfig};
 use swiftbrush_vae::{AutoencoderKl, AutoencoderTiny};
 
-use shared::{Wanted, device, find, grid, pictures, write_png};
+use examples_common::{Wanted, device, find, grid, pictures, write_png};
 
 /// Distils a teacher into a one-step student.
 #[derive(Debug, Parser)]
@@ -58,7 +56,7 @@ struct Args {
     #[arg(long)]
     run: PathBuf,
     /// Where to compute.
-    #[arg(long, default_value = shared::DEVICES[0])]
+    #[arg(long, default_value = examples_common::DEVICES[0])]
     device: String,
 }
 

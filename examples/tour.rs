@@ -7,8 +7,6 @@
 //! ```
 #![allow(clippy::print_stderr, reason = "a program talks to its user")]
 
-mod shared;
-
 use std::path::Path;
 
 use anyhow::{Result, ensure};
@@ -24,7 +22,7 @@ use swiftbrush_vae::{AutoencoderKlConfig, AutoencoderTinyConfig};
 use swiftbrush_weight_interp::interpolate;
 
 fn main() -> Result<()> {
-    let device = shared::device(shared::DEVICES[0])?;
+    let device = examples_common::device(examples_common::DEVICES[0])?;
     device.seed(0);
     let prompt = "a red circle above a green star on a white background".to_owned();
 

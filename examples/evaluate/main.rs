@@ -26,8 +26,6 @@
 
 mod pictures;
 mod report;
-#[path = "../shared/mod.rs"]
-mod shared;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -47,8 +45,8 @@ use swiftbrush_evaluator::{
 use swiftbrush_metrics::Gaussian;
 
 use crate::pictures::Pictures;
-use crate::shared::model::{MethodArgs, ModelArgs};
-use crate::shared::{Wanted, find, read_prompts};
+use examples_common::model::{MethodArgs, ModelArgs};
+use examples_common::{Wanted, find, read_prompts};
 use crate::store::{Seer, hash_of};
 
 /// Measures a model, or a folder of pictures.
@@ -282,7 +280,7 @@ fn weights(args: &Args) -> Result<BTreeMap<String, PathBuf>> {
     if args.pictures.is_none() {
         let model = args.model.model.as_ref();
         let own = model
-            .map_or_else(shared::miniature, PathBuf::from)
+            .map_or_else(examples_common::miniature, PathBuf::from)
             .join("clip");
         if own.is_dir() {
             weights.insert("clip".to_owned(), own);

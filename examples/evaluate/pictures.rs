@@ -7,7 +7,7 @@ use image::RgbImage;
 use serde_json::{Value as Json, json};
 use swiftbrush_pipeline::{Method, Picture, Request, Rng, Seeds, TextToImage};
 
-use crate::shared::image;
+use examples_common::image;
 use crate::store::hash_of;
 use crate::{Args, Plan};
 

@@ -10,7 +10,7 @@ use swiftbrush_images::{Filter, centre_square, resize};
 use swiftbrush_metrics::nearest;
 
 use crate::pictures::Pictures;
-use crate::{Args, Plan, shared};
+use crate::{Args, Plan};
 
 /// Side of a picture on the sheet.
 const TILE: u32 = 96;
@@ -145,5 +145,5 @@ pub(crate) fn sheet(
     write_atomically(&args.output.join("sheet.txt"), |file| {
         file.write_all(text.as_bytes())
     })?;
-    shared::write_png(&sheet, &args.output.join("sheet.png"))
+    examples_common::write_png(&sheet, &args.output.join("sheet.png"))
 }

@@ -14,7 +14,7 @@ use swiftbrush_evaluator::{Seen, differences};
 use swiftbrush_metrics::Features;
 
 use crate::pictures::Pictures;
-use crate::{Plan, shared};
+use crate::Plan;
 
 /// Looks at pictures.
 pub(crate) struct Seer<'a> {
@@ -166,7 +166,7 @@ impl Seer<'_> {
         }
         if let Some(folder) = &self.keep {
             for (number, picture) in numbers.iter().zip(&prepared) {
-                shared::write_png(picture, &folder.join(format!("{number:06}.png")))?;
+                examples_common::write_png(picture, &folder.join(format!("{number:06}.png")))?;
             }
         }
         let prompts = pictures

@@ -71,7 +71,7 @@ fn value(evaluation: &Evaluation, name: &str) -> f64 {
 /// Of a folder beside another, with the miniature's CLIP.
 fn beside(pictures: &[RgbImage], prompts: &[String], reference: &TempDir) -> Evaluation {
     let folder = folder(pictures, prompts);
-    let own = text(&shared::miniature().join("clip"));
+    let own = text(&examples_common::miniature().join("clip"));
     let [pictures, reference] = [&folder, reference].map(|folder| text(folder.path()));
     let prompts = text(&folder.path().join("prompts.txt"));
     let args = [
@@ -271,7 +271,7 @@ fn an_interrupted_run_ends_with_the_same_numbers() -> Result<()> {
         "--reference",
         &seen,
         "--network",
-        &format!("clip={}", text(&shared::miniature().join("clip"))),
+        &format!("clip={}", text(&examples_common::miniature().join("clip"))),
     ])?;
     for (found, expected) in again.values.iter().zip(&expected.values) {
         assert!(
@@ -347,7 +347,7 @@ fn bad_inputs_are_named() -> Result<()> {
     let good = folder(&real, &captions);
     let path = text(good.path());
     let prompts = text(&good.path().join("prompts.txt"));
-    let clip = format!("clip={}", text(&shared::miniature().join("clip")));
+    let clip = format!("clip={}", text(&examples_common::miniature().join("clip")));
     let usual = ["--prompts", &prompts, "--network", &clip];
     let refuse = |args: &[&str], reasons: &[&str]| refused(&[&usual[..], args].concat(), reasons);
 

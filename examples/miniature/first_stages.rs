@@ -15,7 +15,7 @@ use swiftbrush_vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, Autoen
 
 use crate::data::{Batch, LENGTH, SIDE};
 use crate::scorer::Score;
-use crate::shared::pictures;
+use examples_common::pictures;
 use crate::teacher::Tally;
 use crate::training::{PARTS, Schedule, train};
 use crate::world::{Layout, Object, SHAPES, Scene};

@@ -17,8 +17,6 @@ mod data;
 mod first_stages;
 mod model;
 mod scorer;
-#[path = "../shared/mod.rs"]
-mod shared;
 mod students;
 mod teacher;
 mod training;
@@ -59,7 +57,7 @@ struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Where to compute.
-    #[arg(long, default_value = shared::DEVICES[0])]
+    #[arg(long, default_value = examples_common::DEVICES[0])]
     device: String,
     #[command(subcommand)]
     command: Command,
@@ -175,7 +173,7 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let workshop = Workshop {
         root: args.root,
-        device: shared::device(&args.device)?,
+        device: examples_common::device(&args.device)?,
         seed: args.seed,
     };
     match args.command {
@@ -349,7 +347,7 @@ fn draw_truth(seed: u64, output: &Path, count: usize, unseen: bool) -> Result<()
         let side = data::SIDE as u32;
         let picture = RgbImage::from_raw(side, side, scene.draw(data::SIDE, &mut rng));
         let picture = picture.context("three bytes a pixel")?;
-        shared::write_png(&picture, &output.join(format!("{index:05}.png")))?;
+        examples_common::write_png(&picture, &output.join(format!("{index:05}.png")))?;
         prompts.push_str(&scene.caption());
         prompts.push('\n');
     }

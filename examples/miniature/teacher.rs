@@ -16,7 +16,7 @@ use swiftbrush_vae::AutoencoderKl;
 use crate::data::Batch;
 use crate::model::{Workshop, scheduler, unet_config, write_component};
 use crate::scorer::{Score, score};
-use crate::shared::{grid, pictures, write_png};
+use examples_common::{grid, pictures, write_png};
 use crate::training::{PARTS, Schedule, train};
 use crate::world::Scene;
 

@@ -7,15 +7,13 @@
 //! Nothing is lost: a layout that has no name for some of the adapted layers is refused with their names.
 #![allow(clippy::print_stderr, reason = "a program talks to its user")]
 
-mod shared;
-
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
 use swiftbrush_lora::{AdapterFile, Layout};
 
-use shared::{Wanted, find, named};
+use examples_common::{Wanted, find, named};
 
 /// Reads adapters in any layout and writes them in another.
 #[derive(Debug, Parser)]

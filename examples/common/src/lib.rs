@@ -1,7 +1,5 @@
 //! What the programs share: devices by name, pictures as files.
-#![allow(dead_code, reason = "each program uses a part")]
-
-pub(crate) mod model;
+pub mod model;
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +12,7 @@ use swiftbrush_checkpoint::{Download, Hub};
 use swiftbrush_pipeline::{Picture, Record};
 
 /// Names that `--device` takes in this build.
-pub(crate) const DEVICES: &[&str] = &[
+pub const DEVICES: &[&str] = &[
     #[cfg(feature = "flex")]
     "flex",
     #[cfg(feature = "wgpu")]
@@ -26,7 +24,7 @@ pub(crate) const DEVICES: &[&str] = &[
 ];
 
 /// The device of a name; `cuda:1` is the second card.
-pub(crate) fn device(name: &str) -> Result<Device> {
+pub fn device(name: &str) -> Result<Device> {
     let (kind, index) = match name.split_once(':') {
         Some((kind, index)) => (
             kind,
@@ -55,18 +53,18 @@ pub(crate) fn device(name: &str) -> Result<Device> {
 }
 
 /// What a name on the command line stands for: that which a file of settings calls so.
-pub(crate) fn named<T: DeserializeOwned>(name: &str) -> Result<T, String> {
+pub fn named<T: DeserializeOwned>(name: &str) -> Result<T, String> {
     serde_json::from_value(name.into()).map_err(|error| error.to_string())
 }
 
 /// The miniature that lies beside the programs.
-pub(crate) fn miniature() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature/model")
+pub fn miniature() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../miniature/model")
 }
 
 /// Prompts of a file, one on each line, or the captions of COCO as GigaGAN's list has them: JSON whose `labels` are pairs of a
 /// picture and its caption.
-pub(crate) fn read_prompts(path: &Path) -> Result<Vec<String>> {
+pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
     #[derive(serde::Deserialize)]
     struct Captions {
         labels: Vec<(String, String)>,
@@ -97,7 +95,7 @@ pub(crate) fn read_prompts(path: &Path) -> Result<Vec<String>> {
 
 /// What of a repository on the Hugging Face hub is wanted.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Wanted<'a> {
+pub enum Wanted<'a> {
     /// A model with these components.
     Model(&'a [&'a str], Option<&'a str>),
     /// The one component that it is.
@@ -106,7 +104,7 @@ pub(crate) enum Wanted<'a> {
 
 /// A file or folder of this machine, or one out of the hub: `owner/name` (with `@revision`, if it is not `main`), and
 /// `owner/name/file` for a file. What is here goes first.
-pub(crate) fn find(name: &str, wanted: Wanted<'_>) -> Result<PathBuf> {
+pub fn find(name: &str, wanted: Wanted<'_>) -> Result<PathBuf> {
     let path = PathBuf::from(name);
     let parts: Vec<_> = name.split('/').collect();
     let is_id = parts
@@ -146,18 +144,18 @@ pub(crate) fn find(name: &str, wanted: Wanted<'_>) -> Result<PathBuf> {
 }
 
 /// Images of a batch in −1…1 as pictures.
-pub(crate) fn pictures(images: Tensor<4>) -> Vec<RgbImage> {
+pub fn pictures(images: Tensor<4>) -> Vec<RgbImage> {
     Picture::of_images(images).iter().map(image).collect()
 }
 
 /// A picture as the crate `image` has it.
-pub(crate) fn image(picture: &Picture) -> RgbImage {
+pub fn image(picture: &Picture) -> RgbImage {
     let (width, height) = (picture.width as u32, picture.height as u32);
     RgbImage::from_raw(width, height, picture.bytes.clone()).expect("three bytes a pixel")
 }
 
 /// A picture of a file.
-pub(crate) fn read_image(path: &Path) -> Result<Picture> {
+pub fn read_image(path: &Path) -> Result<Picture> {
     let image = image::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let image = image.into_rgb8();
     Ok(Picture {
@@ -168,7 +166,7 @@ pub(crate) fn read_image(path: &Path) -> Result<Picture> {
 }
 
 /// A picture `count` times over, `[count, 3, height, width]` in −1…1.
-pub(crate) fn tensor(picture: &Picture, count: usize, device: &Device) -> Tensor<4> {
+pub fn tensor(picture: &Picture, count: usize, device: &Device) -> Tensor<4> {
     let values: Vec<f32> = picture
         .bytes
         .iter()
@@ -181,7 +179,7 @@ pub(crate) fn tensor(picture: &Picture, count: usize, device: &Device) -> Tensor
 }
 
 /// Writes a picture that says how it was made, replacing an older one only when it is whole.
-pub(crate) fn write_picture(picture: &Picture, record: &Record, path: &Path) -> Result<()> {
+pub fn write_picture(picture: &Picture, record: &Record, path: &Path) -> Result<()> {
     let bytes = picture.to_png(record);
     Ok(swiftbrush_checkpoint::write_atomically(path, |file| {
         file.write_all(&bytes)
@@ -189,7 +187,7 @@ pub(crate) fn write_picture(picture: &Picture, record: &Record, path: &Path) -> 
 }
 
 /// Each pixel as a square of `factor` pixels.
-pub(crate) fn enlarged(picture: &Picture, factor: u32) -> Picture {
+pub fn enlarged(picture: &Picture, factor: u32) -> Picture {
     let factor = factor as usize;
     let (width, height) = (picture.width * factor, picture.height * factor);
     let pixel = |index: usize| {
@@ -205,7 +203,7 @@ pub(crate) fn enlarged(picture: &Picture, factor: u32) -> Picture {
 }
 
 /// Pictures side by side, `columns` in a row.
-pub(crate) fn grid(pictures: &[RgbImage], columns: usize) -> RgbImage {
+pub fn grid(pictures: &[RgbImage], columns: usize) -> RgbImage {
     let (width, height) = pictures.first().map_or((1, 1), RgbImage::dimensions);
     let columns = columns.min(pictures.len()).max(1);
     let rows = pictures.len().div_ceil(columns);
@@ -221,7 +219,7 @@ pub(crate) fn grid(pictures: &[RgbImage], columns: usize) -> RgbImage {
 }
 
 /// Writes a PNG that replaces an older one only when it is whole.
-pub(crate) fn write_png(picture: &RgbImage, path: &Path) -> Result<()> {
+pub fn write_png(picture: &RgbImage, path: &Path) -> Result<()> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     picture.write_to(&mut bytes, image::ImageFormat::Png)?;
     Ok(swiftbrush_checkpoint::write_atomically(path, |file| {

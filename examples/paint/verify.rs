@@ -13,8 +13,6 @@
     reason = "a program talks to its user"
 )]
 
-mod shared;
-
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -22,7 +20,7 @@ use clap::Parser;
 use swiftbrush_checkpoint::sha256;
 use swiftbrush_pipeline::{Picture, Record, Seeds, Start};
 
-use shared::{device, enlarged, read_image, tensor};
+use examples_common::{device, enlarged, read_image, tensor};
 
 /// Paints pictures again from what they say of themselves, and compares.
 #[derive(Debug, Parser)]
@@ -126,7 +124,7 @@ mod tests {
     use swiftbrush_pipeline::{Method, Rng, Source};
 
     use super::*;
-    use shared::{miniature, write_picture};
+    use examples_common::{miniature, write_picture};
 
     fn record() -> Result<Record> {
         let source = Source::new(miniature());

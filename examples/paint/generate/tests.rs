@@ -4,7 +4,7 @@ use anyhow::Context;
 use swiftbrush_pipeline::Rng;
 
 use super::*;
-use crate::shared::miniature;
+use examples_common::miniature;
 
 fn paint(more: &[&str]) -> Result<()> {
     let prompt = "a red circle on a blue background";

@@ -14,9 +14,6 @@
 //! Each picture says how it was made; the example `verify` paints it again.
 #![allow(clippy::print_stderr, reason = "a program talks to its user")]
 
-#[path = "../shared/mod.rs"]
-mod shared;
-
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -35,8 +32,8 @@ use swiftbrush_pipeline::{
     Start, StartRecord, TextToImage,
 };
 
-use shared::model::{MethodArgs, ModelArgs};
-use shared::{enlarged, read_image, write_picture};
+use examples_common::model::{MethodArgs, ModelArgs};
+use examples_common::{enlarged, read_image, write_picture};
 
 /// Paints pictures from prompts.
 #[derive(Debug, Parser)]
@@ -193,7 +190,7 @@ fn paint(args: &Args) -> Result<()> {
         let begun = Instant::now();
         let images = start
             .as_ref()
-            .map(|picture| shared::tensor(picture, jobs.len(), &device));
+            .map(|picture| examples_common::tensor(picture, jobs.len(), &device));
         let request = Request {
             prompts: jobs.iter().map(|(prompt, _)| prompt.clone()).collect(),
             start: images.map(|images| Start {
@@ -226,7 +223,7 @@ fn paint(args: &Args) -> Result<()> {
             let picture = enlarged(picture, args.enlarge);
             match args.noise {
                 // No seed leads to it.
-                Some(_) => shared::write_png(&shared::image(&picture), &path)?,
+                Some(_) => examples_common::write_png(&examples_common::image(&picture), &path)?,
                 None => write_picture(&picture, &record, &path)?,
             }
             eprintln!("wrote {}", path.display());
@@ -283,7 +280,7 @@ fn preview(output: &Path, decoder: &Decoder, progress: &Progress) -> Result<()> 
     let images = decoder.decode(progress.expected.clone());
     let name = format!("preview-{:03}.png", progress.call);
     for picture in Picture::of_images(images).iter().take(1) {
-        shared::write_png(&shared::image(picture), &output.with_extension(&name))?;
+        examples_common::write_png(&examples_common::image(picture), &output.with_extension(&name))?;
     }
     Ok(())
 }
@@ -325,7 +322,7 @@ impl Noise for Kept {
 fn prompts(args: &Args) -> Result<Vec<String>> {
     match (&args.prompt, &args.prompts) {
         (Some(prompt), _) => Ok(vec![prompt.clone()]),
-        (None, Some(path)) => shared::read_prompts(path),
+        (None, Some(path)) => examples_common::read_prompts(path),
         (None, None) => bail!("say what to paint, or give --prompts FILE"),
     }
 }

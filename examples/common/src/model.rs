@@ -9,56 +9,56 @@ use swiftbrush_pipeline::scheduler::SamplerKind;
 use swiftbrush_pipeline::vae::Tiling;
 use swiftbrush_pipeline::{DecoderKind, Family, Loader, Method, Rng, Source};
 
-use super::{Wanted, find, miniature, named};
+use crate::{Wanted, find, miniature, named};
 
 /// A model and where it computes.
 #[derive(Debug, Args)]
-pub(crate) struct ModelArgs {
+pub struct ModelArgs {
     /// A model: a folder in the layout of diffusers, one file (.safetensors, .ckpt), or a name on the Hugging Face hub
     /// (stabilityai/sd-turbo) [default: the miniature].
     #[arg(long)]
-    pub(crate) model: Option<String>,
+    pub model: Option<String>,
     /// For a model in one file: a folder with the configurations, tokenizer and scheduler of its like.
     #[arg(long)]
-    pub(crate) configs: Option<PathBuf>,
+    pub configs: Option<PathBuf>,
     /// For a model in one file that does not say it: sd1.5, sd2.1-base, sd2.1 or sd-turbo.
     #[arg(long, value_parser = named::<Family>)]
-    pub(crate) family: Option<Family>,
+    pub family: Option<Family>,
     /// Another denoiser: a component of the model such as "teacher", or a file, a folder, or a name on the hub.
     #[arg(long, default_value = "unet")]
-    pub(crate) unet: String,
+    pub unet: String,
     /// A component from elsewhere, such as vae=DIR or taesd=madebyollin/taesd; can be given again.
     #[arg(long, value_name = "NAME=PATH")]
-    pub(crate) component: Vec<String>,
+    pub component: Vec<String>,
     /// Prefers weights with this in their file names, such as fp16.
     #[arg(long)]
-    pub(crate) variant: Option<String>,
+    pub variant: Option<String>,
     /// Which decoder makes the picture: kl, or tiny, which is the component taesd.
     #[arg(long, default_value = "kl", value_parser = named::<DecoderKind>)]
-    pub(crate) vae: DecoderKind,
+    pub vae: DecoderKind,
     /// Decodes in tiles, for large pictures.
     #[arg(long)]
-    pub(crate) tiled: bool,
+    pub tiled: bool,
     /// A file of adapters (PEFT, diffusers, kohya), here or on the hub (owner/name/file), FILE or FILE=weight; can be
     /// given again.
     #[arg(long)]
-    pub(crate) lora: Vec<String>,
+    pub lora: Vec<String>,
     /// Where to compute.
-    #[arg(long, default_value = super::DEVICES[0])]
-    pub(crate) device: String,
+    #[arg(long, default_value = crate::DEVICES[0])]
+    pub device: String,
     /// Precision of the arithmetic: f32, f16 or bf16.
     #[arg(long, default_value = "f32", value_parser = dtype)]
-    pub(crate) dtype: DType,
+    pub dtype: DType,
     /// Precision in which the denoiser's weights are kept [default: on the CPU that of the file, elsewhere that of the
     /// arithmetic].
     #[arg(long, value_parser = dtype)]
-    pub(crate) storage: Option<DType>,
+    pub storage: Option<DType>,
 }
 
 impl ModelArgs {
     /// The device, which can compute in the types that are asked for.
-    pub(crate) fn device(&self) -> Result<Device> {
-        let device = super::device(&self.device)?;
+    pub fn device(&self) -> Result<Device> {
+        let device = crate::device(&self.device)?;
         for dtype in [self.dtype, self.storage.unwrap_or(self.dtype)] {
             ensure!(
                 device.supports_dtype(dtype),
@@ -70,7 +70,7 @@ impl ModelArgs {
     }
 
     /// What loads a source on a device of this build, in the way that is best there.
-    pub(crate) fn loader(source: &Source, device: &Device) -> Result<Loader> {
+    pub fn loader(source: &Source, device: &Device) -> Result<Loader> {
         let loader = source.loader(device)?;
         #[cfg(feature = "flex")]
         if *device == Device::flex() {
@@ -80,7 +80,7 @@ impl ModelArgs {
     }
 
     /// Finds everything, on the hub if it is not here.
-    pub(crate) fn source(&self) -> Result<Source> {
+    pub fn source(&self) -> Result<Source> {
         let is_elsewhere = |name: &str| {
             let mut names = self
                 .component
@@ -140,32 +140,32 @@ impl ModelArgs {
 
 /// How it paints.
 #[derive(Debug, Args)]
-pub(crate) struct MethodArgs {
+pub struct MethodArgs {
     /// Whose numbers a seed stands for: native ones; PyTorch's on the cpu (diffusers with a generator there, ComfyUI) or on
     /// cuda (AUTOMATIC1111's interface), with which pictures of other programs can be painted again.
     #[arg(long, default_value = "native", value_parser = named::<Rng>)]
-    pub(crate) rng: Rng,
+    pub rng: Rng,
     /// How latents are made of noise: one-step (SwiftBrush's rule), ddim, euler, euler-ancestral, dpm-solver, pndm or lcm
     /// [default: what fits the model].
     #[arg(long, value_parser = sampler)]
-    pub(crate) sampler: Option<SamplerName>,
+    pub sampler: Option<SamplerName>,
     /// Steps of the other samplers.
     #[arg(long)]
-    pub(crate) steps: Option<usize>,
+    pub steps: Option<usize>,
     /// Scale of classifier-free guidance; 1 is none.
     #[arg(long, default_value_t = 1.0)]
-    pub(crate) guidance: f64,
+    pub guidance: f64,
     /// What to paint the opposite of, with guidance.
     #[arg(long, default_value = "")]
-    pub(crate) negative_prompt: String,
+    pub negative_prompt: String,
     /// Width and height in pixels, such as 768x512 [default: what the model was trained on].
     #[arg(long, value_parser = size)]
-    pub(crate) size: Option<[usize; 2]>,
+    pub size: Option<[usize; 2]>,
 }
 
 impl MethodArgs {
     /// What is asked for, or fits the model.
-    pub(crate) fn method(&self, default: Method) -> Result<Method> {
+    pub fn method(&self, default: Method) -> Result<Method> {
         const STEPS: usize = 25;
         let kind = match self.sampler {
             Some(SamplerName::OneStep) => None,
@@ -186,7 +186,7 @@ impl MethodArgs {
 
 /// SwiftBrush's rule, or a sampler.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum SamplerName {
+pub enum SamplerName {
     OneStep,
     Kind(SamplerKind),
 }
