@@ -2,7 +2,7 @@
 
     cargo build --release --example generate
     python compare.py FOLDER [--runs 5] [--dtype f32] [--device cpu|cuda] [--binary target/release/examples/generate] [--tiny]
-                      [--cold] [--json FILE] [-- options of generate]
+                      [--cold] [--steps N] [--guidance G] [--image FILE --strength S] [--json FILE] [-- options of generate]
 
 With --cold the system is asked to forget the files before each run, which needs to be its administrator. Each run is a process of its own on the same files (in the cache of the operating system after the first, which is not
 counted, but printed); memory is the peak of the process as the operating system counts it. Prints the median of the runs and, in
@@ -19,9 +19,16 @@ parser.add_argument("--device", default="cpu")
 parser.add_argument("--binary", default=ROOT / "target/release/examples/generate")
 parser.add_argument("--cold", action="store_true")
 parser.add_argument("--tiny", action="store_true", help="decodes with the component taesd")
+parser.add_argument("--steps", type=int)
+parser.add_argument("--guidance", type=float)
+parser.add_argument("--image")
+parser.add_argument("--strength", type=float)
 parser.add_argument("--json")
 parser.add_argument("options", nargs="*")
 args = parser.parse_args()
+
+SHARED = [text for name in ("steps", "guidance", "image", "strength") if (value := getattr(args, name)) is not None
+          for text in (f"--{name}", str(value))]
 
 def run(command):
     if args.cold:
@@ -41,7 +48,7 @@ def ours():
     with tempfile.TemporaryDirectory() as folder:
         device = ["--device", args.device] if args.device != "cpu" else []
         result = run([args.binary, "--model", args.folder, "--rng", "cpu", "--dtype", args.dtype, "--no-hashes", *device,
-                      "--output", f"{folder}/picture.png", *(["--vae", "tiny"] if args.tiny else []), *args.options,
+                      "--output", f"{folder}/picture.png", *(["--vae", "tiny"] if args.tiny else []), *SHARED, *args.options,
                       "a photo of a cat"])
     result["load"] = float(re.search(r"loaded in ([\d.]+) s", result["text"])[1])
     result["paint"] = float(re.search(r"pictures, ([\d.]+) s", result["text"])[1])
@@ -49,7 +56,7 @@ def ours():
 
 def diffusers():
     result = run([sys.executable, pathlib.Path(__file__).with_name("generate.py"), args.folder, "--dtype", args.dtype,
-                  "--device", args.device, *(["--tiny"] if args.tiny else [])])
+                  "--device", args.device, *(["--tiny"] if args.tiny else []), *SHARED])
     result["load"] = float(re.search(r"loaded in ([\d.]+) s", result["text"])[1])
     result["paint"] = float(re.search(r"painted in ([\d.]+) s", result["text"])[1])
     return result
