@@ -14,6 +14,7 @@ mod error;
 mod hub;
 mod model;
 mod module;
+mod text;
 mod weights;
 mod write;
 
@@ -23,5 +24,6 @@ pub use error::{Error, Mismatch};
 pub use hub::{Download, Hub};
 pub use model::{Model, read_config, read_json};
 pub use module::{ModulePath, load, n_parameters, named_tensors, read, save, with_tensors};
+pub use text::{Line, Lines, TextError, read_lines, read_text};
 pub use weights::Weights;
 pub use write::{LazyTensor, sha256, write_atomically, write_json, write_tensors};

@@ -1,0 +1,297 @@
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::path::{Path, PathBuf};
+
+use image::codecs::bmp::BmpDecoder;
+use image::codecs::jpeg::JpegDecoder;
+use image::codecs::png::PngDecoder;
+use image::codecs::pnm::PnmDecoder;
+use image::codecs::tiff::TiffDecoder;
+use image::codecs::webp::WebPDecoder;
+use image::error::UnsupportedErrorKind;
+use image::metadata::Orientation;
+use image::{
+    DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageResult, Limits,
+    RgbImage,
+};
+
+use crate::{Orient, npy, orientation};
+
+/// Largest picture decoded, in pixels: Pillow's own limit, above which it suspects a decompression bomb.
+pub const MAX_PIXELS: u64 = 178_956_970;
+/// Largest file read, in bytes; uncompressed pictures of [`MAX_PIXELS`] fit.
+pub const MAX_FILE: u64 = 1 << 30;
+/// Most memory for colour profiles and texts in a PNG, which are compressed and would otherwise inflate without end.
+const MAX_METADATA: u64 = 64 << 20;
+
+/// A picture that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder cannot be read.
+    #[error("cannot read {path}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The file is damaged, or no picture in a supported format.
+    #[error("cannot decode {path}")]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: ImageError,
+    },
+    /// The picture would have to be converted in a way on which the field's tools disagree, or exceeds a limit.
+    #[error("{path} {found}; {remedy}")]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// Property of the picture that is not supported.
+        found: String,
+        /// Way around it.
+        remedy: String,
+    },
+    /// A folder has no pictures.
+    #[error("{path} has no pictures ({})", crate::EXTENSIONS.join(", "))]
+    Empty {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+/// A decoded file, and the changes that decoding made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Decoded {
+    /// The picture, RGB with eight bits a channel.
+    pub image: RgbImage,
+    /// Exif's number of the orientation that the file names, 1 to 8; 1 is upright or unnamed.
+    pub orientation: u8,
+    /// True if a pixel was not opaque. Colours are kept, transparency is dropped, as Pillow's `convert("RGB")` does.
+    pub had_transparency: bool,
+}
+
+/// Opens a picture upright; see [`decode`].
+///
+/// # Errors
+///
+/// If it cannot be read or decoded.
+pub fn open(path: &Path) -> Result<Decoded, Error> {
+    decode(&read_file(path)?, path, Orient::Upright)
+}
+
+/// The bytes of a regular file of at most [`MAX_FILE`]; a device such as `/dev/zero` is an error.
+///
+/// # Errors
+///
+/// If it cannot be read, is no regular file, or is larger.
+pub fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
+    let failed = |source| Error::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let unsupported = |found: String, remedy: &str| Error::Unsupported {
+        path: path.to_owned(),
+        found,
+        remedy: remedy.to_owned(),
+    };
+    // Opening a pipe would wait for its writer.
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    if !metadata.is_file() {
+        let found = "is not a regular file".to_owned();
+        return Err(unsupported(found, "expected a picture"));
+    }
+    if metadata.len() > MAX_FILE {
+        let found = format!("has {} bytes", metadata.len());
+        let remedy = format!("at most {MAX_FILE} are supported");
+        return Err(unsupported(found, &remedy));
+    }
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(MAX_FILE)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    Ok(bytes)
+}
+
+/// Decodes the bytes of a picture. The format is known by its content; `path` only names the file in errors.
+///
+/// PNG, JPEG, WebP, BMP, TIFF (its first page), PNM, and NumPy arrays of bytes are supported. Grey becomes RGB; transparency is
+/// dropped in every colour type, and reported.
+///
+/// # Errors
+///
+/// If the picture is damaged, animated, in CMYK, has more than eight bits a channel or more than [`MAX_PIXELS`], or is less
+/// than two pixels wide or high.
+pub fn decode(bytes: &[u8], path: &Path, orient: Orient) -> Result<Decoded, Error> {
+    let found = match bytes.starts_with(npy::SIGNATURE) {
+        true => decode_array(bytes),
+        false => decode_picture(bytes, orient),
+    };
+    found.map_err(|fault| fault.of(path))
+}
+
+/// A fault of a picture whose file is not named yet.
+#[derive(Debug)]
+enum Fault {
+    Image(ImageError),
+    Unsupported(String, String),
+}
+
+impl Fault {
+    fn unsupported(found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Unsupported(found.into(), remedy.into())
+    }
+
+    fn of(self, path: &Path) -> Error {
+        let path = path.to_owned();
+        match self {
+            Self::Image(source) => Error::Decode { path, source },
+            Self::Unsupported(found, remedy) => Error::Unsupported {
+                path,
+                found,
+                remedy,
+            },
+        }
+    }
+}
+
+impl From<ImageError> for Fault {
+    fn from(error: ImageError) -> Self {
+        Self::Image(error)
+    }
+}
+
+fn decode_array(bytes: &[u8]) -> Result<Decoded, Fault> {
+    let dimensions = npy::dimensions(bytes);
+    let dimensions =
+        dimensions.map_err(|reason| Fault::unsupported("is no picture as an array", reason))?;
+    check_dimensions(dimensions)?;
+    Ok(Decoded {
+        image: npy::decode(bytes, dimensions).map_err(ImageError::IoError)?,
+        orientation: Orientation::NoTransforms.to_exif(),
+        had_transparency: false,
+    })
+}
+
+fn decode_picture(bytes: &[u8], orient: Orient) -> Result<Decoded, Fault> {
+    let (decoder, turn) = open_decoder(bytes)?;
+    let dimensions = decoder.dimensions();
+    let kind = decoder.original_color_type();
+    if matches!(kind, ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16) {
+        return Err(cmyk());
+    }
+    check_dimensions(dimensions)?;
+    if kind.bits_per_pixel() > 8 * u16::from(kind.channel_count()) {
+        return Err(Fault::unsupported(
+            "has more than eight bits a channel",
+            "write it with eight: tools disagree on the conversion",
+        ));
+    }
+    let mut image = DynamicImage::from_decoder(decoder)?;
+    if orient == Orient::Upright {
+        image.apply_orientation(turn);
+    }
+    Ok(Decoded {
+        had_transparency: has_transparency(&image),
+        image: image.into_rgb8(),
+        orientation: turn.to_exif(),
+    })
+}
+
+/// The decoder of a file, within limits, and the orientation that the file names.
+fn open_decoder(bytes: &[u8]) -> Result<(Box<dyn ImageDecoder + '_>, Orientation), Fault> {
+    let reader = Cursor::new(bytes);
+    Ok(match image::guess_format(bytes)? {
+        ImageFormat::Png => {
+            let mut limits = Limits::no_limits();
+            limits.max_alloc = Some(MAX_METADATA);
+            let decoder = PngDecoder::with_limits(reader, limits)?;
+            still(!decoder.is_apng()?)?;
+            (Box::new(decoder), orientation::of_png(bytes))
+        }
+        ImageFormat::WebP => {
+            let decoder = WebPDecoder::new(reader)?;
+            still(!decoder.has_animation())?;
+            (Box::new(decoder), orientation::of_webp(bytes))
+        }
+        ImageFormat::Jpeg if jpeg_components(bytes) == Some(4) => return Err(cmyk()),
+        ImageFormat::Jpeg => limited(JpegDecoder::new(reader)?)?,
+        ImageFormat::Tiff => limited(TiffDecoder::new(reader)?)?,
+        ImageFormat::Bmp => limited(BmpDecoder::new(reader)?)?,
+        ImageFormat::Pnm => limited(PnmDecoder::new(reader)?)?,
+        other => {
+            let kind = UnsupportedErrorKind::Format(other.into());
+            let error = image::error::UnsupportedError::from_format_and_kind(other.into(), kind);
+            return Err(ImageError::Unsupported(error).into());
+        }
+    })
+}
+
+fn limited<'a, D: ImageDecoder + 'a>(
+    mut decoder: D,
+) -> ImageResult<(Box<dyn ImageDecoder + 'a>, Orientation)> {
+    let mut limits = Limits::no_limits();
+    // Four bytes a pixel, and as much again to decode with.
+    limits.max_alloc = Some(8 * MAX_PIXELS);
+    decoder.set_limits(limits)?;
+    let turn = orientation::of_decoder(&mut decoder);
+    Ok((Box::new(decoder), turn))
+}
+
+fn still(is_still: bool) -> Result<(), Fault> {
+    match is_still {
+        true => Ok(()),
+        false => Err(Fault::unsupported(
+            "is animated",
+            "write one frame as a picture",
+        )),
+    }
+}
+
+fn cmyk() -> Fault {
+    let remedy = "convert it to RGB with the colour profile that it was made for";
+    Fault::unsupported("is in CMYK", remedy)
+}
+
+fn check_dimensions((width, height): (u32, u32)) -> Result<(), Fault> {
+    if width < 2 || height < 2 {
+        return Err(Fault::unsupported(
+            format!("is {width}x{height}"),
+            "expected at least two pixels a side",
+        ));
+    }
+    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+        return Err(Fault::unsupported(
+            format!("is {width}x{height}"),
+            format!("at most {MAX_PIXELS} pixels are supported"),
+        ));
+    }
+    Ok(())
+}
+
+fn has_transparency(image: &DynamicImage) -> bool {
+    match image {
+        DynamicImage::ImageRgba8(image) => image.pixels().any(|pixel| pixel.0[3] < 255),
+        DynamicImage::ImageLumaA8(image) => image.pixels().any(|pixel| pixel.0[1] < 255),
+        _ => false,
+    }
+}
+
+/// Number of components of a JPEG, by the header of its frame: its decoder reports those of its own output.
+fn jpeg_components(bytes: &[u8]) -> Option<u8> {
+    const COMPONENTS: usize = 9;
+    let mut rest = bytes.get(2..)?;
+    loop {
+        let (marker, length) = (rest.get(1)?, rest.get(2..4)?);
+        // C0 to CF begin a frame, except for the tables and the conditioning among them.
+        if (0xc0..=0xcf).contains(marker) && ![0xc4, 0xc8, 0xcc].contains(marker) {
+            return rest.get(COMPONENTS).copied();
+        }
+        let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
+        rest = rest.get(2 + length..)?;
+    }
+}

@@ -1,0 +1,99 @@
+//! Pictures as files, tensors and contact sheets.
+
+use std::path::Path;
+
+use anyhow::Result;
+use burn::tensor::{Device, Tensor, TensorData};
+use image::RgbImage;
+use swiftbrush_pipeline::{Picture, Record};
+
+/// Images of a batch in −1…1 as pictures.
+pub fn pictures(images: Tensor<4>) -> Vec<RgbImage> {
+    Picture::of_images(images).iter().map(image).collect()
+}
+
+/// A picture in the type of the crate `image`.
+pub fn image(picture: &Picture) -> RgbImage {
+    let (width, height) = (picture.width as u32, picture.height as u32);
+    RgbImage::from_raw(width, height, picture.bytes.clone()).expect("three bytes a pixel")
+}
+
+/// Opens a picture upright and without transparency, and reports both on stderr.
+pub fn read_image(path: &Path) -> Result<RgbImage> {
+    let decoded = swiftbrush_images::open(path)?;
+    if decoded.orientation != 1 {
+        eprintln!(
+            "{}: turned upright, by its Exif orientation {}",
+            path.display(),
+            decoded.orientation
+        );
+    }
+    if decoded.had_transparency {
+        eprintln!(
+            "{}: transparency is dropped, colours are kept",
+            path.display()
+        );
+    }
+    Ok(decoded.image)
+}
+
+/// A picture `count` times, `[count, 3, height, width]` in −1…1.
+pub fn tensor(picture: &RgbImage, count: usize, device: &Device) -> Tensor<4> {
+    let values: Vec<f32> = picture
+        .iter()
+        .map(|&byte| f32::from(byte) / 127.5 - 1.0)
+        .collect();
+    let [width, height] = [picture.width(), picture.height()].map(|side| side as usize);
+    let image = TensorData::new(values, [1, height, width, 3]);
+    let image = Tensor::<4>::from_data(image, device).permute([0, 3, 1, 2]);
+    image.repeat_dim(0, count)
+}
+
+/// Writes a picture with its record; an older file is replaced once the new one is complete.
+pub fn write_picture(picture: &Picture, record: &Record, path: &Path) -> Result<()> {
+    let bytes = picture.to_png(record);
+    Ok(swiftbrush_checkpoint::write_atomically(path, |file| {
+        file.write_all(&bytes)
+    })?)
+}
+
+/// Enlarges each pixel to a square of `factor` pixels.
+pub fn enlarged(picture: &Picture, factor: u32) -> Picture {
+    let factor = factor as usize;
+    let (width, height) = (picture.width * factor, picture.height * factor);
+    let pixel = |index: usize| {
+        let (row, column) = (index / width / factor, index % width / factor);
+        let start = 3 * (row * picture.width + column);
+        &picture.bytes[start..start + 3]
+    };
+    Picture {
+        width,
+        height,
+        bytes: (0..width * height).flat_map(pixel).copied().collect(),
+    }
+}
+
+/// Contact sheet of pictures of equal size, `columns` in a row.
+pub fn grid(pictures: &[RgbImage], columns: usize) -> RgbImage {
+    let (width, height) = pictures.first().map_or((1, 1), RgbImage::dimensions);
+    let columns = columns.min(pictures.len()).max(1);
+    let rows = pictures.len().div_ceil(columns);
+    let mut grid = RgbImage::new(width * columns as u32, height * rows as u32);
+    for (index, picture) in pictures.iter().enumerate() {
+        let (x, y) = (
+            (index % columns) as u32 * width,
+            (index / columns) as u32 * height,
+        );
+        image::imageops::replace(&mut grid, picture, x.into(), y.into());
+    }
+    grid
+}
+
+/// Writes a PNG without a record; an older file is replaced once the new one is complete.
+pub fn write_png(picture: &RgbImage, path: &Path) -> Result<()> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, image::ImageFormat::Png)?;
+    Ok(swiftbrush_checkpoint::write_atomically(path, |file| {
+        file.write_all(bytes.get_ref())
+    })?)
+}
