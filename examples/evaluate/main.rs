@@ -1,10 +1,10 @@
-//! Measures a model, or a folder of pictures, and compares results.
+//! Evaluates a model or a folder of pictures, and compares results.
 //!
-//! Pictures are painted and looked at a batch at a time and not kept; what networks have seen in them is. An interrupted run
-//! goes on where it was when the same command is given again, to the same numbers.
+//! Pictures are generated and measured a batch at a time and not kept; their features are. An interrupted run continues when the
+//! same command is given again, and yields the same values.
 //!
 //! ```sh
-//! # The miniature, with its own CLIP, beside true pictures of its world:
+//! # The miniature, with its own CLIP, against true pictures of its world:
 //! cargo run --release --example miniature -- --root runs/truth truth --count 1024 runs/truth/pictures
 //! cargo run --release --example evaluate -- --prompts runs/truth/pictures/prompts.txt \
 //!     --reference runs/truth/pictures --output runs/student
@@ -12,16 +12,16 @@
 //! cargo run --release --features cuda --example evaluate -- --model sd-turbo --unet swiftbrush \
 //!     --protocol swiftbrush-v2 --prompts dataset.json --count 30000 --reference val2014 \
 //!     --network inception=pt_inception-2015-12-05-6726825d.pth --network clip=ViT-g-14 --output runs/coco
-//! # Two folders, as clean-fid does:
+//! # Two folders, as clean-fid compares them:
 //! cargo run --release --example evaluate -- --pictures mine --reference theirs --protocol clean-fid \
 //!     --network inception=pt_inception-2015-12-05-6726825d.pth --output runs/mine
-//! # Results side by side; those of one name are seeds of it:
+//! # A table of results; results of one name are seeds of one model:
 //! cargo run --release --example evaluate -- compare runs/*/result.json
 //! ```
 #![allow(
     clippy::print_stderr,
     clippy::print_stdout,
-    reason = "a program talks to its user"
+    reason = "programs print"
 )]
 
 mod pictures;
@@ -40,16 +40,16 @@ use clap::{Parser, Subcommand};
 use serde_json::{Value as Json, json};
 use swiftbrush_checkpoint::{sha256, write_json};
 use swiftbrush_evaluator::{
-    Evaluation, NETWORKS, Networks, Protocol, Reference, comparable, differences, open,
+    Evaluation, Measured, NETWORKS, Networks, Protocol, Reference, comparable, differences, open,
 };
-use swiftbrush_metrics::Gaussian;
+use swiftbrush_metrics::Statistics;
 
 use crate::pictures::Pictures;
+use crate::store::{Extracted, Extractor, Role, hash_of};
 use examples_common::model::{MethodArgs, ModelArgs};
 use examples_common::{Wanted, find, read_prompts};
-use crate::store::{Seer, hash_of};
 
-/// Measures a model, or a folder of pictures.
+/// Evaluates a model or a folder of pictures.
 #[derive(Debug, Parser)]
 #[command(args_conflicts_with_subcommands = true)]
 struct Args {
@@ -59,57 +59,57 @@ struct Args {
     model: ModelArgs,
     #[command(flatten)]
     method: MethodArgs,
-    /// A folder of pictures to measure instead of a model, in the order of their names.
+    /// Folder of pictures to evaluate instead of a model. Prompts are paired with them in natural order of their names (2.png
+    /// before 10.png)
     #[arg(long)]
     pictures: Option<PathBuf>,
-    /// What to paint, or what the pictures show: a file with a prompt on each line, or a list of COCO's captions (JSON).
+    /// File of prompts, one a line (blank lines are skipped), or COCO's captions as JSON
     #[arg(long)]
     prompts: Option<PathBuf>,
-    /// Takes the first prompts only.
+    /// Number of prompts to use, from the first [default: all]
     #[arg(long)]
     count: Option<usize>,
-    /// Pictures of each prompt, which follow one another.
+    /// Consecutive pictures of each prompt
     #[arg(long, default_value_t = 1)]
     per_prompt: usize,
-    /// The first picture's seed; the next has the next.
+    /// Seed of the first picture; each picture takes the next
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// What to compare with: a folder of pictures, a reference.safetensors of an earlier run, or an .npz with `mu` and
-    /// `sigma`, which is enough for a Fréchet distance.
+    /// Reference: a folder of pictures, the reference.safetensors of an earlier run, or an .npz file with `mu` and `sigma`, which
+    /// suffices for a Fréchet distance
     #[arg(long)]
     reference: Option<PathBuf>,
-    /// How to measure: a name, or a file with a protocol of one's own (JSON).
     #[arg(long, default_value = "clip", help = protocols())]
     protocol: String,
-    /// Weights of a network, inception=FILE, efficientnet-lite0=FILE, clip=FOLDER (or a name on the hub); can be given
-    /// again [default of clip: the model's own].
+    /// Weights of a network: inception=FILE, efficientnet-lite0=FILE, clip=FOLDER (or a name on the hub); repeatable [default
+    /// of clip: the model's own]
     #[arg(long, value_name = "NAME=PATH")]
     network: Vec<String>,
-    /// Resamples for the standard errors of distances; 0 for none.
+    /// Resamples for standard errors of distances and overlaps; 0 for no errors
     #[arg(long, default_value_t = 20)]
     resamples: usize,
-    /// Pictures painted and looked at in one go.
+    /// Pictures generated and measured at once
     #[arg(long, default_value_t = 16)]
     batch: usize,
-    /// What the result is called [default: the model's or the folder's name].
+    /// Name of the result [default: that of the model or folder]
     #[arg(long)]
     name: Option<String>,
-    /// Folder for the result and what it was computed from.
+    /// Folder for the result and the features
     #[arg(long, short, default_value = "evaluation")]
     output: PathBuf,
-    /// Also writes the pictures, as they were measured.
+    /// Writes the pictures, too, as they were measured
     #[arg(long)]
     keep: bool,
-    /// How many of the best and of the worst pictures are on the contact sheet.
+    /// Number of best and of worst pictures on the contact sheet
     #[arg(long, default_value_t = 24)]
     sheet: usize,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Puts results side by side, if they were measured in the same way; those of one name are put together.
+    /// Prints a table of results that were measured under the same conditions; results of one name are averaged
     Compare {
-        /// Files that runs have written.
+        /// Result files
         #[arg(required = true)]
         results: Vec<PathBuf>,
     },
@@ -117,7 +117,7 @@ enum Command {
 
 fn protocols() -> String {
     format!(
-        "How to measure: {}, or a file with a protocol of one's own (JSON)",
+        "Protocol: {}, or a JSON file with your own",
         Protocol::NAMES.join(", ")
     )
 }
@@ -131,7 +131,7 @@ fn main() -> Result<()> {
         .with_writer(std::io::stderr)
         .with_max_level(tracing::Level::WARN)
         .init();
-    // Set once; in tests it never is.
+    // Tests call `evaluate` and set no handler.
     ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))?;
     let args = Args::parse();
     let Some(Command::Compare { results }) = &args.command else {
@@ -157,7 +157,7 @@ fn compare(results: &[PathBuf]) -> Result<String> {
     Ok(report::table(&results))
 }
 
-/// What is measured, and how.
+/// Everything that features and values depend on besides the pictures.
 struct Plan {
     protocol: Protocol,
     networks: Networks,
@@ -170,34 +170,61 @@ struct Plan {
 fn evaluate(args: &Args, stop: &AtomicBool) -> Result<Evaluation> {
     ensure!(
         args.batch > 0 && args.per_prompt > 0,
-        "--batch and --per-prompt are 1 at least"
+        "expected --batch and --per-prompt of at least 1"
     );
     let plan = plan(args)?;
     let pictures = Pictures::new(args, &plan)?;
     std::fs::create_dir_all(&args.output)
-        .with_context(|| format!("cannot make {}", args.output.display()))?;
+        .with_context(|| format!("cannot create {}", args.output.display()))?;
     keep_settings(args, &plan, &pictures)?;
 
     let reference = reference(args, &plan, stop)?;
-    let seer = Seer {
+    let extractor = Extractor {
         plan: &plan,
+        role: Role::Generated,
         batch: args.batch,
         keep: args.keep.then(|| args.output.join("pictures")),
         stop,
     };
-    let generated = seer.see(&pictures, &args.output.join("generated"))?;
+    let generated = extractor.extract(&pictures, &args.output.join("generated"))?;
     let measured = plan.networks.measure(
         &plan.protocol,
-        &generated.seen,
-        &reference.known,
+        &generated.features,
+        &reference.reference,
         args.per_prompt,
         args.resamples,
         &plan.device,
     )?;
+    report::sheet(
+        args,
+        &plan,
+        &pictures,
+        &generated.features,
+        &reference.reference,
+        &measured,
+    )?;
+    let evaluation = result(args, &plan, &pictures, &generated, reference, measured);
+    write_json(&args.output.join("result.json"), &evaluation)?;
+    Ok(evaluation)
+}
+
+fn result(
+    args: &Args,
+    plan: &Plan,
+    pictures: &Pictures,
+    generated: &Extracted,
+    reference: Compared,
+    measured: Measured,
+) -> Evaluation {
     let mut hashes = plan.hashes.clone();
-    hashes.insert("pictures".to_owned(), generated.hash);
+    hashes.insert("pictures".to_owned(), generated.hash());
     hashes.extend(reference.hash.map(|hash| ("reference".to_owned(), hash)));
-    let evaluation = Evaluation {
+    let orientation = plan.protocol.orientation;
+    let mut notes = pictures.notes(&plan.protocol);
+    notes.extend(generated.changes.notes(generated.count(), orientation));
+    notes.extend(reference.notes.into_iter().map(|note| format!("reference: {note}")));
+    notes.extend(measured.notes);
+    Evaluation {
         subject: args.name.clone().unwrap_or_else(|| pictures.name()),
         protocol: plan.protocol.clone(),
         software: concat!("swiftbrush ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -206,19 +233,9 @@ fn evaluate(args: &Args, stop: &AtomicBool) -> Result<Evaluation> {
         per_prompt: args.per_prompt,
         reference_pictures: reference.count,
         painted: pictures.record(),
-        values: measured.values.clone(),
-        notes: measured.notes.clone(),
-    };
-    report::sheet(
-        args,
-        &plan,
-        &pictures,
-        &generated.seen,
-        &reference.known,
-        &measured,
-    )?;
-    write_json(&args.output.join("result.json"), &evaluation)?;
-    Ok(evaluation)
+        values: measured.values,
+        notes,
+    }
 }
 
 fn plan(args: &Args) -> Result<Plan> {
@@ -232,7 +249,7 @@ fn plan(args: &Args) -> Result<Plan> {
     if let (Some(prompts), Some(count)) = (&mut prompts, args.count) {
         ensure!(
             count > 0 && count <= prompts.len(),
-            "--count {count} of {} prompts",
+            "--count {count}: expected 1 to {}, the number of prompts",
             prompts.len()
         );
         prompts.truncate(count);
@@ -242,21 +259,21 @@ fn plan(args: &Args) -> Result<Plan> {
     }
     ensure!(
         prompts.is_some() || !protocol.needs_prompts(),
-        "the protocol {} looks at prompts too: give --prompts",
+        "the protocol {} needs prompts: give --prompts FILE",
         protocol.name
     );
     ensure!(
         args.reference.is_some() || !protocol.needs_reference(),
-        "the protocol {} compares with other pictures: give --reference",
+        "the protocol {} needs a reference: give --reference PATH",
         protocol.name
     );
     let mut networks = Networks::default();
     let weights = weights(args)?;
     for name in protocol.networks() {
-        let base = name.split('/').next().unwrap_or(name);
+        let base = base(name);
         let path = weights.get(base).with_context(|| {
             format!(
-                "the protocol {} measures with {name}: give --network {base}=PATH",
+                "the protocol {} needs the network {name}: give --network {base}=PATH",
                 protocol.name
             )
         })?;
@@ -274,7 +291,12 @@ fn plan(args: &Args) -> Result<Plan> {
     })
 }
 
-/// Where the weights of networks are, by name.
+/// Name of a network's weights: `inception` of `inception/clean-fid`.
+fn base(network: &str) -> &str {
+    network.split('/').next().unwrap_or(network)
+}
+
+/// Paths of weights by network.
 fn weights(args: &Args) -> Result<BTreeMap<String, PathBuf>> {
     let mut weights = BTreeMap::new();
     if args.pictures.is_none() {
@@ -292,17 +314,17 @@ fn weights(args: &Args) -> Result<BTreeMap<String, PathBuf>> {
             .with_context(|| format!("--network {network}: expected NAME=PATH"))?;
         let is_known = NETWORKS
             .iter()
-            .any(|known| known.split('/').next() == Some(name));
+            .any(|known| base(known) == name);
         ensure!(
             is_known,
-            "--network {name}: there are inception, clip and efficientnet-lite0"
+            "--network {name}: expected inception, clip or efficientnet-lite0"
         );
         weights.insert(name.to_owned(), find(path, Wanted::Component)?);
     }
     Ok(weights)
 }
 
-/// The hash of a file of weights, or of those in a folder.
+/// Hash of a file of weights, or of those in a folder.
 fn hash_of_weights(path: &Path) -> Result<String> {
     if !path.is_dir() {
         return Ok(sha256(path)?);
@@ -323,56 +345,95 @@ fn hash_of_weights(path: &Path) -> Result<String> {
     Ok(hash_of(hashes.concat().as_bytes()))
 }
 
-/// What there is to compare with.
+/// The reference and its description.
 #[derive(Default)]
-struct Known {
-    known: Reference,
+struct Compared {
+    reference: Reference,
     hash: Option<String>,
     count: Option<usize>,
+    notes: Vec<String>,
 }
 
-fn reference(args: &Args, plan: &Plan, stop: &AtomicBool) -> Result<Known> {
+fn reference(args: &Args, plan: &Plan, stop: &AtomicBool) -> Result<Compared> {
     let Some(path) = &args.reference else {
-        return Ok(Known::default());
+        return Ok(Compared::default());
     };
-    if path.extension().is_some_and(|extension| extension == "npz") {
-        let gaussian = Gaussian::open(path)?;
-        let networks = plan.protocol.networks().into_iter();
-        return Ok(Known {
-            known: Reference {
-                statistics: networks
-                    .map(|name| (name.to_owned(), gaussian.clone()))
-                    .collect(),
-                ..Reference::default()
-            },
-            hash: Some(sha256(path)?),
-            count: None,
+    if !plan.protocol.needs_reference() {
+        let note = format!("not used by the protocol {}", plan.protocol.name);
+        return Ok(Compared {
+            notes: vec![note],
+            ..Compared::default()
         });
     }
-    let seer = Seer {
+    if path.extension().is_some_and(|extension| extension == "npz") {
+        return statistics(path, plan);
+    }
+    let extractor = Extractor {
         plan,
+        role: Role::Reference,
         batch: args.batch,
         keep: None,
         stop,
     };
+    let mut notes = Vec::new();
     let found = match path.is_dir() {
-        true => seer.see(
-            &Pictures::folder(path, None)?,
-            &args.output.join("reference"),
-        )?,
-        false => seer.open(path)?,
+        true => {
+            let pictures = Pictures::folder(path, None, &plan.protocol)?;
+            notes = pictures.notes(&plan.protocol);
+            extractor.extract(&pictures, &args.output.join("reference"))?
+        }
+        false => extractor.open(path)?,
     };
-    Ok(Known {
-        count: Some(found.count),
-        hash: Some(found.hash),
-        known: Reference {
-            seen: found.seen,
+    notes.extend(found.changes.notes(found.count(), plan.protocol.orientation));
+    Ok(Compared {
+        count: Some(found.count()),
+        hash: Some(found.hash()),
+        reference: Reference {
+            features: found.features,
             ..Reference::default()
         },
+        notes,
     })
 }
 
-/// Writes what the run depends on beside what it finds; a run that goes on must depend on the same.
+/// Means and covariances of another program, or of ours, which names the network.
+fn statistics(path: &Path, plan: &Plan) -> Result<Compared> {
+    let Statistics { gaussian, network } = Statistics::open(path)?;
+    let networks = plan.protocol.reference_networks();
+    let (names, notes) = match network {
+        Some(name) => {
+            ensure!(
+                networks.contains(name.as_str()),
+                "{} has statistics of {name}; the protocol {} needs {}",
+                path.display(),
+                plan.protocol.name,
+                networks.into_iter().collect::<Vec<_>>().join(", ")
+            );
+            (vec![name], Vec::new())
+        }
+        None => {
+            let names: Vec<_> = networks.into_iter().map(str::to_owned).collect();
+            let note = format!(
+                "{} does not name the network of its statistics; taken for {}",
+                path.display(),
+                names.join(", ")
+            );
+            (names, vec![note])
+        }
+    };
+    let statistics = names.into_iter().map(|name| (name, gaussian.clone()));
+    Ok(Compared {
+        reference: Reference {
+            statistics: statistics.collect(),
+            ..Reference::default()
+        },
+        hash: Some(sha256(path)?),
+        count: None,
+        notes,
+    })
+}
+
+/// Writes the settings beside the features; a run that continues must have the same.
 fn keep_settings(args: &Args, plan: &Plan, pictures: &Pictures) -> Result<()> {
     let path = args.output.join("settings.json");
     let settings = json!({
@@ -383,16 +444,15 @@ fn keep_settings(args: &Args, plan: &Plan, pictures: &Pictures) -> Result<()> {
         "per prompt": args.per_prompt,
         "batch": args.batch,
         "device": args.model.device,
-        "reference": args.reference,
     });
     if path.is_file() {
         let text = std::fs::read_to_string(&path)?;
         let before: Json = serde_json::from_str(&text)
-            .with_context(|| format!("{} is damaged: take another --output", path.display()))?;
+            .with_context(|| format!("{} is damaged: remove it, or take another --output", path.display()))?;
         let found = differences(&before, &settings);
         if !found.is_empty() {
             bail!(
-                "{} is another run's; take another --output, or remove it:\n{}",
+                "{} has another run: remove it, or take another --output:\n{}",
                 args.output.display(),
                 found.join("\n")
             );

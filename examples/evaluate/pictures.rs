@@ -1,29 +1,36 @@
-//! Where the pictures come from: a folder, or a model that paints them.
+//! The pictures to measure: files of a folder, or a model's.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
+use swiftbrush_evaluator::Protocol;
+use swiftbrush_images::{Folder, Orient, decode, read_file};
 use swiftbrush_pipeline::{Method, Picture, Request, Rng, Seeds, TextToImage};
 
-use examples_common::image;
 use crate::store::hash_of;
 use crate::{Args, Plan};
+use examples_common::{image, shortened};
 
-/// Pictures by number, each the same whenever it is asked for.
+/// Pictures by index, the same each time.
 pub(crate) enum Pictures {
-    Folder {
-        folder: PathBuf,
-        files: Vec<PathBuf>,
-        /// One for each picture, if there are any.
-        prompts: Option<Vec<String>>,
-    },
-    Painted(Box<Painter>),
+    Folder(Files),
+    Generated(Box<Generator>),
 }
 
-/// A model and what it is to paint.
-pub(crate) struct Painter {
+/// The pictures of a folder.
+pub(crate) struct Files {
+    folder: PathBuf,
+    listed: Folder,
+    /// One for each picture, if there are any.
+    prompts: Option<Vec<String>>,
+    orientation: Orient,
+}
+
+/// A model and its prompts.
+pub(crate) struct Generator {
     pipeline: TextToImage,
     request: Request,
     /// One for each picture.
@@ -34,6 +41,55 @@ pub(crate) struct Painter {
     record: Json,
 }
 
+/// A picture to measure.
+pub(crate) struct Subject {
+    pub(crate) image: RgbImage,
+    /// Hash of its file, or of the bytes of its pixels.
+    pub(crate) hash: String,
+    pub(crate) changes: Changes,
+}
+
+/// Counts of pictures that differ from what their files store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Changes {
+    /// Pictures with an Exif orientation other than upright.
+    pub(crate) oriented: usize,
+    /// Pictures whose transparency was dropped.
+    pub(crate) transparent: usize,
+}
+
+impl std::ops::AddAssign for Changes {
+    fn add_assign(&mut self, other: Self) {
+        self.oriented += other.oriented;
+        self.transparent += other.transparent;
+    }
+}
+
+impl Changes {
+    /// A note for each kind of change to `count` pictures.
+    pub(crate) fn notes(self, count: usize, orientation: Orient) -> Vec<String> {
+        let treatment = match orientation {
+            Orient::Upright => "were turned upright; pytorch-fid and clean-fid measure them as stored",
+            Orient::AsStored => "were measured as stored, as the protocol's own program does",
+        };
+        let notes = [
+            (
+                self.oriented,
+                format!("have an Exif orientation and {treatment}"),
+            ),
+            (
+                self.transparent,
+                "are transparent; transparency was dropped and colours kept, as pytorch-fid and clean-fid do"
+                    .to_owned(),
+            ),
+        ];
+        let notes = notes.into_iter().filter(|(changed, _)| *changed > 0);
+        notes
+            .map(|(changed, note)| format!("{changed} of {count} pictures {note}"))
+            .collect()
+    }
+}
+
 impl Pictures {
     pub(crate) fn new(args: &Args, plan: &Plan) -> Result<Self> {
         let repeat = |prompts: &Vec<String>| -> Vec<String> {
@@ -42,96 +98,169 @@ impl Pictures {
         };
         let prompts = plan.prompts.as_ref().map(repeat);
         match &args.pictures {
-            Some(folder) => Self::folder(folder, prompts),
+            Some(folder) => Self::folder(folder, prompts, &plan.protocol),
             None => {
-                let prompts =
-                    prompts.context("a model needs something to paint: give --prompts")?;
-                Ok(Self::Painted(Box::new(Painter::new(args, plan, prompts)?)))
+                let prompts = prompts.context("a model needs prompts: give --prompts FILE")?;
+                let generator = Generator::new(args, plan, prompts)?;
+                Ok(Self::Generated(Box::new(generator)))
             }
         }
     }
 
-    /// All pictures of a folder.
-    pub(crate) fn folder(folder: &Path, prompts: Option<Vec<String>>) -> Result<Self> {
-        let files = swiftbrush_images::list(folder)?;
+    /// All pictures of a folder, in natural order of their names: 2.png before 10.png.
+    pub(crate) fn folder(
+        folder: &Path,
+        prompts: Option<Vec<String>>,
+        protocol: &Protocol,
+    ) -> Result<Self> {
+        let listed = Folder::list(folder)?;
         if let Some(prompts) = &prompts {
-            ensure!(
-                prompts.len() == files.len(),
-                "{} has {} pictures, for {} prompts",
-                folder.display(),
-                files.len(),
-                prompts.len()
-            );
+            pair(folder, &listed, prompts)?;
         }
-        Ok(Self::Folder {
+        Ok(Self::Folder(Files {
             folder: folder.to_owned(),
-            files,
+            listed,
             prompts,
-        })
+            orientation: protocol.orientation,
+        }))
     }
 
     pub(crate) fn len(&self) -> usize {
         match self {
-            Self::Folder { files, .. } => files.len(),
-            Self::Painted(painter) => painter.prompts.len(),
+            Self::Folder(files) => files.listed.pictures.len(),
+            Self::Generated(generator) => generator.prompts.len(),
         }
     }
 
     pub(crate) fn prompts(&self) -> Option<&[String]> {
         match self {
-            Self::Folder { prompts, .. } => prompts.as_deref(),
-            Self::Painted(painter) => Some(&painter.prompts),
+            Self::Folder(files) => files.prompts.as_deref(),
+            Self::Generated(generator) => Some(&generator.prompts),
         }
     }
 
-    /// What they are called if nobody says it.
+    /// Default name of the result.
     pub(crate) fn name(&self) -> String {
         match self {
-            Self::Folder { folder, .. } => {
+            Self::Folder(Files { folder, .. }) => {
                 let name = folder.file_name().unwrap_or(folder.as_os_str());
                 name.to_string_lossy().into_owned()
             }
-            Self::Painted(painter) => painter.name.clone(),
+            Self::Generated(generator) => generator.name.clone(),
         }
     }
 
-    /// All that the pictures depend on, but prompts; of a folder the names and sizes of its files.
+    /// Everything that generated pictures depend on, except prompts; nothing for a folder, whose files are hashed.
     pub(crate) fn record(&self) -> Json {
         match self {
-            Self::Folder { files, .. } => {
-                let size = |file: &PathBuf| std::fs::metadata(file).map_or(0, |file| file.len());
-                let name = |file: &PathBuf| {
-                    file.file_name()
-                        .map(|name| name.to_string_lossy().into_owned())
-                };
-                let files = files
-                    .iter()
-                    .map(|file| format!("{} {}\n", name(file).unwrap_or_default(), size(file)));
-                json!({ "files": hash_of(files.collect::<String>().as_bytes()) })
-            }
-            Self::Painted(painter) => painter.record.clone(),
+            Self::Folder(_) => Json::Null,
+            Self::Generated(generator) => generator.record.clone(),
         }
     }
 
-    /// Pictures with these numbers, and the hash of each: of its file, or of the bytes of its pixels.
-    pub(crate) fn get(&self, numbers: &[usize]) -> Result<Vec<(RgbImage, String)>> {
+    /// Notes on files that are not measured, or that other programs would not measure.
+    pub(crate) fn notes(&self, protocol: &Protocol) -> Vec<String> {
+        let Self::Folder(Files { folder, listed, .. }) = self else {
+            return Vec::new();
+        };
+        let mut notes = Vec::new();
+        if !listed.skipped.is_empty() {
+            let names: Vec<_> = listed.skipped.iter().map(|path| name(path, folder)).collect();
+            notes.push(format!(
+                "skipped {} files of {} that are no pictures: {}",
+                names.len(),
+                folder.display(),
+                shortened(&names)
+            ));
+        }
+        let is_below = |path: &&PathBuf| path.parent() != Some(folder);
+        let below = listed.pictures.iter().filter(is_below).count();
+        if below > 0 && protocol.networks().contains("inception/pytorch-fid") {
+            let count = listed.pictures.len();
+            notes.push(format!(
+                "{below} of {count} pictures lie in sub-folders, which pytorch-fid does not read"
+            ));
+        }
+        notes
+    }
+
+    /// The pictures with these indices.
+    pub(crate) fn get(&self, indices: &[usize]) -> Result<Vec<Subject>> {
         match self {
-            Self::Folder { files, .. } => {
-                let read = |&number: &usize| {
-                    let path = &files[number];
-                    let bytes = std::fs::read(path)
-                        .with_context(|| format!("cannot read {}", path.display()))?;
-                    Ok((swiftbrush_images::decode(&bytes, path)?, hash_of(&bytes)))
-                };
-                numbers.iter().map(read).collect()
-            }
-            Self::Painted(painter) => painter.paint(numbers),
+            Self::Folder(files) => indices.iter().map(|&index| files.read(index)).collect(),
+            Self::Generated(generator) => generator.generate(indices),
+        }
+    }
+
+    /// Hashes of files as they are now; none of a model's pictures.
+    pub(crate) fn hashes(&self, indices: &[usize]) -> Result<Option<Vec<String>>> {
+        let Self::Folder(files) = self else {
+            return Ok(None);
+        };
+        let hash = |&index: &usize| Ok(hash_of(&read_file(&files.listed.pictures[index])?));
+        indices.iter().map(hash).collect::<Result<_>>().map(Some)
+    }
+
+    /// Name of a picture, for messages.
+    pub(crate) fn label(&self, index: usize) -> String {
+        match self {
+            Self::Folder(files) => name(&files.listed.pictures[index], &files.folder),
+            Self::Generated(_) => format!("picture {index}"),
         }
     }
 }
 
-impl Painter {
+fn name(path: &Path, folder: &Path) -> String {
+    let path = path.strip_prefix(folder).unwrap_or(path);
+    path.display().to_string()
+}
+
+/// Checks that the order of pictures is that of their prompts, and reports the pairs.
+fn pair(folder: &Path, listed: &Folder, prompts: &[String]) -> Result<()> {
+    let pictures = &listed.pictures;
+    ensure!(
+        prompts.len() == pictures.len(),
+        "{} has {} pictures, for {} prompts",
+        folder.display(),
+        pictures.len(),
+        prompts.len()
+    );
+    if let Some([first, second]) = listed.tie() {
+        let [first, second] = [first, second].map(|path| name(path, folder));
+        anyhow::bail!(
+            "{}: the order of {first} and {second} is ambiguous, so prompts cannot be paired; number the pictures",
+            folder.display()
+        );
+    }
+    let pair = |index: usize| format!("{} – {:?}", name(&pictures[index], folder), prompts[index]);
+    eprintln!(
+        "pictures and prompts are paired in order: {}, …, {}",
+        pair(0),
+        pair(pictures.len() - 1)
+    );
+    Ok(())
+}
+
+impl Files {
+    fn read(&self, index: usize) -> Result<Subject> {
+        let path = &self.listed.pictures[index];
+        let bytes = read_file(path)?;
+        let decoded = decode(&bytes, path, self.orientation)?;
+        Ok(Subject {
+            hash: hash_of(&bytes),
+            changes: Changes {
+                oriented: usize::from(decoded.orientation != 1),
+                transparent: usize::from(decoded.had_transparency),
+            },
+            image: decoded.image,
+        })
+    }
+}
+
+impl Generator {
     fn new(args: &Args, plan: &Plan, prompts: Vec<String>) -> Result<Self> {
+        let last = args.seed.checked_add(prompts.len() as u64);
+        ensure!(last.is_some(), "--seed {} is too large: each picture takes the next", args.seed);
         let source = args.model.source()?;
         let loader = crate::ModelArgs::loader(&source, &plan.device)?;
         let scheduler = loader.scheduler()?;
@@ -174,22 +303,26 @@ impl Painter {
         })
     }
 
-    fn paint(&self, numbers: &[usize]) -> Result<Vec<(RgbImage, String)>> {
+    fn generate(&self, indices: &[usize]) -> Result<Vec<Subject>> {
         let request = Request {
-            prompts: numbers
+            prompts: indices
                 .iter()
-                .map(|&number| self.prompts[number].clone())
+                .map(|&index| self.prompts[index].clone())
                 .collect(),
             ..self.request.clone()
         };
-        let seeds = numbers.iter().map(|&number| self.seed + number as u64);
+        let seeds = indices.iter().map(|&index| self.seed + index as u64);
         let painting = self
             .pipeline
             .generate(&request, &mut Seeds::new(self.rng, seeds))?;
-        let with_hash = |picture: &Picture| (image(picture), hash_of(&picture.bytes));
+        let subject = |picture: &Picture| Subject {
+            image: image(picture),
+            hash: hash_of(&picture.bytes),
+            changes: Changes::default(),
+        };
         Ok(Picture::of_images(painting.images)
             .iter()
-            .map(with_hash)
+            .map(subject)
             .collect())
     }
 }

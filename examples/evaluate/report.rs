@@ -1,26 +1,25 @@
-//! Results to look at: a table, and a sheet of the best and the worst pictures.
+//! Results as a table, and a contact sheet of the best and the worst pictures.
 
 use std::fmt::Write;
 
 use anyhow::Result;
 use image::{Rgb, RgbImage, imageops};
 use swiftbrush_checkpoint::write_atomically;
-use swiftbrush_evaluator::{Evaluation, Measured, Reference, Seen};
+use swiftbrush_evaluator::{Evaluation, FeatureSets, Measured, Reference};
 use swiftbrush_images::{Filter, centre_square, resize};
 use swiftbrush_metrics::nearest;
 
 use crate::pictures::Pictures;
 use crate::{Args, Plan};
 
-/// Side of a picture on the sheet.
+/// Side of a picture on the sheet, in pixels.
 const TILE: u32 = 96;
 /// Pictures in a row of it.
 const COLUMNS: usize = 12;
-/// Pixels between the best and the worst.
+/// Gap between the best and the worst, in pixels.
 const GAP: u32 = 8;
 
-/// A table in Markdown, a row for each name: of one result its numbers and what they may be off by (1.96 standard errors), of
-/// several their mean, the least and the greatest.
+/// Table in Markdown, one row per name: values ± 1.96 standard errors for a single result; mean, least and greatest for several.
 pub(crate) fn table(results: &[Evaluation]) -> String {
     let mut names: Vec<&str> = Vec::new();
     for result in results {
@@ -37,7 +36,7 @@ pub(crate) fn table(results: &[Evaluation]) -> String {
         protocol.name, protocol.version, first.pictures
     );
     if let Some(count) = first.reference_pictures {
-        let _ = write!(text, ", {count} to compare with");
+        let _ = write!(text, ", {count} reference pictures");
     }
     let heads = first
         .values
@@ -84,7 +83,7 @@ pub(crate) fn table(results: &[Evaluation]) -> String {
     text
 }
 
-/// A number with four digits that say something.
+/// A number with four significant digits.
 fn short(number: f64) -> String {
     if number == 0.0 || !number.is_finite() {
         return number.to_string();
@@ -93,13 +92,13 @@ fn short(number: f64) -> String {
     format!("{number:.decimals$}")
 }
 
-/// Writes `sheet.png`, the best pictures above the worst, and `sheet.txt`, which says what they are: by the score of the
-/// picture and its prompt, or else by how near the nearest picture of the reference is.
+/// Writes `sheet.png`, the best pictures above the worst, and their list `sheet.txt`: by the score of picture and prompt, else by
+/// the distance to the nearest reference picture.
 pub(crate) fn sheet(
     args: &Args,
     plan: &Plan,
     pictures: &Pictures,
-    seen: &Seen,
+    features: &FeatureSets,
     reference: &Reference,
     measured: &Measured,
 ) -> Result<()> {
@@ -108,7 +107,7 @@ pub(crate) fn sheet(
         None => {
             let networks = plan.protocol.networks().into_iter();
             let mut pairs =
-                networks.filter_map(|name| Some((seen.get(name)?, reference.seen.get(name)?)));
+                networks.filter_map(|name| Some((features.get(name)?, reference.features.get(name)?)));
             let Some((of, among)) = pairs.next() else {
                 return Ok(());
             };
@@ -130,10 +129,10 @@ pub(crate) fn sheet(
     let mut text = String::new();
     for (which, numbers, top) in [("best", best, 0), ("worst", worst, rows * TILE + GAP)] {
         let mut place = 0;
-        // As many at once as in the run, for whose memory there was room.
+        // In batches of the run, which fitted into memory.
         for numbers in numbers.chunks(args.batch) {
-            for ((picture, _), number) in pictures.get(numbers)?.into_iter().zip(numbers) {
-                let tile = resize(&centre_square(&picture), TILE, TILE, Filter::Lanczos);
+            for (subject, number) in pictures.get(numbers)?.into_iter().zip(numbers) {
+                let tile = resize(&centre_square(&subject.image), TILE, TILE, Filter::Lanczos);
                 let (x, y) = (place % columns * TILE, top + place / columns * TILE);
                 imageops::replace(&mut sheet, &tile, x.into(), y.into());
                 let prompt = pictures.prompts().map_or("", |prompts| &prompts[*number]);

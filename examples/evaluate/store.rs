@@ -1,119 +1,161 @@
-//! What networks have seen, on disk: a file for each batch while a run lasts, one file when it is done.
+//! Features on disk: a file for each batch during a run, one file afterwards.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{DType, TensorData};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 use swiftbrush_checkpoint::{Archive, LazyTensor, write_tensors};
-use swiftbrush_evaluator::{Seen, differences};
+use swiftbrush_evaluator::{FeatureSets, differences};
 use swiftbrush_metrics::Features;
 
-use crate::pictures::Pictures;
 use crate::Plan;
+use crate::pictures::{Changes, Pictures};
 
-/// Looks at pictures.
-pub(crate) struct Seer<'a> {
+/// Part of a set of pictures in the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Generated,
+    Reference,
+}
+
+/// Extracts features of pictures.
+pub(crate) struct Extractor<'a> {
     pub(crate) plan: &'a Plan,
-    /// Pictures looked at in one go.
+    pub(crate) role: Role,
+    /// Pictures in a batch.
     pub(crate) batch: usize,
-    /// Where the pictures are written to, if they are.
+    /// Folder to which prepared pictures are written, if any.
     pub(crate) keep: Option<PathBuf>,
-    /// Whether to end after the current batch.
+    /// Ends the run after the current batch.
     pub(crate) stop: &'a AtomicBool,
 }
 
-/// What was seen in a set of pictures.
-pub(crate) struct Found {
-    pub(crate) seen: Seen,
-    /// Hash of the hashes of all pictures.
-    pub(crate) hash: String,
-    pub(crate) count: usize,
+/// Features of a set of pictures.
+pub(crate) struct Extracted {
+    pub(crate) features: FeatureSets,
+    /// Hash of each picture.
+    pub(crate) hashes: Vec<String>,
+    pub(crate) changes: Changes,
 }
 
-impl Seer<'_> {
-    /// Looks at all pictures, or goes on where an earlier run was. What is seen is in `<place>.safetensors` in the end.
-    pub(crate) fn see(&self, pictures: &Pictures, place: &Path) -> Result<Found> {
+impl Extracted {
+    pub(crate) fn count(&self) -> usize {
+        self.hashes.len()
+    }
+
+    /// Hash of the whole set.
+    pub(crate) fn hash(&self) -> String {
+        hash_of(self.hashes.concat().as_bytes())
+    }
+}
+
+impl Extractor<'_> {
+    /// Extracts features of all pictures, or resumes. They are stored in `<place>.safetensors`, and used again as long as the
+    /// files have the same content.
+    pub(crate) fn extract(&self, pictures: &Pictures, place: &Path) -> Result<Extracted> {
         let whole = place.with_extension("safetensors");
+        let indices: Vec<_> = (0..pictures.len()).collect();
         if whole.is_file() {
-            return self.open(&whole);
+            let found = self.open(&whole)?;
+            same_files(pictures, &indices, &found.hashes, &whole)?;
+            return Ok(found);
         }
-        let parts = place.with_extension("parts");
-        for folder in [Some(&parts), self.keep.as_ref()].into_iter().flatten() {
+        let parts = self.extract_parts(pictures, &indices, place)?;
+        let mut all = read(&parts.path(0))?;
+        for index in 1..parts.count {
+            let part = read(&parts.path(index))?;
+            for (name, features) in &part.features {
+                let set = all.features.get_mut(name);
+                let set = set.with_context(|| format!("{} is damaged", parts.path(0).display()))?;
+                set.append(features)?;
+            }
+            all.hashes.extend(part.hashes);
+            all.changes += part.changes;
+        }
+        write(&whole, &all, Some(self.conditions()))?;
+        std::fs::remove_dir_all(&parts.folder)?;
+        self.open(&whole)
+    }
+
+    /// Writes a file for each batch that has none.
+    fn extract_parts(&self, pictures: &Pictures, indices: &[usize], place: &Path) -> Result<Parts> {
+        let batches = indices.chunks(self.batch);
+        let parts = Parts {
+            folder: place.with_extension("parts"),
+            count: batches.len(),
+        };
+        for folder in [Some(&parts.folder), self.keep.as_ref()].into_iter().flatten() {
             std::fs::create_dir_all(folder)
-                .with_context(|| format!("cannot make {}", folder.display()))?;
+                .with_context(|| format!("cannot create {}", folder.display()))?;
         }
-        let part = |index: usize| parts.join(format!("{index:06}.safetensors"));
-        let bar = ProgressBar::new(pictures.len() as u64);
-        let template = "{msg} {bar:30} {pos} of {len} pictures, {eta} left";
-        bar.set_style(
-            ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar()),
-        );
-        bar.set_message(
-            place
-                .file_name()
-                .map_or(String::new(), |name| name.to_string_lossy().into_owned()),
-        );
-        let numbers: Vec<_> = (0..pictures.len()).collect();
-        let batches = numbers.chunks(self.batch);
-        let done = batches
-            .clone()
-            .enumerate()
-            .take_while(|(index, _)| part(*index).is_file());
+        let bar = bar(pictures.len(), place);
+        let done = (0..parts.count).take_while(|index| parts.path(*index).is_file());
         let done = done.count();
-        bar.inc((done * self.batch) as u64);
+        for (index, indices) in batches.clone().enumerate().take(done) {
+            let path = parts.path(index);
+            same_files(pictures, indices, &read(&path)?.hashes, &path)?;
+            bar.inc(indices.len() as u64);
+        }
         bar.reset_eta();
-        for (index, numbers) in batches.clone().enumerate().skip(done) {
+        for (index, indices) in batches.enumerate().skip(done) {
             if self.stop.load(Ordering::Relaxed) {
                 bar.abandon();
                 bail!(
-                    "stopped after {} of {} pictures; the same command goes on from there",
+                    "stopped after {} of {} pictures; run the same command to continue",
                     index * self.batch,
                     pictures.len()
                 );
             }
-            self.look(pictures, numbers, &part(index))?;
-            bar.inc(numbers.len() as u64);
+            self.extract_batch(pictures, indices, &parts.path(index))?;
+            bar.inc(indices.len() as u64);
         }
         bar.finish_and_clear();
-
-        let mut seen = Seen::new();
-        let mut hashes = Vec::new();
-        for index in 0..batches.len() {
-            let (features, of_part) = read(&part(index))?;
-            for (name, features) in features {
-                match seen.get_mut(&name) {
-                    Some(all) => Features::append(all, &features)?,
-                    None => drop(seen.insert(name, features)),
-                }
-            }
-            hashes.push(of_part);
-        }
-        let metadata = HashMap::from([
-            ("conditions".to_owned(), self.conditions().to_string()),
-            ("hashes".to_owned(), hashes.join(" ")),
-        ]);
-        write(&whole, &seen, metadata)?;
-        std::fs::remove_dir_all(&parts)?;
-        self.open(&whole)
+        Ok(parts)
     }
 
-    /// What an earlier run has seen, if it looked with the same networks in the same way.
-    pub(crate) fn open(&self, path: &Path) -> Result<Found> {
+    fn extract_batch(&self, pictures: &Pictures, indices: &[usize], part: &Path) -> Result<()> {
+        let Plan {
+            protocol, networks, ..
+        } = self.plan;
+        let (mut prepared, mut hashes, mut changes) = (Vec::new(), Vec::new(), Changes::default());
+        for subject in pictures.get(indices)? {
+            prepared.push(protocol.pictures.apply(subject.image));
+            hashes.push(subject.hash);
+            changes += subject.changes;
+        }
+        if let Some(folder) = &self.keep {
+            for (index, picture) in indices.iter().zip(&prepared) {
+                examples_common::write_png(picture, &folder.join(format!("{index:06}.png")))?;
+            }
+        }
+        let prompts = pictures
+            .prompts()
+            .map(|prompts| &prompts[indices[0]..indices[0] + indices.len()]);
+        let features = match self.role {
+            Role::Generated => networks.extract(protocol, &prepared, prompts)?,
+            Role::Reference => networks.extract_reference(protocol, &prepared)?,
+        };
+        let extracted = Extracted {
+            features,
+            hashes,
+            changes,
+        };
+        write(part, &extracted, None)
+    }
+
+    /// Features of an earlier run, if it used the same networks in the same way.
+    pub(crate) fn open(&self, path: &Path) -> Result<Extracted> {
         let metadata = Archive::open(path)?.metadata();
-        let before = metadata.get("conditions").with_context(|| {
-            format!(
-                "{} is not what a run of this program has seen",
-                path.display()
-            )
-        })?;
+        let before = metadata.get("conditions");
+        let before = before.with_context(|| format!("{} has no features of a run", path.display()))?;
         let before: Json =
             serde_json::from_str(before).with_context(|| path.display().to_string())?;
-        // Other networks may have looked as well.
+        // The earlier run may have used more networks.
         let mut conditions = self.conditions();
         let weights = |of: &Json| of["weights"].as_object().cloned().unwrap_or_default();
         let mut needed = weights(&conditions);
@@ -124,68 +166,101 @@ impl Seer<'_> {
         let found = differences(&before, &conditions);
         ensure!(
             found.is_empty(),
-            "{} was seen in another way:\n{}",
+            "{} was computed under other conditions:\n{}",
             path.display(),
             found.join("\n")
         );
-        let (mut seen, hashes) = read(path)?;
-        for network in self.plan.protocol.networks() {
+        let mut extracted = read(path)?;
+        for network in self.networks() {
             ensure!(
-                seen.contains_key(network),
-                "{} has nothing of {network}",
+                extracted.features.contains_key(network),
+                "{} has no features of {network}",
                 path.display()
             );
         }
-        let count = hashes.split(' ').count();
-        let wrong = seen.values().find(|features| features.len() != count);
-        ensure!(wrong.is_none(), "{} is damaged", path.display());
-        seen.retain(|_, features| !features.is_empty());
-        Ok(Found {
-            seen,
-            hash: hash_of(hashes.replace(' ', "").as_bytes()),
-            count,
-        })
+        let count = extracted.count();
+        let mut sets = extracted.features.values();
+        let is_whole = sets.all(|features| features.len() == count);
+        ensure!(is_whole, "{} is damaged", path.display());
+        extracted.features.retain(|_, features| !features.is_empty());
+        Ok(extracted)
     }
 
-    /// All that what is seen depends on besides the pictures.
+    fn networks(&self) -> Vec<&str> {
+        let protocol = &self.plan.protocol;
+        let networks = match self.role {
+            Role::Generated => protocol.networks(),
+            Role::Reference => protocol.reference_networks(),
+        };
+        networks.into_iter().collect()
+    }
+
+    /// Everything that features depend on besides the pictures.
     fn conditions(&self) -> Json {
-        let weights: BTreeMap<_, _> = self
-            .plan
-            .hashes
-            .iter()
-            .filter(|(name, _)| *name != "prompts")
+        let bases = self.networks().into_iter().map(crate::base);
+        let weights: BTreeMap<_, _> = bases
+            .filter_map(|base| Some((base, self.plan.hashes.get(base)?)))
             .collect();
-        json!({ "pictures": self.plan.protocol.pictures, "weights": weights })
-    }
-
-    fn look(&self, pictures: &Pictures, numbers: &[usize], part: &Path) -> Result<()> {
-        let (mut prepared, mut hashes) = (Vec::new(), Vec::new());
-        for (picture, hash) in pictures.get(numbers)? {
-            prepared.push(self.plan.protocol.pictures.apply(picture));
-            hashes.push(hash);
-        }
-        if let Some(folder) = &self.keep {
-            for (number, picture) in numbers.iter().zip(&prepared) {
-                examples_common::write_png(picture, &folder.join(format!("{number:06}.png")))?;
-            }
-        }
-        let prompts = pictures
-            .prompts()
-            .map(|prompts| &prompts[numbers[0]..numbers[0] + numbers.len()]);
-        let seen = self
-            .plan
-            .networks
-            .look(&self.plan.protocol, &prepared, prompts)?;
-        write(
-            part,
-            &seen,
-            HashMap::from([("hashes".to_owned(), hashes.join(" "))]),
-        )
+        let protocol = &self.plan.protocol;
+        json!({
+            "pictures": protocol.pictures,
+            "orientation": protocol.orientation,
+            "weights": weights,
+        })
     }
 }
 
-fn write(path: &Path, seen: &Seen, metadata: HashMap<String, String>) -> Result<()> {
-    let tensors = seen.iter().map(|(name, features)| {
+/// Files of a run in progress.
+struct Parts {
+    folder: PathBuf,
+    count: usize,
+}
+
+impl Parts {
+    fn path(&self, index: usize) -> PathBuf {
+        self.folder.join(format!("{index:06}.safetensors"))
+    }
+}
+
+fn bar(count: usize, place: &Path) -> ProgressBar {
+    let bar = ProgressBar::new(count as u64);
+    let template = "{msg} {bar:30} {pos} of {len} pictures, {eta} left";
+    bar.set_style(ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar()));
+    let name = place.file_name().unwrap_or_default();
+    bar.set_message(name.to_string_lossy().into_owned());
+    bar
+}
+
+/// Checks that files still have the content whose features are stored.
+fn same_files(
+    pictures: &Pictures,
+    indices: &[usize],
+    stored: &[String],
+    path: &Path,
+) -> Result<()> {
+    let Some(now) = pictures.hashes(indices)? else {
+        return Ok(());
+    };
+    ensure!(
+        stored.len() == now.len(),
+        "{} has features of {} pictures, the folder has {}: remove it, or take another --output",
+        path.display(),
+        stored.len(),
+        now.len()
+    );
+    let mut pairs = stored.iter().zip(&now).zip(indices);
+    if let Some((_, &index)) = pairs.find(|((stored, now), _)| stored != now) {
+        bail!(
+            "{} has features of other pictures, beginning with {}: remove it, or take another --output",
+            path.display(),
+            pictures.label(index)
+        );
+    }
+    Ok(())
+}
+
+fn write(path: &Path, extracted: &Extracted, conditions: Option<Json>) -> Result<()> {
+    let tensors = extracted.features.iter().map(|(name, features)| {
         let shape = [features.len(), features.width()];
         LazyTensor {
             name: name.clone(),
@@ -194,35 +269,43 @@ fn write(path: &Path, seen: &Seen, metadata: HashMap<String, String>) -> Result<
             data: Box::new(move || TensorData::new(features.values().to_vec(), shape)),
         }
     });
+    let mut metadata = HashMap::from([
+        ("hashes".to_owned(), extracted.hashes.join(" ")),
+        ("changes".to_owned(), serde_json::to_string(&extracted.changes)?),
+    ]);
+    if let Some(conditions) = conditions {
+        metadata.insert("conditions".to_owned(), conditions.to_string());
+    }
     Ok(write_tensors(path, tensors.collect(), metadata)?)
 }
 
-/// What was seen, and the hashes of the pictures.
-fn read(path: &Path) -> Result<(Seen, String)> {
+fn read(path: &Path) -> Result<Extracted> {
     let archive = Archive::open(path)?;
-    let mut seen = Seen::new();
+    let mut sets = FeatureSets::new();
     for name in archive.names() {
         let data = archive.read(&name)?;
         let shape = data.shape().to_vec();
         ensure!(
             shape.len() == 2 && shape[1] > 0,
-            "{}: {name} has no rows",
+            "{}: expected {name} of shape [pictures, features], found {shape:?}",
             path.display()
         );
         let features = Features::new(shape[1], data.iter::<f32>().collect());
-        seen.insert(name, features.with_context(|| path.display().to_string())?);
+        sets.insert(name, features.with_context(|| path.display().to_string())?);
     }
-    let hashes = archive.metadata().remove("hashes");
-    let hashes = hashes.ok_or_else(|| {
-        anyhow!(
-            "{} is not what a run of this program has seen",
-            path.display()
-        )
-    })?;
-    Ok((seen, hashes))
+    let metadata = archive.metadata();
+    let hashes = metadata.get("hashes");
+    let hashes = hashes.with_context(|| format!("{} has no features of a run", path.display()))?;
+    let changes = metadata.get("changes");
+    let changes = changes.map(|changes| serde_json::from_str(changes));
+    Ok(Extracted {
+        features: sets,
+        hashes: hashes.split(' ').map(str::to_owned).collect(),
+        changes: changes.transpose()?.unwrap_or_default(),
+    })
 }
 
-/// SHA-256 of bytes, as hexadecimal digits.
+/// SHA-256 in hexadecimal digits.
 pub(crate) fn hash_of(bytes: &[u8]) -> String {
     Sha256::digest(bytes)
         .iter()

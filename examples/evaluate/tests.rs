@@ -1,4 +1,4 @@
-//! The program from its arguments to its files, on the miniature and the world that it paints.
+//! The program, from arguments to files, on the miniature and its world.
 
 use image::RgbImage;
 use rand::{RngExt, SeedableRng};
@@ -10,12 +10,12 @@ use tempfile::TempDir;
 use super::*;
 
 #[path = "../miniature/world.rs"]
-#[allow(dead_code, reason = "of the world only its pictures are needed")]
+#[allow(dead_code, reason = "only the pictures of the world are needed")]
 mod world;
 
 const SIDE: usize = 32;
 
-/// Pictures of scenes that a seed gives, and their captions.
+/// Pictures of random scenes, and their captions.
 fn truth(seed: u64, count: usize) -> (Vec<RgbImage>, Vec<String>) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let draw = |_| {
@@ -56,8 +56,8 @@ fn measure(more: &[&str]) -> Result<Evaluation> {
 }
 
 #[track_caller]
-fn refused(more: &[&str], reasons: &[&str]) {
-    let error = format!("{:#}", measure(more).expect_err("it is refused"));
+fn rejected(more: &[&str], reasons: &[&str]) {
+    let error = format!("{:#}", measure(more).expect_err("it is rejected"));
     for reason in reasons {
         assert!(error.contains(reason), "{reason:?} is not in {error}");
     }
@@ -65,10 +65,10 @@ fn refused(more: &[&str], reasons: &[&str]) {
 
 fn value(evaluation: &Evaluation, name: &str) -> f64 {
     let value = evaluation.values.iter().find(|value| value.name == name);
-    value.unwrap_or_else(|| panic!("there is no {name}")).value
+    value.unwrap_or_else(|| panic!("no {name}")).value
 }
 
-/// Of a folder beside another, with the miniature's CLIP.
+/// Evaluates pictures against a reference with the miniature's CLIP.
 fn beside(pictures: &[RgbImage], prompts: &[String], reference: &TempDir) -> Evaluation {
     let folder = folder(pictures, prompts);
     let own = text(&examples_common::miniature().join("clip"));
@@ -90,7 +90,7 @@ fn beside(pictures: &[RgbImage], prompts: &[String], reference: &TempDir) -> Eva
 }
 
 #[test]
-fn worse_pictures_have_worse_numbers() {
+fn worse_pictures_have_worse_values() {
     const COUNT: usize = 256;
     let (real, captions) = truth(1, COUNT);
     let reference = folder(&real, &captions);
@@ -131,7 +131,7 @@ fn worse_pictures_have_worse_numbers() {
         }
     }
 
-    // One kind of picture alone is as good as before, and far from all there is.
+    // Circles alone are as precise, but cover little.
     let (all, captions) = truth(4, 24 * COUNT);
     let circles = all.into_iter().zip(captions).filter(|(_, caption)| {
         caption.contains(" circle on a") && !caption.contains("above") && !caption.contains("left")
@@ -153,7 +153,7 @@ fn worse_pictures_have_worse_numbers() {
     assert!(coverages[0] < 0.8 * coverages[1], "{coverages:?}");
     assert!(value(&of_circles, "Fréchet distance") > 10.0 * value(&of_others, "Fréchet distance"));
 
-    // Other prompts than what the pictures show.
+    // Prompts of other pictures.
     let mut wrong = captions.clone();
     wrong.rotate_left(1);
     let of_wrong = beside(&circles, &wrong, &reference);
@@ -161,7 +161,7 @@ fn worse_pictures_have_worse_numbers() {
 }
 
 #[test]
-fn a_set_is_no_distance_from_itself() {
+fn a_set_has_no_distance_from_itself() {
     let (real, captions) = truth(5, 48);
     let reference = folder(&real, &captions);
     let evaluation = beside(&real, &captions, &reference);
@@ -176,7 +176,7 @@ fn a_set_is_no_distance_from_itself() {
 }
 
 #[test]
-fn an_interrupted_run_ends_with_the_same_numbers() -> Result<()> {
+fn an_interrupted_run_ends_with_the_same_values() -> Result<()> {
     let (real, captions) = truth(6, 40);
     let reference = folder(&real, &captions);
     let path = text(reference.path());
@@ -208,7 +208,7 @@ fn an_interrupted_run_ends_with_the_same_numbers() -> Result<()> {
     let output = tempfile::tempdir()?;
     let mut stops = 0;
     loop {
-        // Stops once another batch has been looked at.
+        // Stops after another batch.
         let parts = |name: &str| {
             let folder = std::fs::read_dir(output.path().join(name));
             folder.map_or(0, |files| files.count())
@@ -251,7 +251,7 @@ fn an_interrupted_run_ends_with_the_same_numbers() -> Result<()> {
     );
     assert!(!output.path().join("generated.parts").exists());
 
-    // What was kept is what was measured, and its reference can be used again.
+    // Kept pictures have the same values, and the features of the reference can be used again.
     let (kept, seen) = (
         text(&output.path().join("pictures")),
         text(&output.path().join("reference.safetensors")),
@@ -292,7 +292,7 @@ fn an_interrupted_run_ends_with_the_same_numbers() -> Result<()> {
 }
 
 #[test]
-fn results_of_different_protocols_do_not_compare() -> Result<()> {
+fn results_of_different_protocols_are_not_comparable() -> Result<()> {
     let (real, captions) = truth(7, 24);
     let reference = folder(&real, &captions);
     let folder = tempfile::tempdir()?;
@@ -321,7 +321,7 @@ fn results_of_different_protocols_do_not_compare() -> Result<()> {
     let second = write("second.json", &evaluation)?;
     let error = format!(
         "{:#}",
-        compare(&[first.clone(), second]).expect_err("they do not compare")
+        compare(&[first.clone(), second]).expect_err("they are not comparable")
     );
     for part in [
         "first and second",
@@ -335,7 +335,7 @@ fn results_of_different_protocols_do_not_compare() -> Result<()> {
     std::fs::write(&damaged, "{}")?;
     let error = format!(
         "{:#}",
-        compare(&[first, damaged.clone()]).expect_err("it is none")
+        compare(&[first, damaged.clone()]).expect_err("it is damaged")
     );
     assert!(error.contains(&text(&damaged)), "{error}");
     Ok(())
@@ -349,40 +349,40 @@ fn bad_inputs_are_named() -> Result<()> {
     let prompts = text(&good.path().join("prompts.txt"));
     let clip = format!("clip={}", text(&examples_common::miniature().join("clip")));
     let usual = ["--prompts", &prompts, "--network", &clip];
-    let refuse = |args: &[&str], reasons: &[&str]| refused(&[&usual[..], args].concat(), reasons);
+    let reject = |args: &[&str], reasons: &[&str]| rejected(&[&usual[..], args].concat(), reasons);
 
     let empty = tempfile::tempdir()?;
     let none = text(empty.path());
-    refuse(
+    reject(
         &["--pictures", &none, "--reference", &path],
-        &["there are no pictures", &none],
+        &["has no pictures", &none],
     );
-    refuse(
+    reject(
         &["--pictures", &path, "--reference", &none],
-        &["there are no pictures", &none],
+        &["has no pictures", &none],
     );
-    refuse(
+    reject(
         &["--reference", &path, "--count", "13"],
-        &["--count 13 of 12"],
+        &["--count 13: expected 1 to 12"],
     );
-    refuse(&["--pictures", &path], &["give --reference"]);
-    refuse(
+    reject(&["--pictures", &path], &["give --reference"]);
+    reject(
         &["--protocol", "fid", "--reference", &path],
-        &["fid is no protocol", "clean-fid"],
+        &["fid is no valid protocol", "clean-fid"],
     );
-    refuse(
+    reject(
         &["--protocol", "clean-fid", "--reference", &path],
         &["inception/clean-fid", "--network inception=PATH"],
     );
-    refuse(
+    reject(
         &["--network", "vgg=x", "--reference", &path],
         &["--network vgg"],
     );
-    refuse(
+    reject(
         &["--network", "clip=/nowhere", "--reference", &path],
         &["/nowhere"],
     );
-    refused(
+    rejected(
         &[
             "--pictures",
             &path,
@@ -396,11 +396,11 @@ fn bad_inputs_are_named() -> Result<()> {
 
     // Fewer pictures than prompts.
     let few = folder(&real[..5], &captions);
-    refuse(
+    reject(
         &["--pictures", &text(few.path()), "--reference", &path],
         &["5 pictures, for 12 prompts"],
     );
-    // One that cannot be measured, by name.
+    // Pictures that cannot be measured are named.
     let bad = folder(&real, &captions);
     for (name, bytes) in [
         (
@@ -415,17 +415,17 @@ fn bad_inputs_are_named() -> Result<()> {
     ] {
         let file = bad.path().join(name);
         std::fs::write(&file, bytes)?;
-        refuse(
+        reject(
             &["--pictures", &text(bad.path()), "--reference", &path],
             &[&text(&file)],
         );
     }
     RgbImage::new(1, 1).save(bad.path().join("0007.png"))?;
-    refuse(
+    reject(
         &["--pictures", &text(bad.path()), "--reference", &path],
         &["0007.png is 1x1"],
     );
-    // Grey ones are measured.
+    // Grey pictures are measured.
     image::GrayImage::new(32, 32).save(bad.path().join("0007.png"))?;
     measure(
         &[
@@ -435,22 +435,32 @@ fn bad_inputs_are_named() -> Result<()> {
         .concat(),
     )?;
 
-    // Statistics of another network, and of too little for the protocol.
+    // Statistics of another width.
     let npz = empty.path().join("other.npz");
     let rows = vec![0.0, 1.0, 0.5, 1.0, 0.0, 0.5, 0.2, 0.1, 0.9, 0.4, 0.4, 0.1];
     let moments = Moments::of(&Features::new(3, rows)?);
-    moments.gaussian()?.save(&npz)?;
-    refuse(
+    let mut statistics = Statistics {
+        gaussian: moments.gaussian()?,
+        network: None,
+    };
+    statistics.save(&npz)?;
+    reject(
         &["--pictures", &path, "--reference", &text(&npz)],
-        &["features of 3 and of"],
+        &["expected features of width"],
+    );
+    statistics.network = Some("inception/clean-fid".to_owned());
+    statistics.save(&npz)?;
+    reject(
+        &["--pictures", &path, "--reference", &text(&npz)],
+        &["has statistics of inception/clean-fid", "needs clip/crop"],
     );
     std::fs::write(&npz, "no archive")?;
-    refuse(
+    reject(
         &["--pictures", &path, "--reference", &text(&npz)],
         &[&text(&npz)],
     );
 
-    // What an earlier run has seen, damaged or of another CLIP.
+    // Damaged features of an earlier run.
     let output = tempfile::tempdir()?;
     let args = [&usual[..], &["--pictures", &path, "--reference", &path]].concat();
     measured(&args, output.path(), &AtomicBool::new(false))?;
@@ -460,17 +470,17 @@ fn bad_inputs_are_named() -> Result<()> {
     let last = wrong.len() - 4;
     wrong[last..].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(&seen, &wrong)?;
-    refuse(
+    reject(
         &["--pictures", &path, "--reference", &text(&seen)],
         &[&text(&seen), "NaN"],
     );
     std::fs::write(&seen, &bytes[..bytes.len() - 9])?;
-    refuse(
+    reject(
         &["--pictures", &path, "--reference", &text(&seen)],
         &[&text(&seen)],
     );
 
-    // An output that cannot be written.
+    // An output that cannot be created.
     let file = text(&empty.path().join("other.npz"));
     let error = measured(
         &args,
@@ -478,5 +488,168 @@ fn bad_inputs_are_named() -> Result<()> {
         &AtomicBool::new(false),
     );
     assert!(format!("{:#}", error.expect_err("there is a file")).contains(&file));
+    Ok(())
+}
+
+fn notes(evaluation: &Evaluation, expected: &str) -> bool {
+    evaluation.notes.iter().any(|note| note.contains(expected))
+}
+
+fn clip() -> String {
+    format!("clip={}", text(&examples_common::miniature().join("clip")))
+}
+
+/// A protocol of the Fréchet distance alone, which needs no prompts.
+fn distance_alone(folder: &Path) -> String {
+    let path = folder.join("distance.json");
+    let protocol = r#"{
+        "name": "distance", "version": 1, "pictures": "as-they-are",
+        "measures": [{ "measure": "frechet-distance", "network": "clip/crop" }]
+    }"#;
+    std::fs::write(&path, protocol).unwrap();
+    text(&path)
+}
+
+#[test]
+fn prompts_are_paired_in_natural_order_of_names() -> Result<()> {
+    let (real, captions) = truth(9, 24);
+    let reference = folder(&real, &captions);
+    let expected = value(&beside(&real, &captions, &reference), "CLIP score");
+
+    // Other programs do not pad numbers: 0.png … 23.png.
+    let plain = tempfile::tempdir()?;
+    for (index, picture) in real.iter().enumerate() {
+        picture.save(plain.path().join(format!("{index}.png")))?;
+    }
+    let prompts = text(&reference.path().join("prompts.txt"));
+    let own = clip();
+    let args = |folder: &Path| {
+        let reference = text(reference.path());
+        let pairs = [
+            ("--pictures", text(folder)),
+            ("--prompts", prompts.clone()),
+            ("--reference", reference),
+            ("--network", own.clone()),
+            ("--sheet", "0".to_owned()),
+        ];
+        pairs.map(|(option, value)| [option.to_owned(), value]).concat()
+    };
+    let evaluate = |folder: &Path| {
+        let args = args(folder);
+        measure(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let found = evaluate(plain.path())?;
+    assert!((value(&found, "CLIP score") - expected).abs() < 1e-6);
+
+    std::fs::rename(plain.path().join("7.png"), plain.path().join("08.png"))?;
+    let error = format!("{:#}", evaluate(plain.path()).expect_err("two pictures 8"));
+    assert!(error.contains("the order of 08.png and 8.png is ambiguous"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn every_picture_is_counted_and_everything_else_reported() -> Result<()> {
+    let (real, captions) = truth(10, 12);
+    let reference = folder(&real, &captions);
+    let mixed = tempfile::tempdir()?;
+    std::fs::create_dir(mixed.path().join("below"))?;
+    let suffixes = ["png", "bmp", "TIFF", "webp", "ppm", "tif"];
+    for (index, picture) in real.iter().enumerate() {
+        let folder = if index < 8 { "" } else { "below/" };
+        let suffix = suffixes[index % suffixes.len()];
+        picture.save(mixed.path().join(format!("{folder}{index:02}.{suffix}")))?;
+    }
+    for name in ["Thumbs.db", ".DS_Store", "._00.png"] {
+        std::fs::write(mixed.path().join(name), "x")?;
+    }
+    let settings = tempfile::tempdir()?;
+    let protocol = distance_alone(settings.path());
+    let [pictures, path, own] = [text(mixed.path()), text(reference.path()), clip()];
+    let args = [
+        "--pictures", &pictures, "--reference", &path, "--protocol", &protocol, "--network", &own,
+        "--sheet", "0",
+    ];
+    let found = measure(&args)?;
+    assert_eq!(found.pictures, 12);
+    assert!(value(&found, "Fréchet distance") < 1e-6, "{:?}", found.values);
+    assert!(
+        notes(&found, "that are no pictures: ._00.png, .DS_Store, Thumbs.db"),
+        "{:?}",
+        found.notes
+    );
+
+    // Transparency is dropped in every colour type, and orientations are followed.
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/images/tests/golden/pictures/");
+    for (index, name) in ["rgba.png", "la.png", "palette-clear.png", "exif6.jpg"].iter().enumerate() {
+        std::fs::copy(format!("{golden}{name}"), mixed.path().join(format!("1{index}0-{name}")))?;
+    }
+    let found = measure(&args)?;
+    assert_eq!(found.pictures, 16);
+    for note in [
+        "3 of 16 pictures are transparent",
+        "1 of 16 pictures have an Exif orientation and were turned upright",
+    ] {
+        assert!(notes(&found, note), "{:?}", found.notes);
+    }
+    Ok(())
+}
+
+#[test]
+fn stored_features_follow_the_content_of_files() -> Result<()> {
+    let (real, captions) = truth(11, 8);
+    let (first, moved) = (folder(&real, &captions), folder(&real, &captions));
+    let settings = tempfile::tempdir()?;
+    let protocol = distance_alone(settings.path());
+    let output = tempfile::tempdir()?;
+    let pictures = folder(&real, &captions);
+    let run = |reference: &TempDir| {
+        let [pictures, path, own] = [text(pictures.path()), text(reference.path()), clip()];
+        let args = [
+            "--pictures", &pictures, "--reference", &path, "--protocol", &protocol, "--network",
+            &own, "--sheet", "0",
+        ];
+        measured(&args, output.path(), &AtomicBool::new(false))
+    };
+    let expected = run(&first)?;
+    // The same files elsewhere.
+    assert_eq!(run(&moved)?.values, expected.values);
+    // Other files at the same place, of the same size.
+    let path = first.path().join("0003.png");
+    let length = std::fs::metadata(&path)?.len();
+    let mut bytes = std::fs::read(first.path().join("0004.png"))?;
+    bytes.resize(length as usize, 0);
+    std::fs::write(&path, bytes)?;
+    let error = format!("{:#}", run(&first).expect_err("a file changed"));
+    assert!(
+        error.contains("other pictures, beginning with 0003.png"),
+        "{error}"
+    );
+    Ok(())
+}
+
+#[test]
+fn statistics_without_a_network_are_noted() -> Result<()> {
+    let (real, captions) = truth(12, 8);
+    let pictures = folder(&real, &captions);
+    let settings = tempfile::tempdir()?;
+    let npz = settings.path().join("theirs.npz");
+    let values = (0..8 * 64).map(|index| (index * index % 31) as f32 / 31.0);
+    let features = Features::new(64, values.collect())?;
+    let mut statistics = Statistics {
+        gaussian: Moments::of(&features).gaussian()?,
+        network: None,
+    };
+    statistics.save(&npz)?;
+    let protocol = distance_alone(settings.path());
+    let [path, npz_text, own] = [text(pictures.path()), text(&npz), clip()];
+    let args = [
+        "--pictures", &path, "--reference", &npz_text, "--protocol", &protocol, "--network", &own,
+        "--sheet", "0",
+    ];
+    let found = measure(&args)?;
+    assert!(notes(&found, "does not name the network of its statistics; taken for clip/crop"), "{:?}", found.notes);
+    statistics.network = Some("clip/crop".to_owned());
+    statistics.save(&npz)?;
+    assert!(!notes(&measure(&args)?, "does not name"));
     Ok(())
 }

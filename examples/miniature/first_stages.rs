@@ -15,10 +15,10 @@ use swiftbrush_vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, Autoen
 
 use crate::data::{Batch, LENGTH, SIDE};
 use crate::scorer::Score;
-use examples_common::pictures;
 use crate::teacher::Tally;
 use crate::training::{PARTS, Schedule, train};
 use crate::world::{Layout, Object, SHAPES, Scene};
+use examples_common::pictures;
 
 /// Weight of the pull towards a unit normal. Twenty times less leaves the posterior deviations of
 /// 0.02 to 0.05, and a decoder that has never seen latents as imprecise as a denoiser's.

@@ -16,9 +16,9 @@ use swiftbrush_vae::AutoencoderKl;
 use crate::data::Batch;
 use crate::model::{Workshop, scheduler, unet_config, write_component};
 use crate::scorer::{Score, score};
-use examples_common::{grid, pictures, write_png};
 use crate::training::{PARTS, Schedule, train};
 use crate::world::Scene;
+use examples_common::{grid, pictures, write_png};
 
 /// Share of captions that are left out, so that guidance has something to guide away from.
 const DROP: f64 = 0.1;

@@ -1,43 +1,55 @@
-//! Paints pictures again from what they say of themselves, and compares.
+//! Generates pictures again from their records, and compares.
 //!
 //! ```sh
 //! cargo run --release --example verify -- picture.png
 //! cargo run --release --example verify -- --model elsewhere/sd-turbo picture.png
 //! ```
 //!
-//! It fails if a file of the model has changed, or if a pixel differs by more than `--tolerance` (0 on the device
-//! that painted it; devices differ in their last bits).
-#![allow(
-    clippy::print_stderr,
-    clippy::print_stdout,
-    reason = "a program talks to its user"
-)]
+//! A picture fails if a file of the model has another hash than in the record, or if a byte of its pixels differs by more than
+//! `--tolerance`: 0 on the device that generated it; other devices differ in their last bits. A picture of a batch is generated
+//! in a batch of the same size, because sizes differ in their last bits, too.
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "programs print")]
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
 use clap::Parser;
+use image::RgbImage;
 use swiftbrush_checkpoint::sha256;
-use swiftbrush_pipeline::{Picture, Record, Seeds, Start};
+use swiftbrush_images::{MAX_PIXELS, fit};
+use swiftbrush_pipeline::scheduler::SchedulerConfig;
+use swiftbrush_pipeline::{Picture, Record, Request, Seeds, Start};
 
-use examples_common::{device, enlarged, read_image, tensor};
+use examples_common::{device, enlarged, image, read_image, tensor};
 
-/// Paints pictures again from what they say of themselves, and compares.
+/// Largest batch that a record can ask for.
+const MAX_BATCH: usize = 256;
+/// Largest enlargement that `generate` offers.
+const MAX_ENLARGE: u32 = 64;
+
+/// Generates pictures again from their records, and compares.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Pictures that `generate` painted.
+    /// Pictures of `generate`
     #[arg(required = true)]
     pictures: Vec<PathBuf>,
-    /// Where the model is now, if elsewhere.
+    /// Model, if it has moved or the record has its name only
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Where to compute [default: where it was painted].
+    /// Adapters in the order of the record, likewise; repeatable
+    #[arg(long)]
+    lora: Vec<PathBuf>,
+    /// Start image, likewise
+    #[arg(long)]
+    image: Option<PathBuf>,
+    /// Device [default: that of the record]
     #[arg(long)]
     device: Option<String>,
-    /// How much a byte of a pixel may differ.
+    /// Largest difference of a byte of a pixel
     #[arg(long, default_value_t = 0)]
     tolerance: u8,
-    /// Only says what a picture says of itself.
+    /// Only prints the record
     #[arg(long)]
     show: bool,
 }
@@ -51,77 +63,187 @@ fn main() -> Result<()> {
 }
 
 fn verify(args: &Args, path: &Path) -> Result<()> {
-    let mut record = Record::read(path)?;
+    let record = Record::read(path)?;
     if args.show {
         println!("{}", serde_json::to_string_pretty(&record)?);
         return Ok(());
     }
+    check(&record)?;
+    let record = located(args, record)?;
+    check_hashes(&record)?;
+    let expected = read_image(path)?;
+    let found = generate(args, &record)?;
+    let worst = compare(&found, &expected, args.tolerance)?;
+    let [_, batch] = record.batch;
+    let how = match batch {
+        1 => String::new(),
+        _ => format!(", generated in a batch of {batch} as then"),
+    };
+    eprintln!(
+        "{}: as recorded, largest difference {worst}{how}",
+        path.display()
+    );
+    Ok(())
+}
+
+/// Checks the values of a record, which may come from anywhere, before anything is read or allocated for it.
+fn check(record: &Record) -> Result<()> {
+    let [height, width] = record.size;
+    let enlarged = u128::from(record.enlarged);
+    let pixels = (width as u128).saturating_mul(height as u128);
+    ensure!(
+        (1..=MAX_ENLARGE).contains(&record.enlarged)
+            && (1..=u128::from(MAX_PIXELS)).contains(&pixels.saturating_mul(enlarged * enlarged)),
+        "the record has a picture of {width}x{height}, enlarged {enlarged} times; expected at most {MAX_PIXELS} pixels"
+    );
+    let [index, batch] = record.batch;
+    ensure!(
+        index < batch && batch <= MAX_BATCH,
+        "the record has picture {index} of a batch of {batch}; expected at most {MAX_BATCH}"
+    );
+    let schedule = serde_json::to_string(&record.scheduler)?;
+    SchedulerConfig::from_json(&schedule).context("the record's scheduler")?;
+    // Tables of the schedule are as long as its training.
+    const MAX_TIMESTEPS: usize = 100_000;
+    ensure!(
+        record.scheduler.num_train_timesteps <= MAX_TIMESTEPS,
+        "the record has {} training timesteps; expected at most {MAX_TIMESTEPS}",
+        record.scheduler.num_train_timesteps
+    );
+    ensure!(
+        record.guidance.is_finite(),
+        "the record has guidance {}",
+        record.guidance
+    );
+    if let Some(tiling) = record.source.tiling {
+        ensure!(
+            tiling.overlap < tiling.side,
+            "the record has tiles of {} that overlap by {}",
+            tiling.side,
+            tiling.overlap
+        );
+    }
+    Ok(())
+}
+
+/// The record with files where they are now, each of which is a regular file or a folder.
+fn located(args: &Args, mut record: Record) -> Result<Record> {
+    let adapters = record.source.adapters.len();
+    ensure!(
+        args.lora.is_empty() || args.lora.len() == adapters,
+        "found {} --lora; expected {adapters}, as in the record",
+        args.lora.len()
+    );
+    for ((path, _), now) in record.source.adapters.iter_mut().zip(&args.lora) {
+        path.clone_from(now);
+    }
     if let Some(model) = &args.model {
         record.source.model.clone_from(model);
     }
-    let hashes = record.source.hashes()?;
-    for (file, expected) in &record.hashes {
-        let found = hashes.get(file).map_or("no such file", String::as_str);
+    if let (Some(start), Some(image)) = (&mut record.start, &args.image) {
+        start.file.clone_from(image);
+    }
+    let source = &record.source;
+    let others = source.configs.iter().chain(source.components.values());
+    let files = others.map(|path| (path, "--model"));
+    let adapters = source.adapters.iter().map(|(path, _)| (path, "--lora"));
+    let start = record.start.iter().map(|start| (&start.file, "--image"));
+    let all = std::iter::once((&source.model, "--model"));
+    for (path, option) in all.chain(files).chain(adapters).chain(start) {
+        ensure!(
+            path.is_dir() || path.is_file(),
+            "the record names {}, which is no file or folder here: give {option} PATH",
+            path.display()
+        );
+    }
+    Ok(record)
+}
+
+/// Checks the hashes of the model's files and of the start image.
+fn check_hashes(record: &Record) -> Result<()> {
+    let expect = |file: &str, found: &str, expected: &str| {
         ensure!(
             found == expected,
-            "{file} is not what it was painted with: expected {expected}, found {found}"
+            "{file} has changed: expected SHA-256 {expected}, found {found}"
         );
+        Ok(())
+    };
+    if !record.hashes.is_empty() {
+        let hashes = record.source.hashes()?;
+        for (file, expected) in &record.hashes {
+            let found = hashes.get(file).map_or("no such file", String::as_str);
+            expect(file, found, expected)?;
+        }
     }
+    match &record.start {
+        Some(start) => expect(
+            &start.file.display().to_string(),
+            &sha256(&start.file)?,
+            &start.sha256,
+        ),
+        None => Ok(()),
+    }
+}
+
+/// The recorded picture, generated again in a batch of the recorded size.
+fn generate(args: &Args, record: &Record) -> Result<RgbImage> {
     let device = device(args.device.as_deref().unwrap_or(&record.device))?;
-    let mut pipeline = record.source.loader(&device)?.load()?;
+    let loader = record.source.loader(&device)?;
+    let scale = loader.scale()?;
+    let mut pipeline = loader.load()?;
     pipeline.scheduler = record.scheduler.clone();
-    let mut request = record.request();
-    if let Some(start) = &record.start {
-        let found = sha256(&start.file)?;
-        let file = start.file.display();
-        ensure!(
-            found == start.sha256,
-            "{file} is not what it began with: expected {}, found {found}",
-            start.sha256
-        );
-        request.start = Some(Start {
-            images: tensor(&read_image(&start.file)?, 1, &device),
-            strength: start.strength,
-        });
-    }
-    let painting = pipeline.generate(&request, &mut Seeds::new(record.rng, [record.seed]))?;
-    let [found] = Picture::of_images(painting.images)
-        .try_into()
-        .expect("one prompt is one picture");
-    let expected = read_image(path)?;
-    let found = enlarged(&found, record.enlarged);
+    let [index, batch] = record.batch;
+    let request = Request {
+        prompts: vec![record.prompt.clone(); batch],
+        start: start(record, batch, scale, &device)?,
+        ..record.request()
+    };
+    let seeds = std::iter::repeat_n(record.seed, batch);
+    let painting = pipeline.generate(&request, &mut Seeds::new(record.rng, seeds))?;
+    let pictures = Picture::of_images(painting.images);
+    let picture = pictures.get(index).context("a picture for each prompt")?;
+    Ok(image(&enlarged(picture, record.enlarged)))
+}
+
+/// The start image, fitted as `generate` fits it.
+fn start(record: &Record, batch: usize, scale: usize, device: &Device) -> Result<Option<Start>> {
+    let Some(start) = &record.start else {
+        return Ok(None);
+    };
+    let [height, width] = record.size.map(|side| side as u32);
+    let image = read_image(&start.file)?;
+    let image = fit(&image, width, height, scale as u32);
+    Ok(Some(Start {
+        images: tensor(&image, batch, device),
+        strength: start.strength,
+    }))
+}
+
+/// The largest difference of a byte, if it is within `tolerance`.
+fn compare(found: &RgbImage, expected: &RgbImage, tolerance: u8) -> Result<u8> {
     ensure!(
-        [found.width, found.height] == [expected.width, expected.height],
-        "it is {}×{}, painted again {}×{}",
-        expected.width,
-        expected.height,
-        found.width,
-        found.height
+        found.dimensions() == expected.dimensions(),
+        "expected {:?} pixels, generated {:?}",
+        expected.dimensions(),
+        found.dimensions()
     );
-    let differences = found.bytes.iter().zip(&expected.bytes);
+    let differences = found.iter().zip(expected.iter());
     let differences: Vec<_> = differences.map(|(a, b)| a.abs_diff(*b)).collect();
     let worst = differences.iter().max().copied().unwrap_or_default();
-    let count = differences
-        .iter()
-        .filter(|&&by| by > args.tolerance)
-        .count();
+    let count = differences.iter().filter(|&&by| by > tolerance).count();
     ensure!(
         count == 0,
-        "{count} of {} bytes differ by more than {}, the worst by {worst}",
-        differences.len(),
-        args.tolerance
+        "{count} of {} bytes differ by more than {tolerance}, by at most {worst}",
+        differences.len()
     );
-    eprintln!("{} is what it says, to within {worst}", path.display());
-    Ok(())
+    Ok(worst)
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use anyhow::Result;
-    use burn::tensor::Device;
-    use swiftbrush_pipeline::{Method, Rng, Source};
+    use swiftbrush_pipeline::{Method, Rng, Source, StartRecord};
 
     use super::*;
     use examples_common::{miniature, write_picture};
@@ -145,30 +267,51 @@ mod tests {
             start: None,
             scheduler,
             enlarged: 2,
+            batch: [0, 1],
         })
     }
 
-    fn check(record: &Record, change: impl FnOnce(&mut Picture)) -> Result<()> {
+    /// Verifies a changed picture that has a record.
+    fn verified(record: &Record, change: impl FnOnce(&mut Picture), more: &[&str]) -> Result<()> {
         let pipeline = record.source.loader(&Device::flex())?.load()?;
+        let original = self::record()?;
         let seeds = &mut Seeds::new(Rng::Native, [3]);
-        let painting = pipeline.generate(&record.request(), seeds)?;
+        let painting = pipeline.generate(&original.request(), seeds)?;
         let mut picture = enlarged(&Picture::of_images(painting.images)[0], 2);
         change(&mut picture);
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("picture.png");
         write_picture(&picture, record, &path)?;
-        let args = Args::try_parse_from(["verify".as_ref(), path.as_os_str()])?;
+        let program = ["verify".as_ref(), path.as_os_str()].into_iter();
+        let args = Args::try_parse_from(program.chain(more.iter().map(AsRef::as_ref)))?;
         verify(&args, &path)
     }
 
+    #[track_caller]
+    fn rejected(record: &Record, expected: &str) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("picture.png");
+        let picture = Picture {
+            width: 2,
+            height: 2,
+            bytes: vec![0; 12],
+        };
+        write_picture(&picture, record, &path).expect("it can be written");
+        let args = Args::try_parse_from(["verify".as_ref(), path.as_os_str()]);
+        let error = verify(&args.expect("they are right"), &path).expect_err(expected);
+        let error = format!("{error:#}");
+        assert!(error.contains(expected), "{error}");
+    }
+
     #[test]
-    fn a_picture_is_what_it_says_until_somebody_changes_it() -> Result<()> {
+    fn a_picture_is_verified_until_a_pixel_changes() -> Result<()> {
         let record = record()?;
-        check(&record, |_| ())?;
-        let error = check(&record, |picture| picture.bytes[100] ^= 4);
-        let error = error.expect_err("a pixel was changed").to_string();
+        verified(&record, |_| (), &[])?;
+        let change = |picture: &mut Picture| picture.bytes[100] ^= 4;
+        let error = verified(&record, change, &[]).expect_err("a pixel was changed");
+        let error = error.to_string();
         assert!(error.contains("1 of 12288 bytes differ"), "{error}");
-        Ok(())
+        verified(&record, change, &["--tolerance", "4"])
     }
 
     #[test]
@@ -177,14 +320,61 @@ mod tests {
             seed: 4,
             ..record()?
         };
-        assert!(check(&other, |_| ()).is_err());
+        assert!(verified(&other, |_| (), &[]).is_err());
         let mut other = record()?;
         let unet = "unet/diffusion_pytorch_model.safetensors";
         other.hashes.insert(unet.to_owned(), "0".repeat(64));
-        let error = check(&other, |_| ())
+        let error = verified(&other, |_| (), &[])
             .expect_err("it is another model")
             .to_string();
         assert!(error.contains(unet), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn records_with_names_need_the_paths() -> Result<()> {
+        let mut record = record()?;
+        let model = record.source.model.display().to_string();
+        record.source.model = "no such model".into();
+        rejected(&record, "give --model PATH");
+        verified(&self::record()?, |_| (), &["--model", &model])?;
+        record = self::record()?;
+        record.source.adapters = vec![("no such file".into(), 1.0)];
+        rejected(&record, "give --lora PATH");
+        Ok(())
+    }
+
+    #[test]
+    fn records_are_not_trusted() -> Result<()> {
+        type Change = fn(&mut Record);
+        let changes: [(&str, Change); 9] = [
+            ("enlarged 1000000 times", |of| of.enlarged = 1_000_000),
+            ("enlarged 0 times", |of| of.enlarged = 0),
+            ("expected at most 178956970 pixels", |of| {
+                of.size = [usize::MAX; 2]
+            }),
+            ("expected at most 178956970 pixels", |of| of.size = [0, 32]),
+            ("a batch of 10000", |of| of.batch = [0, 10_000]),
+            ("picture 1 of a batch of 1", |of| of.batch = [1, 1]),
+            ("num_train_timesteps", |of| {
+                of.scheduler.num_train_timesteps = 0
+            }),
+            ("no file or folder", |of| {
+                of.source.model = "/dev/zero".into()
+            }),
+            ("no file or folder", |of| {
+                of.start = Some(StartRecord {
+                    file: "/dev/zero".into(),
+                    sha256: String::new(),
+                    strength: 0.5,
+                });
+            }),
+        ];
+        for (expected, change) in changes {
+            let mut record = record()?;
+            change(&mut record);
+            rejected(&record, expected);
+        }
         Ok(())
     }
 }

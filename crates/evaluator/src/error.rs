@@ -1,75 +1,75 @@
 use std::path::PathBuf;
 
-/// What cannot be measured.
+/// An evaluation that cannot be computed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Weights that cannot be read or do not fit.
+    /// Weights cannot be read or do not fit.
     #[error(transparent)]
     Checkpoint(#[from] swiftbrush_checkpoint::Error),
-    /// A tokenizer that cannot be read.
+    /// A tokenizer cannot be read.
     #[error(transparent)]
     Tokenizer(#[from] swiftbrush_clip::TokenizerError),
-    /// A picture that cannot be read or is of a kind that is not measured.
+    /// A picture cannot be read or is not supported.
     #[error(transparent)]
     Picture(#[from] swiftbrush_images::Error),
-    /// Features that nothing can be said of.
+    /// Features cannot be compared.
     #[error(transparent)]
     Metric(#[from] swiftbrush_metrics::Error),
-    /// A tokenizer of another CLIP.
+    /// The tokenizer belongs to another CLIP.
     #[error(
-        "{folder} takes {expected} different tokens, its tokenizer has {found}: put the one it was trained with into the folder"
+        "{folder}: expected a tokenizer of at most {expected} tokens, found {found}; put the one that the model was trained with into the folder"
     )]
     Vocabulary {
-        /// Where the network is.
+        /// Folder of the network.
         folder: PathBuf,
-        /// Tokens that it takes.
+        /// Vocabulary size of the network.
         expected: usize,
-        /// Tokens that there are.
+        /// Vocabulary size of the tokenizer.
         found: usize,
     },
-    /// A network of a name that stands for none.
-    #[error("there is no network {name:?}; there are {}", crate::NETWORKS.join(", "))]
+    /// No network has this name.
+    #[error("unknown network {name:?}; expected one of {}", crate::NETWORKS.join(", "))]
     UnknownNetwork {
         /// The name.
         name: String,
     },
-    /// A network that a protocol measures with and that was not given.
-    #[error("the protocol {protocol} measures with {network}, which was not given")]
+    /// A network that the protocol needs is missing.
+    #[error("the protocol {protocol} needs the network {network}")]
     MissingNetwork {
         /// The protocol.
         protocol: String,
         /// The network.
         network: String,
     },
-    /// A network that cannot do what a protocol asks of it.
-    #[error("{network} {what}")]
+    /// A network lacks an ability that a measure needs.
+    #[error("{network} cannot {task}")]
     Unable {
         /// The network.
         network: String,
-        /// What it cannot.
-        what: &'static str,
+        /// The missing ability.
+        task: &'static str,
     },
-    /// A measure that lacks something of one of the sets.
-    #[error("{measure} needs {what}")]
+    /// A measure lacks an input.
+    #[error("{measure} needs {needed}")]
     Missing {
         /// The measure.
         measure: String,
-        /// What is lacking.
-        what: String,
+        /// The missing input.
+        needed: String,
     },
-    /// A protocol of a name that stands for none, or a file that describes none.
-    #[error("{name} is no protocol: {reason}")]
+    /// A name or file is no valid protocol.
+    #[error("{name} is no valid protocol: {reason}")]
     Protocol {
         /// The name or file.
         name: String,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
-    /// Results that must not be compared.
-    #[error("these results do not compare:\n{}", .0.join("\n"))]
+    /// Results are not comparable.
+    #[error("these results are not comparable:\n{}", .0.join("\n"))]
     Incomparable(
-        /// Each difference, in words.
+        /// All differences.
         Vec<String>,
     ),
 }

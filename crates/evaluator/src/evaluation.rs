@@ -5,34 +5,33 @@ use serde_json::{Value as Json, json};
 
 use crate::{Error, Protocol, Value};
 
-/// A result with everything that it depends on: what is written to a file.
+/// A result with everything that it depends on, as written to a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// What was measured, in a word or two.
+    /// Short name of the model or folder.
     pub subject: String,
-    /// How.
+    /// The protocol.
     pub protocol: Protocol,
-    /// Name and version of what measured.
+    /// Name and version of the evaluating program.
     pub software: String,
-    /// Hashes (SHA-256) of the networks' weights by their names, of `prompts`, `reference` and `pictures`.
+    /// SHA-256 of the networks' weights by name, of `prompts`, `reference` and `pictures`.
     pub hashes: BTreeMap<String, String>,
-    /// Pictures that were measured.
+    /// Number of pictures.
     pub pictures: usize,
-    /// Pictures of a prompt.
+    /// Pictures of each prompt.
     pub per_prompt: usize,
-    /// Pictures of the reference; none of means and covariances that do not say it.
+    /// Number of reference pictures; none for means and covariances, which do not say.
     pub reference_pictures: Option<usize>,
-    /// How the pictures were painted, if they were; a seed, a model, a method.
+    /// Model, method and seed of the pictures, if they were generated.
     pub painted: Json,
-    /// The numbers.
+    /// The values.
     pub values: Vec<Value>,
-    /// What has to be said beside them.
+    /// Caveats to report beside the values.
     pub notes: Vec<String>,
 }
 
 impl Evaluation {
-    /// What keeps this result from being compared with another, in words: all that numbers depend on but the pictures and
-    /// how they were painted.
+    /// Differences that make two results incomparable: everything but the pictures and their generation.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let conditions = |of: &Self| {
             let hashes: BTreeMap<_, _> = of
@@ -52,18 +51,18 @@ impl Evaluation {
     }
 }
 
-/// Every place where two values differ, in words.
+/// All differences between two JSON values, one sentence each.
 pub fn differences(first: &Json, second: &Json) -> Vec<String> {
     let mut found = Vec::new();
     differ("", first, second, &mut found);
     found
 }
 
-/// Whether results were measured under the same conditions.
+/// Checks that results were measured under the same conditions.
 ///
 /// # Errors
 ///
-/// If not, with every difference from the first.
+/// If not, with all differences from the first.
 pub fn comparable<'a>(evaluations: impl IntoIterator<Item = &'a Evaluation>) -> Result<(), Error> {
     let mut evaluations = evaluations.into_iter();
     let Some(first) = evaluations.next() else {

@@ -1,45 +1,63 @@
-//! Measures generated pictures so that the numbers can be compared with others'.
+//! Evaluation of generated pictures by values that compare with published ones.
 //!
-//! A [`Protocol`] says everything that a number depends on besides the pictures: what is done to them, which networks look at
-//! them and how, and what is computed. [`Networks::look`] turns pictures into rows of numbers, a batch at a time;
-//! [`Networks::measure`] computes what the protocol asks for; an [`Evaluation`] keeps the numbers with the protocol and the
-//! hashes of all that went in, and [`comparable`] refuses to compare what was measured otherwise.
+//! A [`Protocol`] states everything that a value depends on besides the pictures: their preparation, the feature networks, the
+//! measures. [`Networks::extract`] computes features, a batch at a time; [`Networks::measure`] computes the measures; an
+//! [`Evaluation`] stores the values with the protocol and the hashes of all inputs, and [`comparable`] rejects results that were
+//! measured under different conditions.
 //!
-//! Networks are a [`FeatureNetwork`] each: [`Inception`] as pytorch-fid, torch-fidelity and clean-fid have it,
-//! [`ClipNetwork`], [`EfficientNetLite0`], or any other.
+//! Networks implement [`FeatureNetwork`]: [`Inception`] as in pytorch-fid, torch-fidelity and clean-fid, [`ClipNetwork`],
+//! [`EfficientNetLite0`], or your own.
 //!
-//! ```no_run
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use burn::tensor::Device;
-//! use swiftbrush_evaluator::{Networks, Protocol, Reference, open};
+//! ```
+//! use burn::tensor::{Device, Tensor, TensorData};
+//! use image::{Rgb, RgbImage};
+//! use swiftbrush_evaluator::{FeatureNetwork, Networks, Protocol, Reference};
+//!
+//! /// The colour of the first pixel.
+//! struct FirstPixel(Device);
+//!
+//! impl FeatureNetwork for FirstPixel {
+//!     fn width(&self) -> usize {
+//!         3
+//!     }
+//!
+//!     fn features(&self, images: &[RgbImage]) -> Tensor<2> {
+//!         let pixels = images.iter().flat_map(|image| image.get_pixel(0, 0).0.map(f32::from));
+//!         Tensor::from_data(TensorData::new(pixels.collect(), [images.len(), 3]), &self.0)
+//!     }
+//! }
 //!
 //! let device = Device::default();
 //! let protocol = Protocol::named("pytorch-fid")?;
-//! let path = "pt_inception-2015-12-05-6726825d.pth".as_ref();
-//! let name = "inception/pytorch-fid";
-//! let networks = Networks::default().with(name, open(name, path, &device)?);
-//! # let (real, generated) = (Vec::new(), Vec::new());
+//! let network = FirstPixel(device.clone());
+//! let networks = Networks::default().with("inception/pytorch-fid", Box::new(network));
+//! let images = |shift: u8| -> Vec<RgbImage> {
+//!     let color = |i: u8| Rgb([shift + i, shift + 2 * i, shift + i * i]);
+//!     (0..8).map(|i| RgbImage::from_pixel(4, 4, color(i))).collect()
+//! };
 //! let reference = Reference {
-//!     seen: networks.look(&protocol, &real, None)?,
+//!     features: networks.extract_reference(&protocol, &images(0))?,
 //!     ..Reference::default()
 //! };
-//! let seen = networks.look(&protocol, &generated, None)?;
-//! for value in networks.measure(&protocol, &seen, &reference, 1, 0, &device)?.values {
-//!     println!("{}: {}", value.name, value.value);
-//! }
-//! # Ok(())
-//! # }
+//! let generated = networks.extract(&protocol, &images(10), None)?;
+//! let measured = networks.measure(&protocol, &generated, &reference, 1, 0, &device)?;
+//! // Three features, each shifted by 10.
+//! assert!((measured.values[0].value - 300.0).abs() < 1e-6);
+//! # Ok::<(), swiftbrush_evaluator::Error>(())
 //! ```
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
 mod error;
 mod evaluation;
+mod extract;
 mod measure;
 mod networks;
 mod protocol;
 
 pub use error::Error;
 pub use evaluation::{Evaluation, comparable, differences};
-pub use measure::{Measured, Networks, Reference, Seen, Value};
+pub use extract::{FeatureSets, Networks};
+pub use measure::{Measured, Reference, Value};
 pub use networks::{
     ClipInput, ClipNetwork, EfficientNetLite0, FeatureNetwork, Inception, InceptionInput, NETWORKS,
     open,

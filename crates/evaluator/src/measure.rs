@@ -1,106 +1,69 @@
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor, TensorData};
-use image::RgbImage;
+use burn::tensor::Device;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use swiftbrush_metrics::{
-    Features, Gaussian, Moments, density_coverage, diversity, frechet_distance, frechet_infinity,
-    gaussian_mmd, inception_score, kernel_distance, nearest, precision_recall, standard_error,
-    subset,
+    Features, Gaussian, Groups, Moments, density_coverage, diversity, frechet_distance,
+    frechet_infinity, gaussian_mmd, half_sample_errors, inception_score, kernel_distance, nearest,
+    precision_recall, standard_error, subset,
 };
 
-use crate::networks::rows;
-use crate::{Error, FeatureNetwork, Measure, Protocol};
+use crate::extract::score_key;
+use crate::{Error, FeatureSets, Measure, Networks, Protocol};
 
-/// What all that is drawn by chance follows from: subsets, resamples, order.
+/// Seed of all random draws: subsets, resamples, shuffles.
 const SEED: u64 = 0;
-/// Pictures whose logits are taken at once.
-const ROWS: usize = 1024;
 
-/// Networks by the names that protocols call them by.
-#[derive(Default)]
-pub struct Networks(BTreeMap<String, Box<dyn FeatureNetwork>>);
-
-impl std::fmt::Debug for Networks {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
-    }
+/// The set with which generated images are compared.
+#[derive(Clone, Debug, Default)]
+pub struct Reference {
+    /// Features of its images.
+    pub features: FeatureSets,
+    /// Means and covariances by network, where there are no features.
+    pub statistics: BTreeMap<String, Gaussian>,
 }
 
-/// What networks have seen in pictures, a row for each, by network; and scores of pictures and their prompts, by measure.
-pub type Seen = BTreeMap<String, Features>;
+/// Results of a protocol's measures.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    /// Values in the order of the protocol.
+    pub values: Vec<Value>,
+    /// Caveats to report beside the values.
+    pub notes: Vec<String>,
+    /// Score of each image with its prompt, of the first measure that has one.
+    pub scores: Option<Vec<f64>>,
+    /// Nearest reference image of each generated one, and its distance, if the protocol measures it.
+    pub nearest: Vec<(usize, f64)>,
+}
+
+/// A value with its name and error.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Value {
+    /// Name of the measure.
+    pub name: String,
+    /// Name of the feature network.
+    pub network: String,
+    /// The value.
+    pub value: f64,
+    /// Standard error due to the choice of prompts and images; a 95 % interval is ± 1.96 of it.
+    pub standard_error: Option<f64>,
+}
 
 impl Networks {
-    /// The same with one more, or another in its place.
-    pub fn with(mut self, name: &str, network: Box<dyn FeatureNetwork>) -> Self {
-        self.0.insert(name.to_owned(), network);
-        self
-    }
-
-    fn get(&self, protocol: &Protocol, name: &str) -> Result<&dyn FeatureNetwork, Error> {
-        let network = self.0.get(name);
-        network
-            .map(AsRef::as_ref)
-            .ok_or_else(|| Error::MissingNetwork {
-                protocol: protocol.name.clone(),
-                network: name.to_owned(),
-            })
-    }
-
-    /// Looks at pictures, which are as [`Preparation`](crate::Preparation) has left them, and at their prompts, if there
-    /// are any.
+    /// Computes a protocol's measures.
+    ///
+    /// - per_prompt: consecutive images of each prompt, which are resampled together
+    /// - resamples: for standard errors of distances and overlaps; fewer than two for none
     ///
     /// # Errors
     ///
-    /// If a network is missing, cannot read though it would have to, or makes a NaN.
-    ///
-    /// # Panics
-    ///
-    /// If there are not as many prompts as pictures.
-    pub fn look(
-        &self,
-        protocol: &Protocol,
-        pictures: &[RgbImage],
-        prompts: Option<&[String]>,
-    ) -> Result<Seen, Error> {
-        let mut seen = Seen::new();
-        for name in protocol.networks() {
-            let network = self.get(protocol, name)?;
-            let tensor = network.features(pictures);
-            for measure in &protocol.measures {
-                if let (Measure::ClipScore { prefix, .. }, Some(prompts)) = (measure, prompts)
-                    && measure.network() == name
-                {
-                    assert_eq!(prompts.len(), pictures.len(), "a prompt for each picture");
-                    let prompts = prompts.iter().map(|prompt| format!("{prefix}{prompt}"));
-                    let texts = network.texts(&prompts.collect::<Vec<_>>());
-                    let texts = texts.ok_or_else(|| Error::Unable {
-                        network: name.to_owned(),
-                        what: "cannot read prompts",
-                    })?;
-                    let cosines = (tensor.clone() * texts).sum_dim(1);
-                    seen.insert(score_key(measure), rows(cosines)?);
-                }
-            }
-            seen.insert(name.to_owned(), rows(tensor)?);
-        }
-        Ok(seen)
-    }
-
-    /// Computes what a protocol asks for.
-    ///
-    /// - resamples: of the generated pictures, for the standard errors of distances; with less than two there are none
-    /// - per_prompt: pictures of a prompt, which follow one another
-    ///
-    /// # Errors
-    ///
-    /// If something that a measure needs is missing, or cannot be compared.
+    /// If something that a measure needs is missing, or sets cannot be compared.
     pub fn measure(
         &self,
         protocol: &Protocol,
-        generated: &Seen,
+        generated: &FeatureSets,
         reference: &Reference,
         per_prompt: usize,
         resamples: usize,
@@ -117,30 +80,24 @@ impl Networks {
             };
             match measure {
                 Measure::InceptionScore { network, splits } => {
-                    let network = self.get(protocol, network)?;
-                    let logits = logits(network, sets.generated()?, device)?;
-                    let logits = logits.ok_or_else(|| Error::Unable {
-                        network: measure.network().to_owned(),
-                        what: "knows no classes",
-                    })?;
-                    measured
-                        .values
-                        .push(sets.inception_score(&logits, *splits)?);
+                    let logits = self.logits(protocol, network, sets.generated()?, device)?;
+                    let score = sets.inception_score(&logits, *splits)?;
+                    measured.values.push(score);
                 }
                 Measure::ClipScore { scale, .. } => {
                     let scores = sets.scores(*scale)?;
-                    measured.values.push(sets.mean(&scores));
+                    measured.values.push(sets.mean(&scores, per_prompt)?);
                     measured.scores.get_or_insert(scores);
                 }
                 Measure::NearestNeighbour { .. } => {
-                    measured.nearest = nearest(sets.generated()?, sets.features()?)?;
+                    measured.nearest = nearest(sets.generated()?, sets.reference()?)?;
                     let distances = measured.nearest.iter().map(|(_, distance)| *distance);
                     let distances: Vec<_> = distances.collect();
-                    measured.values.push(sets.mean(&distances));
+                    measured.values.push(sets.mean(&distances, per_prompt)?);
                 }
                 Measure::FrechetDistance { .. } => {
                     measured.values.push(sets.frechet_distance()?);
-                    measured.notes.extend(sets.too_few()?);
+                    measured.notes.extend(sets.singular()?);
                 }
                 _ => measured.values.extend(sets.values()?),
             }
@@ -149,108 +106,51 @@ impl Networks {
     }
 }
 
-fn score_key(measure: &Measure) -> String {
-    match measure {
-        Measure::ClipScore {
-            network, prefix, ..
-        } => format!("score of {network} with {prefix:?}"),
-        _ => measure.to_string(),
-    }
-}
-
-fn logits(
-    network: &dyn FeatureNetwork,
-    features: &Features,
-    device: &Device,
-) -> Result<Option<Features>, Error> {
-    let mut all: Option<Features> = None;
-    for block in features.values().chunks(ROWS * features.width()) {
-        let shape = [block.len() / features.width(), features.width()];
-        let block = Tensor::<2>::from_data(TensorData::new(block.to_vec(), shape), device);
-        let Some(block) = network.logits(block) else {
-            return Ok(None);
-        };
-        let block = rows(block)?;
-        match &mut all {
-            None => all = Some(block),
-            Some(all) => all.append(&block)?,
-        }
-    }
-    Ok(all)
-}
-
-/// What generated pictures are compared with.
-#[derive(Clone, Debug, Default)]
-pub struct Reference {
-    /// What networks have seen in its pictures.
-    pub seen: Seen,
-    /// Means and covariances by network, where there are no features.
-    pub statistics: BTreeMap<String, Gaussian>,
-}
-
-/// What was computed.
-#[derive(Clone, Debug, Default)]
-pub struct Measured {
-    /// The numbers, in the order of the protocol.
-    pub values: Vec<Value>,
-    /// What has to be said beside them.
-    pub notes: Vec<String>,
-    /// The score of each picture and its prompt, of the first measure that gives one.
-    pub scores: Option<Vec<f64>>,
-    /// The nearest picture of the reference for each, and its distance, if the protocol asks for it.
-    pub nearest: Vec<(usize, f64)>,
-}
-
-/// A number.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Value {
-    /// What it is.
-    pub name: String,
-    /// Whose features it is of.
-    pub network: String,
-    /// The number.
-    pub value: f64,
-    /// Its standard error, as far as that is from the choice of pictures; an interval is ± 1.96 of it.
-    pub standard_error: Option<f64>,
-}
-
-/// What a measure is of.
+/// A measure and the sets that it compares.
 struct Sets<'a> {
     measure: &'a Measure,
-    generated: &'a Seen,
+    generated: &'a FeatureSets,
     reference: &'a Reference,
     per_prompt: usize,
     resamples: usize,
 }
 
 impl Sets<'_> {
-    fn lacks(&self, what: &str) -> Error {
+    fn lacks(&self, needed: &str) -> Error {
         Error::Missing {
             measure: self.measure.to_string(),
-            what: what.to_owned(),
+            needed: needed.to_owned(),
         }
     }
 
     fn generated(&self) -> Result<&Features, Error> {
         let features = self.generated.get(self.measure.network());
-        features.ok_or_else(|| self.lacks("generated pictures"))
+        features.ok_or_else(|| self.lacks("features of the generated images"))
     }
 
-    fn features(&self) -> Result<&Features, Error> {
-        let features = self.reference.seen.get(self.measure.network());
+    fn reference(&self) -> Result<&Features, Error> {
+        let features = self.reference.features.get(self.measure.network());
         features.ok_or_else(|| {
-            self.lacks("the pictures of the reference: means and covariances alone do not tell it")
+            self.lacks("the images of the reference; means and covariances do not suffice")
         })
     }
 
     fn gaussian(&self) -> Result<Gaussian, Error> {
         let network = self.measure.network();
-        let Reference { seen, statistics } = self.reference;
-        match (seen.get(network), statistics.get(network)) {
+        let Reference {
+            features,
+            statistics,
+        } = self.reference;
+        match (features.get(network), statistics.get(network)) {
             (Some(features), _) => Ok(Moments::of(features).gaussian()?),
             (None, Some(gaussian)) => Ok(gaussian.clone()),
             (None, None) => Err(self.lacks("a reference")),
         }
+    }
+
+    /// Generated images by prompt.
+    fn prompts(&self) -> Result<Groups, Error> {
+        Ok(Groups::new(self.generated()?.len(), self.per_prompt)?)
     }
 
     fn value(&self, name: &str, value: f64, standard_error: Option<f64>) -> Value {
@@ -267,44 +167,41 @@ impl Sets<'_> {
         self.value(&self.measure.to_string(), value, standard_error)
     }
 
-    /// Mean and standard error of what each picture or prompt has.
-    fn mean(&self, values: &[f64]) -> Value {
-        let count = values.len() as f64;
-        let mean = values.iter().sum::<f64>() / count;
-        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-        let error = (values.len() > 1).then(|| (squares / (count - 1.0) / count).sqrt());
-        self.named(mean, error)
+    /// Mean of values, `per_group` of which belong together, and its standard error over groups.
+    fn mean(&self, values: &[f64], per_group: usize) -> Result<Value, Error> {
+        Groups::new(values.len(), per_group)?;
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let groups: Vec<_> = values.chunks(per_group).map(mean).collect();
+        let (count, mean) = (groups.len() as f64, mean(&groups));
+        let squares: f64 = groups.iter().map(|value| (value - mean).powi(2)).sum();
+        let error = (groups.len() > 1).then(|| (squares / (count - 1.0) / count).sqrt());
+        Ok(self.named(mean, error))
     }
 
-    /// By the bootstrap over the generated pictures.
-    fn error(
+    /// Bootstrap over prompts.
+    fn bootstrap(
         &self,
         statistic: impl FnMut(&[usize]) -> Result<f64, swiftbrush_metrics::Error>,
     ) -> Result<Option<f64>, Error> {
         if self.resamples < 2 {
             return Ok(None);
         }
-        let count = self.generated()?.len();
-        Ok(Some(standard_error(
-            count,
-            self.resamples,
-            SEED,
-            statistic,
-        )?))
+        let error = standard_error(self.prompts()?, self.resamples, SEED, statistic)?;
+        Ok(Some(error))
     }
 
     fn frechet_distance(&self) -> Result<Value, Error> {
         let (features, gaussian) = (self.generated()?, self.gaussian()?);
         let distance =
             |features: &Features| frechet_distance(&gaussian, &Moments::of(features).gaussian()?);
-        let error = self.error(|rows| distance(&features.select(rows)))?;
+        let error = self.bootstrap(|rows| distance(&features.select(rows)))?;
         Ok(self.named(distance(features)?, error))
     }
 
-    /// A note for each set that has no more pictures than features.
-    fn too_few(&self) -> Result<Vec<String>, Error> {
+    /// A note for each set with no more images than features.
+    fn singular(&self) -> Result<Vec<String>, Error> {
         let (measure, width) = (self.measure, self.generated()?.width());
-        let reference = self.reference.seen.get(measure.network());
+        let reference = self.reference.features.get(measure.network());
         let counts = [
             ("generated", Some(self.generated()?.len())),
             ("reference", reference.map(Features::len)),
@@ -312,13 +209,13 @@ impl Sets<'_> {
         let note = |(which, count): (&str, Option<usize>)| {
             let count = count.filter(|count| *count <= width)?;
             Some(format!(
-                "{measure}: {count} {which} pictures for {width} features leave the covariance singular; the distance is far from that of more"
+                "{measure}: {count} {which} pictures for {width} features leave the covariance singular; the distance is far from that of larger sets"
             ))
         };
         Ok(counts.into_iter().filter_map(note).collect())
     }
 
-    /// Measures that are of features alone.
+    /// Measures that need features alone.
     fn values(&self) -> Result<Vec<Value>, Error> {
         let generated = self.generated()?;
         Ok(match self.measure {
@@ -333,48 +230,74 @@ impl Sets<'_> {
                 vec![self.kernel_distance(*subsets, *size)?]
             }
             Measure::PrecisionRecall { k, .. } => {
-                let reference = self.features()?;
-                let found = precision_recall(reference, generated, *k)?;
-                vec![
-                    self.share("precision", found.precision, generated),
-                    self.share("recall", found.recall, reference),
-                ]
+                self.overlap(*k, ["precision", "recall"], |real, generated| {
+                    let found = precision_recall(real, generated, *k)?;
+                    Ok([found.precision, found.recall])
+                })?
             }
             Measure::DensityCoverage { k, .. } => {
-                let reference = self.features()?;
-                let found = density_coverage(reference, generated, *k)?;
-                vec![
-                    self.value("density", found.density, None),
-                    self.share("coverage", found.coverage, reference),
-                ]
+                self.overlap(*k, ["density", "coverage"], |real, generated| {
+                    let found = density_coverage(real, generated, *k)?;
+                    Ok([found.density, found.coverage])
+                })?
             }
             Measure::GaussianDistance { sigma, scale, .. } => {
-                let reference = self.features()?;
+                let reference = self.reference()?;
                 let distance = |features: &Features| gaussian_mmd(reference, features, *sigma);
-                let error = self.error(|rows| distance(&generated.select(rows)))?;
+                let error = self.bootstrap(|rows| distance(&generated.select(rows)))?;
                 let error = error.map(|error| scale * error);
                 vec![self.named(scale * distance(generated)?, error)]
             }
-            Measure::Diversity { .. } => vec![self.mean(&diversity(generated, self.per_prompt)?)],
-            measure => unreachable!("{measure} is of more than features"),
+            Measure::Diversity { .. } => {
+                vec![self.mean(&diversity(generated, self.per_prompt)?, 1)?]
+            }
+            measure => unreachable!("{measure} needs more than features"),
         })
     }
 
-    fn share(&self, name: &str, share: f64, of: &Features) -> Value {
-        let error = (share * (1.0 - share) / of.len() as f64).sqrt();
-        self.value(name, share, Some(error))
+    /// Statistics of `k` nearest neighbours, with errors over halves of both sets where halves are large enough.
+    fn overlap(
+        &self,
+        k: usize,
+        names: [&str; 2],
+        statistics: impl Fn(&Features, &Features) -> Result<[f64; 2], swiftbrush_metrics::Error>,
+    ) -> Result<Vec<Value>, Error> {
+        let (reference, generated) = (self.reference()?, self.generated()?);
+        let (real, prompts) = (Groups::single(reference.len()), self.prompts()?);
+        let half = (reference.len() / 2).min(prompts.count() / 2 * self.per_prompt);
+        let errors = (self.resamples >= 2 && half > k).then(|| {
+            half_sample_errors(real, prompts, self.resamples, SEED, |a, b| {
+                statistics(&reference.select(a), &generated.select(b))
+            })
+        });
+        let errors = errors.transpose()?;
+        let values = names.into_iter().zip(statistics(reference, generated)?);
+        let value = |(index, (name, value)): (usize, _)| {
+            self.value(name, value, errors.map(|errors| errors[index]))
+        };
+        Ok(values.enumerate().map(value).collect())
     }
 
     fn kernel_distance(&self, subsets: usize, size: usize) -> Result<Value, Error> {
-        let (generated, reference) = (self.generated()?, self.features()?);
+        let (generated, reference) = (self.generated()?, self.reference()?);
         let size = generated.len().min(reference.len()).min(size);
         let mut rng = ChaCha8Rng::seed_from_u64(SEED);
         let mut draw = |from: &Features| subset(from.len(), size, &mut rng);
-        let subsets = (0..subsets).map(|_| (draw(reference), draw(generated)));
-        let subsets: Vec<_> = subsets.collect();
-        let (mean, deviation) = kernel_distance(reference, generated, &subsets)?;
-        // The deviation is that of sets of `size`; of sets of all there are it is less by the root of their number. Where
-        // a subset is all of them, it says nothing.
+        let rows: Vec<_> = (0..subsets)
+            .map(|_| (draw(reference), draw(generated)))
+            .collect();
+        let (mean, mut deviation) = kernel_distance(reference, generated, &rows)?;
+        let whole_prompts = size / self.per_prompt;
+        if self.per_prompt > 1 && whole_prompts * self.per_prompt > 1 {
+            // Subsets of whole prompts deviate more.
+            let prompts = self.prompts()?;
+            let by_prompt = rows
+                .into_iter()
+                .map(|(reference, _)| (reference, prompts.subset(whole_prompts, &mut rng)));
+            deviation = kernel_distance(reference, generated, &by_prompt.collect::<Vec<_>>())?.1;
+        }
+        // The deviation is that of sets of `size`; that of the whole set is smaller by the root of the ratio of their sizes. If
+        // each subset is the whole set, it says nothing.
         let error = deviation * (size as f64 / generated.len() as f64).sqrt();
         Ok(self.named(mean, (size < generated.len()).then_some(error)))
     }
@@ -382,7 +305,12 @@ impl Sets<'_> {
     fn inception_score(&self, logits: &Features, splits: usize) -> Result<Value, Error> {
         let mut rng = ChaCha8Rng::seed_from_u64(SEED);
         let shuffled = logits.select(&subset(logits.len(), logits.len(), &mut rng));
-        let (mean, deviation) = inception_score(&shuffled, splits)?;
+        let (mean, mut deviation) = inception_score(&shuffled, splits)?;
+        if self.per_prompt > 1 {
+            let prompts = self.prompts()?;
+            let by_prompt = logits.select(&prompts.subset(prompts.count(), &mut rng));
+            deviation = inception_score(&by_prompt, splits)?.1;
+        }
         Ok(self.named(mean, Some(deviation / (splits as f64).sqrt())))
     }
 

@@ -4,36 +4,43 @@ use std::path::Path;
 
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
-use swiftbrush_images::{Filter, centre_square, resize};
+use swiftbrush_images::{Filter, Orient, centre_square, resize};
 
 use crate::Error;
 
-/// Everything that a number depends on besides the pictures: what is done to them, which networks look at them and how, and
-/// what is computed. Two numbers compare only if their protocols are equal.
+/// Everything that a value depends on besides the pictures: their preparation, the feature networks, the measures. Values are
+/// comparable only if their protocols are equal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Protocol {
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Raised whenever anything in the protocol of this name changes.
+    /// Version, increased whenever the protocol of this name changes.
     pub version: u32,
-    /// What is done to the pictures of both sets first.
+    /// Preparation of the pictures of both sets.
     pub pictures: Preparation,
-    /// What is computed.
+    /// Treatment of Exif orientations in both sets.
+    #[serde(default, skip_serializing_if = "is_upright")]
+    pub orientation: Orient,
+    /// Measures to compute, in order.
     pub measures: Vec<Measure>,
 }
 
-/// What is done to pictures before any network sees them.
+fn is_upright(orientation: &Orient) -> bool {
+    *orientation == Orient::Upright
+}
+
+/// Preparation of pictures before any network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preparation {
-    /// Nothing.
+    /// None.
     AsTheyAre,
-    /// The middle square is resized on bytes.
+    /// Crops the central square and resizes it in bytes.
     Square {
-        /// Its new side.
+        /// New side in pixels.
         side: u32,
-        /// How.
+        /// Resampling filter.
         filter: Filter,
     },
 }
@@ -43,7 +50,7 @@ impl Preparation {
     ///
     /// # Panics
     ///
-    /// If the new side is zero.
+    /// If `side` is zero.
     pub fn apply(self, picture: RgbImage) -> RgbImage {
         match self {
             Self::AsTheyAre => picture,
@@ -52,7 +59,7 @@ impl Preparation {
     }
 }
 
-/// Something that is computed of one set of pictures, or of two.
+/// A measure of one set of pictures, or of two.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(
     tag = "measure",
@@ -63,80 +70,80 @@ impl Preparation {
 pub enum Measure {
     /// FID on Inception's features; see [`frechet_distance`](swiftbrush_metrics::frechet_distance).
     FrechetDistance {
-        /// Whose features.
+        /// Feature network.
         network: String,
     },
     /// FID∞; see [`frechet_infinity`](swiftbrush_metrics::frechet_infinity).
     FrechetInfinity {
-        /// Whose features.
+        /// Feature network.
         network: String,
-        /// Pictures of the smallest subset.
+        /// Pictures in the smallest subset.
         smallest: usize,
-        /// Subsets.
+        /// Number of subsets.
         points: usize,
     },
     /// KID on Inception's features; see [`kernel_distance`](swiftbrush_metrics::kernel_distance).
     KernelDistance {
-        /// Whose features.
+        /// Feature network.
         network: String,
-        /// Subsets of both sets.
+        /// Number of subsets of both sets.
         subsets: usize,
-        /// Pictures of each; fewer if there are fewer.
+        /// Pictures in a subset; all if the sets have fewer.
         size: usize,
     },
     /// See [`precision_recall`](swiftbrush_metrics::precision_recall).
     PrecisionRecall {
-        /// Whose features.
+        /// Feature network.
         network: String,
-        /// Which neighbour is the edge of a picture's neighbourhood.
+        /// The neighbour whose distance is the radius of a neighbourhood.
         k: usize,
     },
     /// See [`density_coverage`](swiftbrush_metrics::density_coverage).
     DensityCoverage {
-        /// Whose features.
+        /// Feature network.
         network: String,
-        /// Which neighbour is the edge of a picture's neighbourhood.
+        /// The neighbour whose distance is the radius of a neighbourhood.
         k: usize,
     },
     /// See [`inception_score`](swiftbrush_metrics::inception_score); pictures are shuffled first.
     InceptionScore {
-        /// Whose classes.
+        /// Classifier.
         network: String,
-        /// Parts.
+        /// Number of parts.
         splits: usize,
     },
-    /// Mean cosine of pictures and their prompts: the CLIP score, HPSv2, PickScore, by the weights.
+    /// Mean cosine of pictures and their prompts: CLIP score, HPSv2 or PickScore, depending on the weights.
     ClipScore {
-        /// Whose embeddings.
+        /// Encoder of pictures and texts.
         network: String,
-        /// What is put before each prompt.
+        /// Text before each prompt.
         prefix: String,
-        /// What the cosine is multiplied by.
+        /// Factor of the cosine.
         scale: f64,
     },
     /// CMMD on CLIP's embeddings; see [`gaussian_mmd`](swiftbrush_metrics::gaussian_mmd).
     GaussianDistance {
-        /// Whose features.
+        /// Feature network.
         network: String,
         /// Width of the kernel.
         sigma: f64,
-        /// What the squared discrepancy is multiplied by.
+        /// Factor of the squared discrepancy.
         scale: f64,
     },
     /// See [`diversity`](swiftbrush_metrics::diversity).
     Diversity {
-        /// Whose features.
+        /// Feature network.
         network: String,
     },
     /// Mean distance to the nearest picture of the reference; see [`nearest`](swiftbrush_metrics::nearest).
     NearestNeighbour {
-        /// Whose features.
+        /// Feature network.
         network: String,
     },
 }
 
 impl Measure {
-    /// The network whose features it is of.
+    /// The feature network.
     pub fn network(&self) -> &str {
         match self {
             Self::FrechetDistance { network }
@@ -152,7 +159,7 @@ impl Measure {
         }
     }
 
-    /// Whether it compares with a reference.
+    /// True if it compares with a reference.
     pub fn needs_reference(&self) -> bool {
         !matches!(
             self,
@@ -160,13 +167,13 @@ impl Measure {
         )
     }
 
-    /// Whether it needs the prompts.
+    /// True if it needs prompts.
     pub fn needs_prompts(&self) -> bool {
         matches!(self, Self::ClipScore { .. })
     }
 }
 
-/// The names that the field knows: FID and KID are distances on Inception's features and on no others.
+/// The field's names: FID and KID are distances on Inception's features only.
 impl fmt::Display for Measure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let network = self.network();
@@ -191,6 +198,80 @@ impl fmt::Display for Measure {
     }
 }
 
+fn frechet(network: &str) -> Measure {
+    Measure::FrechetDistance {
+        network: network.to_owned(),
+    }
+}
+
+fn kernel(network: &str) -> Measure {
+    Measure::KernelDistance {
+        network: network.to_owned(),
+        subsets: 100,
+        size: 1000,
+    }
+}
+
+fn precision_recall(network: &str) -> Measure {
+    Measure::PrecisionRecall {
+        network: network.to_owned(),
+        k: 3,
+    }
+}
+
+fn inception_score(network: &str) -> Measure {
+    Measure::InceptionScore {
+        network: network.to_owned(),
+        splits: 10,
+    }
+}
+
+fn clip_score(network: &str, prefix: &str, scale: f64) -> Measure {
+    Measure::ClipScore {
+        network: network.to_owned(),
+        prefix: prefix.to_owned(),
+        scale,
+    }
+}
+
+fn cmmd() -> Measure {
+    Measure::GaussianDistance {
+        network: "clip/stretch".to_owned(),
+        sigma: 10.0,
+        scale: 1000.0,
+    }
+}
+
+fn swiftbrush_v2() -> Vec<Measure> {
+    vec![
+        frechet(CLEAN_FID),
+        precision_recall(TORCH_FIDELITY),
+        inception_score(TORCH_FIDELITY),
+        clip_score(CLIP, "A photo depicts ", 1.0),
+    ]
+}
+
+fn torch_fidelity() -> Vec<Measure> {
+    vec![
+        frechet(TORCH_FIDELITY),
+        kernel(TORCH_FIDELITY),
+        inception_score(TORCH_FIDELITY),
+    ]
+}
+
+/// All distances on the features of any network.
+fn distances(network: &str) -> Vec<Measure> {
+    vec![
+        frechet(network),
+        kernel(network),
+        precision_recall(network),
+        Measure::DensityCoverage {
+            network: network.to_owned(),
+            k: 5,
+        },
+    ]
+}
+
 const PYTORCH_FID: &str = "inception/pytorch-fid";
 const TORCH_FIDELITY: &str = "inception/torch-fidelity";
 const CLEAN_FID: &str = "inception/clean-fid";
@@ -198,7 +279,7 @@ const CLIP: &str = "clip/crop";
 const LITE: &str = "efficientnet-lite0";
 
 impl Protocol {
-    /// The names of the protocols that are built in.
+    /// Names of the built-in protocols.
     pub const NAMES: [&str; 8] = [
         "swiftbrush-v2",
         "clean-fid",
@@ -210,163 +291,112 @@ impl Protocol {
         "clip",
     ];
 
-    /// A protocol that is built in.
+    /// A built-in protocol.
     ///
-    /// | name | what it is |
+    /// | name | definition |
     /// |---|---|
-    /// | `swiftbrush-v2` | that of the paper (arXiv 2408.14176) and its published evaluation: middle squares by Lanczos to 256 pixels; clean-fid's FID, precision and recall with k = 3 on TensorFlow's Inception, inception score, CLIP score with "A photo depicts ", for which the paper has open_clip's ViT-g-14 `laion2b_s12b_b42k` |
-    /// | `clean-fid`, `pytorch-fid`, `torch-fidelity` | what those programs say of two folders (torch-fidelity's precision and recall, which are on VGG's features, are left out) |
-    /// | `cmmd` | CLIP ViT-L/14 of 336 pixels, σ = 10, times 1000 |
-    /// | `hpsv2` | HPSv2's ViT-H/14, times 100 as its tables have it |
-    /// | `efficientnet-lite0` | distances on features that can be had from a package |
-    /// | `clip` | distances on the features of any CLIP, such as the miniature's own |
+    /// | `swiftbrush-v2` | the paper's (arXiv 2408.14176) and its published evaluation's: central squares, resized to 256 pixels by Lanczos; clean-fid's FID, precision and recall with k = 3 on TensorFlow's Inception, inception score, CLIP score with the prefix "A photo depicts ", in the paper on open_clip's ViT-g-14 `laion2b_s12b_b42k` |
+    /// | `clean-fid`, `pytorch-fid`, `torch-fidelity` | those programs' results for two folders (without torch-fidelity's precision and recall, which need VGG) |
+    /// | `cmmd` | CLIP ViT-L/14 at 336 pixels, σ = 10, times 1000 |
+    /// | `hpsv2` | HPSv2's ViT-H/14, times 100 as in its tables |
+    /// | `efficientnet-lite0` | distances on the features of a network that a Python package contains |
+    /// | `clip` | distances and the CLIP score on any CLIP, such as the miniature's |
+    ///
+    /// Protocols of other programs ignore Exif orientations, as those programs do; the last two turn pictures upright.
     ///
     /// # Errors
     ///
-    /// If there is none of that name.
+    /// If the name is unknown.
     pub fn named(name: &str) -> Result<Self, Error> {
-        let frechet = |network: &str| Measure::FrechetDistance {
-            network: network.to_owned(),
+        use Orient::{AsStored, Upright};
+        use Preparation::AsTheyAre;
+        let square = Preparation::Square {
+            side: 256,
+            filter: Filter::Lanczos,
         };
-        let kernel = |network: &str| Measure::KernelDistance {
-            network: network.to_owned(),
-            subsets: 100,
-            size: 1000,
-        };
-        let precision_recall = |network: &str| Measure::PrecisionRecall {
-            network: network.to_owned(),
-            k: 3,
-        };
-        let density_coverage = |network: &str| Measure::DensityCoverage {
-            network: network.to_owned(),
-            k: 5,
-        };
-        let inception_score = |network: &str| Measure::InceptionScore {
-            network: network.to_owned(),
-            splits: 10,
-        };
-        let clip_score = |network: &str, prefix: &str, scale| Measure::ClipScore {
-            network: network.to_owned(),
-            prefix: prefix.to_owned(),
-            scale,
-        };
-        let (pictures, measures) = match name {
-            "swiftbrush-v2" => (
-                Preparation::Square {
-                    side: 256,
-                    filter: Filter::Lanczos,
-                },
-                vec![
-                    frechet(CLEAN_FID),
-                    precision_recall(TORCH_FIDELITY),
-                    inception_score(TORCH_FIDELITY),
-                    clip_score(CLIP, "A photo depicts ", 1.0),
-                ],
-            ),
-            "clean-fid" => (
-                Preparation::AsTheyAre,
-                vec![frechet(CLEAN_FID), kernel(CLEAN_FID)],
-            ),
-            "pytorch-fid" => (Preparation::AsTheyAre, vec![frechet(PYTORCH_FID)]),
-            "torch-fidelity" => (
-                Preparation::AsTheyAre,
-                vec![
-                    frechet(TORCH_FIDELITY),
-                    kernel(TORCH_FIDELITY),
-                    inception_score(TORCH_FIDELITY),
-                ],
-            ),
-            "cmmd" => (
-                Preparation::AsTheyAre,
-                vec![Measure::GaussianDistance {
-                    network: "clip/stretch".to_owned(),
-                    sigma: 10.0,
-                    scale: 1000.0,
-                }],
-            ),
-            "hpsv2" => (
-                Preparation::AsTheyAre,
-                vec![clip_score("clip/pad", "", 100.0)],
-            ),
-            "efficientnet-lite0" => (
-                Preparation::AsTheyAre,
-                vec![
-                    frechet(LITE),
-                    kernel(LITE),
-                    precision_recall(LITE),
-                    density_coverage(LITE),
-                ],
-            ),
-            "clip" => (
-                Preparation::AsTheyAre,
-                vec![
-                    frechet(CLIP),
-                    kernel(CLIP),
-                    precision_recall(CLIP),
-                    density_coverage(CLIP),
-                    clip_score(CLIP, "", 1.0),
-                ],
-            ),
+        let (version, pictures, orientation, measures) = match name {
+            "swiftbrush-v2" => (1, square, AsStored, swiftbrush_v2()),
+            "clean-fid" => {
+                let measures = vec![frechet(CLEAN_FID), kernel(CLEAN_FID)];
+                (1, AsTheyAre, AsStored, measures)
+            }
+            "pytorch-fid" => (1, AsTheyAre, AsStored, vec![frechet(PYTORCH_FID)]),
+            "torch-fidelity" => (1, AsTheyAre, AsStored, torch_fidelity()),
+            "cmmd" => (1, AsTheyAre, AsStored, vec![cmmd()]),
+            "hpsv2" => {
+                let measures = vec![clip_score("clip/pad", "", 100.0)];
+                (1, AsTheyAre, AsStored, measures)
+            }
+            "efficientnet-lite0" => (2, AsTheyAre, Upright, distances(LITE)),
+            "clip" => {
+                let mut measures = distances(CLIP);
+                measures.push(clip_score(CLIP, "", 1.0));
+                (2, AsTheyAre, Upright, measures)
+            }
             _ => {
                 return Err(Error::Protocol {
                     name: name.to_owned(),
-                    reason: format!("there are {}", Self::NAMES.join(", ")),
+                    reason: format!("expected one of {}", Self::NAMES.join(", ")),
                 });
             }
         };
         Ok(Self {
             name: name.to_owned(),
-            version: 1,
+            version,
             pictures,
+            orientation,
             measures,
         })
     }
 
-    /// Reads a protocol of one's own, as results hold it (JSON). It may not have the name of one that is built in.
+    /// Reads a custom protocol in the form that results contain (JSON). Its name must differ from those of built-in protocols.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read or describes none.
+    /// If the file cannot be read or is no valid protocol.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let bad = |reason: String| Error::Protocol {
             name: path.display().to_string(),
             reason,
         };
-        let text = std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
+        let text =
+            swiftbrush_checkpoint::read_text(path).map_err(|error| bad(error.to_string()))?;
         let protocol: Self = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
         protocol.check().map_err(|reason| bad(reason.to_owned()))?;
         match Self::named(&protocol.name) {
             Ok(known) if known != protocol => Err(bad(format!(
-                "{} is another protocol, which is built in: give yours a name of its own",
+                "{} is the name of a different built-in protocol; choose another",
                 protocol.name
             ))),
             _ => Ok(protocol),
         }
     }
 
-    /// Whether the numbers in it are ones that can be computed with.
+    /// Checks the ranges of all parameters.
     fn check(&self) -> Result<(), &'static str> {
         if let Preparation::Square { side: 0, .. } = self.pictures {
-            return Err("pictures without a side");
+            return Err("expected a side of at least 1");
         }
         for measure in &self.measures {
             match measure {
                 Measure::FrechetInfinity {
                     smallest, points, ..
                 } if *smallest < 2 || *points < 2 => {
-                    return Err("smallest and points are 2 at least");
+                    return Err("expected `smallest` and `points` of at least 2");
                 }
                 Measure::KernelDistance { subsets, size, .. } if *subsets < 1 || *size < 2 => {
-                    return Err("there is a subset at least, of two pictures at least");
+                    return Err("expected `subsets` of at least 1 and `size` of at least 2");
                 }
                 Measure::PrecisionRecall { k: 0, .. } | Measure::DensityCoverage { k: 0, .. } => {
-                    return Err("k is 1 at least");
+                    return Err("expected `k` of at least 1");
                 }
-                Measure::InceptionScore { splits: 0, .. } => return Err("splits is 1 at least"),
+                Measure::InceptionScore { splits: 0, .. } => {
+                    return Err("expected `splits` of at least 1");
+                }
                 Measure::GaussianDistance { sigma, scale, .. }
                     if !(*sigma > 0.0 && sigma.is_finite() && scale.is_finite()) =>
                 {
-                    return Err("sigma is positive, and scale a number");
+                    return Err("expected a positive `sigma` and a finite `scale`");
                 }
                 _ => {}
             }
@@ -374,17 +404,24 @@ impl Protocol {
         Ok(())
     }
 
-    /// The networks that it looks with.
+    /// The networks that the generated pictures need.
     pub fn networks(&self) -> BTreeSet<&str> {
         self.measures.iter().map(Measure::network).collect()
     }
 
-    /// Whether anything in it compares with a reference.
+    /// The networks that the reference needs: those of measures that compare.
+    pub fn reference_networks(&self) -> BTreeSet<&str> {
+        let measures = self.measures.iter();
+        let comparing = measures.filter(|measure| measure.needs_reference());
+        comparing.map(Measure::network).collect()
+    }
+
+    /// True if a measure compares with a reference.
     pub fn needs_reference(&self) -> bool {
         self.measures.iter().any(Measure::needs_reference)
     }
 
-    /// Whether anything in it needs the prompts.
+    /// True if a measure needs prompts.
     pub fn needs_prompts(&self) -> bool {
         self.measures.iter().any(Measure::needs_prompts)
     }

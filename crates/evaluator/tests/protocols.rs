@@ -1,4 +1,4 @@
-//! Protocols as data, and what is computed by them, with a network that anybody can work out.
+//! Protocols as data and their measures, on a network whose features are known.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use image::{Rgb, RgbImage};
@@ -8,11 +8,11 @@ use swiftbrush_evaluator::{
     Error, Evaluation, FeatureNetwork, Measure, NETWORKS, Networks, Preparation, Protocol,
     Reference, comparable,
 };
-use swiftbrush_images::Filter;
+use swiftbrush_images::{Filter, Orient};
 use swiftbrush_metrics::{Features, Moments, frechet_distance, inception_score};
 use swiftbrush_testing::device;
 
-/// The first pixel is a picture's features, and the number of words a text's.
+/// A picture's features are its first pixel, a text's its number of words.
 struct FirstPixel(Device);
 
 impl FeatureNetwork for FirstPixel {
@@ -77,7 +77,7 @@ fn first_pixels(pictures: &[RgbImage]) -> Features {
 }
 
 #[test]
-fn every_protocol_computes_what_it_says() {
+fn every_protocol_computes_its_measures() {
     let device = device();
     let networks = networks(&device);
     let (real, generated) = (pictures(1, 40), pictures(2, 30));
@@ -89,15 +89,17 @@ fn every_protocol_computes_what_it_says() {
             pictures.iter().map(prepare).collect()
         };
         let reference = Reference {
-            seen: networks.look(&protocol, &prepare(&real), None).unwrap(),
+            features: networks
+                .extract_reference(&protocol, &prepare(&real))
+                .unwrap(),
             ..Reference::default()
         };
         // In two batches.
         let (first, rest) = generated.split_at(11);
         let mut seen = networks
-            .look(&protocol, &prepare(first), Some(&prompts[..11]))
+            .extract(&protocol, &prepare(first), Some(&prompts[..11]))
             .unwrap();
-        let rest = networks.look(&protocol, &prepare(rest), Some(&prompts[11..]));
+        let rest = networks.extract(&protocol, &prepare(rest), Some(&prompts[11..]));
         for (name, features) in rest.unwrap() {
             seen.get_mut(&name).unwrap().append(&features).unwrap();
         }
@@ -131,12 +133,12 @@ fn every_protocol_computes_what_it_says() {
             let doubled = generated.values().iter().map(|value| 2.0 * value);
             let logits = Features::new(3, doubled.collect()).unwrap();
             let whole = inception_score(&logits, 1).unwrap().0;
-            // Of parts of three pictures it is less.
+            // Smaller for parts of three pictures.
             assert!(score > 1.0 && score < whole, "{score} {whole}");
         }
         assert!(!measured.values.is_empty() && measured.notes.is_empty());
     }
-    // Both known names are of Inception's features alone.
+    // FID and KID are names of distances on Inception's features alone.
     let names = |name: &str| -> Vec<String> {
         let protocol = Protocol::named(name).unwrap();
         protocol.measures.iter().map(Measure::to_string).collect()
@@ -147,7 +149,7 @@ fn every_protocol_computes_what_it_says() {
 }
 
 #[test]
-fn a_middle_square_is_resized_by_lanczos() {
+fn central_squares_are_resized_by_lanczos() {
     let protocol = Protocol::named("swiftbrush-v2").unwrap();
     let picture = RgbImage::from_fn(300, 200, |x, _| match (50..250).contains(&x) {
         true => Rgb([200, 100, 50]),
@@ -164,16 +166,16 @@ fn a_middle_square_is_resized_by_lanczos() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn missing_inputs_are_named() {
     let device = device();
     let networks = networks(&device);
     let protocol = Protocol::named("swiftbrush-v2").unwrap();
     let pictures = pictures(3, 30);
-    let error = Networks::default().look(&protocol, &pictures, None);
+    let error = Networks::default().extract(&protocol, &pictures, None);
     let error = error.expect_err("there is no network").to_string();
-    assert!(error.contains("swiftbrush-v2 measures with"), "{error}");
+    assert!(error.contains("swiftbrush-v2 needs the network"), "{error}");
 
-    let seen = networks.look(&protocol, &pictures, None).unwrap();
+    let seen = networks.extract(&protocol, &pictures, None).unwrap();
     let measure = |reference: &Reference| {
         networks
             .measure(&protocol, &seen, reference, 1, 0, &device)
@@ -183,7 +185,7 @@ fn what_is_missing_is_named() {
     };
     let error = measure(&Reference::default());
     assert!(error.contains("FID needs a reference"), "{error}");
-    // Statistics are enough for the one, not for the other.
+    // Statistics suffice for FID, not for neighbours.
     let gaussian = Moments::of(&seen["inception/clean-fid"])
         .gaussian()
         .unwrap();
@@ -197,17 +199,17 @@ fn what_is_missing_is_named() {
         "{error}"
     );
     let reference = Reference {
-        seen: seen.clone(),
+        features: seen.clone(),
         ..Reference::default()
     };
     let error = measure(&reference);
     assert!(error.contains("CLIP score needs prompts"), "{error}");
 
-    // Ten pictures of a million features would need a million and one.
+    // A covariance of three features needs more than three pictures.
     let one = Protocol::named("pytorch-fid").unwrap();
-    let few = networks.look(&one, &pictures[..3], None).unwrap();
+    let few = networks.extract(&one, &pictures[..3], None).unwrap();
     let reference = Reference {
-        seen: networks.look(&one, &pictures, None).unwrap(),
+        features: networks.extract_reference(&one, &pictures).unwrap(),
         ..Reference::default()
     };
     let measured = networks
@@ -222,7 +224,7 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
-fn a_protocol_of_ones_own_has_a_name_of_its_own() {
+fn a_custom_protocol_needs_its_own_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("protocol.json");
     let write = |protocol: &Protocol| {
@@ -238,7 +240,10 @@ fn a_protocol_of_ones_own_has_a_name_of_its_own() {
     let error = write(&protocol)
         .expect_err("it has another's name")
         .to_string();
-    assert!(error.contains("clean-fid is another protocol"), "{error}");
+    assert!(
+        error.contains("clean-fid is the name of a different built-in protocol"),
+        "{error}"
+    );
     protocol.name = "mine".to_owned();
     assert_eq!(write(&protocol).unwrap(), protocol);
     let measures = [
@@ -269,7 +274,7 @@ fn a_protocol_of_ones_own_has_a_name_of_its_own() {
 }
 
 #[test]
-fn what_was_measured_otherwise_is_not_compared() {
+fn results_of_different_conditions_are_not_comparable() {
     let evaluation = Evaluation {
         subject: "a".to_owned(),
         protocol: Protocol::named("cmmd").unwrap(),
@@ -284,7 +289,7 @@ fn what_was_measured_otherwise_is_not_compared() {
         values: Vec::new(),
         notes: Vec::new(),
     };
-    // Other pictures, from another model, are what is to be compared.
+    // Pictures and models may differ.
     let mut other = evaluation.clone();
     other.painted = serde_json::json!({ "seed": 2 });
     other.subject = "b".to_owned();
@@ -319,6 +324,96 @@ fn what_was_measured_otherwise_is_not_compared() {
         assert!(
             error.contains(expected) && error.contains("a and b"),
             "{error}"
+        );
+    }
+}
+
+/// A network that must not run.
+struct Costly;
+
+impl FeatureNetwork for Costly {
+    fn width(&self) -> usize {
+        3
+    }
+
+    fn features(&self, _: &[RgbImage]) -> Tensor<2> {
+        panic!("this network ran")
+    }
+}
+
+#[test]
+fn only_comparing_networks_run_over_the_reference() {
+    let device = device();
+    let protocol = Protocol::named("swiftbrush-v2").unwrap();
+    let networks = networks(&device).with("clip/crop", Box::new(Costly));
+    let features = networks
+        .extract_reference(&protocol, &pictures(1, 8))
+        .unwrap();
+    let names: Vec<_> = features.keys().map(String::as_str).collect();
+    assert_eq!(names, ["inception/clean-fid", "inception/torch-fidelity"]);
+    let scores = Protocol::named("hpsv2").unwrap();
+    assert!(
+        networks
+            .extract_reference(&scores, &pictures(1, 8))
+            .unwrap()
+            .is_empty()
+    );
+}
+
+/// Repeating each picture adds no information: no interval may shrink.
+#[test]
+fn intervals_are_over_prompts() {
+    let device = device();
+    let networks = networks(&device);
+    let protocol = Protocol::named("clip").unwrap();
+    let reference = Reference {
+        features: networks
+            .extract_reference(&protocol, &pictures(1, 64))
+            .unwrap(),
+        ..Reference::default()
+    };
+    let errors = |copies: usize| {
+        let repeat = |picture: &RgbImage| vec![picture.clone(); copies];
+        let pictures: Vec<_> = pictures(2, 64).iter().flat_map(repeat).collect();
+        let prompts: Vec<_> = (0..64)
+            .flat_map(|index| vec![["word"; 3][..index % 3 + 1].join(" "); copies])
+            .collect();
+        let sets = networks
+            .extract(&protocol, &pictures, Some(&prompts))
+            .unwrap();
+        let measured = networks.measure(&protocol, &sets, &reference, copies, 40, &device);
+        let values = measured.unwrap().values.into_iter();
+        let errors = values.map(|value| (value.name, value.standard_error));
+        errors.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let (single, repeated) = (errors(1), errors(4));
+    for name in [
+        "Fréchet distance",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "CLIP score",
+    ] {
+        let [single, repeated] = [&single, &repeated].map(|errors| errors[name].unwrap());
+        // With neighbours among copies radii are zero, so that recall changes more.
+        assert!(repeated > 0.8 * single, "{name}: {repeated} {single}");
+    }
+    let equal = single["CLIP score"].unwrap() - repeated["CLIP score"].unwrap();
+    assert!(equal.abs() < 1e-9, "{equal}");
+}
+
+#[test]
+fn protocols_of_other_programs_ignore_orientations() {
+    for name in Protocol::NAMES {
+        let expected = match name {
+            "clip" | "efficientnet-lite0" => Orient::Upright,
+            _ => Orient::AsStored,
+        };
+        assert_eq!(
+            Protocol::named(name).unwrap().orientation,
+            expected,
+            "{name}"
         );
     }
 }

@@ -1,15 +1,15 @@
 use image::{Rgb32FImage, RgbImage};
 
-/// Where in the old picture a new pixel lies.
+/// Alignment of the source and destination grids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grid {
-    /// Centres of pixels correspond: PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
+    /// Pixel centres are aligned: PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
     Centres,
-    /// Upper left corners do: TensorFlow 1's `resize_bilinear`, which shifts the picture.
+    /// Upper left corners are aligned: TensorFlow 1's `resize_bilinear`, which shifts the picture.
     Corners,
 }
 
-/// Resizes by interpolating the four pixels around, whatever the scale: shrinking skips pixels.
+/// Resizes by bilinear interpolation of four pixels at any scale, without antialiasing.
 ///
 /// - returns: values in 0…255, not rounded
 ///
@@ -32,9 +32,9 @@ pub fn resize_bilinear(picture: &RgbImage, width: u32, height: u32, grid: Grid) 
     })
 }
 
-/// The two old places of each new one, and how much of the second.
+/// The two source indices of each destination index, and the weight of the second.
 fn places(from: u32, to: u32, grid: Grid) -> Vec<(u32, u32, f32)> {
-    assert!(from > 0 && to > 0, "a picture has a pixel at least");
+    assert!(from > 0 && to > 0, "expected at least one pixel a side");
     let scale = from as f32 / to as f32;
     let place = |index: u32| {
         let at = match grid {

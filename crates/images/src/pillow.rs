@@ -1,32 +1,32 @@
-//! Pillow's resizing with antialiasing (`ImagingResample`), whose arithmetic is followed to the bit: weights in f64, in
-//! fixed point for bytes, rounded between the two axes.
+//! Pillow's resizing with antialiasing (`ImagingResample`), bit by bit: weights in f64, in fixed point for bytes, rounded between
+//! the two axes.
 //!
-//! Which axis goes first is Pillow 13's rule; before it, rows always did. For squares, and wherever height does not shrink by
-//! more than twice the pixels that width does, the two are the same.
+//! The axis that goes first follows Pillow 13; older versions always resize rows first. The results agree for squares, and unless
+//! height shrinks by more than twice as many pixels as width.
 
 use std::f64::consts::PI;
 
 use image::{Rgb32FImage, RgbImage};
 use serde::{Deserialize, Serialize};
 
-/// How a new pixel is made of old ones, by Pillow's names.
+/// Resampling filter, by Pillow's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Filter {
-    /// The mean of the old pixels that a new one covers.
+    /// Mean of the covered pixels.
     Box,
-    /// A triangle.
+    /// Triangle.
     Bilinear,
-    /// A sinc under Hamming's window.
+    /// Sinc under Hamming's window.
     Hamming,
     /// Keys' cubic with a = −½.
     Bicubic,
-    /// A sinc under Lanczos' window of three lobes.
+    /// Sinc under Lanczos' window of three lobes.
     Lanczos,
 }
 
 impl Filter {
-    /// Distance beyond which the weight is zero, in pixels of the larger side.
+    /// Radius of the filter, in pixels of the larger side.
     fn support(self) -> f64 {
         match self {
             Self::Box => 0.5,
@@ -72,7 +72,7 @@ fn sinc(x: f64) -> f64 {
     x.sin() / x
 }
 
-/// Resizes a picture of bytes: every byte is Pillow's `Image.resize` of mode RGB.
+/// Resizes a picture of bytes; every byte equals that of Pillow's `Image.resize` in mode RGB.
 ///
 /// # Panics
 ///
@@ -82,8 +82,8 @@ pub fn resize(picture: &RgbImage, width: u32, height: u32, filter: Filter) -> Rg
     RgbImage::from_raw(width, height, samples).expect("three samples a pixel")
 }
 
-/// Resizes a picture of floats: every bit is Pillow's `Image.resize` of mode F, channel by channel. Values are not clipped:
-/// cubics and sincs overshoot at edges.
+/// Resizes a picture of floats; every bit equals that of Pillow's `Image.resize` in mode F, channel by channel. Values are not
+/// clipped: cubic and sinc filters overshoot at edges.
 ///
 /// # Panics
 ///
@@ -98,7 +98,7 @@ pub fn resize_floats(
     Rgb32FImage::from_raw(width, height, samples).expect("three samples a pixel")
 }
 
-/// The same picture with floats for bytes, 0…255.
+/// Converts bytes to floats in 0…255.
 pub fn to_floats(picture: &RgbImage) -> Rgb32FImage {
     let (width, height) = picture.dimensions();
     let samples = picture.iter().map(|byte| f32::from(*byte)).collect();
@@ -131,7 +131,7 @@ fn resample<S: Sample>(
     }
 }
 
-/// What a pixel is made of, and how sums of it are taken.
+/// Element of a picture, and the arithmetic of its weighted sums.
 trait Sample: Copy {
     type Weight: Copy;
     type Sum: Copy;
@@ -142,7 +142,7 @@ trait Sample: Copy {
     fn end(sum: Self::Sum) -> Self;
 }
 
-/// Bits behind the point of a weight of bytes.
+/// Fractional bits of a weight for bytes.
 const PRECISION: u32 = 32 - 8 - 2;
 
 impl Sample for u8 {
@@ -151,7 +151,7 @@ impl Sample for u8 {
 
     fn weight(weight: f64) -> i32 {
         let scaled = weight * f64::from(1u32 << PRECISION);
-        // Away from zero, then cut: Pillow's rounding.
+        // Rounds half away from zero, as Pillow does.
         (scaled + 0.5f64.copysign(scaled)) as i32
     }
 
@@ -189,7 +189,7 @@ impl Sample for f32 {
     }
 }
 
-/// Along one axis, which old places make each new one, and how much.
+/// Weights along one axis: first source index and weights of each destination index.
 struct Weights<S: Sample> {
     from: usize,
     places: Vec<(usize, Vec<S::Weight>)>,
@@ -197,7 +197,7 @@ struct Weights<S: Sample> {
 
 impl<S: Sample> Weights<S> {
     fn new(from: u32, to: u32, filter: Filter) -> Self {
-        assert!(from > 0 && to > 0, "a picture has a pixel at least");
+        assert!(from > 0 && to > 0, "expected at least one pixel a side");
         let scale = f64::from(from) / f64::from(to);
         let widening = scale.max(1.0);
         let support = filter.support() * widening;
@@ -236,7 +236,7 @@ impl<S: Sample> Weights<S> {
         resized
     }
 
-    /// Of rows of `width` samples.
+    /// Resizes columns of rows of `width` samples.
     fn columns(&self, samples: &[S], width: usize) -> Vec<S> {
         let mut resized = Vec::with_capacity(width * self.places.len());
         for (first, weights) in &self.places {

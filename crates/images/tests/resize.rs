@@ -1,8 +1,13 @@
 //! Resizing beside Pillow, PyTorch and TensorFlow (`golden/make.py`).
 
-use image::{Rgb32FImage, RgbImage};
-use safetensors::SafeTensors;
-use swiftbrush_images::{Filter, Grid, resize, resize_bilinear, resize_floats};
+mod common;
+
+use image::Rgb32FImage;
+use swiftbrush_images::{
+    Filter, Grid, resize, resize_and_crop, resize_bilinear, resize_floats, round_down,
+};
+
+use common::Golden;
 
 const FILTERS: [(&str, Filter); 5] = [
     ("box", Filter::Box),
@@ -11,35 +16,6 @@ const FILTERS: [(&str, Filter); 5] = [
     ("bicubic", Filter::Bicubic),
     ("lanczos", Filter::Lanczos),
 ];
-
-struct Golden(Vec<u8>);
-
-impl Golden {
-    fn open(name: &str) -> Self {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/");
-        Self(std::fs::read(format!("{folder}{name}.safetensors")).unwrap())
-    }
-
-    /// Height, width, and bytes of an array.
-    fn array(&self, name: &str) -> Option<(u32, u32, Vec<u8>)> {
-        let file = SafeTensors::deserialize(&self.0).unwrap();
-        let array = file.tensor(name).ok()?;
-        let shape = array.shape();
-        Some((shape[0] as u32, shape[1] as u32, array.data().to_vec()))
-    }
-
-    fn picture(&self, name: &str) -> Option<RgbImage> {
-        let (height, width, bytes) = self.array(name)?;
-        RgbImage::from_raw(width, height, bytes)
-    }
-
-    fn floats(&self, name: &str) -> Option<Rgb32FImage> {
-        let (height, width, bytes) = self.array(name)?;
-        let (values, _) = bytes.as_chunks();
-        let values = values.iter().map(|bytes| f32::from_le_bytes(*bytes));
-        Rgb32FImage::from_raw(width, height, values.collect())
-    }
-}
 
 #[test]
 fn bytes_are_pillows() {
@@ -95,4 +71,28 @@ fn interpolation_is_pytorchs_and_tensorflows() {
         compared += 1;
     }
     assert_eq!(compared, 15);
+}
+
+#[test]
+fn start_images_are_fitted_as_diffusers_does() {
+    let golden = Golden::open("pictures");
+    let noise = golden.picture("noise").unwrap();
+    let sizes = golden.names("crop.");
+    assert_eq!(sizes.len(), 8);
+    for size in sizes {
+        let expected = golden.picture(&format!("crop.{size}")).unwrap();
+        let found = resize_and_crop(&noise, expected.width(), expected.height());
+        assert!(found == expected, "cropped to {size}");
+    }
+    let units = golden.names("round.");
+    assert_eq!(units.len(), 5);
+    for unit in units {
+        let expected = golden.picture(&format!("round.{unit}")).unwrap();
+        let found = round_down(&noise, unit.parse().unwrap());
+        assert!(
+            found == Some(expected),
+            "rounded down to multiples of {unit}"
+        );
+    }
+    assert_eq!(round_down(&noise, 38), None);
 }

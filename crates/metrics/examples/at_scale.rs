@@ -1,4 +1,4 @@
-//! Precision and recall at the size of COCO's validation set, on features of chance.
+//! Precision and recall at the size of COCO's validation set, on random features.
 //!
 //! ```sh
 //! cargo run --release -p swiftbrush-metrics --example at_scale -- 40504 30000 2048
@@ -15,11 +15,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .map(|size| size.parse())
         .collect::<Result<_, _>>()?;
     let [real, generated, width] = sizes[..] else {
-        return Err("say how many are real, how many generated, and of how many numbers".into());
+        return Err("expected three numbers: real images, generated images, width".into());
     };
     let mut state = 1u64;
     let mut features = |count: usize| {
-        // Nearly normal numbers: sums of four uniform ones.
+        // Approximately normal: sums of four uniform values.
         let mut uniform = || {
             state = state
                 .wrapping_mul(6_364_136_223_846_793_005)

@@ -2,19 +2,19 @@ use rayon::prelude::*;
 
 use crate::{Error, Features};
 
-/// How different pictures of one prompt are: for each group of `size` rows that follow one another, the mean distance
-/// between two of them. The mean over groups is the diversity of a model; of features of length one,
-/// `√(2 − 2·cos)`.
+/// Diversity of the images of each prompt: the mean distance between two rows of each group of `size` consecutive rows.
 ///
-/// - returns: a distance for each group
+/// The mean over groups is the diversity of a model. Between features of length one a distance is `√(2 − 2·cos)`.
+///
+/// - returns: one mean distance per group
 ///
 /// # Errors
 ///
-/// If a group would have fewer than two rows, or rows are left over.
+/// If `size` is less than two or does not divide the number of rows.
 pub fn diversity(features: &Features, size: usize) -> Result<Vec<f64>, Error> {
     if size < 2 || !features.len().is_multiple_of(size) {
         return Err(Error::TooFew {
-            what: "the diversity of each prompt's pictures",
+            what: "the diversity of each prompt's images",
             needed: size.max(2),
             found: if size < 2 {
                 size

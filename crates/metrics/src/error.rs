@@ -1,52 +1,56 @@
 use std::path::PathBuf;
 
-/// Features or files that nothing can be said of.
+/// Features or files that cannot be compared.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Two sets of features of different networks, or of one differently cut.
-    #[error("features of {expected} and of {found} numbers cannot be compared")]
+    /// Two sets of features have different widths: they come from different networks.
+    #[error(
+        "expected features of width {expected}, found {found}: both sets need the same network"
+    )]
     Width {
-        /// Numbers of a row of the first.
+        /// Width of the first set.
         expected: usize,
-        /// Numbers of a row of the other.
+        /// Width of the other set.
         found: usize,
     },
-    /// Too few rows for what was asked.
-    #[error("{what} needs {needed} pictures, there are {found}")]
+    /// Too few rows for a measure.
+    #[error("{what} needs {needed} images, found {found}")]
     TooFew {
-        /// What was asked.
+        /// The measure.
         what: &'static str,
-        /// Rows that it takes.
+        /// Number of rows needed.
         needed: usize,
-        /// Rows that there are.
+        /// Number of rows found.
         found: usize,
     },
-    /// A NaN or an infinity.
-    #[error("row {row} of the features has a NaN or an infinity")]
+    /// A feature is NaN or infinite.
+    #[error(
+        "row {row} of the features has a NaN or an infinity; check the network's weights and precision"
+    )]
     NotFinite {
-        /// The first row that has one.
+        /// The first such row.
         row: usize,
     },
-    /// A file that cannot be read or written.
+    /// A file cannot be read or written.
     #[error("cannot {action} {path}")]
     Io {
-        /// What was tried.
+        /// `read` or `write`.
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// A file that holds something else than means and a covariance.
+    /// A file does not hold a mean and a covariance.
     #[error("{path} does not hold a mean and a covariance: {reason}")]
     Statistics {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
-    /// A decomposition that did not come to an end.
-    #[error("the eigenvalues of a covariance cannot be found")]
+    /// An eigenvalue decomposition did not converge.
+    #[error("the eigenvalue decomposition of a covariance did not converge")]
     Eigenvalues,
 }

@@ -1,6 +1,6 @@
 use crate::Error;
 
-/// A row of numbers for each picture.
+/// Features of a set of images, one row each.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Features {
     width: usize,
@@ -8,20 +8,20 @@ pub struct Features {
 }
 
 impl Features {
-    /// Rows of `width` numbers, one after the other.
+    /// Rows of `width` values each, one after the other.
     ///
     /// # Errors
     ///
-    /// If a number is not finite.
+    /// If a value is NaN or infinite.
     ///
     /// # Panics
     ///
-    /// If `width` is zero or the values do not make whole rows.
+    /// If `width` is zero or does not divide the number of values.
     pub fn new(width: usize, values: Vec<f32>) -> Result<Self, Error> {
-        assert!(width > 0, "a row has a number at least");
+        assert!(width > 0, "expected a width of at least 1");
         assert!(
             values.len().is_multiple_of(width),
-            "{} numbers are no rows of {width}",
+            "expected rows of {width} values, found {} values",
             values.len()
         );
         match values.iter().position(|value| !value.is_finite()) {
@@ -30,45 +30,45 @@ impl Features {
         }
     }
 
-    /// Pictures.
+    /// The number of rows.
     pub fn len(&self) -> usize {
         self.values.len() / self.width
     }
 
-    /// Whether there are none.
+    /// True without rows.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
 
-    /// Numbers of each picture.
+    /// The number of values in a row.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// All numbers, row by row.
+    /// All values, row by row.
     pub fn values(&self) -> &[f32] {
         &self.values
     }
 
-    /// The numbers of a picture.
+    /// One row.
     ///
     /// # Panics
     ///
-    /// If there is no such picture.
+    /// If `index` is out of range.
     pub fn row(&self, index: usize) -> &[f32] {
         &self.values[index * self.width..(index + 1) * self.width]
     }
 
-    /// The numbers of each picture.
+    /// All rows.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.values.chunks(self.width)
     }
 
-    /// These rows, in this order.
+    /// The given rows, in the given order.
     ///
     /// # Panics
     ///
-    /// If there is no such row.
+    /// If a row is out of range.
     pub fn select(&self, rows: &[usize]) -> Self {
         let values = rows.iter().flat_map(|&row| self.row(row)).copied();
         Self {
@@ -77,7 +77,7 @@ impl Features {
         }
     }
 
-    /// The rows of this and then those of another.
+    /// Appends the rows of another set.
     ///
     /// # Errors
     ///

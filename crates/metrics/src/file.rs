@@ -9,15 +9,24 @@ use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
 use crate::{Error, Gaussian};
 
-/// How far a covariance may be from symmetric, of its largest number.
+/// Tolerated asymmetry of a covariance, relative to its largest variance.
 const ASYMMETRY: f64 = 1e-6;
 
-impl Gaussian {
-    /// Reads `mu` and `sigma` of an `.npz` file, as pytorch-fid and clean-fid write them.
+/// Mean and covariance as a file, with the network whose features they describe.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Statistics {
+    /// Mean and covariance.
+    pub gaussian: Gaussian,
+    /// Name of the feature network; none in files of other programs, which do not say.
+    pub network: Option<String>,
+}
+
+impl Statistics {
+    /// Reads `mu` and `sigma` of an `.npz` file, as pytorch-fid and clean-fid write them, and `network` if there is one.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, lacks one of the two, or they are not the mean and the covariance of anything.
+    /// If the file cannot be read, lacks one of the two, or they are not a finite mean and a symmetric covariance.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let bad = |reason: String| Error::Statistics {
             path: path.to_owned(),
@@ -39,33 +48,37 @@ impl Gaussian {
         let ((shape, mean), (square, covariance)) = (array("mu")?, array("sigma")?);
         let width = mean.len();
         if shape.len() != 1 || width == 0 || square != [width as u64, width as u64] {
-            return Err(bad(format!("mu is {shape:?}, sigma {square:?}")));
+            return Err(bad(format!(
+                "expected mu of shape [width] and sigma of shape [width, width], found {shape:?} and {square:?}"
+            )));
         }
         if mean
             .iter()
             .chain(&covariance)
             .any(|value| !value.is_finite())
         {
-            return Err(bad("there is a NaN or an infinity".to_owned()));
+            return Err(bad("a value is NaN or infinite".to_owned()));
         }
         let covariance = Mat::from_fn(width, width, |i, j| covariance[i * width + j]);
+        let network = network(&mut archive).map_err(|error| bad(format!("network: {error}")))?;
         let largest = (0..width).map(|i| covariance[(i, i)]).fold(0.0, f64::max);
         let pairs = (0..width).flat_map(|i| (0..i).map(move |j| (i, j)));
         let apart = pairs.map(|(i, j)| (covariance[(i, j)] - covariance[(j, i)]).abs());
         if apart.fold(0.0, f64::max) > ASYMMETRY * largest {
             return Err(bad("sigma is not symmetric".to_owned()));
         }
-        Ok(Self { mean, covariance })
+        let gaussian = Gaussian { mean, covariance };
+        Ok(Self { gaussian, network })
     }
 
-    /// Writes `mu` and `sigma` as pytorch-fid and clean-fid read them; the file replaces an older one only when it is
-    /// whole.
+    /// Writes `mu`, `sigma` and `network` (UTF-8 bytes, which other programs ignore) as pytorch-fid and clean-fid read them; an older file is replaced once the new one is complete.
     ///
     /// # Errors
     ///
     /// If it cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        let width = self.mean.len();
+        let Gaussian { mean, covariance } = &self.gaussian;
+        let width = mean.len();
         let rows = (0..width).flat_map(|i| (0..width).map(move |j| (i, j)));
         let write = || {
             let folder = path
@@ -77,9 +90,13 @@ impl Gaussian {
                 SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
             let n = width as u64;
             file.start_file("mu.npy", options)?;
-            array(&mut file, &[n], self.mean.iter().copied())?;
+            array(&mut file, &[n], mean.iter().copied())?;
             file.start_file("sigma.npy", options)?;
-            array(&mut file, &[n, n], rows.map(|at| self.covariance[at]))?;
+            array(&mut file, &[n, n], rows.map(|at| covariance[at]))?;
+            if let Some(network) = &self.network {
+                file.start_file("network.npy", options)?;
+                array(&mut file, &[network.len() as u64], network.bytes())?;
+            }
             file.finish()?;
             temporary.as_file().sync_all()?;
             temporary.persist(path).map_err(|error| error.error)
@@ -95,7 +112,7 @@ impl Gaussian {
 fn array(
     file: &mut impl Write,
     shape: &[u64],
-    values: impl Iterator<Item = f64>,
+    values: impl Iterator<Item = impl npyz::AutoSerialize>,
 ) -> io::Result<()> {
     let options = npyz::WriteOptions::new().default_dtype().shape(shape);
     let mut writer = options.writer(file).begin_nd()?;
@@ -103,9 +120,20 @@ fn array(
     writer.finish()
 }
 
-/// Shape and numbers of an array of f64 or f32, row by row.
+fn network<R: Read + io::Seek>(archive: &mut ZipArchive<R>) -> io::Result<Option<String>> {
+    match archive.by_name("network.npy") {
+        Ok(file) => {
+            let name = String::from_utf8(NpyFile::new(file)?.into_vec::<u8>()?);
+            Ok(Some(name.map_err(io::Error::other)?))
+        }
+        Err(zip::result::ZipError::FileNotFound) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Shape and values of an array of f64 or f32, row by row.
 fn numbers<R: Read>(file: NpyFile<R>) -> io::Result<(Vec<u64>, Vec<f64>)> {
-    // A mean has one axis and a covariance is its own transpose: the order of axes makes no difference.
+    // A mean has one axis and a covariance is symmetric: row-major and column-major order agree.
     let shape = file.shape().to_vec();
     let is_wide = file.dtype().descr() == "'<f8'";
     let values: Vec<f64> = match is_wide {

@@ -2,16 +2,16 @@ use faer::{Mat, Side};
 
 use crate::{Error, Gaussian};
 
-/// The Fréchet distance of two normal distributions, squared: `|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2·√(Σ₁Σ₂))` (Heusel et al.,
-/// arXiv 1706.08500, equation 6); of Inception's features it is FID.
+/// Squared Fréchet distance of two normal distributions: `|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2·√(Σ₁Σ₂))` (Heusel et al.,
+/// arXiv 1706.08500, equation 6). On Inception's features it is FID.
 ///
-/// The trace of the root is that of `√(√Σ₁·Σ₂·√Σ₁)`, a symmetric matrix, whose eigenvalues are not negative but for
-/// rounding, which is cut off: covariances of fewer pictures than features are no trouble. The value is biased upwards
-/// when pictures are few (arXiv 1911.07023), and compares only with values of as many.
+/// The trace of the root is computed as that of `√(√Σ₁·Σ₂·√Σ₁)`, a positive semi-definite matrix whose eigenvalues below
+/// rounding are set to zero, so covariances may be singular (fewer images than features). The estimate is biased upwards for
+/// few images (arXiv 1911.07023): compare only values over the same number of images.
 ///
 /// # Errors
 ///
-/// If the widths differ, or eigenvalues cannot be found.
+/// If the widths differ, or an eigenvalue decomposition fails.
 pub fn frechet_distance(first: &Gaussian, second: &Gaussian) -> Result<f64, Error> {
     if first.mean.len() != second.mean.len() {
         return Err(Error::Width {
@@ -30,11 +30,11 @@ pub fn frechet_distance(first: &Gaussian, second: &Gaussian) -> Result<f64, Erro
     let shared: f64 = eigenvalues(&inner)?.into_iter().map(f64::sqrt).sum();
     let trace = |matrix: &Mat<f64>| (0..matrix.nrows()).map(|i| matrix[(i, i)]).sum::<f64>();
     let distance = apart + trace(&first.covariance) + trace(&second.covariance) - 2.0 * shared;
-    // Of equal distributions what is left is rounding.
+    // For equal distributions only rounding remains, of either sign.
     Ok(distance.max(0.0))
 }
 
-/// The symmetric root of a covariance.
+/// Symmetric square root of a covariance.
 fn root(covariance: &Mat<f64>) -> Result<Mat<f64>, Error> {
     let eigen = covariance.self_adjoint_eigen(Side::Lower);
     let eigen = eigen.map_err(|_| Error::Eigenvalues)?;
@@ -52,8 +52,7 @@ fn eigenvalues(matrix: &Mat<f64>) -> Result<Vec<f64>, Error> {
     values.map(positive).map_err(|_| Error::Eigenvalues)
 }
 
-/// Eigenvalues of a matrix that has no negative ones: those that rounding alone has made are 0, because of a root
-/// thousands of them would add up.
+/// Sets eigenvalues that are only rounding to zero: thousands of their square roots would add up.
 fn positive(values: Vec<f64>) -> Vec<f64> {
     let largest = values.iter().fold(0.0f64, |max, value| max.max(*value));
     let rounding = largest * values.len() as f64 * f64::EPSILON;

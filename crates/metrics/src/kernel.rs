@@ -3,8 +3,8 @@ use faer::{Accum, Mat, MatRef, Par};
 
 use crate::{Error, Features};
 
-/// Mean and standard deviation of [`squared_mmd`] over subsets of both sets (Bińkowski et al., arXiv 1801.01401, §3); of
-/// Inception's features it is KID. Which rows make each subset, the caller says: 100 of 1000 are usual.
+/// Mean and standard deviation of [`squared_mmd`] over subsets of both sets (Bińkowski et al., arXiv 1801.01401, §3). On
+/// Inception's features it is KID, usually over 100 subsets of 1000 rows. The caller draws the subsets.
 ///
 /// # Errors
 ///
@@ -12,7 +12,7 @@ use crate::{Error, Features};
 ///
 /// # Panics
 ///
-/// If a row is named that is not there.
+/// If a row is out of range.
 pub fn kernel_distance(
     first: &Features,
     second: &Features,
@@ -32,7 +32,7 @@ pub fn kernel_distance(
     Ok((mean, variance.sqrt()))
 }
 
-/// The squared maximum mean discrepancy of two sets under the kernel `(x·y/width + 1)³`, without bias; it can be negative.
+/// Unbiased estimate of the squared maximum mean discrepancy under the kernel `(x·y/width + 1)³`; it can be negative.
 ///
 /// # Errors
 ///
@@ -84,9 +84,9 @@ fn wide(features: &Features) -> Mat<f64> {
     Mat::from_fn(rows.nrows(), rows.ncols(), |i, j| f64::from(rows[(i, j)]))
 }
 
-/// The squared maximum mean discrepancy of two sets under the kernel `exp(−|x − y|²/2σ²)`, a picture paired with itself
-/// included; of CLIP's embeddings with σ = 10 and times 1000 it is CMMD (Jayasumana et al., arXiv 2401.09603, equation 4),
-/// which needs far fewer pictures than FID.
+/// Biased estimate of the squared maximum mean discrepancy under the kernel `exp(−|x − y|²/2σ²)`: each row is also paired with
+/// itself. On CLIP's embeddings with σ = 10, times 1000, it is CMMD (Jayasumana et al., arXiv 2401.09603, equation 4), which
+/// needs far fewer images than FID.
 ///
 /// # Errors
 ///
@@ -109,7 +109,7 @@ pub fn gaussian_mmd(first: &Features, second: &Features, sigma: f64) -> Result<f
 
 /// Mean of `exp(−|x − y|²/2σ²)` over all pairs.
 fn mean_kernel(a: &Mat<f64>, b: &Mat<f64>, sigma: f64) -> f64 {
-    /// Rows of `b` whose products with all of `a` are in memory at once.
+    /// Rows of `b` in a block.
     const ROWS: usize = 512;
     let squares = |rows: &Mat<f64>| -> Vec<f64> {
         let square = |i| (0..rows.ncols()).map(|j| rows[(i, j)] * rows[(i, j)]).sum();

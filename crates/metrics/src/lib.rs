@@ -1,8 +1,7 @@
-//! Distances between two sets of pictures, by their features.
+//! Distances between two sets of images, by their features.
 //!
-//! A network turns every picture into a row of numbers ([`Features`]); what is here compares two sets of rows and knows
-//! neither the network nor the pictures. Arithmetic is in f64 where it decides: distances that are close to a radius
-//! are taken anew, covariances never leave it.
+//! A network turns each image into a row of [`Features`]; this crate compares two sets of rows and knows neither network nor
+//! images. Distances close to a decision are recomputed in f64, covariances are in f64 throughout.
 //!
 //! | measure | function | reference |
 //! |---|---|---|
@@ -13,9 +12,11 @@
 //! | inception score | [`inception_score`] | Salimans et al., arXiv 1606.03498, §4 |
 //! | FID∞ | [`frechet_infinity`] | Chong & Forsyth, arXiv 1911.07023, §4 |
 //! | CMMD | [`gaussian_mmd`] | Jayasumana et al., arXiv 2401.09603, equation 4 |
-//! | diversity of a prompt's pictures | [`diversity`] | |
-//! | nearest picture of a training set | [`nearest`] | |
+//! | diversity of a prompt's images | [`diversity`] | |
+//! | nearest image of a training set | [`nearest`] | |
 //! | standard error of any of them | [`standard_error`] | Efron, The bootstrap, 1979 |
+//! | standard errors of neighbour statistics | [`half_sample_errors`] | Shao and Wu, Jackknife variance, 1989 |
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
 mod diversity;
 mod error;
@@ -31,11 +32,14 @@ mod score;
 pub use diversity::diversity;
 pub use error::Error;
 pub use features::Features;
+pub use file::Statistics;
 pub use frechet::frechet_distance;
 pub use kernel::{gaussian_mmd, kernel_distance, squared_mmd};
 pub use moments::{Gaussian, Moments};
 pub use neighbours::{
     DensityCoverage, PrecisionRecall, density_coverage, nearest, precision_recall,
 };
-pub use resampling::{at_infinity, frechet_infinity, standard_error, subset};
+pub use resampling::{
+    Groups, at_infinity, frechet_infinity, half_sample_errors, standard_error, subset,
+};
 pub use score::inception_score;

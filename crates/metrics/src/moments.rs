@@ -3,21 +3,20 @@ use faer::{Accum, Mat, MatRef, Par};
 
 use crate::{Error, Features};
 
-/// Rows that are added in one product.
+/// Rows in a block.
 const BLOCK: usize = 256;
 
-/// Mean and covariance of features, in f64, as they come: they can be added in any number of pieces, on any number of
-/// machines, and put together.
+/// Streaming mean and covariance of features, in f64. Moments of parts, on any number of machines, merge into those of all.
 #[derive(Clone, Debug)]
 pub struct Moments {
     count: usize,
     mean: Vec<f64>,
-    /// Sum of the products of deviations from the mean.
+    /// Sum of the outer products of deviations from the mean.
     scatter: Mat<f64>,
 }
 
 impl Moments {
-    /// Of no picture yet, for rows of this many numbers.
+    /// Moments of an empty set of rows of this width.
     pub fn new(width: usize) -> Self {
         Self {
             count: 0,
@@ -26,29 +25,29 @@ impl Moments {
         }
     }
 
-    /// Of these pictures.
+    /// Moments of a set.
     pub fn of(features: &Features) -> Self {
         let mut moments = Self::new(features.width());
         let added = moments.add(features);
-        added.expect("they have the width that they have");
+        added.expect("the widths are equal");
         moments
     }
 
-    /// Pictures so far.
+    /// The number of rows added.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Numbers of a row.
+    /// The number of values in a row.
     pub fn width(&self) -> usize {
         self.mean.len()
     }
 
-    /// The normal distribution with this mean and covariance (the sum of squares divided by the count less one).
+    /// The normal distribution with this mean and unbiased covariance (divided by the count less one).
     ///
     /// # Errors
     ///
-    /// If there are fewer than two pictures.
+    /// If there are fewer than two rows.
     pub fn gaussian(&self) -> Result<Gaussian, Error> {
         if self.count < 2 {
             return Err(Error::TooFew {
@@ -65,11 +64,11 @@ impl Moments {
         })
     }
 
-    /// Adds pictures.
+    /// Adds the rows of a set.
     ///
     /// # Errors
     ///
-    /// If their rows have another width.
+    /// If the widths differ.
     pub fn add(&mut self, features: &Features) -> Result<(), Error> {
         if features.width() != self.width() {
             return Err(Error::Width {
@@ -104,7 +103,7 @@ impl Moments {
         Ok(())
     }
 
-    /// Adds what was found of other pictures (Chan et al., Updating formulae, 1979, equation 2.1).
+    /// Adds the moments of another set (Chan et al., Updating formulae, 1979, equation 2.1).
     ///
     /// # Errors
     ///
@@ -141,11 +140,11 @@ impl Moments {
     }
 }
 
-/// A mean and a covariance: all that the Fréchet distance asks of pictures.
+/// Mean and covariance of a set: all that the Fréchet distance needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gaussian {
     /// The mean of each feature.
     pub mean: Vec<f64>,
-    /// The covariance, symmetric.
+    /// The covariance, a symmetric matrix.
     pub covariance: Mat<f64>,
 }

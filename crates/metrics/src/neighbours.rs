@@ -4,38 +4,38 @@ use rayon::prelude::*;
 
 use crate::{Error, Features};
 
-/// Rows whose distances to all others are in memory at once, times the other rows: a quarter of a gigabyte.
+/// Distances in a block: a quarter of a gigabyte of f32.
 const BLOCK: usize = 1 << 26;
-/// How far a distance in f32 may be off, of the squared lengths that it is the difference of.
+/// Rounding error of a squared distance in f32, relative to the squared lengths that it is a difference of.
 const ROUNDING: f32 = 1e-5;
 
-/// How much of one set lies where the other does.
+/// Overlap of two sets.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PrecisionRecall {
-    /// Share of generated pictures that lie among real ones: quality.
+    /// Share of generated images within the real ones: quality.
     pub precision: f64,
-    /// Share of real pictures that lie among generated ones: diversity.
+    /// Share of real images within the generated ones: diversity.
     pub recall: f64,
 }
 
-/// The same, less moved by pictures that are unlike all others.
+/// Overlap of two sets, less sensitive to outliers than [`PrecisionRecall`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DensityCoverage {
-    /// In how many real neighbourhoods a generated picture lies, of those expected; 1 for equal sets.
+    /// Mean number of real neighbourhoods that contain a generated image, over `k`; about 1 for equal distributions.
     pub density: f64,
-    /// Share of real pictures with a generated one in their neighbourhood.
+    /// Share of real images with a generated one in their neighbourhood.
     pub coverage: f64,
 }
 
-/// Improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991, equations 1 and 2): a picture lies among others
-/// if it is no farther from one of them than that one's `k`-th neighbour; k = 3 is usual.
+/// Improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991, equations 1 and 2): an image is within a set if it is no
+/// farther from one of its images than that one's `k`-th neighbour, usually k = 3.
 ///
-/// Distances are taken in f32, a block at a time, and those that are as near to a radius as f32 usually rounds once more
-/// in f64, so that memory stays small and the result is that of f64.
+/// Distances are computed in f32, a block at a time; those within rounding of a radius are recomputed in f64. Memory stays small
+/// and the result is that of f64.
 ///
 /// # Errors
 ///
-/// If the widths differ, or a set has no more than `k` pictures.
+/// If the widths differ, or a set has no more than `k` rows.
 pub fn precision_recall(
     real: &Features,
     generated: &Features,
@@ -52,12 +52,12 @@ pub fn precision_recall(
     })
 }
 
-/// Density and coverage (Naeem et al., arXiv 2002.09797, equations 3 and 4); k = 5 is usual. As exact as
+/// Density and coverage (Naeem et al., arXiv 2002.09797, equations 3 and 4); usually k = 5. As exact as
 /// [`precision_recall`].
 ///
 /// # Errors
 ///
-/// If the widths differ, or a set has no more than `k` pictures.
+/// If the widths differ, or a set has no more than `k` rows.
 pub fn density_coverage(
     real: &Features,
     generated: &Features,
@@ -73,18 +73,17 @@ pub fn density_coverage(
     })
 }
 
-/// Both sets, seen from one point: the shift must be the same to the bit, or all distances between them are off.
-/// For each row of one set the nearest of another and its distance: how much a model has learned by heart, if the
-/// other is what it was trained on. Equal distances go to the first.
+/// The nearest row of another set for each row, and its distance: a measure of memorisation, if the other is the training set. The
+/// first of equally near rows is taken.
 ///
 /// # Errors
 ///
-/// If the widths differ, or there is nothing to be near to.
+/// If the widths differ, or the other set is empty.
 pub fn nearest(of: &Features, among: &Features) -> Result<Vec<(usize, f64)>, Error> {
     of.same_width(among)?;
     if among.is_empty() {
         return Err(Error::TooFew {
-            what: "a nearest picture",
+            what: "a nearest neighbour",
             needed: 1,
             found: 0,
         });
@@ -97,7 +96,7 @@ pub fn nearest(of: &Features, among: &Features) -> Result<Vec<(usize, f64)>, Err
         let of_row = |j: usize| {
             let length = of.lengths[start + j];
             let all = 0..among.rows.nrows();
-            // No farther than the nearest in f32, with what both may be off: among these is the nearest in f64.
+            // Candidates: every row that, given rounding, may be the nearest in f64.
             let farthest = |i: usize| distances[(i, j)] + among.rounding(i, length);
             let bound = all.clone().map(farthest).fold(f32::INFINITY, f32::min);
             all.filter(|&i| distances[(i, j)] - among.rounding(i, length) <= bound)
@@ -113,6 +112,7 @@ pub fn nearest(of: &Features, among: &Features) -> Result<Vec<(usize, f64)>, Err
     Ok(found.into_iter().map(root).collect())
 }
 
+/// Both sets, shifted by the same vector, or all distances between them would be wrong.
 fn clouds<'a>(
     first: &'a Features,
     second: &'a Features,
@@ -122,7 +122,7 @@ fn clouds<'a>(
     for features in [first, second] {
         if features.len() <= k {
             return Err(Error::TooFew {
-                what: "a radius",
+                what: "a neighbourhood radius",
                 needed: k + 1,
                 found: features.len(),
             });
@@ -132,10 +132,10 @@ fn clouds<'a>(
     Ok((Cloud::new(first, &centre), Cloud::new(second, &centre)))
 }
 
-/// Rows, ready for distances in f32.
+/// A set prepared for distances in f32.
 struct Cloud<'a> {
     features: &'a Features,
-    /// Less the mean of both sets, which shortens them and with them the rounding of f32.
+    /// Minus the mean of both sets, which shortens the rows and reduces rounding in f32.
     rows: Mat<f32>,
     /// Squared lengths of the rows.
     lengths: Vec<f32>,
@@ -155,7 +155,7 @@ impl<'a> Cloud<'a> {
         }
     }
 
-    /// Squared distances of some rows of another cloud to all of this one, a column for each of the other's.
+    /// Squared distances of `count` rows of another set to all of this one, one column per row of the other.
     fn distances(&self, other: &Self, start: usize, count: usize) -> Mat<f32> {
         let some = other.rows.as_ref().subrows(start, count);
         let mut distances = Mat::zeros(self.rows.nrows(), count);
@@ -171,7 +171,7 @@ impl<'a> Cloud<'a> {
         columns.into_par_iter().for_each(|(j, column)| {
             let length = other.lengths[start + j];
             let column = column.try_as_col_major_mut();
-            let column = column.expect("columns lie in one piece").as_slice_mut();
+            let column = column.expect("columns are contiguous").as_slice_mut();
             for (distance, own) in column.iter_mut().zip(&self.lengths) {
                 *distance += own + length;
             }
@@ -179,7 +179,7 @@ impl<'a> Cloud<'a> {
         distances
     }
 
-    /// The squared distance of two rows, in f64 and of the numbers as they came.
+    /// Squared distance of two rows in f64, without the shift.
     fn exact(&self, row: usize, other: &Self, of_other: usize) -> f64 {
         let pairs = self
             .features
@@ -191,7 +191,7 @@ impl<'a> Cloud<'a> {
             .sum()
     }
 
-    /// How far a distance between two rows may be off.
+    /// Rounding error of the squared distance of two rows.
     fn rounding(&self, row: usize, length: f32) -> f32 {
         ROUNDING * (self.lengths[row] + length)
     }
@@ -203,7 +203,7 @@ impl<'a> Cloud<'a> {
             .map(move |start| (start, size.min(all - start)))
     }
 
-    /// For each row the squared distance to its k-th neighbour in this cloud, itself not counted.
+    /// Squared distance of each row to its k-th neighbour in this set, itself not counted.
     fn radii(&self, k: usize) -> Vec<f64> {
         let mut radii = Vec::with_capacity(self.rows.nrows());
         for (start, count) in self.blocks(self) {
@@ -212,7 +212,7 @@ impl<'a> Cloud<'a> {
                 let row = start + j;
                 let length = self.lengths[row];
                 let others = (0..self.rows.nrows()).filter(|&i| i != row);
-                // No farther than the k-th in f32, with what both may be off: among these is the k-th in f64.
+                // Candidates: every row that, given rounding, may be the k-th in f64.
                 let mut least: Vec<f32> = others
                     .clone()
                     .map(|i| distances[(i, j)] + self.rounding(i, length))
@@ -230,8 +230,8 @@ impl<'a> Cloud<'a> {
         radii
     }
 
-    /// For each row of another cloud in how many balls around the rows of this one it lies, and for each ball whether one
-    /// lies in it; radii are squared.
+    /// The number of balls around rows of this set that contain each row of another, and which balls contain one. Radii are
+    /// squared.
     fn counts(&self, radii: &[f64], other: &Self) -> (Vec<usize>, Vec<bool>) {
         let mut counts = Vec::with_capacity(other.rows.nrows());
         let mut covered = vec![false; self.rows.nrows()];
@@ -265,7 +265,7 @@ impl<'a> Cloud<'a> {
     }
 }
 
-/// The mean of both sets, whichever is named first.
+/// Mean of both sets, the same for either order.
 fn centre(first: &Features, second: &Features) -> Vec<f32> {
     let mut sum = vec![0.0f64; first.width()];
     for row in first.rows().chain(second.rows()) {

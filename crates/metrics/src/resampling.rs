@@ -4,22 +4,126 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{Error, Features, Gaussian, Moments, frechet_distance};
 
-/// The bootstrap's standard error of a statistic of `count` pictures (Efron, 1979): its deviation over sets of as many,
-/// drawn from them with replacement. `statistic` is given the chosen rows.
+/// Rows in groups of equal size that follow one another and are drawn together, such as the images of one prompt.
 ///
-/// Sets so drawn have fewer different pictures, which raises a Fréchet distance; the deviation, not the mean, is what they
-/// are good for: an interval is the value on the whole set ± 1.96 of it.
+/// Images of one prompt resemble each other; resampling them one by one would make every interval too narrow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups {
+    count: usize,
+    size: usize,
+}
+
+impl Groups {
+    /// Groups of `size` among `rows`.
+    ///
+    /// # Errors
+    ///
+    /// If `size` is zero or does not divide `rows`.
+    pub fn new(rows: usize, size: usize) -> Result<Self, Error> {
+        match size > 0 && rows.is_multiple_of(size) {
+            true => Ok(Self {
+                count: rows / size,
+                size,
+            }),
+            false => Err(Error::TooFew {
+                what: "a group of rows",
+                needed: size.max(1),
+                found: rows.checked_rem(size).unwrap_or(0),
+            }),
+        }
+    }
+
+    /// Each row its own group.
+    pub fn single(rows: usize) -> Self {
+        Self {
+            count: rows,
+            size: 1,
+        }
+    }
+
+    /// The number of groups.
+    pub fn count(self) -> usize {
+        self.count
+    }
+
+    fn rows(self, group: usize) -> std::ops::Range<usize> {
+        group * self.size..(group + 1) * self.size
+    }
+
+    /// As many groups, drawn with replacement.
+    fn resample(self, rng: &mut ChaCha8Rng) -> Vec<usize> {
+        let draw = |_| self.rows(rng.random_range(0..self.count));
+        (0..self.count).flat_map(draw).collect()
+    }
+
+    /// The rows of `count` different groups, in random order of the groups.
+    ///
+    /// # Panics
+    ///
+    /// If there are fewer groups.
+    pub fn subset(self, count: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
+        let groups = subset(self.count, count, rng).into_iter();
+        groups.flat_map(|group| self.rows(group)).collect()
+    }
+}
+
+/// Bootstrap standard error of a statistic (Efron, 1979): its standard deviation over `resamples` sets of as many groups, drawn
+/// with replacement. `statistic` takes the rows of a set.
+///
+/// Resampled sets have fewer distinct images, which raises a Fréchet distance: use the deviation, not the mean. A 95 % interval is
+/// the value on the whole set ± 1.96 standard errors.
 ///
 /// # Errors
 ///
-/// If there are fewer than two resamples or no pictures, or the statistic fails.
+/// If there are fewer than two resamples or no rows, or the statistic fails.
 pub fn standard_error(
-    count: usize,
+    groups: Groups,
     resamples: usize,
     seed: u64,
     mut statistic: impl FnMut(&[usize]) -> Result<f64, Error>,
 ) -> Result<f64, Error> {
-    for (what, needed, found) in [("a resample", 1, count), ("a deviation", 2, resamples)] {
+    check(groups.count, 1, resamples)?;
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let values = (0..resamples).map(|_| statistic(&groups.resample(&mut rng)));
+    Ok(deviation(&values.collect::<Result<Vec<_>, _>>()?))
+}
+
+/// Standard errors of statistics of two sets, over random halves of both: the delete-half jackknife, whose variance estimate is
+/// that of the halves. `statistics` takes rows of the first and of the second set.
+///
+/// For statistics of nearest neighbours, which the bootstrap breaks: a row drawn twice is its own neighbour at distance zero.
+/// Radii grow when rows are left out, so the errors are 10 to 40 % too large for a few hundred rows; the binomial error of a
+/// share, which takes radii and the other set for fixed, is up to 60 % too small.
+///
+/// # Errors
+///
+/// If there are fewer than two resamples or groups, or the statistics fail.
+///
+/// # References
+///
+/// Shao and Wu, A general theory for jackknife variance estimation, 1989.
+pub fn half_sample_errors<const N: usize>(
+    first: Groups,
+    second: Groups,
+    resamples: usize,
+    seed: u64,
+    mut statistics: impl FnMut(&[usize], &[usize]) -> Result<[f64; N], Error>,
+) -> Result<[f64; N], Error> {
+    check(first.count.min(second.count), 2, resamples)?;
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut half = |groups: Groups| groups.subset(groups.count / 2, &mut rng);
+    let values = (0..resamples).map(|_| statistics(&half(first), &half(second)));
+    let values = values.collect::<Result<Vec<_>, _>>()?;
+    Ok(std::array::from_fn(|index| {
+        deviation(&values.iter().map(|value| value[index]).collect::<Vec<_>>())
+    }))
+}
+
+fn check(groups: usize, needed: usize, resamples: usize) -> Result<(), Error> {
+    for (what, needed, found) in [
+        ("a resample", needed, groups),
+        ("a standard deviation", 2, resamples),
+    ] {
         if found < needed {
             return Err(Error::TooFew {
                 what,
@@ -28,38 +132,33 @@ pub fn standard_error(
             });
         }
     }
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let values = (0..resamples).map(|_| {
-        let rows: Vec<_> = (0..count).map(|_| rng.random_range(0..count)).collect();
-        statistic(&rows)
-    });
-    let values = values.collect::<Result<Vec<_>, _>>()?;
-    let mean = values.iter().sum::<f64>() / resamples as f64;
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    Ok((squares / (resamples - 1) as f64).sqrt())
+    Ok(())
 }
 
-/// `count` different rows out of `from`, in order of chance.
+fn deviation(values: &[f64]) -> f64 {
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (squares / (values.len() - 1) as f64).sqrt()
+}
+
+/// `count` different rows of `from`, in random order.
 ///
 /// # Panics
 ///
-/// If there are fewer.
+/// If `count` exceeds `from`.
 pub fn subset(from: usize, count: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
-    assert!(
-        count <= from,
-        "{count} different rows are not to be had of {from}"
-    );
+    assert!(count <= from, "expected at most {from} rows, found {count}");
     let mut rows: Vec<_> = (0..from).collect();
     rows.partial_shuffle(rng, count).0.to_vec()
 }
 
-/// What the Fréchet distance would be with pictures without end, FID∞ of Inception's features (Chong & Forsyth, arXiv
-/// 1911.07023, §4): its value on `points` subsets, from `smallest` pictures to all of them in equal steps, drawn with `seed`,
-/// as a straight line of one over their number.
+/// Fréchet distance extrapolated to infinitely many images, FID∞ on Inception's features (Chong & Forsyth, arXiv 1911.07023, §4):
+/// the intercept of a straight line through the distances of `points` subsets, of `smallest` images to all of them in equal
+/// steps, over the inverse of their sizes.
 ///
 /// # Errors
 ///
-/// If there are not more than `smallest` pictures, the widths differ, or eigenvalues cannot be found.
+/// If there are no more than `smallest` images, the widths differ, or the eigenvalue decomposition fails.
 ///
 /// # Panics
 ///
@@ -73,12 +172,12 @@ pub fn frechet_infinity(
 ) -> Result<f64, Error> {
     assert!(
         points > 1 && smallest > 1,
-        "a line has two points, a covariance two rows"
+        "a line needs two points, a covariance two rows"
     );
     let count = features.len();
     if count <= smallest {
         return Err(Error::TooFew {
-            what: "the distance of pictures without end",
+            what: "the extrapolated Fréchet distance",
             needed: smallest + 1,
             found: count,
         });
@@ -93,11 +192,11 @@ pub fn frechet_infinity(
     Ok(at_infinity(&line.collect::<Result<Vec<_>, Error>>()?))
 }
 
-/// Where the line of least squares through values over one over their numbers of pictures meets zero.
+/// Intercept of the least-squares line through values over the inverse of their sample sizes.
 ///
 /// # Panics
 ///
-/// If all numbers are the same.
+/// If all sizes are equal.
 pub fn at_infinity(points: &[(usize, f64)]) -> f64 {
     let count = points.len() as f64;
     let inverse = |size: usize| 1.0 / size as f64;
@@ -108,6 +207,6 @@ pub fn at_infinity(points: &[(usize, f64)]) -> f64 {
         products += (inverse(*size) - x) * (value - y);
         squares += (inverse(*size) - x).powi(2);
     }
-    assert!(squares > 0.0, "all sets have as many pictures");
+    assert!(squares > 0.0, "expected sets of different sizes");
     y - products / squares * x
 }

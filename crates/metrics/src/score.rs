@@ -1,18 +1,17 @@
 use crate::{Error, Features};
 
-/// Mean and standard deviation over `splits` parts, in order, of `exp(E[KL(p(y|x) ‖ p(y))])` (Salimans et al., arXiv
-/// 1606.03498, §4), from the logits of a classifier, Inception's 1008 for the inception score. Of pictures in random
-/// order, ten parts are usual.
+/// Inception score: mean and standard deviation over `splits` consecutive parts of `exp(E[KL(p(y|x) ‖ p(y))])` (Salimans et al.,
+/// arXiv 1606.03498, §4), from the 1008 logits of Inception. Shuffle the rows first; ten splits are usual.
 ///
 /// # Errors
 ///
-/// If there are fewer pictures than parts.
+/// If there are fewer rows than splits.
 ///
 /// # Panics
 ///
-/// If there are no parts.
+/// If `splits` is zero.
 pub fn inception_score(logits: &Features, splits: usize) -> Result<(f64, f64), Error> {
-    assert!(splits > 0, "there is one part at least");
+    assert!(splits > 0, "expected at least one split");
     if logits.len() < splits {
         return Err(Error::TooFew {
             what: "the inception score",

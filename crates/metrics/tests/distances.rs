@@ -1,13 +1,15 @@
-//! Against pytorch-fid, torch-fidelity and numpy: `golden/make.py` writes the numbers.
+//! Comparison with pytorch-fid, torch-fidelity and NumPy (`golden/make.py`).
 
 use std::path::{Path, PathBuf};
 
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use swiftbrush_metrics::{
-    Error, Features, Gaussian, Moments, at_infinity, density_coverage, diversity, frechet_distance,
-    frechet_infinity, gaussian_mmd, inception_score, kernel_distance, nearest, precision_recall,
-    squared_mmd, standard_error,
+    Error, Features, Gaussian, Groups, Moments, Statistics, at_infinity, density_coverage,
+    diversity, frechet_distance, frechet_infinity, gaussian_mmd, half_sample_errors,
+    inception_score, kernel_distance, nearest, precision_recall, squared_mmd, standard_error,
 };
 
 #[derive(Deserialize)]
@@ -65,7 +67,7 @@ fn assert_close(found: f64, expected: f64, name: &str) {
 }
 
 #[test]
-fn distances_are_those_of_the_references() {
+fn distances_match_the_reference_implementations() {
     for pair in expected().pairs {
         let name = format!("{} {} {}", pair.first, pair.second, pair.k);
         let (first, second) = (features(&pair.first), features(&pair.second));
@@ -84,17 +86,16 @@ fn distances_are_those_of_the_references() {
 }
 
 #[test]
-fn the_inception_score_is_that_of_torch_fidelity() {
+fn the_inception_score_matches_torch_fidelity() {
     let expected = expected().inception_score;
     let (mean, deviation) = inception_score(&features("logits"), 10).unwrap();
     assert_close(mean, expected.0, "mean");
     assert_close(deviation, expected.1, "deviation");
 }
 
-/// Far from the origin and close together: a shift that differs in one bit between the sets would be larger than all
-/// distances.
+/// Far from the origin and close together, where a shift that differs by one bit between the sets would exceed all distances.
 #[test]
-fn sets_far_from_the_origin_are_compared_as_near_ones() {
+fn distances_do_not_depend_on_the_origin() {
     let (a, b) = (features("a"), features("b"));
     // Steps of 2⁻⁷ at 2¹⁶ are exact in f32.
     let grid = |features: &Features, origin: f32| {
@@ -107,7 +108,7 @@ fn sets_far_from_the_origin_are_compared_as_near_ones() {
 }
 
 #[test]
-fn merged_streams_are_one_stream() {
+fn merged_moments_are_those_of_the_whole() {
     let all = features("a");
     let whole = Moments::of(&all).gaussian().unwrap();
     for cut in [1, 77, 199] {
@@ -128,7 +129,7 @@ fn merged_streams_are_one_stream() {
 }
 
 #[test]
-fn laws() {
+fn distances_are_symmetric_and_zero_only_for_equal_sets() {
     let (a, b) = (gaussian("a"), gaussian("b"));
     assert!(frechet_distance(&a, &a).unwrap() < 1e-9);
     let (there, back) = (
@@ -136,7 +137,7 @@ fn laws() {
         frechet_distance(&b, &a).unwrap(),
     );
     assert!((there - back).abs() < 1e-9 * there);
-    // Of normal distributions on one axis: the difference of the means squared, and of the deviations.
+    // On one axis: the squared difference of the means plus that of the deviations.
     let one = |mean: f64, deviation: f64| Gaussian {
         mean: vec![mean],
         covariance: faer::Mat::from_fn(1, 1, |_, _| deviation * deviation),
@@ -152,30 +153,41 @@ fn laws() {
 }
 
 #[test]
-fn statistics_are_files_of_pytorch_fid() {
-    let read = Gaussian::open(&golden("pytorch_fid.npz")).unwrap();
-    assert!(frechet_distance(&read, &gaussian("a")).unwrap() < 1e-9);
+fn statistics_are_read_from_pytorch_fid() {
+    let read = Statistics::open(&golden("pytorch_fid.npz")).unwrap();
+    assert!(frechet_distance(&read.gaussian, &gaussian("a")).unwrap() < 1e-9);
+    assert_eq!(read.network, None);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("statistics.npz");
-    read.save(&path).unwrap();
-    assert_eq!(Gaussian::open(&path).unwrap(), read);
+    for network in [None, Some("inception/pytorch-fid".to_owned())] {
+        let written = Statistics {
+            network,
+            ..read.clone()
+        };
+        written.save(&path).unwrap();
+        assert_eq!(Statistics::open(&path).unwrap(), written);
+    }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 
     let whole = std::fs::read(&path).unwrap();
     for len in (0..whole.len()).step_by(37) {
         std::fs::write(&path, &whole[..len]).unwrap();
-        let error = Gaussian::open(&path).unwrap_err().to_string();
+        let error = Statistics::open(&path).unwrap_err().to_string();
         assert!(error.contains("statistics.npz"), "{error}");
     }
     let below = path.join("statistics.npz");
     assert!(matches!(read.save(&below), Err(Error::Io { .. })));
-    let other = Gaussian {
+    let gaussian = Gaussian {
         mean: vec![f64::NAN; 2],
         covariance: faer::Mat::identity(2, 2),
     };
+    let other = Statistics {
+        gaussian,
+        network: None,
+    };
     other.save(&path).unwrap();
     assert!(
-        Gaussian::open(&path)
+        Statistics::open(&path)
             .unwrap_err()
             .to_string()
             .contains("NaN")
@@ -183,7 +195,7 @@ fn statistics_are_files_of_pytorch_fid() {
 }
 
 #[test]
-fn what_cannot_be_compared_is_refused() {
+fn incomparable_features_are_rejected() {
     let (a, logits) = (features("a"), features("logits"));
     let wide = |error: Error| {
         matches!(
@@ -213,7 +225,7 @@ fn what_cannot_be_compared_is_refused() {
 }
 
 #[test]
-fn what_numpy_says_of_the_rest() {
+fn the_rest_is_as_in_numpy() {
     let expected = expected();
     for (first, second, sigma, cmmd) in expected.cmmd {
         let found = gaussian_mmd(&features(&first), &features(&second), sigma).unwrap();
@@ -241,16 +253,86 @@ fn a_mean_has_the_standard_error_of_statistics() {
         let sum: f64 = rows.iter().map(|row| values[*row]).sum();
         Ok(sum / rows.len() as f64)
     };
-    let found = standard_error(400, 2000, 1, mean).unwrap();
+    let found = standard_error(Groups::single(400), 2000, 1, mean).unwrap();
     // Deviation of 0…19, over the root of their number.
     let expected = (399.0f64 / 12.0).sqrt() / 20.0;
     assert!((found / expected - 1.0).abs() < 0.05, "{found} {expected}");
-    assert!(standard_error(0, 9, 1, mean).is_err() && standard_error(9, 1, 1, mean).is_err());
+    let error = |groups, resamples| standard_error(groups, resamples, 1, mean).is_err();
+    assert!(error(Groups::single(0), 9) && error(Groups::single(9), 1));
 }
 
-/// Of the same distribution a distance is of bias alone, which has no end at infinity.
+/// Four equal images of a prompt say no more than one.
 #[test]
-fn fewer_pictures_are_farther_and_the_line_forgives_them() {
+fn rows_of_a_group_are_drawn_together() {
+    let values: Vec<f64> = (0..400).map(|i| f64::from(i / 4 % 20)).collect();
+    let mean = |rows: &[usize]| {
+        let sum: f64 = rows.iter().map(|row| values[*row]).sum();
+        Ok(sum / rows.len() as f64)
+    };
+    let groups = Groups::new(400, 4).unwrap();
+    let found = standard_error(groups, 2000, 1, mean).unwrap();
+    let expected = (399.0f64 / 12.0).sqrt() / 10.0;
+    assert!((found / expected - 1.0).abs() < 0.05, "{found} {expected}");
+    // A mean over half of the groups deviates from that over all as that does from the truth.
+    let halves = |rows: &[usize], _: &[usize]| Ok([mean(rows)?]);
+    let [found] = half_sample_errors(groups, groups, 2000, 1, halves).unwrap();
+    assert!((found / expected - 1.0).abs() < 0.05, "{found} {expected}");
+    for (rows, size) in [(400, 3), (400, 0), (2, 4)] {
+        assert!(Groups::new(rows, size).is_err(), "{rows} {size}");
+    }
+}
+
+/// The interval must cover how far precision and recall move from one pair of samples to the next.
+#[test]
+fn errors_of_precision_and_recall_cover_their_deviation() {
+    const ROWS: usize = 200;
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let mut normal = || -> f32 { (0..12).map(|_| rng.random::<f32>() - 0.5).sum() };
+    let mut sample = |prompts: usize, spread: f32| {
+        let mut values = Vec::new();
+        for _ in 0..prompts {
+            let centre: [f32; 4] = std::array::from_fn(|_| 0.84 * normal());
+            for _ in 0..ROWS / prompts {
+                values.extend(centre.map(|centre| spread * (centre + 0.55 * normal())));
+            }
+        }
+        Features::new(4, values).unwrap()
+    };
+    let overlap = |real: &Features, generated: &Features| {
+        let found = precision_recall(real, generated, 3)?;
+        Ok([found.precision, found.recall])
+    };
+    let (mut values, mut estimates) = (Vec::new(), Vec::new());
+    for trial in 0..60 {
+        let (real, generated) = (sample(ROWS, 1.0), sample(ROWS / 4, 0.8));
+        values.push(overlap(&real, &generated).unwrap());
+        if trial < 12 {
+            let (of_real, of_generated) = (Groups::single(ROWS), Groups::new(ROWS, 4).unwrap());
+            let errors = half_sample_errors(of_real, of_generated, 20, trial, |a, b| {
+                overlap(&real.select(a), &generated.select(b))
+            });
+            estimates.push(errors.unwrap());
+        }
+    }
+    for index in 0..2 {
+        let mean = |values: &[[f64; 2]]| {
+            values.iter().map(|value| value[index]).sum::<f64>() / values.len() as f64
+        };
+        let (value, estimate) = (mean(&values), mean(&estimates));
+        let squares = values.iter().map(|found| (found[index] - value).powi(2));
+        let deviation = (squares.sum::<f64>() / 59.0).sqrt();
+        assert!(
+            (0.9..1.8).contains(&(estimate / deviation)),
+            "{estimate} {deviation}"
+        );
+        let binomial = (value * (1.0 - value) / ROWS as f64).sqrt();
+        assert!(binomial < 0.9 * deviation, "{binomial} {deviation}");
+    }
+}
+
+/// Between samples of one distribution the distance is pure bias, which vanishes at infinity.
+#[test]
+fn fewer_images_raise_the_distance_and_extrapolation_corrects_it() {
     let all = features("a");
     let few = Moments::of(&all.select(&(0..60).collect::<Vec<_>>()));
     let reference = gaussian("a");
@@ -267,7 +349,7 @@ fn fewer_pictures_are_farther_and_the_line_forgives_them() {
 }
 
 #[test]
-fn groups_that_do_not_come_out_even_are_refused() {
+fn incomplete_groups_are_rejected() {
     for size in [0, 1, 3] {
         assert!(diversity(&features("a"), size).is_err(), "{size}");
     }

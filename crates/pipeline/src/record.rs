@@ -202,6 +202,17 @@ pub struct Record {
     /// Side of the square that each pixel was enlarged to afterwards.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub enlarged: u32,
+    /// Index in its batch and size of that batch, on which the last bits depend.
+    #[serde(default = "alone", skip_serializing_if = "is_alone")]
+    pub batch: [usize; 2],
+}
+
+fn alone() -> [usize; 2] {
+    [0, 1]
+}
+
+fn is_alone(batch: &[usize; 2]) -> bool {
+    *batch == alone()
 }
 
 fn one() -> u32 {

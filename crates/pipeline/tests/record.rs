@@ -74,6 +74,7 @@ fn record() -> Record {
         }),
         scheduler: SchedulerConfig::default(),
         enlarged: 1,
+        batch: [0, 1],
     }
 }
 

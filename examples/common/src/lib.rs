@@ -1,17 +1,20 @@
-//! What the programs share: devices by name, pictures as files.
+//! Shared parts of the programs: devices by name, prompts, pictures as files, options of models.
+#![allow(clippy::print_stderr, reason = "programs print")]
+
 pub mod model;
+mod pictures;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use burn::tensor::{Device, Tensor, TensorData};
-use image::RgbImage;
+use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::de::DeserializeOwned;
-use swiftbrush_checkpoint::{Download, Hub};
-use swiftbrush_pipeline::{Picture, Record};
+use swiftbrush_checkpoint::{Download, Hub, read_lines, read_text};
 
-/// Names that `--device` takes in this build.
+pub use pictures::{enlarged, grid, image, pictures, read_image, tensor, write_picture, write_png};
+
+/// Values of `--device` in this build.
 pub const DEVICES: &[&str] = &[
     #[cfg(feature = "flex")]
     "flex",
@@ -23,7 +26,7 @@ pub const DEVICES: &[&str] = &[
     "metal",
 ];
 
-/// The device of a name; `cuda:1` is the second card.
+/// The device with a name; `cuda:1` is the second card.
 pub fn device(name: &str) -> Result<Device> {
     let (kind, index) = match name.split_once(':') {
         Some((kind, index)) => (
@@ -46,54 +49,75 @@ pub fn device(name: &str) -> Result<Device> {
         #[cfg(feature = "metal")]
         "metal" => Device::metal(burn::tensor::DeviceKind::DefaultDevice),
         _ => bail!(
-            "--device {name} is not in this build, which has {}; others come with --features",
+            "--device {name} is not in this build, which has {}; build with --features for others",
             DEVICES.join(", ")
         ),
     })
 }
 
-/// What a name on the command line stands for: that which a file of settings calls so.
+/// Parses a name on the command line as in files of settings.
 pub fn named<T: DeserializeOwned>(name: &str) -> Result<T, String> {
     serde_json::from_value(name.into()).map_err(|error| error.to_string())
 }
 
-/// The miniature that lies beside the programs.
+/// The miniature model of this repository.
 pub fn miniature() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../miniature/model")
 }
 
-/// Prompts of a file, one on each line, or the captions of COCO as GigaGAN's list has them: JSON whose `labels` are pairs of a
-/// picture and its caption.
+/// Prompts of a text file, one a line, or the captions of COCO in GigaGAN's list: JSON whose `labels` are pairs of a picture and
+/// its caption. Blank lines are skipped, and reported on stderr.
 pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
+    let is_json = path
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+    if is_json {
+        return read_captions(path);
+    }
+    let (prompts, n_blank) = read_lines(path)?;
+    if n_blank > 0 {
+        eprintln!(
+            "{}: skipped {n_blank} blank lines, {} prompts remain",
+            path.display(),
+            prompts.len()
+        );
+    }
+    Ok(prompts)
+}
+
+fn read_captions(path: &Path) -> Result<Vec<String>> {
     #[derive(serde::Deserialize)]
     struct Captions {
         labels: Vec<(String, String)>,
     }
-    let named = || format!("cannot read prompts of {}", path.display());
-    let text = std::fs::read_to_string(path).with_context(named)?;
-    let is_json = path
-        .extension()
-        .is_some_and(|extension| extension == "json");
-    let prompts: Vec<_> = match is_json {
-        true => {
-            let captions: Captions = serde_json::from_str(&text).with_context(named)?;
-            captions
-                .labels
-                .into_iter()
-                .map(|(_, caption)| caption)
-                .collect()
-        }
-        false => text.lines().map(str::to_owned).collect(),
-    };
-    ensure!(
-        !prompts.is_empty(),
-        "there are no prompts in {}",
-        path.display()
-    );
-    Ok(prompts)
+    let captions: Captions = serde_json::from_str(&read_text(path)?)
+        .with_context(|| format!("cannot read captions of {}", path.display()))?;
+    let captions: Vec<_> = captions.labels.into_iter().map(|(_, text)| text).collect();
+    ensure!(!captions.is_empty(), "{} has no captions", path.display());
+    Ok(captions)
 }
 
-/// What of a repository on the Hugging Face hub is wanted.
+/// A list for messages, cut after eight entries.
+pub fn shortened(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+/// Prints warnings of the libraries as sentences, without time and module.
+pub fn print_warnings() {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::WARN)
+        .without_time()
+        .with_target(false)
+        .init();
+}
+
+/// The wanted part of a repository on the Hugging Face hub.
 #[derive(Clone, Copy, Debug)]
 pub enum Wanted<'a> {
     /// A model with these components.
@@ -141,88 +165,4 @@ pub fn find(name: &str, wanted: Wanted<'_>) -> Result<PathBuf> {
     found.with_context(|| {
         format!("{name} is neither a file or folder here nor to be had from the hub")
     })
-}
-
-/// Images of a batch in −1…1 as pictures.
-pub fn pictures(images: Tensor<4>) -> Vec<RgbImage> {
-    Picture::of_images(images).iter().map(image).collect()
-}
-
-/// A picture as the crate `image` has it.
-pub fn image(picture: &Picture) -> RgbImage {
-    let (width, height) = (picture.width as u32, picture.height as u32);
-    RgbImage::from_raw(width, height, picture.bytes.clone()).expect("three bytes a pixel")
-}
-
-/// A picture of a file.
-pub fn read_image(path: &Path) -> Result<Picture> {
-    let image = image::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let image = image.into_rgb8();
-    Ok(Picture {
-        width: image.width() as usize,
-        height: image.height() as usize,
-        bytes: image.into_raw(),
-    })
-}
-
-/// A picture `count` times over, `[count, 3, height, width]` in −1…1.
-pub fn tensor(picture: &Picture, count: usize, device: &Device) -> Tensor<4> {
-    let values: Vec<f32> = picture
-        .bytes
-        .iter()
-        .map(|&byte| f32::from(byte) / 127.5 - 1.0)
-        .collect();
-    let (height, width) = (picture.height, picture.width);
-    let image = TensorData::new(values, [1, height, width, 3]);
-    let image = Tensor::<4>::from_data(image, device).permute([0, 3, 1, 2]);
-    image.repeat_dim(0, count)
-}
-
-/// Writes a picture that says how it was made, replacing an older one only when it is whole.
-pub fn write_picture(picture: &Picture, record: &Record, path: &Path) -> Result<()> {
-    let bytes = picture.to_png(record);
-    Ok(swiftbrush_checkpoint::write_atomically(path, |file| {
-        file.write_all(&bytes)
-    })?)
-}
-
-/// Each pixel as a square of `factor` pixels.
-pub fn enlarged(picture: &Picture, factor: u32) -> Picture {
-    let factor = factor as usize;
-    let (width, height) = (picture.width * factor, picture.height * factor);
-    let pixel = |index: usize| {
-        let (row, column) = (index / width / factor, index % width / factor);
-        let start = 3 * (row * picture.width + column);
-        &picture.bytes[start..start + 3]
-    };
-    Picture {
-        width,
-        height,
-        bytes: (0..width * height).flat_map(pixel).copied().collect(),
-    }
-}
-
-/// Pictures side by side, `columns` in a row.
-pub fn grid(pictures: &[RgbImage], columns: usize) -> RgbImage {
-    let (width, height) = pictures.first().map_or((1, 1), RgbImage::dimensions);
-    let columns = columns.min(pictures.len()).max(1);
-    let rows = pictures.len().div_ceil(columns);
-    let mut grid = RgbImage::new(width * columns as u32, height * rows as u32);
-    for (index, picture) in pictures.iter().enumerate() {
-        let (x, y) = (
-            (index % columns) as u32 * width,
-            (index / columns) as u32 * height,
-        );
-        image::imageops::replace(&mut grid, picture, x.into(), y.into());
-    }
-    grid
-}
-
-/// Writes a PNG that replaces an older one only when it is whole.
-pub fn write_png(picture: &RgbImage, path: &Path) -> Result<()> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    picture.write_to(&mut bytes, image::ImageFormat::Png)?;
-    Ok(swiftbrush_checkpoint::write_atomically(path, |file| {
-        file.write_all(bytes.get_ref())
-    })?)
 }

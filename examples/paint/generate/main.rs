@@ -1,7 +1,7 @@
-//! Paints pictures from prompts.
+//! Generates pictures from prompts.
 //!
-//! Without `--model` it uses the miniature that lies beside this file: a one-step model of a world of
-//! coloured shapes, small enough for any machine.
+//! Without `--model` it uses the miniature of this repository: a one-step model of a world of coloured shapes, small enough for
+//! any machine.
 //!
 //! ```sh
 //! cargo run --release --example generate -- "a red circle above a green star on a white background"
@@ -11,351 +11,207 @@
 //! cargo run --release --example generate -- --model sd-turbo --image sketch.png --strength 0.6 "a castle"
 //! ```
 //!
-//! Each picture says how it was made; the example `verify` paints it again.
-#![allow(clippy::print_stderr, reason = "a program talks to its user")]
+//! Each picture contains a record of its generation, which the example `verify` repeats.
+#![allow(clippy::print_stderr, reason = "programs print")]
 
-use std::collections::{BTreeMap, HashMap};
-use std::ops::ControlFlow;
+mod jobs;
+mod run;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Instant;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Result, ensure};
 use burn::tensor::{DType, Device, Tensor};
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
-use swiftbrush_checkpoint::{Archive, LazyTensor, sha256, write_tensors};
+use swiftbrush_checkpoint::Archive;
 use swiftbrush_pipeline::vae::Tiling;
-use swiftbrush_pipeline::{
-    Decoder, Given, Loader, Method, Noise, Painting, Picture, Progress, Record, Request, Seeds,
-    Start, StartRecord, TextToImage,
-};
+use swiftbrush_pipeline::{DecoderKind, Record, Source};
 
+use crate::jobs::{Job, Seed, check_file, jobs};
+use crate::run::{Hashes, Painter, Run};
+use crate::settings::{Settings, names_only};
 use examples_common::model::{MethodArgs, ModelArgs};
-use examples_common::{enlarged, read_image, write_picture};
+use examples_common::read_image;
 
-/// Paints pictures from prompts.
+/// Generates pictures from prompts.
 #[derive(Debug, Parser)]
 struct Args {
-    /// What to paint.
+    /// The prompt
     prompt: Option<String>,
-    /// A file with a prompt on each line; pictures are then 00000.png, 00001.png … in that order.
+    /// File of prompts, one a line; blank lines are skipped. Pictures are numbered in that order: 00000.png, 00001.png …
     #[arg(long, conflicts_with = "prompt")]
     prompts: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
     method: MethodArgs,
-    /// The first picture's seed; the next has the next.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Pictures of each prompt.
-    #[arg(long, default_value_t = 1)]
+    /// Seed of the first picture, each picture takes the next; -1 draws one
+    #[arg(long, default_value = "0", value_parser = Seed::parse, allow_negative_numbers = true)]
+    seed: Seed,
+    /// Pictures of each prompt
+    #[arg(long, default_value = "1", value_parser = positive)]
     count: usize,
-    /// A picture to begin with instead of noise.
+    /// Start image instead of noise (PNG, JPEG, WebP, BMP, TIFF, PNM), turned upright; with --size it is resized and cropped, else
+    /// resized to the next smaller size that the model supports
     #[arg(long)]
     image: Option<PathBuf>,
-    /// How much of that picture is lost in noise, 0 to 1.
-    #[arg(long, default_value_t = 0.8, requires = "image")]
+    /// Share of the start image that is lost in noise, 0 to 1
+    #[arg(long, default_value = "0.8", requires = "image", value_parser = share)]
     strength: f64,
-    /// The least memory: weights in f16, one network at a time, decoding in tiles of 256 pixels.
+    /// Minimises memory: weights in f16, one network at a time, and decoding in tiles of 256 pixels (--vae kl)
     #[arg(long)]
     low_memory: bool,
-    /// Pictures made in one go.
-    #[arg(long, default_value_t = 1)]
+    /// Pictures generated at once
+    #[arg(long, default_value = "1", value_parser = positive)]
     batch: usize,
-    /// The picture, or the folder for several.
-    #[arg(long, short, default_value = "picture.png")]
-    output: PathBuf,
-    /// Enlarges the picture for viewing, each pixel to a square of this side.
+    /// PNG file of the picture [default: picture.png], or folder for several
+    #[arg(long, short)]
+    output: Option<PathBuf>,
+    /// Enlarges each pixel to a square of this side, 1 to 64
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     enlarge: u32,
-    /// Writes what the network expects after each step, beside the picture.
+    /// Writes the expected picture after each step beside the output
     #[arg(long, conflicts_with = "low_memory")]
     previews: bool,
-    /// Does not write the hashes of the model's files into the picture.
+    /// Omits the hashes of the model's files from the record
     #[arg(long)]
     no_hashes: bool,
-    /// Initial noise instead of the seed's: the tensor "noise" of a safetensors file.
+    /// Records names instead of paths of the model, adapters and start image, for pictures to share
+    #[arg(long)]
+    names_only: bool,
+    /// Initial noise instead of a seed's: the tensor "noise" of a safetensors file
     #[arg(long)]
     noise: Option<PathBuf>,
-    /// Writes tokens, context, noise, latents and image, to be compared with other programs.
+    /// Writes tokens, context, noise, latents and image to a safetensors file, to compare with other programs
     #[arg(long)]
     save_tensors: Option<PathBuf>,
 }
 
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..) => Ok(number),
+        _ => Err("expected a whole number of at least 1".to_owned()),
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(number) if (0.0..=1.0).contains(&number) => Ok(number),
+        _ => Err("expected a number from 0 to 1".to_owned()),
+    }
+}
+
 fn main() -> Result<()> {
     swiftbrush_kernels::keep_freed_memory();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(tracing::Level::WARN)
-        .init();
+    examples_common::print_warnings();
     paint(&Args::parse())
 }
 
-/// Set by Ctrl-C: the painting ends after the network's current call.
+/// Set by Ctrl-C: generation ends after the current network call.
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// A network at a time, or all of them.
-enum Painter {
-    InTurn(Box<Loader>),
-    AtOnce(Box<TextToImage>),
-}
-
+/// Checks everything that can be known before loading, loads, and generates.
 fn paint(args: &Args) -> Result<()> {
-    let prompts = prompts(args)?;
+    let jobs = jobs(args)?;
+    let image = args.image.as_deref().map(read_image).transpose()?;
     let device = args.model.device()?;
-    let mut source = args.model.source()?;
-    if args.low_memory {
-        source.storage = source.storage.or(Some(DType::F16));
-        source.tiling = Some(Tiling {
-            side: 32,
-            overlap: 8,
-        });
-    }
-    // Set once; in tests it is already.
-    let _ = ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed));
-
-    // Hashing reads every file to its end: beside loading and painting, not before.
-    let hashes = (!args.no_hashes).then(|| {
-        let source = source.clone();
-        std::thread::spawn(move || source.hashes())
-    });
-    let begun = Instant::now();
+    let noise = noise(args, &jobs, &device)?;
+    let source = source(args)?;
     let loader = ModelArgs::loader(&source, &device)?;
-    let scheduler = loader.scheduler()?;
-    let method = args.method.method(Method::of_scheduler(&scheduler))?;
-    let (side, scale) = (loader.side()?, loader.scale()?);
+    let settings = Settings::new(args, &loader, &source, image, noise.as_ref())?;
+    eprintln!("{}", settings.describe(args, &source, &jobs));
+
+    // Tests set it more than once.
+    let _ = ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed));
+    let hashes = Hashes::start(args, &source);
+    let begun = Instant::now();
     let painter = match args.low_memory {
         true => Painter::InTurn(Box::new(loader)),
         false => Painter::AtOnce(Box::new(loader.load()?)),
     };
     eprintln!("loaded in {:.2} s", begun.elapsed().as_secs_f64());
+    let run = Run {
+        args,
+        painter,
+        noise,
+        device,
+        record: record(args, source, &settings),
+        start: settings.start,
+        hashes,
+    };
+    run.run(&jobs)
+}
 
-    let jobs: Vec<_> = prompts
-        .iter()
-        .flat_map(|prompt| (0..args.count).map(move |_| prompt.clone()))
-        .zip(args.seed..)
-        .collect();
-    ensure!(args.batch > 0, "--batch must be at least 1");
+fn source(args: &Args) -> Result<Source> {
+    let mut source = args.model.source()?;
+    if args.low_memory {
+        source.storage = source.storage.or(Some(DType::F16));
+        // The tiny decoder takes little memory without tiles.
+        source.tiling = (source.decoder == DecoderKind::Kl).then_some(Tiling {
+            side: 32,
+            overlap: 8,
+        });
+    }
+    Ok(source)
+}
+
+/// Given noise, for as many pictures as there are; `--save-tensors` is checked on the way, as it needs a single batch, too.
+fn noise(args: &Args, jobs: &[Job], device: &Device) -> Result<Option<Tensor<4>>> {
     for (option, is_given) in [
         ("--noise", args.noise.is_some()),
         ("--save-tensors", args.save_tensors.is_some()),
     ] {
         ensure!(
             !is_given || jobs.len() <= args.batch,
-            "{option} needs all pictures in one --batch"
+            "{option} needs all {} pictures in one batch: give --batch {}",
+            jobs.len(),
+            jobs.len()
         );
     }
-    let start = args.image.as_deref().map(read_image).transpose()?;
-    let given = args.noise.as_deref().map(|path| given(path, &device));
-    let given = given.transpose()?;
-    let [height, width] = match (&start, &given, args.method.size) {
-        (_, _, Some(size)) => size,
-        (Some(picture), _, None) => [picture.height, picture.width],
-        (None, Some(noise), None) => {
-            let [_, _, height, width] = noise.dims();
-            [height, width].map(|side| side * scale)
-        }
-        (None, None, None) => [side; 2],
-    };
-    let start_record = args.image.as_ref().map(|file| {
-        Ok::<_, anyhow::Error>(StartRecord {
-            file: file.clone(),
-            sha256: sha256(file)?,
-            strength: args.strength,
-        })
-    });
-    let mut record = Record {
+    if let Some(path) = &args.save_tensors {
+        check_file(path, "--save-tensors")?;
+    }
+    let given = args.noise.as_deref();
+    given.map(|path| read_noise(path, device)).transpose()
+}
+
+fn read_noise(path: &Path, device: &Device) -> Result<Tensor<4>> {
+    let data = Archive::open(path)?.read("noise")?;
+    let (rank, dtype) = (data.shape().num_dims(), data.dtype());
+    ensure!(
+        rank == 4 && dtype.is_float(),
+        "{}: expected noise of floats with shape [batch, channels, height, width], found {dtype:?} with {rank} axes",
+        path.display()
+    );
+    Ok(Tensor::from_data(data.convert_dtype(DType::F32), device))
+}
+
+/// The record of all pictures, without prompt, seed and hashes.
+fn record(args: &Args, mut source: Source, settings: &Settings) -> Record {
+    let mut start = settings.start.as_ref().map(|start| start.record.clone());
+    if args.names_only {
+        names_only(&mut source, &mut start);
+    }
+    Record {
         software: Record::software(),
         source,
         hashes: BTreeMap::new(),
         device: args.model.device.clone(),
         prompt: String::new(),
         negative_prompt: args.method.negative_prompt.clone(),
-        method,
+        method: settings.method,
         guidance: args.method.guidance,
-        size: [height, width],
+        size: settings.size,
         seed: 0,
         rng: args.method.rng,
-        start: start_record.transpose()?,
-        scheduler,
+        start,
+        scheduler: settings.scheduler.clone(),
         enlarged: args.enlarge,
-    };
-    let mut hashes = Hashes(hashes);
-    let is_single = jobs.len() == 1 && args.prompts.is_none();
-    let mut index = 0;
-    for jobs in jobs.chunks(args.batch) {
-        let begun = Instant::now();
-        let images = start
-            .as_ref()
-            .map(|picture| examples_common::tensor(picture, jobs.len(), &device));
-        let request = Request {
-            prompts: jobs.iter().map(|(prompt, _)| prompt.clone()).collect(),
-            start: images.map(|images| Start {
-                images,
-                strength: args.strength,
-            }),
-            ..record.request()
-        };
-        let seeds = jobs.iter().map(|(_, seed)| *seed);
-        let mut noise = Kept {
-            source: match &given {
-                Some(noise) => Box::new(Given::from(noise.clone())),
-                None => Box::new(Seeds::new(record.rng, seeds)),
-            },
-            first: None,
-        };
-        let painting = watch(args, &painter, &request, &mut noise)?;
-        if let (Some(path), Some(noise)) = (&args.save_tensors, noise.first) {
-            save_tensors(path, &painting, noise)?;
-        }
-        record.hashes = hashes.get()?;
-        for (picture, (prompt, seed)) in Picture::of_images(painting.images).iter().zip(jobs) {
-            let path = if is_single {
-                args.output.clone()
-            } else {
-                args.output.join(format!("{index:05}.png"))
-            };
-            record.prompt.clone_from(prompt);
-            record.seed = *seed;
-            let picture = enlarged(picture, args.enlarge);
-            match args.noise {
-                // No seed leads to it.
-                Some(_) => examples_common::write_png(&examples_common::image(&picture), &path)?,
-                None => write_picture(&picture, &record, &path)?,
-            }
-            eprintln!("wrote {}", path.display());
-            index += 1;
-        }
-        eprintln!(
-            "{index} of {} pictures, {:.2} s for the last {}",
-            prompts.len() * args.count,
-            begun.elapsed().as_secs_f64(),
-            jobs.len()
-        );
-    }
-    Ok(())
-}
-
-/// Paints, with a bar where there is more than one call of the network.
-fn watch(
-    args: &Args,
-    painter: &Painter,
-    request: &Request,
-    noise: &mut dyn Noise,
-) -> Result<Painting> {
-    let bar = ProgressBar::new(request.method.n_calls() as u64);
-    let template = "{bar:30} call {pos} of {len}, {eta} left";
-    bar.set_style(ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar()));
-    let decoder = match painter {
-        Painter::AtOnce(pipeline) if args.previews => Some(&pipeline.decoder),
-        _ => None,
-    };
-    let mut told = |progress: Progress| {
-        if progress.n_calls > 1 {
-            bar.set_length(progress.n_calls as u64);
-            bar.set_position(progress.call as u64);
-        }
-        if let Some(decoder) = decoder
-            && let Err(error) = preview(&args.output, decoder, &progress)
-        {
-            bar.suspend(|| eprintln!("no preview: {error:#}"));
-        }
-        match STOP.load(Ordering::Relaxed) {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
-    };
-    let painting = match painter {
-        Painter::InTurn(loader) => loader.paint_in_turn(request, noise, &mut told),
-        Painter::AtOnce(pipeline) => pipeline.generate_watched(request, noise, &mut told),
-    };
-    bar.finish_and_clear();
-    Ok(painting?)
-}
-
-fn preview(output: &Path, decoder: &Decoder, progress: &Progress) -> Result<()> {
-    let images = decoder.decode(progress.expected.clone());
-    let name = format!("preview-{:03}.png", progress.call);
-    for picture in Picture::of_images(images).iter().take(1) {
-        examples_common::write_png(&examples_common::image(picture), &output.with_extension(&name))?;
-    }
-    Ok(())
-}
-
-/// Hashes that another thread is taking.
-struct Hashes(Option<JoinHandle<Result<BTreeMap<String, String>, swiftbrush_pipeline::Error>>>);
-
-impl Hashes {
-    /// Waits for them the first time.
-    fn get(&mut self) -> Result<BTreeMap<String, String>> {
-        match self.0.take() {
-            None => Ok(BTreeMap::new()),
-            Some(thread) => {
-                let hashes = thread.join();
-                Ok(hashes.map_err(|_| anyhow!("hashing the model's files failed"))??)
-            }
-        }
+        batch: [0, 1],
     }
 }
-
-/// Noise whose first is kept, to be saved.
-struct Kept {
-    source: Box<dyn Noise>,
-    first: Option<Tensor<4>>,
-}
-
-impl Noise for Kept {
-    fn draw(
-        &mut self,
-        shape: [usize; 4],
-        device: &Device,
-    ) -> Result<Tensor<4>, swiftbrush_pipeline::Error> {
-        let noise = self.source.draw(shape, device)?;
-        self.first.get_or_insert_with(|| noise.clone());
-        Ok(noise)
-    }
-}
-
-fn prompts(args: &Args) -> Result<Vec<String>> {
-    match (&args.prompt, &args.prompts) {
-        (Some(prompt), _) => Ok(vec![prompt.clone()]),
-        (None, Some(path)) => examples_common::read_prompts(path),
-        (None, None) => bail!("say what to paint, or give --prompts FILE"),
-    }
-}
-
-fn given(path: &Path, device: &Device) -> Result<Tensor<4>> {
-    let data = Archive::open(path)?
-        .read("noise")?
-        .convert_dtype(DType::F32);
-    let rank = data.shape().num_dims();
-    ensure!(
-        rank == 4,
-        "{}: noise has {rank} axes, expected [batch, channels, height, width]",
-        path.display()
-    );
-    Ok(Tensor::from_data(data, device))
-}
-
-fn save_tensors(path: &Path, painting: &Painting, noise: Tensor<4>) -> Result<()> {
-    let tensors = vec![
-        LazyTensor::ready(
-            "tokens",
-            painting.tokens.to_data().convert_dtype(DType::I64),
-        ),
-        LazyTensor::ready(
-            "context",
-            painting.context.to_data().convert_dtype(DType::F32),
-        ),
-        LazyTensor::ready("noise", noise.to_data()),
-        LazyTensor::ready("latents", painting.latents.to_data()),
-        LazyTensor::ready("image", painting.images.to_data().convert_dtype(DType::F32)),
-    ];
-    Ok(write_tensors(path, tensors, HashMap::new())?)
-}
-
-#[cfg(test)]
-mod tests;

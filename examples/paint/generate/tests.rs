@@ -1,7 +1,10 @@
-//! The program from its arguments to its files.
+//! The program, from arguments to files.
 
 use anyhow::Context;
-use swiftbrush_pipeline::Rng;
+use image::{Rgb, RgbImage};
+use swiftbrush_checkpoint::sha256;
+use swiftbrush_pipeline::scheduler::SamplerKind;
+use swiftbrush_pipeline::{Method, Rng};
 
 use super::*;
 use examples_common::miniature;
@@ -13,7 +16,7 @@ fn paint(more: &[&str]) -> Result<()> {
 }
 
 fn error(result: Result<()>) -> String {
-    format!("{:#}", result.expect_err("it cannot be done"))
+    format!("{:#}", result.expect_err("it fails"))
 }
 
 #[test]
@@ -39,9 +42,9 @@ fn an_output_that_cannot_be_written_is_named() -> Result<()> {
     Ok(())
 }
 
-/// What `torch.randn(1, 4, 8, 8)` begins with after `torch.manual_seed` of 0 and of 1.
+/// First values of `torch.randn(1, 4, 8, 8)` after `torch.manual_seed` of 0 and of 1.
 #[test]
-fn a_seed_can_stand_for_pytorchs_numbers() -> Result<()> {
+fn seeds_can_be_those_of_pytorch() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = |name| folder.path().join(name).display().to_string();
     let (picture, tensors) = (path("picture.png"), path("all.safetensors"));
@@ -63,7 +66,7 @@ fn a_seed_can_stand_for_pytorchs_numbers() -> Result<()> {
 }
 
 #[test]
-fn a_picture_is_replaced_whole() -> Result<()> {
+fn pictures_are_replaced_whole() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("picture.png");
     std::fs::write(&path, "an older picture")?;
@@ -79,7 +82,7 @@ fn file(folder: &tempfile::TempDir, name: &str) -> String {
 }
 
 #[test]
-fn a_picture_says_how_it_was_made() -> Result<()> {
+fn pictures_contain_their_record() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = file(&folder, "picture.png");
     paint(&["--seed", "7", "--rng", "cpu", "--output", &path])?;
@@ -107,7 +110,7 @@ fn a_picture_says_how_it_was_made() -> Result<()> {
 }
 
 #[test]
-fn what_latin_1_does_not_have_is_kept_too() -> Result<()> {
+fn prompts_beyond_latin_1_are_recorded() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = file(&folder, "picture.png");
     let args = [
@@ -125,7 +128,7 @@ fn what_latin_1_does_not_have_is_kept_too() -> Result<()> {
 }
 
 #[test]
-fn pictures_without_a_record_and_other_files_are_refused() -> Result<()> {
+fn files_without_a_record_are_rejected() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (plain, text) = (file(&folder, "plain.png"), file(&folder, "text.png"));
     image::RgbImage::new(3, 2).save(&plain)?;
@@ -150,7 +153,7 @@ fn pictures_without_a_record_and_other_files_are_refused() -> Result<()> {
 }
 
 #[test]
-fn a_picture_can_be_painted_over_with_previews() -> Result<()> {
+fn a_start_image_is_painted_over_with_previews() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (first, second) = (file(&folder, "first.png"), file(&folder, "second.png"));
     paint(&["--output", &first])?;
@@ -165,7 +168,7 @@ fn a_picture_can_be_painted_over_with_previews() -> Result<()> {
     ];
     paint(&[&steps[..], &["--image", &first, "--output", &second]].concat())?;
     let record = Record::read(Path::new(&second))?;
-    let start = record.start.context("it began with the first")?;
+    let start = record.start.context("it has a start image")?;
     assert_eq!(
         (start.strength, start.sha256),
         (0.5, sha256(Path::new(&first))?)
@@ -176,7 +179,7 @@ fn a_picture_can_be_painted_over_with_previews() -> Result<()> {
 }
 
 #[test]
-fn the_least_memory_paints_nearly_the_same() -> Result<()> {
+fn low_memory_changes_nothing_for_weights_in_f16() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (first, second) = (file(&folder, "first.png"), file(&folder, "second.png"));
     paint(&["--output", &first])?;
@@ -185,7 +188,323 @@ fn the_least_memory_paints_nearly_the_same() -> Result<()> {
         read_image(Path::new(&first))?,
         read_image(Path::new(&second))?,
     );
-    // The miniature ships in f16: nothing is lost by keeping it so.
     assert_eq!(first, second);
     Ok(())
+}
+
+/// Arguments with which the program must fail before it loads anything: the model has no weights.
+#[track_caller]
+fn rejected(more: &[&str], expected: &str) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("model");
+    for file in [
+        "unet/config.json",
+        "vae/config.json",
+        "text_encoder/config.json",
+        "scheduler/scheduler_config.json",
+    ] {
+        let to = model.join(file);
+        std::fs::create_dir_all(to.parent().expect("a parent")).expect("a folder");
+        std::fs::copy(miniature().join(file), to).expect("a configuration");
+    }
+    let model = model.display().to_string();
+    let args = [&["generate", "--model", &model], more].concat();
+    let error = match Args::try_parse_from(args) {
+        Ok(args) => error(super::paint(&args)),
+        Err(error) => error.to_string(),
+    };
+    assert!(error.contains(expected), "{expected:?} is not in {error}");
+}
+
+#[test]
+fn arguments_are_checked_before_loading() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (here, none) = (file(&folder, ""), file(&folder, "none.png"));
+    let start = file(&folder, "start.png");
+    RgbImage::new(40, 24).save(&start)?;
+    let prompts = file(&folder, "prompts.txt");
+    std::fs::write(&prompts, "\n \n")?;
+    let out = file(&folder, "out.png");
+    for (args, expected) in [
+        (&["--output", &out][..], "give a prompt"),
+        (&["p", "--output", &here], "expected a file, found a folder"),
+        (&["p", "--output", "cat.jpg"], "ends in .png"),
+        (&["p", "--output", "cat"], "ends in .png"),
+        (&["p", "--count", "0"], "at least 1"),
+        (&["p", "--batch", "0"], "at least 1"),
+        (&["p", "--count", "2"], "give --output FOLDER"),
+        (
+            &["p", "--count", "2", "--output", &out],
+            "the name of a file",
+        ),
+        (&["--prompts", &prompts, "--output", &here], "has no text"),
+        (&["p", "--seed", "-2"], "-1 for a random seed"),
+        (
+            &["p", "--seed", "18446744073709551616"],
+            "-1 for a random seed",
+        ),
+        (
+            &[
+                "p",
+                "--seed",
+                "18446744073709551615",
+                "--count",
+                "2",
+                "--output",
+                &here,
+            ],
+            "too large",
+        ),
+        (&["p", "--output", &out, "--image", &none], "cannot read"),
+        (
+            &["p", "--output", &out, "--image", "/dev/zero"],
+            "regular file",
+        ),
+        (
+            &["p", "--output", &out, "--image", &start, "--strength", "2"],
+            "from 0 to 1",
+        ),
+        (&["p", "--output", &out, "--size", "33x32"], "such as 32x32"),
+        (
+            &["p", "--output", &out, "--size", "0x32"],
+            "expected multiples",
+        ),
+        (
+            &["p", "--output", &out, "--size", "100000x100000"],
+            "10000000000 pixels",
+        ),
+        (
+            &[
+                "p",
+                "--output",
+                &out,
+                "--size",
+                "1024x1024",
+                "--enlarge",
+                "64",
+            ],
+            "with --enlarge 64",
+        ),
+        (
+            &["p", "--output", &out, "--sampler", "ddim", "--steps", "0"],
+            "expected 1 to",
+        ),
+        (
+            &[
+                "p",
+                "--output",
+                &out,
+                "--sampler",
+                "ddim",
+                "--steps",
+                "1001",
+            ],
+            "expected 1 to 1000",
+        ),
+        (
+            &[
+                "p",
+                "--output",
+                &out,
+                "--sampler",
+                "ddim",
+                "--steps",
+                "2",
+                "--image",
+                &start,
+                "--strength",
+                "0.4",
+            ],
+            "at least 3 steps",
+        ),
+        (
+            &["p", "--output", &here, "--count", "2", "--noise", "x"],
+            "give --batch 2",
+        ),
+        (
+            &["p", "--output", &out, "--save-tensors", &here],
+            "found a folder",
+        ),
+    ] {
+        rejected(args, expected);
+    }
+    assert!(!Path::new(&out).exists());
+    Ok(())
+}
+
+#[test]
+fn prompts_are_numbered_without_blank_lines() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let prompts = file(&folder, "prompts.txt");
+    std::fs::write(&prompts, "\u{feff}a red circle\r\n\r\na green star\r\n")?;
+    let output = file(&folder, "output");
+    let args = [
+        "generate",
+        "--prompts",
+        &prompts,
+        "--output",
+        &output,
+        "--seed",
+        "5",
+    ];
+    super::paint(&Args::try_parse_from(args)?)?;
+    let record = |name: &str| Record::read(&Path::new(&output).join(name));
+    let [first, second] = [record("00000.png")?, record("00001.png")?];
+    assert_eq!(
+        [&*first.prompt, &*second.prompt],
+        ["a red circle", "a green star"]
+    );
+    assert_eq!([first.seed, second.seed], [5, 6]);
+    assert_eq!(std::fs::read_dir(&output)?.count(), 2);
+    Ok(())
+}
+
+#[test]
+fn seed_minus_one_draws_a_seed_and_records_it() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let draw = |name: &str| -> Result<u64> {
+        let path = file(&folder, name);
+        paint(&["--seed", "-1", "--output", &path])?;
+        Ok(Record::read(Path::new(&path))?.seed)
+    };
+    let seeds = [draw("a.png")?, draw("b.png")?];
+    assert_ne!(seeds[0], seeds[1]);
+    assert!(seeds.iter().all(|seed| *seed < 1 << 32));
+    Ok(())
+}
+
+#[test]
+fn start_images_are_upright_and_of_a_size_that_fits() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (start, output) = (file(&folder, "start.png"), file(&folder, "output.png"));
+    RgbImage::from_fn(37, 21, |x, y| Rgb([x as u8 * 5, y as u8 * 9, 90])).save(&start)?;
+    let paint = |more: &[&str]| paint(&[&["--image", &start, "--output", &output], more].concat());
+    for (args, expected) in [
+        (&[][..], (36, 20)),
+        (&["--size", "32x32"], (32, 32)),
+        (&["--size", "16x40"], (16, 40)),
+    ] {
+        paint(args)?;
+        assert_eq!(image::open(&output)?.into_rgb8().dimensions(), expected);
+    }
+    let golden = "../../crates/images/tests/golden/pictures/exif6.jpg";
+    let turned = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join(golden)
+        .display()
+        .to_string();
+    super::paint(&Args::try_parse_from([
+        "generate", "p", "--image", &turned, "--output", &output,
+    ])?)?;
+    assert_eq!(image::open(&output)?.into_rgb8().dimensions(), (24, 16));
+    Ok(())
+}
+
+/// SD-Turbo's default is one step, of which a strength of 0.8 would leave none.
+#[test]
+fn the_default_steps_leave_one_for_any_strength() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let start = file(&folder, "start.png");
+    RgbImage::new(32, 32).save(&start)?;
+    let method = |strength: &str| -> Result<Method> {
+        let args = ["generate", "p", "--image", &start, "--strength", strength];
+        let turbo = Method::Sampler(SamplerKind::Euler, 1);
+        settings::with_steps_for_strength(&Args::try_parse_from(args)?, turbo)
+    };
+    for (strength, steps) in [("1", 1), ("0.8", 2), ("0.5", 2), ("0.3", 4), ("0.1", 10)] {
+        assert_eq!(
+            method(strength)?,
+            Method::Sampler(SamplerKind::Euler, steps),
+            "{strength}"
+        );
+    }
+    assert!(error(method("0").map(drop)).contains("expected more than 0"));
+    Ok(())
+}
+
+#[test]
+fn settings_are_described_in_one_line() -> Result<()> {
+    let args = [
+        "generate",
+        "p",
+        "--sampler",
+        "ddim",
+        "--steps",
+        "4",
+        "--guidance",
+        "2",
+        "--seed",
+        "7",
+        "--count",
+        "3",
+        "--output",
+        "unused",
+        "--size",
+        "64x32",
+        "--rng",
+        "cpu",
+    ];
+    let folder = tempfile::tempdir()?;
+    let mut args = Args::try_parse_from(args)?;
+    args.output = Some(folder.path().to_owned());
+    let (jobs, source) = (jobs(&args)?, source(&args)?);
+    let loader = ModelArgs::loader(&source, &args.model.device()?)?;
+    let settings = Settings::new(&args, &loader, &source, None, None)?;
+    let expected = "sampler ddim, 4 steps, trailing spacing, guidance 2, 64x32, seeds 7 to 9, cpu noise, on flex in f32";
+    assert_eq!(settings.describe(&args, &source, &jobs), expected);
+    Ok(())
+}
+
+#[test]
+fn records_can_hold_names_instead_of_paths() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (start, output) = (file(&folder, "start.png"), file(&folder, "output.png"));
+    RgbImage::new(32, 32).save(&start)?;
+    paint(&["--image", &start, "--output", &output, "--names-only"])?;
+    let record = Record::read(Path::new(&output))?;
+    assert_eq!(record.source.model, Path::new("model"));
+    assert_eq!(
+        record.start.context("it has a start image")?.file,
+        Path::new("start.png")
+    );
+    let bytes = std::fs::read(&output)?;
+    let path = folder.path().as_os_str().as_encoded_bytes();
+    assert!(!bytes.windows(path.len()).any(|window| window == path));
+    Ok(())
+}
+
+#[test]
+fn pictures_of_a_batch_record_their_place() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let output = file(&folder, "output");
+    paint(&["--count", "3", "--batch", "2", "--output", &output])?;
+    for (name, place) in [
+        ("00000.png", [0, 2]),
+        ("00001.png", [1, 2]),
+        ("00002.png", [0, 1]),
+    ] {
+        let record = Record::read(&Path::new(&output).join(name))?;
+        assert_eq!(record.batch, place, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn sizes_beyond_the_memory_are_rejected_with_an_estimate() -> Result<()> {
+    let source = Source::new(miniature());
+    let check = |size, memory| settings::check_memory(size, &source, memory);
+    // 32 channels read and 32 written, in four bytes each.
+    check([1024, 1024], Some(256 << 20))?;
+    let error = error(check([1024, 2048], Some(256 << 20)));
+    assert!(
+        error.contains(
+            "--size 2048x1024: decoding takes at least 0.5 GiB, this machine has 0.2 GiB"
+        ),
+        "{error}"
+    );
+    let tiled = Source {
+        tiling: Some(Tiling::default()),
+        ..source.clone()
+    };
+    settings::check_memory([1024, 2048], &tiled, Some(256 << 20))?;
+    check([1024, 2048], None)
 }

@@ -10,18 +10,17 @@ use swiftbrush_images::{Filter, centre_square, resize, resize_floats, to_floats}
 use super::{FeatureNetwork, batch};
 use crate::Error;
 
-/// What ends a text, and fills the rest of its tokens where CLIP is used alone.
+/// End-of-text token, which also pads CLIP's input outside Stable Diffusion.
 const END: &str = "<|endoftext|>";
 
-/// How a picture becomes the square that CLIP takes.
+/// Input transform: from a picture to CLIP's square.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClipInput {
-    /// The shorter side to the side of the square by Pillow's bicubic filter on bytes, then the middle: open_clip and
-    /// transformers.
+    /// Resizes the shorter side by Pillow's bicubic filter in bytes, then crops the centre: open_clip and transformers.
     Crop,
-    /// The longer side, then black around: HPSv2.
+    /// Resizes the longer side, then pads with black: HPSv2.
     Pad,
-    /// Both sides, by Pillow's bicubic filter on floats, cut to 0…255: CMMD.
+    /// Resizes both sides by Pillow's bicubic filter in floats, clipped to 0…255: CMMD.
     Stretch,
 }
 
@@ -31,7 +30,7 @@ impl ClipInput {
         normalised(match self {
             Self::Crop => {
                 let shorter = width.min(height);
-                // The longer side is cut, as in torchvision's `Resize`.
+                // Truncated, as in torchvision's `Resize`.
                 let new =
                     |length| (u64::from(side) * u64::from(length) / u64::from(shorter)) as u32;
                 let small = resize(picture, new(width), new(height), Filter::Bicubic);
@@ -67,7 +66,7 @@ fn normalised(mut picture: Rgb32FImage) -> Rgb32FImage {
     picture
 }
 
-/// Both towers of a CLIP: any of transformers or open_clip, and scores that are a CLIP with other weights (HPSv2, PickScore).
+/// Both encoders of a CLIP: any model of transformers or open_clip, HPSv2 and PickScore included.
 #[derive(Clone, Debug)]
 pub struct ClipNetwork {
     clip: Clip,
@@ -78,12 +77,12 @@ pub struct ClipNetwork {
 }
 
 impl ClipNetwork {
-    /// Reads a folder in the layout of transformers or open_clip. The tokenizer is that of the folder, or of the folder
-    /// `tokenizer` beside it, or CLIP's own.
+    /// Loads a folder in the layout of transformers or open_clip. The tokenizer is the folder's, else that of the folder
+    /// `tokenizer` beside it, else CLIP's own.
     ///
     /// # Errors
     ///
-    /// If a file is missing, damaged, or does not fit the others.
+    /// If a file is missing or damaged, or the tokenizer does not fit.
     pub fn open(folder: &Path, input: ClipInput, device: &Device) -> Result<Self, Error> {
         let model = Model::open(folder)?;
         let has_vocabulary = |folder: &Path| {
@@ -111,7 +110,7 @@ impl ClipNetwork {
         Ok(Self::new(clip, tokenizer, input, device))
     }
 
-    /// Of loaded parts, which are on `device` and in f32.
+    /// A network of loaded parts, in f32 on `device`.
     pub fn new(clip: Clip, tokenizer: Tokenizer, input: ClipInput, device: &Device) -> Self {
         Self {
             width: clip.width(),
@@ -122,7 +121,7 @@ impl ClipNetwork {
         }
     }
 
-    /// The same network for pictures that come another way.
+    /// The same network with another input transform.
     pub fn with_input(&self, input: ClipInput) -> Self {
         Self {
             input,

