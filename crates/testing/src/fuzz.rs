@@ -1,4 +1,4 @@
-//! Fuzzing on stable Rust: inputs that are nearly right, made by changing right ones.
+//! Mutation-based fuzzing on stable Rust.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -7,22 +7,22 @@ use std::time::{Duration, Instant};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Seconds of each target; [`SECONDS_IN_TESTS`] when unset.
+/// Seconds per target; [`SECONDS_IN_TESTS`] when unset.
 const SECONDS: &str = "SWIFTBRUSH_FUZZ_SECONDS";
 const SECONDS_IN_TESTS: u64 = 1;
-/// No input grows beyond this.
+/// Longest input in bytes.
 const MAX_LEN: usize = 1 << 16;
 
-/// Gives `target` changed seeds, for the seconds that `SWIFTBRUSH_FUZZ_SECONDS` says (one when unset), and everything in
-/// `corpus`, where inputs that once made a target panic are kept. What the target returns is not looked at: errors are
-/// welcome, panics are not.
+/// Runs `target` on every file in `corpus`, on the seeds, and on mutated seeds for `SWIFTBRUSH_FUZZ_SECONDS`
+/// (one when unset).
 ///
-/// Changes are those of common fuzzers: bits and bytes, numbers at their limits, pieces repeated, dropped and exchanged
-/// with other seeds, words out of `words`.
+/// Mutations are the usual ones: flipped bits, random bytes, integers at their limits, slices repeated, removed
+/// or spliced in from other seeds, and words from the dictionary `words`. Errors returned by the target are fine; only
+/// panics are findings.
 ///
 /// # Panics
 ///
-/// If the target does; the input is then written to `corpus`.
+/// If the target panics. The input is first written to `corpus`, as a regression test.
 pub fn fuzz(corpus: &Path, seeds: &[Vec<u8>], words: &[&str], target: impl Fn(&[u8])) {
     let name = corpus
         .file_name()
@@ -48,7 +48,7 @@ pub fn fuzz(corpus: &Path, seeds: &[Vec<u8>], words: &[&str], target: impl Fn(&[
         .ok()
         .and_then(|seconds| seconds.parse().ok());
     let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(SECONDS_IN_TESTS));
-    // The same inputs each time in tests, others in a long run.
+    // Reproducible inputs in tests, new ones in each long run.
     let first = seconds.map_or(0, |_| std::process::id().into());
     let mut rng = ChaCha8Rng::seed_from_u64(first);
     while Instant::now() < end {

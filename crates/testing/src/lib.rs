@@ -1,7 +1,7 @@
-//! What the tests of the workspace share: the device they run on, closeness, golden files, fuzzing.
+//! Shared by the tests of the workspace: the test device, tolerances, golden files, fuzzing.
 //!
-//! `SWIFTBRUSH_TEST_DEVICE` names the device (`flex`, `wgpu` or `cuda`; `flex` when unset); the
-//! backend has to be compiled in with the feature of the same name.
+//! `SWIFTBRUSH_TEST_DEVICE` selects the device: `flex` (the default), `wgpu` or `cuda`. The feature of
+//! the same name compiles its backend in.
 
 mod fuzz;
 
@@ -17,15 +17,15 @@ use tempfile::TempDir;
 
 pub use fuzz::fuzz;
 
-/// How far f32 may lie from a reference computed in f64, relative to the largest magnitude of the
-/// tensor: rounding of a few hundred operations in sequence, each within 6e-8.
+/// Tolerance of f32 results against a reference in f64, relative to the tensor's largest magnitude:
+/// the rounding errors of a few hundred consecutive operations, 6e-8 each.
 pub const F32: f64 = 1e-5;
 
-/// The device that `SWIFTBRUSH_TEST_DEVICE` names.
+/// The device selected by `SWIFTBRUSH_TEST_DEVICE`.
 ///
 /// # Panics
 ///
-/// If the name is unknown or the backend was not compiled in.
+/// If the name is unknown or its backend is not compiled in.
 pub fn device() -> Device {
     let name = std::env::var("SWIFTBRUSH_TEST_DEVICE").unwrap_or_else(|_| "flex".to_owned());
     match name.as_str() {
@@ -36,13 +36,15 @@ pub fn device() -> Device {
         #[cfg(feature = "cuda")]
         "cuda" => Device::cuda(0),
         other => {
-            panic!("SWIFTBRUSH_TEST_DEVICE is {other:?}: not a device compiled into these tests")
+            panic!("SWIFTBRUSH_TEST_DEVICE={other}: no such device is compiled into these tests")
         }
     }
 }
 
-/// Normal numbers with a mean of 0.3 and a deviation of 1.5, the same on every device: where a test sums few
-/// numbers that nearly cancel, others would fail it once in a while.
+/// Normal values with mean 0.3 and standard deviation 1.5, the same on every device.
+///
+/// The seed is fixed by the caller because sums of few values that nearly cancel would otherwise fail
+/// once in a while.
 pub fn random<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
     let normal = Normal::new(0.3f32, 1.5).expect("the deviation is finite");
     let values = normal.sample_iter(ChaCha8Rng::seed_from_u64(seed));
@@ -50,23 +52,23 @@ pub fn random<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> 
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// Asserts that two tensors agree within `tolerance` of the largest magnitude expected.
+/// Asserts that two tensors agree within `tolerance`, relative to the largest magnitude of `expected`.
 ///
 /// # Panics
 ///
-/// If the shapes differ, a value is not finite, or one lies farther off; the message names the
-/// worst element.
+/// If the shapes differ, a value on either side is not finite, or an element differs by more than the
+/// tolerance; the message names the worst element.
 #[track_caller]
 pub fn assert_close<const D: usize>(found: Tensor<D>, expected: Tensor<D>, tolerance: f64) {
     assert_eq!(found.dims(), expected.dims(), "the shapes differ");
     assert_values_close(&values(found), &values(expected), tolerance);
 }
 
-/// [`assert_close`] on plain numbers.
+/// [`assert_close`] on slices.
 ///
 /// # Panics
 ///
-/// As there.
+/// As [`assert_close`].
 #[track_caller]
 pub fn assert_values_close(found: &[f32], expected: &[f32], tolerance: f64) {
     assert_eq!(found.len(), expected.len(), "the lengths differ");
@@ -75,8 +77,8 @@ pub fn assert_values_close(found: &[f32], expected: &[f32], tolerance: f64) {
     let mut worst = (0, 0.0);
     for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
         assert!(
-            found.is_finite(),
-            "element {index} is {found}, expected {expected}"
+            found.is_finite() && expected.is_finite(),
+            "element {index} is {found}, expected {expected}: both must be finite"
         );
         let error = f64::from((found - expected).abs()) / scale;
         if error > worst.1 {
@@ -92,12 +94,12 @@ pub fn assert_values_close(found: &[f32], expected: &[f32], tolerance: f64) {
     );
 }
 
-/// The elements of a tensor, row by row, as f32.
+/// The elements of a tensor as f32, in row-major order.
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().iter::<f32>().collect()
 }
 
-/// Numbers stored by a reference implementation, read from a safetensors file.
+/// Tensors stored by a reference implementation in a safetensors file.
 #[derive(Debug)]
 pub struct Golden {
     tensors: HashMap<String, TensorData>,
@@ -109,8 +111,8 @@ impl Golden {
     ///
     /// # Panics
     ///
-    /// If `tests/golden/<name>.safetensors` is missing or damaged: a parity test without its numbers
-    /// is a failure, not a skipped test.
+    /// If `tests/golden/<name>.safetensors` is missing or damaged: a parity test without its reference
+    /// fails instead of being skipped.
     pub fn open(directory: &str, name: &str) -> Self {
         let path = Path::new(directory)
             .join("tests/golden")
@@ -131,28 +133,28 @@ impl Golden {
         Self { tensors, metadata }
     }
 
-    /// The stored tensor as it is.
+    /// The tensor in its stored element type.
     ///
     /// # Panics
     ///
-    /// If there is none of that name.
+    /// If no tensor has that name.
     pub fn data(&self, name: &str) -> TensorData {
         self.tensors
             .get(name)
-            .unwrap_or_else(|| panic!("the golden file has no {name}"))
+            .unwrap_or_else(|| panic!("the golden file has no tensor {name:?}"))
             .clone()
     }
 
-    /// A float tensor on a device.
+    /// The tensor in f32 on a device.
     ///
     /// # Panics
     ///
-    /// If there is none of that name, or its rank is not `D`.
+    /// If no tensor has that name, or its rank is not `D`.
     pub fn tensor<const D: usize>(&self, name: &str, device: &Device) -> Tensor<D> {
         Tensor::from_data(self.data(name).convert_dtype(DType::F32), device)
     }
 
-    /// An integer tensor on a device.
+    /// The tensor in i32 on a device.
     ///
     /// # Panics
     ///
@@ -161,18 +163,18 @@ impl Golden {
         Tensor::from_data(self.data(name).convert_dtype(DType::I32), device)
     }
 
-    /// A string that the reference stored beside the tensors: a config as JSON, usually.
+    /// A string stored in the file's header, usually a configuration as JSON.
     ///
     /// # Panics
     ///
-    /// If there is none of that name.
+    /// If the header has no such key.
     pub fn metadata(&self, name: &str) -> &str {
         self.metadata
             .get(name)
-            .unwrap_or_else(|| panic!("the golden file has no metadata {name}"))
+            .unwrap_or_else(|| panic!("the golden file has no metadata {name:?}"))
     }
 
-    /// The tensors whose names begin with `prefix`, under the rest of their names.
+    /// The tensors whose names begin with `prefix`, which is stripped.
     pub fn tensors_under(&self, prefix: &str) -> BTreeMap<String, TensorData> {
         let tensors = self.tensors.iter();
         tensors
@@ -180,14 +182,14 @@ impl Golden {
             .collect()
     }
 
-    /// A model folder on disk with one component: the stored `config` as its `config.json`, the stored
-    /// tensors under `weights.` as its weights.
+    /// A temporary model folder with one component: the header's `config` as `config.json`, the tensors
+    /// below `weights.` as its weights.
     ///
     /// # Panics
     ///
-    /// If there is no such metadata, or the folder cannot be written.
+    /// If the header has no `config`, or the folder cannot be written.
     pub fn model_folder(&self, component: &str) -> TempDir {
-        let folder = TempDir::new().expect("a temporary folder can be made");
+        let folder = TempDir::new().expect("a temporary folder can be created");
         let path = folder.path().join(component);
         std::fs::create_dir(&path).expect("the folder is empty");
         std::fs::write(path.join("config.json"), self.metadata("config")).expect("there is room");
@@ -210,7 +212,43 @@ fn data(view: &safetensors::tensor::TensorView<'_>) -> TensorData {
         safetensors::Dtype::I64 => DType::I64,
         safetensors::Dtype::I32 => DType::I32,
         safetensors::Dtype::U8 => DType::U8,
-        other => panic!("golden files hold f32, f64, i32, i64 or u8, not {other:?}"),
+        other => {
+            panic!("unsupported element type {other:?}: golden files hold f32, f64, i32, i64 or u8")
+        }
     };
     TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::assert_values_close;
+
+    #[test]
+    fn values_within_the_tolerance_are_close() {
+        assert_values_close(&[1.0, 2.00001], &[1.0, 2.0], 1e-5);
+    }
+
+    #[test]
+    #[should_panic(expected = "element 1 is 2.1, expected 2")]
+    fn the_worst_element_is_named() {
+        assert_values_close(&[1.01, 2.1], &[1.0, 2.0], 1e-5);
+    }
+
+    #[test]
+    #[should_panic(expected = "both must be finite")]
+    fn a_nan_in_the_result_fails() {
+        assert_values_close(&[1.0, f32::NAN], &[1.0, 2.0], 1.0);
+    }
+
+    #[test]
+    #[should_panic(expected = "both must be finite")]
+    fn a_nan_in_the_reference_fails() {
+        assert_values_close(&[1.0, 2.0], &[1.0, f32::NAN], 1.0);
+    }
+
+    #[test]
+    #[should_panic(expected = "both must be finite")]
+    fn an_infinity_in_the_reference_fails() {
+        assert_values_close(&[1.0, 2.0], &[1.0, f32::INFINITY], 1.0);
+    }
 }
