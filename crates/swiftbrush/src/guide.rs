@@ -1,0 +1,39 @@
+//! The guide: one page per task, each with examples that the tests compile and run.
+//!
+//! The examples use the repository's miniature model and networks of a few thousand random weights, so they
+//! finish in seconds. Replace the paths with those of your own models.
+
+#[cfg(feature = "paint")]
+#[doc = include_str!("../guide/first_image.md")]
+pub mod first_image {}
+
+#[cfg(feature = "paint")]
+#[doc = include_str!("../guide/load_a_checkpoint.md")]
+pub mod load_a_checkpoint {}
+
+#[cfg(feature = "paint")]
+#[doc = include_str!("../guide/adapters.md")]
+pub mod adapters {}
+
+#[cfg(feature = "paint")]
+#[doc = include_str!("../guide/image_to_image.md")]
+pub mod image_to_image {}
+
+#[cfg(feature = "train")]
+#[doc = include_str!("../guide/distil.md")]
+pub mod distil {}
+
+#[cfg(feature = "paint")]
+#[doc = include_str!("../guide/merge.md")]
+pub mod merge {}
+
+#[cfg(feature = "measure")]
+#[doc = include_str!("../guide/measure.md")]
+pub mod measure {}
+
+#[cfg(feature = "train")]
+#[doc = include_str!("../guide/own_loss.md")]
+pub mod own_loss {}
+
+#[doc = include_str!("../guide/own_kernel.md")]
+pub mod own_kernel {}

@@ -1,0 +1,68 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # Guide
+//!
+//! | page | task |
+//! |---|---|
+//! | [first image](guide::first_image) | generate, save, watch progress; GPUs; debug builds |
+//! | [load a checkpoint](guide::load_a_checkpoint) | folders, single files, the hub; element types and memory |
+//! | [adapters](guide::adapters) | LoRA: apply, combine, convert, attach |
+//! | [image to image](guide::image_to_image) | start from an image |
+//! | [distil](guide::distil) | train a one-step student from prompts |
+//! | [merge](guide::merge) | average the weights of two models |
+//! | [measure](guide::measure) | compare sets of images, reproducibly |
+//! | [your own loss](guide::own_loss) | the losses alone, and another one in training |
+//! | [your own kernel](guide::own_kernel) | fast layers in another network, and another operation |
+//!
+//! # Crates
+//!
+//! Each module is a crate of its own, which can be used alone. burn is re-exported as [`burn`]; a crate
+//! that derives burn's `Module` depends on burn directly, in the same version.
+
+pub use burn;
+pub use burn::tensor::{DType, Device, Tensor};
+pub use swiftbrush_kernels as kernels;
+
+#[cfg(feature = "paint")]
+pub use swiftbrush_checkpoint as checkpoint;
+#[cfg(feature = "paint")]
+pub use swiftbrush_clip as clip;
+#[cfg(feature = "paint")]
+pub use swiftbrush_lora as lora;
+#[cfg(feature = "paint")]
+pub use swiftbrush_pipeline as pipeline;
+#[cfg(feature = "paint")]
+pub use swiftbrush_scheduler as scheduler;
+#[cfg(feature = "paint")]
+pub use swiftbrush_torch_noise as torch_noise;
+#[cfg(feature = "paint")]
+pub use swiftbrush_unet as unet;
+#[cfg(feature = "paint")]
+pub use swiftbrush_vae as vae;
+#[cfg(feature = "paint")]
+pub use swiftbrush_weight_interp as weight_interp;
+
+#[cfg(feature = "train")]
+pub use swiftbrush_clamped_clip_loss as clamped_clip_loss;
+#[cfg(feature = "train")]
+pub use swiftbrush_trainer as trainer;
+#[cfg(feature = "train")]
+pub use swiftbrush_vsd_loss as vsd_loss;
+
+#[cfg(feature = "measure")]
+pub use swiftbrush_evaluator as evaluator;
+#[cfg(feature = "measure")]
+pub use swiftbrush_images as images;
+#[cfg(feature = "measure")]
+pub use swiftbrush_metrics as metrics;
+
+#[cfg(feature = "paint")]
+pub use swiftbrush_pipeline::{Loader, Model, Request, Rng, Seeds, Start, TextToImage};
+
+#[cfg(any(doc, doctest))]
+pub mod guide;
+
+/// The repository's front page, whose examples are tests too.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct FrontPage;
