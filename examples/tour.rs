@@ -39,11 +39,7 @@ fn main() -> Result<()> {
     );
     let seed = || Seeds::new(Rng::Native, [0]);
     let painting = pipeline.generate(&Request::new([prompt.clone()]), &mut seed())?;
-    eprintln!(
-        "tokens {:?}, context {:?}",
-        painting.tokens.dims(),
-        painting.context.dims()
-    );
+    eprintln!("context {:?}", painting.conditioning.context.dims());
     eprintln!(
         "latents {:?}, image {:?}",
         painting.latents.dims(),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 use swiftbrush_evaluator::Protocol;
 use swiftbrush_images::{Folder, Orient, decode, read_file};
-use swiftbrush_pipeline::{Method, Picture, Request, Rng, Seeds, TextToImage};
+use swiftbrush_pipeline::{Picture, Request, Rng, Seeds, TextToImage};
 
 use crate::store::hash_of;
 use crate::{Args, Plan};
@@ -264,25 +264,23 @@ impl Generator {
         let source = args.model.source()?;
         let loader = crate::ModelArgs::loader(&source, &plan.device)?;
         let scheduler = loader.scheduler()?;
-        let method = args.method.method(Method::of_scheduler(&scheduler))?;
-        let request = Request {
-            negative_prompt: args.method.negative_prompt.clone(),
-            method,
-            guidance: args.method.guidance,
-            size: args.method.size,
-            ..Request::new(Vec::<String>::new())
-        };
+        let request = args.method.request(loader.default_method(), None)?;
+        loader.check_request(&request.clone().with_prompts([""]))?;
+        for warning in loader.warnings()? {
+            eprintln!("warning: {warning}");
+        }
         let record = json!({
             "model": source.hashes()?,
             "scheduler": scheduler,
-            "method": method,
+            "method": request.method,
+            "spacing": request.spacing,
             "guidance": request.guidance,
             "negative prompt": request.negative_prompt,
             "size": request.size,
             "rng": args.method.rng,
             "seed": args.seed,
-            "dtype": source.dtype,
-            "storage": source.storage,
+            "dtype": source.options.dtype,
+            "storage": source.options.storage,
             "adapters": source.adapters.iter().map(|(_, strength)| strength).collect::<Vec<_>>(),
         });
         let name = match args.model.unet == "unet" {
@@ -304,13 +302,8 @@ impl Generator {
     }
 
     fn generate(&self, indices: &[usize]) -> Result<Vec<Subject>> {
-        let request = Request {
-            prompts: indices
-                .iter()
-                .map(|&index| self.prompts[index].clone())
-                .collect(),
-            ..self.request.clone()
-        };
+        let prompts = indices.iter().map(|&index| self.prompts[index].clone());
+        let request = self.request.clone().with_prompts(prompts);
         let seeds = indices.iter().map(|&index| self.seed + index as u64);
         let painting = self
             .pipeline
@@ -320,9 +313,9 @@ impl Generator {
             hash: hash_of(&picture.bytes),
             changes: Changes::default(),
         };
-        Ok(Picture::of_images(painting.images)
-            .iter()
-            .map(subject)
-            .collect())
+        for warning in &painting.warnings {
+            eprintln!("warning: {warning}");
+        }
+        Ok(painting.pictures().iter().map(subject).collect())
     }
 }

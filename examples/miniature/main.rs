@@ -410,7 +410,7 @@ fn ship(workshop: &Workshop, name: &str, output: &Path) -> Result<()> {
     copy_tokenizer(&workshop.path("tokenizer"), &output.join("tokenizer"))?;
     write_json(
         &output.join("scheduler/scheduler_config.json"),
-        &scheduler("DDPMScheduler"),
+        &scheduler("DDPMScheduler").with_one_step(true),
     )?;
     let index = serde_json::json!({
         "_class_name": "StableDiffusionPipeline",

@@ -32,10 +32,7 @@ pub(crate) fn unet_config() -> UNetConfig {
 
 /// Betas are Stable Diffusion's; the class says which sampler a folder is for.
 pub(crate) fn scheduler(class_name: &str) -> SchedulerConfig {
-    SchedulerConfig {
-        class_name: class_name.to_owned(),
-        ..SchedulerConfig::default()
-    }
+    SchedulerConfig::default().with_class(class_name)
 }
 
 /// Writes a component of a model folder: `config.json` with the class, and the weights.

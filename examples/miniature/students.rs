@@ -137,11 +137,9 @@ fn write_pairs(
     let parts: Vec<_> = (first_seed..).zip(scenes.chunks(BATCH)).collect();
     let painted = Threads::new(PARTS as usize).map(&parts, |&(seed, scenes)| {
         let noise = noise(pipeline.latent_shape(scenes.len()), seed, &workshop.device);
-        let request = Request {
-            method: Method::Sampler(SamplerKind::Ddim, PAIR_STEPS),
-            guidance: GUIDANCE,
-            ..Request::new(scenes.iter().map(Scene::caption))
-        };
+        let request = Request::new(scenes.iter().map(Scene::caption))
+            .with_method(Method::Sampler(SamplerKind::Ddim, PAIR_STEPS))
+            .with_guidance(GUIDANCE);
         let painting = pipeline.generate(&request, &mut Given::from(noise.clone()))?;
         bar.inc(scenes.len() as u64);
         Ok((noise, painting.latents))

@@ -181,7 +181,7 @@ pub(crate) struct Painter<'a> {
 impl Painter<'_> {
     /// Calls of the network for a picture.
     pub(crate) fn n_calls(&self) -> usize {
-        let per_step = if self.guidance == 1.0 { 1 } else { 2 };
+        let per_step = if self.guidance > 1.0 { 2 } else { 1 };
         self.method.n_calls() * per_step
     }
 
@@ -189,11 +189,9 @@ impl Painter<'_> {
     fn paint(&self, captions: &[String], first_seed: u64) -> Result<Vec<RgbImage>> {
         let mut painted = Vec::new();
         for (seed, captions) in (first_seed..).zip(captions.chunks(64)) {
-            let request = Request {
-                method: self.method,
-                guidance: self.guidance,
-                ..Request::new(captions.iter().cloned())
-            };
+            let request = Request::new(captions.iter().cloned())
+                .with_method(self.method)
+                .with_guidance(self.guidance);
             let shape = self.pipeline.latent_shape(captions.len());
             let noise = noise(shape, seed, self.pipeline.device());
             let painting = self.pipeline.generate(&request, &mut Given::from(noise))?;

@@ -13,13 +13,12 @@ pub enum HiddenAct {
     QuickGelu,
 }
 
-/// `text_encoder/config.json`, or `text_config` inside the configuration of a whole CLIP. Defaults are
-/// transformers'. Keys that transformers writes for every model (generation options and the like)
-/// pass unread; dropout does not exist here.
+/// `text_encoder/config.json`, or `text_config` in the configuration of a whole CLIP. Defaults are transformers'. Keys
+/// that transformers writes for every model, such as generation options, are ignored; so is dropout.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TextConfig {
-    /// Number of tokens.
+    /// Vocabulary size.
     pub vocab_size: usize,
     /// Width of the states.
     pub hidden_size: usize,
@@ -29,7 +28,7 @@ pub struct TextConfig {
     pub num_hidden_layers: usize,
     /// Number of attention heads.
     pub num_attention_heads: usize,
-    /// Tokens in a prompt, padding included.
+    /// Number of tokens in a prompt, padding included.
     pub max_position_embeddings: usize,
     /// Activation of the feed-forward layers.
     pub hidden_act: HiddenAct,
@@ -37,7 +36,7 @@ pub struct TextConfig {
     pub layer_norm_eps: f64,
     /// Width of the joint space.
     pub projection_dim: usize,
-    /// Token whose state stands for the text. 2, which older files say, means the largest token.
+    /// Token whose state stands for the text; 2, in older files, means the largest token.
     pub eos_token_id: i64,
 }
 
@@ -59,7 +58,7 @@ impl Default for TextConfig {
 }
 
 impl TextConfig {
-    /// The text encoder of SD-Turbo and Stable Diffusion 2.1: OpenCLIP ViT-H/14 less its last layer.
+    /// The text encoder of SD-Turbo and Stable Diffusion 2.1: OpenCLIP ViT-H/14 without its last layer.
     pub fn sd2() -> Self {
         Self {
             hidden_size: 1024,
@@ -88,8 +87,8 @@ impl TextConfig {
         }
     }
 
-    /// Reads the `config.json` of a component of a model, usually `text_encoder`; of a single file without one, the
-    /// shapes of the tensors.
+    /// Reads the `config.json` of a component of a model, usually `text_encoder`. For a single file without
+    /// configurations the fields follow from the shapes of the tensors.
     ///
     /// # Errors
     ///
@@ -122,14 +121,15 @@ impl TextConfig {
         ];
         if sizes.contains(&0) {
             return Err(
-                "vocab_size, num_hidden_layers and max_position_embeddings must not be 0".into(),
+                "vocab_size, num_hidden_layers and max_position_embeddings must not be 0"
+                    .to_owned(),
             );
         }
         Ok(())
     }
 }
 
-/// `vision_config` inside the configuration of a whole CLIP. Defaults are transformers' (ViT-B/32).
+/// `vision_config` in the configuration of a whole CLIP. Defaults are transformers' (ViT-B/32).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VisionConfig {
@@ -141,11 +141,11 @@ pub struct VisionConfig {
     pub num_hidden_layers: usize,
     /// Number of attention heads.
     pub num_attention_heads: usize,
-    /// Channels of the images.
+    /// Number of channels of the images.
     pub num_channels: usize,
-    /// Side of the images.
+    /// Side of the images in pixels.
     pub image_size: usize,
-    /// Side of a patch.
+    /// Side of a patch in pixels.
     pub patch_size: usize,
     /// Activation of the feed-forward layers.
     pub hidden_act: HiddenAct,
@@ -194,7 +194,7 @@ pub struct ClipConfig {
     pub vision_config: VisionConfig,
     /// Width of the joint space.
     pub projection_dim: usize,
-    /// Logarithm of what similarities are multiplied by, before training.
+    /// Logarithm of the factor of similarities, before training.
     pub logit_scale_init_value: f64,
 }
 
@@ -253,7 +253,7 @@ impl ClipConfig {
         if vision.patch_size == 0 || !vision.image_size.is_multiple_of(vision.patch_size) {
             let (side, patch) = (vision.image_size, vision.patch_size);
             return Err(format!(
-                "image_size = {side} does not split into patches of {patch}"
+                "unsupported `image_size` {side}; expected a multiple of `patch_size` {patch}"
             ));
         }
         Ok(())
@@ -263,7 +263,7 @@ impl ClipConfig {
 fn check_heads(width: usize, heads: usize) -> Result<(), String> {
     if heads == 0 || width == 0 || !width.is_multiple_of(heads) {
         return Err(format!(
-            "hidden_size = {width} does not split into {heads} heads"
+            "unsupported `hidden_size` {width}; expected a multiple of the {heads} attention heads"
         ));
     }
     Ok(())

@@ -15,7 +15,7 @@ pub struct Clip {
     vision_model: VisionModel,
     visual_projection: Linear,
     text_projection: Linear,
-    /// Logarithm of what similarities are multiplied by in the contrastive loss, `[1]`.
+    /// Logarithm of the factor of similarities in the contrastive loss, `[1]`.
     pub logit_scale: Param<Tensor<1>>,
 }
 
@@ -46,8 +46,8 @@ impl ClipConfig {
 }
 
 impl Clip {
-    /// Loads a component of a model (`.` for the folder itself); with `dtype` none, as the file has it. Files are
-    /// those of transformers or of open_clip.
+    /// Loads a component of a model (`.` for the folder itself); `None` is f32. Files are those of transformers or of
+    /// open_clip.
     ///
     /// # Errors
     ///
@@ -60,10 +60,14 @@ impl Clip {
     ) -> Result<Self, Error> {
         let config = ClipConfig::from_model(model, component)?;
         let weights = as_transformers(model.weights(component)?)?;
-        load(config.init(device), &weights, dtype)
+        load(
+            config.init(device),
+            &weights,
+            Some(dtype.unwrap_or(DType::F32)),
+        )
     }
 
-    /// Embeddings of texts.
+    /// Embeds texts.
     ///
     /// # Shapes
     ///
@@ -81,12 +85,12 @@ impl Clip {
         )
     }
 
-    /// Embeddings of images.
+    /// Embeds images.
     ///
     /// # Shapes
     ///
-    /// - images: `[batch, 3, side, side]`, as [`preprocess`](crate::preprocess) gives them, with the
-    ///   side that [`image_size`](Self::image_size) says, in the element type that the tower is to compute in
+    /// - images: `[batch, 3, side, side]` from [`preprocess`](crate::preprocess), of the side
+    ///   [`image_size`](Self::image_size), in the element type of the tower's arithmetic
     /// - returns: `[batch, projection_dim]`, of length one, f32
     ///
     /// # Panics
@@ -99,12 +103,12 @@ impl Clip {
         )
     }
 
-    /// Side of the images that the vision tower takes.
+    /// Side of the vision tower's images in pixels.
     pub fn image_size(&self) -> usize {
         self.vision_model.image_size()
     }
 
-    /// Numbers of an embedding.
+    /// Width of an embedding.
     pub fn width(&self) -> usize {
         let [width, _] = self.visual_projection.weight.lazy_shape().dims::<2>();
         width
@@ -125,6 +129,17 @@ fn normalize(embeddings: Tensor<2>) -> Tensor<2> {
 }
 
 /// Cosine of the angle between each image and its text.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use swiftbrush_clip::cosine_similarity;
+///
+/// let device = Device::default();
+/// let image = Tensor::<2>::from_data([[1.0, 0.0]], &device);
+/// let text = Tensor::<2>::from_data([[0.6, 0.8]], &device);
+/// let similarity: f32 = cosine_similarity(image, text).into_scalar();
+/// assert!((similarity - 0.6).abs() < 1e-6);
+/// ```
 ///
 /// # Shapes
 ///

@@ -1,9 +1,9 @@
-//! CLIP (Radford et al., arXiv 2103.00020), as transformers has it.
+//! CLIP (Radford et al., arXiv 2103.00020), as in transformers.
 //!
-//! - [`Tokenizer`] turns prompts into numbers, padded as the checkpoint's own files say;
-//! - [`TextEncoder`] gives the states that the denoiser attends to;
+//! - [`Tokenizer`] encodes prompts, padded as the checkpoint's own files say;
+//! - [`TextEncoder`] gives the states that a denoiser attends to;
 //! - [`Clip`] embeds texts and images in one space, where [`cosine_similarity`] compares them;
-//! - [`preprocess`] prepares decoded images for it and lets gradients through.
+//! - [`preprocess`] prepares decoded images for it and is differentiable.
 
 mod config;
 mod dual;
@@ -20,3 +20,7 @@ pub use dual::{Clip, cosine_similarity};
 pub use preprocess::{MEAN, STD, preprocess, resize};
 pub use text::TextEncoder;
 pub use tokenizer::{Tokenizer, TokenizerError, Tokens};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

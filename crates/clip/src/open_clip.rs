@@ -5,14 +5,18 @@ use swiftbrush_checkpoint::{Error, Weights};
 
 use crate::config::{ClipConfig, HiddenAct, TextConfig, VisionConfig};
 
-/// Configuration that open_clip keeps beside its weights.
+/// The configuration that open_clip writes beside its weights.
 pub(crate) const CONFIG: &str = "open_clip_config.json";
-/// Channels of an attention head where nothing is said.
+/// Default width of an attention head.
 const HEAD_WIDTH: usize = 64;
-/// How many times as wide the feed-forward layers are where nothing is said.
+/// Default ratio of the width of the feed-forward layers to that of the states.
 const MLP_RATIO: f64 = 4.0;
-/// Of its text encoders, Stable Diffusion uses all layers but the last.
+/// Number of open_clip's last layers that Stable Diffusion does not use.
 const UNUSED_LAYERS: usize = 1;
+/// Width and number of used layers of the text encoder of Stable Diffusion 1.x: OpenAI's ViT-L/14.
+const SD1: (usize, usize) = (768, 12);
+/// The same of 2.x: OpenCLIP's ViT-H/14.
+const SD2: (usize, usize) = (1024, 23);
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct OpenClipConfig {
@@ -106,13 +110,18 @@ pub(crate) fn is_open_clip(weights: &Weights) -> bool {
     weights.contains("ln_final.weight")
 }
 
-/// The tensors of both towers, or of the text tower alone, as transformers names them; those of transformers pass
-/// as they are.
+/// Whether these are the weights of the text encoder of Stable Diffusion 2.x.
+pub(crate) fn is_of_2(weights: &Weights) -> bool {
+    let norm = "text_model.final_layer_norm.weight";
+    is_open_clip(weights) || weights.shape(norm) == Some(&[SD2.0])
+}
+
+/// Renames the tensors of both towers, or of the text tower alone, to transformers' names.
 pub(crate) fn as_transformers(weights: Weights) -> Result<Weights, Error> {
     if !is_open_clip(&weights) {
         return Ok(weights);
     }
-    // A table of the causal mask, which old files hold, is no weight.
+    // Old files hold a table of the causal mask, which is no weight.
     let mut weights = weights.filter_map(|name| (name != "attn_mask").then(|| rename(name)))?;
     let fused: Vec<_> = weights
         .names()
@@ -185,29 +194,32 @@ fn rename(name: &str) -> String {
 }
 
 impl TextConfig {
-    /// The configuration of a text encoder of Stable Diffusion 1.x or 2.x that comes without one, from the shapes of
-    /// its tensors (in transformers' names below `text_model`), and from which of the two libraries it is.
+    /// The configuration of a text encoder of Stable Diffusion that comes without one, from the shapes of its tensors
+    /// (in transformers' names below `text_model`). For the widths of 1.x and 2.x the number of layers and the
+    /// activation are known, however many layers the file holds and whichever library named its tensors.
     pub(crate) fn from_shapes(weights: &Weights, is_open_clip: bool) -> Self {
         let size = |name: &str, axis: usize| {
             weights
                 .shape(name)
                 .and_then(|shape| shape.get(axis).copied())
         };
-        let layers = (0..)
+        let stored = (0..)
             .take_while(|i| weights.contains(&format!("encoder.layers.{i}.layer_norm1.weight")))
             .count();
         let defaults = Self::default();
         let width = size("final_layer_norm.weight", 0).unwrap_or(defaults.hidden_size);
-        let (hidden_act, unused) = match is_open_clip {
-            true => (HiddenAct::Gelu, UNUSED_LAYERS),
-            false => (HiddenAct::QuickGelu, 0),
+        let (hidden_act, layers) = match (width, is_open_clip) {
+            (width, _) if width == SD1.0 => (HiddenAct::QuickGelu, SD1.1),
+            (width, _) if width == SD2.0 => (HiddenAct::Gelu, SD2.1),
+            (_, true) => (HiddenAct::Gelu, stored.saturating_sub(UNUSED_LAYERS)),
+            (_, false) => (HiddenAct::QuickGelu, stored),
         };
         Self {
             vocab_size: size("embeddings.token_embedding.weight", 0).unwrap_or(defaults.vocab_size),
             hidden_size: width,
             intermediate_size: size("encoder.layers.0.mlp.fc1.weight", 0)
                 .unwrap_or(MLP_RATIO as usize * width),
-            num_hidden_layers: layers.saturating_sub(unused),
+            num_hidden_layers: layers,
             num_attention_heads: width / HEAD_WIDTH,
             max_position_embeddings: size("embeddings.position_embedding.weight", 0)
                 .unwrap_or(defaults.max_position_embeddings),
@@ -218,10 +230,10 @@ impl TextConfig {
     }
 }
 
-/// The text tower of whole weights in transformers' names, below `text_model`: its first `n_layers` layers and
-/// what surrounds them.
+/// The text tower of weights in transformers' names, below `text_model`: its first `n_layers` layers (all if `None`)
+/// and everything around them.
 pub(crate) fn text_tower(weights: &Weights, n_layers: Option<usize>) -> Result<Weights, Error> {
-    // transformers 5 saves the encoder without the prefix that all before it wrote.
+    // transformers 5 saves the encoder without the prefix of earlier versions.
     let nested = weights.contains("text_model.final_layer_norm.weight");
     let prefix = if nested { "text_model." } else { "" };
     let is_used = |name: &str| {

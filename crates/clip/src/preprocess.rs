@@ -1,11 +1,19 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
-/// Mean of each colour in CLIP's training images, for values in 0…1.
+/// Mean of each channel over CLIP's training images, for values in 0…1.
 pub const MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-/// Deviation of each colour, likewise.
+/// Standard deviation of each channel, likewise.
 pub const STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
-/// Prepares images for the vision tower: resized to a square, normalised. Gradients pass through.
+/// Prepares images for the vision tower: resizes them to a square and normalises. Differentiable.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use swiftbrush_clip::preprocess;
+///
+/// let images = Tensor::<4>::zeros([2, 3, 40, 24], &Device::default());
+/// assert_eq!(preprocess(images, 16).dims(), [2, 3, 16, 16]);
+/// ```
 ///
 /// # Shapes
 ///
@@ -29,9 +37,8 @@ pub fn preprocess(images: Tensor<4>, side: usize) -> Tensor<4> {
     images * scale + shift
 }
 
-/// Bicubic resizing with antialiasing (Keys, 1981, a = −½, widened when shrinking), as Pillow and
-/// torchvision do it on floats: one matrix for the rows and one for the columns, so that gradients
-/// pass through.
+/// Resizes bicubically with antialiasing (Keys, 1981, a = −½, widened when shrinking), as Pillow and torchvision on
+/// floats: one matrix for the rows and one for the columns, so it is differentiable.
 ///
 /// # Shapes
 ///
@@ -47,7 +54,7 @@ pub fn resize(images: Tensor<4>, to_height: usize, to_width: usize) -> Tensor<4>
     rows.matmul(images).matmul(columns)
 }
 
-/// Weight of each old place in each new one, `[to, from]`.
+/// Weights of the input rows in each output row, `[to, from]`.
 fn weights(from: usize, to: usize, device: &Device) -> Tensor<2> {
     let scale = from as f64 / to as f64;
     let widening = scale.max(1.0);

@@ -4,13 +4,23 @@ use swiftbrush_checkpoint::{Error, Model, load};
 use swiftbrush_kernels::{LayerNorm, Mask};
 
 use crate::TextConfig;
-use crate::open_clip::{as_transformers, is_open_clip, text_tower};
+use crate::open_clip::{as_transformers, text_tower};
 use crate::transformer::{Encoder, Shape};
 
-/// Standard deviation of embeddings before training.
+/// Standard deviation of random embeddings.
 const INITIAL_DEVIATION: f64 = 0.02;
 
 /// The text tower: transformers' `CLIPTextModel`.
+///
+/// ```
+/// use burn::tensor::{Device, Int, Tensor};
+/// use swiftbrush_clip::TextConfig;
+///
+/// let device = Device::default();
+/// let encoder = TextConfig::tiny().init(&device);
+/// let tokens = Tensor::<2, Int>::zeros([1, 10], &device);
+/// assert_eq!(encoder.forward(tokens).dims(), [1, 10, 12]);
+/// ```
 #[derive(Module, Debug)]
 pub struct TextEncoder {
     pub(crate) text_model: TextModel,
@@ -33,8 +43,8 @@ impl TextConfig {
 }
 
 impl TextEncoder {
-    /// Loads a component of a model, usually `text_encoder`; with `dtype` none, as the file has it. Tensors are named
-    /// as in transformers or as in open_clip, of which the first `num_hidden_layers` layers are taken.
+    /// Loads the first `num_hidden_layers` layers of a component of a model, usually `text_encoder`; `None` is f32.
+    /// Tensors are named as in transformers or as in open_clip.
     ///
     /// # Errors
     ///
@@ -47,14 +57,19 @@ impl TextEncoder {
     ) -> Result<Self, Error> {
         let config = TextConfig::from_model(model, component)?;
         let weights = model.weights(component)?;
-        let n_layers = is_open_clip(&weights).then_some(config.num_hidden_layers);
+        // As in transformers, a configuration may ask for fewer layers than are stored.
+        let n_layers = Some(config.num_hidden_layers);
         let weights = text_tower(&as_transformers(weights)?, n_layers)?;
         Ok(Self {
-            text_model: load(TextModel::new(&config, device), &weights, dtype)?,
+            text_model: load(
+                TextModel::new(&config, device),
+                &weights,
+                Some(dtype.unwrap_or(DType::F32)),
+            )?,
         })
     }
 
-    /// The normalised states of the last layer, what the denoiser attends to.
+    /// Encodes tokens to the normalised states of the last layer, which the denoiser attends to.
     ///
     /// # Shapes
     ///
@@ -83,7 +98,7 @@ struct Embeddings {
     position_embedding: Table,
 }
 
-/// Rows to be looked up, `weight: [rows, width]`.
+/// An embedding table, `weight: [rows, width]`.
 #[derive(Module, Debug)]
 pub(crate) struct Table {
     pub(crate) weight: Param<Tensor<2>>,
@@ -92,7 +107,7 @@ pub(crate) struct Table {
 impl Table {
     pub(crate) fn new(rows: usize, width: usize, device: &Device) -> Self {
         let normal = Distribution::Normal(0.0, INITIAL_DEVIATION);
-        // Drawn when it is first read, so that a table which is loaded from a file never is.
+        // Drawn when it is first read, so never if the table is loaded from a file.
         let draw = move |device: &Device, is_trained: bool| {
             let table = Tensor::random([rows, width], normal, device);
             match is_trained {
@@ -135,7 +150,7 @@ impl TextModel {
         let [available, _] = positions.dims();
         assert!(
             length <= available,
-            "{length} tokens, but only {available} positions"
+            "expected at most {available} tokens, found {length}"
         );
         let states = module::embedding(self.embeddings.token_embedding.weight.val(), tokens);
         let states = states + positions.narrow(0, 0, length).unsqueeze::<3>();
@@ -154,7 +169,7 @@ impl TextModel {
     }
 
     fn end(&self, ids: &[i64]) -> usize {
-        // Configurations that say 2 come from a time when the end was found as the largest token.
+        // 2 in older configurations means that the end is the largest token.
         let end = if self.eos_token_id == 2 {
             ids.iter().max()
         } else {

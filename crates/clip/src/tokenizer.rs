@@ -1,29 +1,37 @@
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use swiftbrush_checkpoint::{Model, read_json};
+use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::{BPE, BpeBuilder};
 use tokenizers::normalizers::{self, Lowercase, NFC, Replace, replace::ReplacePattern};
 use tokenizers::pre_tokenizers::{self, byte_level::ByteLevel, split::Split, split::SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
-use crate::open_clip::is_open_clip;
-use crate::vocabulary::clip_vocabulary;
+use crate::open_clip::is_of_2;
+use crate::vocabulary::{END, END_OF_WORD, START, clip_vocabulary};
 
-pub(crate) const START: &str = "<|startoftext|>";
-pub(crate) const END: &str = "<|endoftext|>";
-pub(crate) const END_OF_WORD: &str = "</w>";
-/// What pads prompts in Stable Diffusion 2.x.
+/// Padding of Stable Diffusion 2.x.
 const PAD_OF_2: &str = "!";
-/// Contractions, words, single digits, and runs of anything else.
+/// Contractions, words, single digits, and runs of other characters.
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
-/// CLIP's byte-pair tokenizer, padding as the checkpoint says.
+/// CLIP's byte-pair tokenizer with the checkpoint's padding. Clones share the vocabulary.
+///
+/// ```
+/// use swiftbrush_clip::Tokenizer;
+///
+/// let tokenizer = Tokenizer::clip("<|endoftext|>");
+/// let tokens = tokenizer.encode("a photo of a cat");
+/// assert_eq!(tokens.ids[..7], [49406, 320, 1125, 539, 320, 2368, 49407]);
+/// assert_eq!((tokens.ids.len(), tokens.lost), (77, None));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Arc<tokenizers::Tokenizer>,
     start: i32,
     end: i32,
     pad: i32,
@@ -32,14 +40,17 @@ pub struct Tokenizer {
 
 /// The tokens of one prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Tokens {
     /// Start, text, end, padding: always the tokenizer's full length.
     pub ids: Vec<i32>,
-    /// Tokens of the text that found no place and were dropped from its end.
+    /// Number of tokens that were cut off the end of the text.
     pub n_dropped: usize,
+    /// The end of the prompt that was cut off, as it was written.
+    pub lost: Option<String>,
 }
 
-/// A vocabulary that cannot be used.
+/// A tokenizer that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
@@ -52,17 +63,17 @@ pub enum TokenizerError {
         /// The folder.
         folder: PathBuf,
     },
-    /// The vocabulary is not valid.
-    #[error("the vocabulary in {folder} cannot be used: {reason}")]
+    /// The vocabulary or a setting is not valid.
+    #[error("{folder}: {reason}")]
     Vocabulary {
         /// The folder.
         folder: PathBuf,
-        /// Why.
+        /// The cause.
         reason: String,
     },
 }
 
-/// What is read of `tokenizer_config.json` and `special_tokens_map.json`.
+/// The fields of `tokenizer_config.json` and `special_tokens_map.json` that matter here.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Settings {
@@ -79,7 +90,7 @@ impl Settings {
         }
     }
 
-    /// Tokens are written as text or as an object with its `content`.
+    /// The padding token, written as text or as an object with its `content`.
     fn pad(&self) -> Option<String> {
         let token = self.pad_token.as_ref()?;
         token
@@ -87,27 +98,42 @@ impl Settings {
             .or_else(|| token.get("content")?.as_str())
             .map(str::to_owned)
     }
+
+    /// Number of tokens in a prompt; transformers writes 1e30 for "no limit".
+    fn length(&self) -> Result<usize, String> {
+        match self.model_max_length {
+            None => Ok(DEFAULT_LENGTH),
+            Some(length) if length >= NO_LIMIT => Ok(DEFAULT_LENGTH),
+            Some(length) if length >= 2.0 && length.fract() == 0.0 => Ok(length as usize),
+            Some(length) => Err(format!(
+                "unsupported `model_max_length` {length}; expected a whole number of at least 2"
+            )),
+        }
+    }
 }
 
-/// Tokens in a prompt when the folder does not say.
+/// Number of tokens in a prompt if the folder does not say.
 const DEFAULT_LENGTH: usize = 77;
+/// Lengths from here on mean no limit.
+const NO_LIMIT: f64 = 1e6;
 
 impl Tokenizer {
-    /// Reads the `tokenizer` of a model: `vocab.json` with `merges.txt`, or `tokenizer.json`; for a single file
-    /// without one it is CLIP's own.
+    /// Reads the `tokenizer` of a model: `vocab.json` with `merges.txt`, or `tokenizer.json`; a single file without
+    /// configurations gets CLIP's own vocabulary.
     ///
-    /// The padding token is that of `special_tokens_map.json`, else of `tokenizer_config.json`, else
-    /// the end of text: in Stable Diffusion 2.1 the two files disagree and the first is right.
+    /// The padding token is that of `special_tokens_map.json`, else of `tokenizer_config.json`, else the end of text:
+    /// in Stable Diffusion 2.1 the two files disagree, and the first is right.
     ///
     /// # Errors
     ///
-    /// If the files are missing or damaged, or the vocabulary lacks the special tokens.
+    /// If the files are missing or damaged, or the vocabulary lacks the special tokens or its own token for unknown
+    /// symbols.
     pub fn from_model(model: &Model, component: &str) -> Result<Self, TokenizerError> {
         let Some(folder) = model.path(component) else {
-            // The text encoder of 2.x is open_clip's, and pads with what that library pads with.
+            // The text encoder of 2.x is open_clip's, with that library's padding.
             let is_2 = model
                 .weights("text_encoder")
-                .is_ok_and(|weights| is_open_clip(&weights));
+                .is_ok_and(|weights| is_of_2(&weights));
             return Ok(Self::clip(if is_2 { PAD_OF_2 } else { END }));
         };
         let bad = |reason: String| TokenizerError::Vocabulary {
@@ -131,24 +157,20 @@ impl Tokenizer {
             .pad()
             .or_else(|| config.pad())
             .unwrap_or_else(|| END.to_owned());
-        // transformers writes 1e30 for "no limit".
-        let length = config
-            .model_max_length
-            .filter(|&length| (2.0..1e6).contains(&length));
-        let length = length.map_or(DEFAULT_LENGTH, |length| length as usize);
+        let length = config.length().map_err(bad)?;
         Self::new(inner, &padding, length).map_err(bad)
     }
 
-    /// CLIP's own vocabulary, prompts of 77 tokens, padded with `padding`: `!` in Stable Diffusion 2.x,
+    /// CLIP's own vocabulary with prompts of 77 tokens. The padding is `!` in Stable Diffusion 2.x, and
     /// `<|endoftext|>` in 1.x and wherever CLIP is used alone.
     ///
     /// # Panics
     ///
-    /// If there is no such token.
+    /// If the vocabulary has no such token.
     pub fn clip(padding: &str) -> Self {
         let (vocabulary, merges) = clip_vocabulary();
         let inner = from_bpe(BPE::builder().vocab_and_merges(vocabulary, merges));
-        let inner = inner.expect("the vocabulary that is compiled in is whole");
+        let inner = inner.expect("the built-in vocabulary is complete");
         Self::new(inner, padding, DEFAULT_LENGTH).unwrap_or_else(|reason| panic!("{reason}"))
     }
 
@@ -157,14 +179,17 @@ impl Tokenizer {
             let id = inner
                 .token_to_id(token)
                 .and_then(|id| i32::try_from(id).ok());
-            id.ok_or_else(|| format!("it has no token {token:?}"))
+            id.ok_or_else(|| format!("the vocabulary lacks the token {token:?}"))
         };
         let (start, end, pad) = (id(START)?, id(END)?, id(padding)?);
-        // Special tokens are found in the text before it is split into words; transformers counts the
-        // padding among them, so "!!" is two tokens where "!" pads.
+        if let Some(unknown) = unknown_token(inner.get_model())? {
+            id(unknown)?;
+        }
+        // Special tokens are found in the text before it is split into words. The padding is one of them in
+        // transformers, so "!!" is two tokens where "!" pads.
         inner.add_special_tokens(&[START, END, padding].map(|token| AddedToken::from(token, true)));
         Ok(Self {
-            inner,
+            inner: Arc::new(inner),
             start,
             end,
             pad,
@@ -172,32 +197,35 @@ impl Tokenizer {
         })
     }
 
-    /// Different tokens that there are, and so more than the largest of them.
+    /// Vocabulary size: one more than the largest token.
     pub fn vocabulary(&self) -> usize {
         let largest = self.inner.get_vocab(true).into_values().max();
         largest.map_or(0, |largest| largest as usize + 1)
     }
 
-    /// Tokens in every encoded prompt.
+    /// Number of tokens in every encoded prompt, padding included.
     pub fn length(&self) -> usize {
         self.length
     }
 
-    /// Encodes a prompt; one that is too long loses its end, which the result says.
+    /// Encodes a prompt. One that is too long loses its end, which the result tells.
     pub fn encode(&self, prompt: &str) -> Tokens {
         let encoding = self.inner.encode(prompt, false);
-        let ids = encoding.expect("byte-pair encoding is total: every byte is a token");
+        let encoding = encoding.expect("every symbol is a token, or the unknown token");
         let room = self.length - 2;
-        let text = ids.get_ids().iter().take(room).map(|&id| id as i32);
-        let mut tokens: Vec<_> = [self.start]
+        let text = encoding.get_ids().iter().take(room).map(|&id| id as i32);
+        let mut ids: Vec<_> = [self.start]
             .into_iter()
             .chain(text)
             .chain([self.end])
             .collect();
-        tokens.resize(self.length, self.pad);
+        ids.resize(self.length, self.pad);
+        let cut = encoding.get_offsets().get(room);
+        let lost = cut.map(|&(start, _)| prompt.get(start..).unwrap_or_default());
         Tokens {
-            ids: tokens,
-            n_dropped: ids.len().saturating_sub(room),
+            ids,
+            n_dropped: encoding.len().saturating_sub(room),
+            lost: lost.map(|lost| lost.trim_start().to_owned()),
         }
     }
 
@@ -215,12 +243,23 @@ impl Tokenizer {
     }
 }
 
-/// What transformers' `CLIPTokenizerFast` does with the two files.
+/// The token that stands for unknown symbols; without one, they are left out.
+fn unknown_token(model: &ModelWrapper) -> Result<Option<&str>, String> {
+    match model {
+        ModelWrapper::BPE(model) => Ok(model.unk_token.as_deref()),
+        ModelWrapper::WordLevel(model) => Ok(Some(&model.unk_token)),
+        ModelWrapper::WordPiece(_) | ModelWrapper::Unigram(_) => {
+            Err("unsupported model of tokenizer.json; expected BPE, as CLIP has it".to_owned())
+        }
+    }
+}
+
+/// The tokenizer that transformers' `CLIPTokenizerFast` makes of the two files.
 fn from_vocabulary(vocab: &Path, merges: &Path) -> tokenizers::Result<tokenizers::Tokenizer> {
     let text = |path: &Path| {
         path.to_str()
             .map(str::to_owned)
-            .ok_or("a path that is not UTF-8")
+            .ok_or("the path is not UTF-8")
     };
     from_bpe(BPE::from_file(&text(vocab)?, &text(merges)?))
 }
@@ -244,12 +283,77 @@ fn from_bpe(model: BpeBuilder) -> tokenizers::Result<tokenizers::Tokenizer> {
     Ok(tokenizer)
 }
 
-/// A `tokenizer.json`, of which only the way from text to tokens is taken: start, end, length and padding are put on
-/// here, and nothing is decoded. (A damaged decoder makes `tokenizers` 0.22 panic.)
+/// Reads the part of a `tokenizer.json` that leads from text to tokens. Start, end, length and padding are added here,
+/// and nothing is decoded. (A damaged decoder makes `tokenizers` 0.22 panic.)
 fn from_whole(path: &Path) -> Result<tokenizers::Result<tokenizers::Tokenizer>, TokenizerError> {
     let mut whole: Map<String, Value> = read_json(path)?;
     for part in ["decoder", "post_processor", "padding", "truncation"] {
         whole.insert(part.to_owned(), Value::Null);
     }
     Ok(serde_json::from_value(Value::Object(whole)).map_err(Into::into))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(files: &[(&str, &str)]) -> (tempfile::TempDir, Model) {
+        let folder = tempfile::tempdir().unwrap();
+        let component = folder.path().join("tokenizer");
+        std::fs::create_dir(&component).unwrap();
+        for (name, text) in files {
+            std::fs::write(component.join(name), text).unwrap();
+        }
+        let model = Model::open(folder.path()).unwrap();
+        (folder, model)
+    }
+
+    #[test]
+    fn the_end_of_a_long_prompt_is_told_as_it_was_written() {
+        let tokenizer = Tokenizer::clip(END);
+        let prompt = format!("{}  a Dog ☂!", "Ünter ".repeat(75 / 2));
+        let tokens = tokenizer.encode(&prompt);
+        assert!(tokens.n_dropped > 0);
+        let lost = tokens.lost.unwrap();
+        assert!(
+            prompt.ends_with(&lost) && lost.ends_with("a Dog ☂!"),
+            "{lost:?}"
+        );
+        assert_eq!(tokenizer.encode("a dog").lost, None);
+    }
+
+    #[test]
+    fn a_token_for_unknown_symbols_must_be_in_the_vocabulary() {
+        let whole = |kind: &str, unknown: &str| {
+            format!(
+                r#"{{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
+                "model": {{"type": "{kind}", "unk_token": "{unknown}", "merges": [],
+                "vocab": {{"<|startoftext|>": 0, "<|endoftext|>": 1, "a": 2}}}}}}"#
+            )
+        };
+        for kind in ["BPE", "WordLevel"] {
+            let open = |unknown: &str| {
+                let (_kept, model) = folder(&[("tokenizer.json", &whole(kind, unknown))]);
+                Tokenizer::from_model(&model, "tokenizer")
+            };
+            let tokens = open("<|endoftext|>").unwrap().encode("x");
+            assert_eq!(tokens.ids[..3], [0, 1, 1]);
+            let error = open("[UNK]").unwrap_err().to_string();
+            assert!(error.contains("\"[UNK]\""), "{error}");
+        }
+    }
+
+    #[test]
+    fn lengths_that_are_none_are_rejected() {
+        for (length, expected) in [
+            ("5", Some(5)),
+            ("1e30", Some(77)),
+            ("1", None),
+            ("7.5", None),
+        ] {
+            let config = format!(r#"{{"model_max_length": {length}}}"#);
+            let settings: Settings = serde_json::from_str(&config).unwrap();
+            assert_eq!(settings.length().ok(), expected, "{length}");
+        }
+    }
 }

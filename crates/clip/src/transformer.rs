@@ -5,7 +5,7 @@ use swiftbrush_kernels::{LayerNorm, LayerNormConfig, Linear, LinearConfig, Mask,
 
 use crate::HiddenAct;
 
-/// What the towers have in common.
+/// The sizes that both towers share.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     pub(crate) width: usize,
@@ -24,7 +24,7 @@ impl Shape {
     }
 }
 
-/// Layers of self-attention and feed-forward, normalised in front of each.
+/// Pre-norm layers of self-attention and feed-forward.
 #[derive(Module, Debug)]
 pub(crate) struct Encoder {
     layers: Vec<Layer>,
@@ -122,7 +122,7 @@ impl SelfAttention {
 struct Mlp {
     fc1: Linear,
     fc2: Linear,
-    /// Which of the two units: `quick_gelu` if true.
+    /// Whether the activation is `quick_gelu` instead of `gelu`.
     quick: bool,
 }
 

@@ -1,22 +1,27 @@
-//! CLIP's own vocabulary, which is the same in every checkpoint.
+//! CLIP's own vocabulary, the same in every checkpoint.
 
 use std::io::Read;
 
 use flate2::read::GzDecoder;
 use tokenizers::models::bpe::{Merges, Vocab};
 
-use crate::tokenizer::{END, END_OF_WORD, START};
+/// The token before the text.
+pub(crate) const START: &str = "<|startoftext|>";
+/// The token behind the text.
+pub(crate) const END: &str = "<|endoftext|>";
+/// Suffix of tokens at the end of a word.
+pub(crate) const END_OF_WORD: &str = "</w>";
 
 const FILE: &[u8] = include_bytes!("../data/bpe_simple_vocab_16e6.txt.gz");
-/// Pairs of the file that CLIP uses: 49,408 tokens are these, 256 bytes alone and at the end of a word, and
-/// two special ones.
+/// Number of merges that CLIP takes from the file. With 256 bytes, inside and at the end of a word, and two special
+/// tokens, they make 49,408 tokens.
 const N_MERGES: usize = 48_894;
 
-/// Numbers of the tokens, and what is merged.
+/// The tokens with their indices, and the merges.
 pub(crate) fn clip_vocabulary() -> (Vocab, Merges) {
     let mut text = String::new();
     let whole = GzDecoder::new(FILE).read_to_string(&mut text);
-    whole.expect("the file that is compiled in is whole");
+    whole.expect("the built-in file is complete");
     let merges: Merges = text
         .lines()
         .skip(1)
@@ -37,8 +42,8 @@ pub(crate) fn clip_vocabulary() -> (Vocab, Merges) {
     (tokens.zip(0..).collect(), merges)
 }
 
-/// A printable character for each byte: itself where it is one, else one beyond the first 256; those that are
-/// themselves come first.
+/// A printable character for each byte: the byte itself if it is printable, else one beyond the first 256. Printable
+/// bytes come first.
 fn symbols() -> Vec<String> {
     let printable = |byte: &u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let n_others = (0..256).filter(|byte| !printable(byte)).count() as u32;

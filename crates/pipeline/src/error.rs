@@ -1,6 +1,8 @@
+use std::path::PathBuf;
+
 use swiftbrush_clip::TokenizerError;
 
-/// Why there is no picture.
+/// A model that cannot be loaded, or an image that cannot be generated.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -11,46 +13,52 @@ pub enum Error {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     /// The scheduler's configuration cannot be used.
-    #[error("{path}")]
+    #[error("{path}: {source}")]
     Scheduler {
         /// The file.
-        path: std::path::PathBuf,
-        /// Why.
+        path: PathBuf,
+        /// The cause.
         source: swiftbrush_scheduler::ConfigError,
     },
+    /// The sampler does not support the model's scheduler configuration or the number of steps.
+    #[error(transparent)]
+    Sampler(#[from] swiftbrush_scheduler::ConfigError),
     /// An adapter cannot be used.
     #[error(transparent)]
     Adapter(#[from] swiftbrush_lora::Error),
-    /// A file that is no picture, or one that does not say how it was made.
-    #[error("{path} cannot be used as a picture of ours: {reason}")]
+    /// A file that is no image, or whose record cannot be used.
+    #[error("{path}: {reason}")]
     Picture {
         /// The file.
-        path: std::path::PathBuf,
-        /// Why.
+        path: PathBuf,
+        /// The cause.
         reason: String,
     },
-    /// Whoever watched wanted no more.
-    #[error("the painting was cancelled")]
+    /// The progress callback cancelled generation.
+    #[error("generation was cancelled")]
     Cancelled,
-    /// Parts of a model that do not fit one another.
-    #[error("{path} is not one model: {reason}")]
+    /// Parts of a model that do not fit together, or a part that is missing.
+    #[error("{path}: {reason}")]
     Model {
         /// Folder or file of the model.
-        path: std::path::PathBuf,
-        /// What does not fit.
+        path: PathBuf,
+        /// The cause.
         reason: String,
     },
+    /// Options of the loader that contradict each other or the device.
+    #[error("{0}")]
+    Options(String),
     /// The request contradicts the model or itself.
     #[error("{0}")]
     Request(String),
-    /// A part of the model gave a NaN or an infinity.
+    /// A network's output holds a NaN or an infinity.
     #[error(
         "the {part} gave a NaN or an infinity in {dtype:?}; try f32, or other weights if it was f32"
     )]
     NotFinite {
-        /// Which network.
+        /// The network.
         part: &'static str,
-        /// In which element type.
+        /// The element type of its arithmetic.
         dtype: burn::tensor::DType,
     },
 }

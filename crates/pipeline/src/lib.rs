@@ -1,45 +1,68 @@
-//! Text to image: a model, a prompt, a picture.
+//! Text to image with Stable Diffusion, SD-Turbo and SwiftBrush students.
 //!
-//! [`TextToImage`] holds the networks of a model as values that can be exchanged; [`Loader`] says what is loaded
-//! and how; [`one_step`] is the student's forward pass, which training uses too. Noise comes from a [`Noise`] that
-//! the caller brings.
+//! [`TextToImage`] holds the networks of a model as values that can be exchanged; [`Loader`] loads them with options;
+//! [`one_step`] is the student's forward pass, which training uses too. Noise comes from a [`Noise`] of the caller.
+//! Nothing is printed: deviations that a user should know of are values ([`Warning`]).
 //!
-//! With the feature `png`, pictures are written as files that say how they were made ([`Record`]).
+//! | feature | adds |
+//! |---|---|
+//! | `png` | [`Picture`]s as PNG files, and [`Record`]s in them |
+//! | `image` | conversions between [`Picture`] and `image::RgbImage` |
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use burn::tensor::Device;
-//! use swiftbrush_pipeline::{Model, Request, Rng, Seeds, TextToImage};
+//! use swiftbrush_pipeline::{Model, Rng, Seeds, TextToImage};
 //!
-//! let device = Device::default();
-//! let pipeline = TextToImage::from_model(&Model::open("sd-turbo")?, None, &device)?;
-//! let request = Request::new(["a red circle on a blue background"]);
-//! let painting = pipeline.generate(&request, &mut Seeds::new(Rng::Native, [42]))?;
-//! println!("{:?}", painting.images.dims()); // [1, 3, 512, 512], RGB in −1…1
+//! let model = Model::open("models/sd-turbo")?; // a folder
+//! let pipeline = TextToImage::from_model(&model, None, &Device::default())?;
+//! let request = pipeline.request(["a red circle on a blue background"])?;
+//! let generation = pipeline.generate(&request, &mut Seeds::new(Rng::Native, [42]))?;
+//! println!("{:?}", generation.images.dims()); // [1, 3, 512, 512], RGB in −1…1
 //! # Ok(())
 //! # }
 //! ```
 
+mod conditioning;
 mod decoder;
+mod denoise;
 mod error;
+mod family;
+mod generation;
+mod limits;
 mod loader;
 mod noise;
-#[cfg(feature = "png")]
+mod options;
+mod picture;
+mod progress;
 mod record;
 mod request;
+mod source;
 mod text_to_image;
+mod warning;
 
+pub use conditioning::Conditioning;
 pub use decoder::Decoder;
 pub use error::Error;
-pub use loader::{DecoderKind, Family, Loader};
+pub use family::Family;
+pub use generation::Generation;
+pub use loader::Loader;
 pub use noise::{Given, Noise, Rng, Seeds};
-#[cfg(feature = "png")]
-pub use record::{Picture, Record, Source, StartRecord};
-pub use request::{Method, Painting, Progress, Request, Start};
+pub use options::{DecoderKind, LoadOptions};
+pub use picture::Picture;
+pub use progress::{Progress, Stage, Watch};
+pub use record::{Record, StartRecord};
+pub use request::{Method, Request, Start};
+pub use source::Source;
 pub use swiftbrush_checkpoint::Model;
 pub use swiftbrush_clip as clip;
 pub use swiftbrush_lora as lora;
 pub use swiftbrush_scheduler as scheduler;
 pub use swiftbrush_unet as unet;
 pub use swiftbrush_vae as vae;
-pub use text_to_image::{Conditioning, TextToImage, noise, one_step};
+pub use text_to_image::{TextToImage, noise, one_step};
+pub use warning::Warning;
+
+#[cfg(all(doctest, feature = "png"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,86 +1,38 @@
-use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
-use serde::{Deserialize, Serialize};
 use swiftbrush_checkpoint::Model;
 use swiftbrush_clip::{TextConfig, TextEncoder, Tokenizer};
 use swiftbrush_lora::{AdapterFile, fuse};
-use swiftbrush_scheduler::{PredictionType, SchedulerConfig, TimestepSpacing};
+use swiftbrush_scheduler::{PredictionType, SchedulerConfig};
 use swiftbrush_unet::{UNet, UNetConfig};
 use swiftbrush_vae::{
     AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, AutoencoderTinyConfig, Tiling,
 };
 
+use crate::conditioning::encode_request;
 use crate::decoder::Decoder;
-use crate::text_to_image::{Brush, condition, paint};
-use crate::{Error, Noise, Painting, Progress, Request, TextToImage};
+use crate::denoise::Denoising;
+use crate::progress::{Stage, Watch, Watcher};
+use crate::source::check_strengths;
+use crate::{
+    DecoderKind, Error, Family, Generation, LoadOptions, Method, Noise, Request, TextToImage,
+    Warning, limits,
+};
 
-/// Where the scheduler's configuration is in a model folder.
+/// Path of the scheduler's configuration in a model folder.
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
+/// Key of the prediction type in a file's header (Stability AI's model specification).
+const PREDICTS: &str = "modelspec.prediction_type";
 
-/// Which autoencoder a model decodes with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DecoderKind {
-    /// The full one, component `vae`.
-    Kl,
-    /// The tiny one, component `taesd`.
-    Tiny,
-}
-
-/// The models of the family that come as one file, which does not say which it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Family {
-    /// Stable Diffusion 1.x.
-    #[serde(rename = "sd1.5")]
-    Sd1,
-    /// Stable Diffusion 2.x of 512 pixels, which predicts noise.
-    #[serde(rename = "sd2.1-base")]
-    Sd2Base,
-    /// Stable Diffusion 2.x of 768 pixels, which predicts velocity.
-    #[serde(rename = "sd2.1")]
-    Sd2,
-    /// SD-Turbo, which paints in one step.
-    #[serde(rename = "sd-turbo")]
-    SdTurbo,
-}
-
-impl Family {
-    /// The scheduler that its folder on the hub names.
-    pub fn scheduler(self) -> SchedulerConfig {
-        let leading = SchedulerConfig {
-            class_name: "PNDMScheduler".to_owned(),
-            timestep_spacing: TimestepSpacing::Leading,
-            ..SchedulerConfig::default()
-        };
-        match self {
-            Self::Sd1 | Self::Sd2Base => leading,
-            Self::Sd2 => SchedulerConfig {
-                class_name: "DDIMScheduler".to_owned(),
-                prediction_type: PredictionType::VPrediction,
-                ..leading
-            },
-            Self::SdTurbo => SchedulerConfig::default(),
-        }
-    }
-
-    /// Side of the latents that it was trained on.
-    fn sample_size(self) -> usize {
-        match self {
-            Self::Sd2 => 96,
-            Self::Sd1 | Self::Sd2Base | Self::SdTurbo => 64,
-        }
-    }
-}
-
-/// What is loaded of a model, and how.
+/// Loads a model, or parts of it.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use burn::tensor::{DType, Device};
 /// use swiftbrush_pipeline::{DecoderKind, Loader, Model};
 ///
-/// let pipeline = Loader::new(Model::open("sd-turbo")?, &Device::default())
+/// let pipeline = Loader::new(Model::open("models/sd-turbo")?, &Device::default())
 ///     .with_storage(DType::F16)
 ///     .with_decoder(DecoderKind::Tiny)
 ///     .load()?;
@@ -91,14 +43,14 @@ impl Family {
 pub struct Loader {
     model: Model,
     device: Device,
-    denoiser: String,
-    dtype: DType,
-    storage: Option<DType>,
-    is_as_stored: bool,
-    decoder: DecoderKind,
-    tiling: Option<Tiling>,
-    family: Option<Family>,
+    options: LoadOptions,
     adapters: Vec<(AdapterFile, f64)>,
+}
+
+/// The scheduler's configuration, and what deviates from its file.
+struct Scheduler {
+    config: SchedulerConfig,
+    warnings: Vec<Warning>,
 }
 
 impl Loader {
@@ -107,88 +59,103 @@ impl Loader {
         Self {
             model,
             device: device.clone(),
-            denoiser: "unet".to_owned(),
-            dtype: DType::F32,
-            storage: None,
-            is_as_stored: false,
-            decoder: DecoderKind::Kl,
-            tiling: None,
-            family: None,
+            options: LoadOptions::default(),
             adapters: Vec::new(),
         }
     }
 
-    /// Computes in this element type. In f16 the full autoencoder still computes in f32, if its configuration says
-    /// that half precision is too narrow for it (`force_upcast`).
-    pub fn with_dtype(mut self, dtype: DType) -> Self {
-        self.dtype = dtype;
+    /// Replaces all options.
+    pub fn with_options(mut self, options: LoadOptions) -> Self {
+        self.options = options;
         self
     }
 
-    /// Keeps the denoiser's weights in this element type and converts them when they are used: half the memory for
+    /// Sets the element type of the arithmetic: f32, f16 or bf16. In f16 the full autoencoder still computes in f32 if
+    /// its configuration says that half precision is too narrow for it (`force_upcast`).
+    pub fn with_dtype(mut self, dtype: DType) -> Self {
+        self.options.dtype = dtype;
+        self
+    }
+
+    /// Stores the denoiser's weights in this element type and converts them where they are used: half the memory for
     /// a little time.
     pub fn with_storage(mut self, storage: DType) -> Self {
-        self.storage = Some(storage);
+        self.options.storage = Some(storage);
         self
     }
 
-    /// Keeps the denoiser's weights as the file has them while computing in f32, unless
-    /// [`with_storage`](Self::with_storage) says otherwise: a file in half precision is not converted before the first
-    /// picture, and no bit of it is another. On a CPU that costs no time; other backends convert every weight at each
-    /// call. Adapters folded in would be rounded, so with any it does nothing.
+    /// Stores the denoiser's weights as in the file while computing in f32, unless
+    /// [`with_storage`](Self::with_storage) is set: a file in half precision is not converted before the first image,
+    /// and the results are the same to the bit. On a CPU this costs no time; other backends convert every weight at
+    /// each call. Adapters would be rounded, so with any of them this has no effect.
     pub fn with_weights_as_stored(mut self) -> Self {
-        self.is_as_stored = true;
+        self.options.weights_as_stored = true;
         self
     }
 
-    /// Takes another component than `unet` as the denoiser.
+    /// Uses another component than `unet` as the denoiser.
     pub fn with_denoiser(mut self, component: &str) -> Self {
-        component.clone_into(&mut self.denoiser);
+        component.clone_into(&mut self.options.denoiser);
         self
     }
 
-    /// Decodes with this autoencoder.
+    /// Selects the autoencoder.
     pub fn with_decoder(mut self, decoder: DecoderKind) -> Self {
-        self.decoder = decoder;
+        self.options.decoder = decoder;
         self
     }
 
-    /// Decodes in tiles, with the full autoencoder.
+    /// Encodes and decodes in tiles, with the full autoencoder.
     pub fn with_tiling(mut self, tiling: Tiling) -> Self {
-        self.tiling = Some(tiling);
+        self.options.tiling = Some(tiling);
         self
     }
 
-    /// Says which model a single file is that does not say it.
+    /// Names the family of a single file that does not tell it.
     pub fn with_family(mut self, family: Family) -> Self {
-        self.family = Some(family);
+        self.options.family = Some(family);
         self
     }
 
-    /// Folds adapters in, times a strength; can be said again for more.
-    pub fn with_adapters(mut self, adapters: AdapterFile, strength: f64) -> Self {
-        self.adapters.push((adapters, strength));
+    /// Calls the denoiser twice for guidance instead of once with twice the batch: less memory, a little slower.
+    pub fn with_split_guidance(mut self) -> Self {
+        self.options.split_guidance = true;
         self
     }
 
-    /// Loads everything.
+    /// Folds an adapter in, times a strength; can be repeated.
+    pub fn with_adapter(mut self, adapter: AdapterFile, strength: f64) -> Self {
+        self.adapters.push((adapter, strength));
+        self
+    }
+
+    /// The options.
+    pub fn options(&self) -> &LoadOptions {
+        &self.options
+    }
+
+    /// Loads all parts.
     ///
     /// # Errors
     ///
-    /// If a part is missing, damaged or not supported.
+    /// As [`check`](Self::check), or if a part is damaged.
     pub fn load(&self) -> Result<TextToImage, Error> {
         self.check()?;
-        let (scheduler, latents) = (self.scheduler()?, self.latents()?);
-        // A vocabulary takes a core as long as the weights take the memory.
+        let Scheduler { config, warnings } = self.resolve_scheduler()?;
+        let (latents, width) = (self.latents()?, self.width()?);
+        // Reading a vocabulary keeps one core as busy as reading weights keeps the memory.
         std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| self.fitting_tokenizer());
             Ok(TextToImage {
                 text_encoder: self.text_encoder()?,
                 unet: self.unet()?,
                 decoder: self.decoder()?,
-                scheduler,
+                scheduler: config,
                 latents,
-                dtype: self.dtype,
+                width,
+                dtype: self.options.dtype,
+                split_guidance: self.options.split_guidance,
+                warnings,
                 device: self.device.clone(),
                 tokenizer: tokenizer
                     .join()
@@ -197,42 +164,128 @@ impl Loader {
         })
     }
 
-    /// Loads the networks one after the other, each when its turn comes, and frees it when it has done its part:
-    /// memory is that of the largest and not of all, and every painting loads anew.
+    /// Generates with one network in memory at a time: each is loaded when its turn comes and freed afterwards. Peak
+    /// memory is that of the largest network instead of all, and every call loads again.
     ///
     /// # Errors
     ///
-    /// As [`load`](Self::load) and [`TextToImage::generate_watched`].
-    pub fn paint_in_turn(
+    /// As [`load`](Self::load) and [`TextToImage::generate_with`].
+    pub fn generate_sequentially(
         &self,
         request: &Request,
         noise: &mut dyn Noise,
-        watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Painting, Error> {
+        watch: Watch<'_>,
+    ) -> Result<Generation, Error> {
         self.check()?;
-        let scheduler = self.scheduler()?;
-        let brush = Brush {
-            scheduler: &scheduler,
-            latents: self.latents()?,
-            scale: self.scale()?,
-            dtype: self.dtype,
-            device: &self.device,
-        };
-        brush.check(request)?;
-        let start = brush.start(request, || self.decoder(), noise)?;
+        let Scheduler { config, .. } = self.resolve_scheduler()?;
+        let denoising = self.denoising(&config)?;
+        let batch = request.prompts.len();
+        denoising.check(request, batch)?;
+        let mut watcher = Watcher::new(watch);
+        watcher.tell(Stage::Encoding)?;
+        let start = denoising.start(request, batch, || self.decoder(), noise)?;
         let conditioning = {
             let (tokenizer, text_encoder) = (self.fitting_tokenizer()?, self.text_encoder()?);
-            condition(&tokenizer, &text_encoder, request, &self.device)?
+            encode_request(&tokenizer, &text_encoder, request, &self.device)?
         };
         let latents = {
             let unet = self.unet()?;
-            brush.latents(&unet, request, &conditioning, start, noise, watch)?
+            denoising.run(&unet, request, &conditioning, start, noise, &mut watcher)?
         };
-        let images = paint(&self.decoder()?, &latents)?;
-        Ok(conditioning.painting(latents, images))
+        let decoder = self.decoder()?;
+        let images = decoder.decode_watched(latents.clone(), &mut watcher)?;
+        let warnings = denoising.warnings(request);
+        Ok(Generation::new(images, latents, conditioning, warnings))
     }
 
-    /// The tokenizer alone.
+    /// Checks everything that can be checked without reading weights: the options, the adapters' strengths, and that
+    /// the parts fit together, which those from different models may not.
+    ///
+    /// # Errors
+    ///
+    /// If a part is missing or not supported, or parts or options contradict each other.
+    pub fn check(&self) -> Result<(), Error> {
+        self.options.check()?;
+        check_strengths(self.adapters.iter().map(|(_, strength)| *strength))?;
+        self.check_is_whole()?;
+        let unet = self.unet_config()?;
+        let text = TextConfig::from_model(&self.model, "text_encoder")?;
+        let latents = match self.options.decoder {
+            DecoderKind::Kl => AutoencoderKlConfig::from_model(&self.model, "vae")?.latent_channels,
+            DecoderKind::Tiny => {
+                AutoencoderTinyConfig::from_model(&self.model, "taesd")?.latent_channels
+            }
+        };
+        let (channels, outputs) = (unet.in_channels, unet.out_channels);
+        if channels != outputs {
+            return Err(self.contradiction(format!(
+                "the denoiser reads {channels} channels and predicts {outputs}: models for inpainting or with depth are not supported"
+            )));
+        }
+        if channels != latents {
+            return Err(self.contradiction(format!(
+                "the denoiser reads latents of {channels} channels, the autoencoder has {latents}"
+            )));
+        }
+        let (context, states) = (unet.cross_attention_dim, text.hidden_size);
+        if context != states {
+            return Err(self.contradiction(format!(
+                "the denoiser reads text states of width {context}, the text encoder gives {states}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Checks a request before anything is loaded, as [`TextToImage::check`] does afterwards.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check), or if the request contradicts itself or the model.
+    pub fn check_request(&self, request: &Request) -> Result<(), Error> {
+        self.check()?;
+        let config = self.scheduler()?;
+        self.denoising(&config)?
+            .check(request, request.prompts.len())
+    }
+
+    /// An estimate of the bytes that the activations of a request take at their peak, in the decoder; weights are not
+    /// counted.
+    ///
+    /// # Errors
+    ///
+    /// If a configuration cannot be used.
+    pub fn memory(&self, request: &Request) -> Result<u64, Error> {
+        let config = self.scheduler()?;
+        let denoising = self.denoising(&config)?;
+        let batch = request.prompts.len();
+        let size = match self.options.tiling {
+            Some(Tiling { side, .. }) => denoising
+                .size(request)
+                .map(|pixels| pixels.min(side.saturating_mul(denoising.scale))),
+            None => denoising.size(request),
+        };
+        Ok(limits::decoding_memory(size, batch, denoising.width))
+    }
+
+    /// Deviations from the model's files, such as a substituted scheduler.
+    ///
+    /// # Errors
+    ///
+    /// As [`scheduler`](Self::scheduler).
+    pub fn warnings(&self) -> Result<Vec<Warning>, Error> {
+        Ok(self.resolve_scheduler()?.warnings)
+    }
+
+    /// The default method of the model's scheduler; see [`Method::of_scheduler`].
+    ///
+    /// # Errors
+    ///
+    /// As [`scheduler`](Self::scheduler), or if its class is unknown.
+    pub fn default_method(&self) -> Result<Method, Error> {
+        Method::of_scheduler(&self.scheduler()?)
+    }
+
+    /// Loads the tokenizer alone.
     ///
     /// # Errors
     ///
@@ -241,13 +294,13 @@ impl Loader {
         Ok(Tokenizer::from_model(&self.model, "tokenizer")?)
     }
 
-    /// The text encoder alone.
+    /// Loads the text encoder alone.
     ///
     /// # Errors
     ///
     /// If it is missing, damaged or not supported.
     pub fn text_encoder(&self) -> Result<TextEncoder, Error> {
-        let dtype = Some(self.dtype);
+        let dtype = Some(self.options.dtype);
         let mut network =
             TextEncoder::from_model(&self.model, "text_encoder", dtype, &self.device)?;
         for (file, strength) in &self.adapters {
@@ -256,50 +309,52 @@ impl Loader {
         Ok(network)
     }
 
-    /// The denoiser alone.
+    /// Loads the denoiser alone.
     ///
     /// # Errors
     ///
     /// If it is missing, damaged or not supported.
     pub fn unet(&self) -> Result<UNet, Error> {
+        let options = &self.options;
         let is_as_stored =
-            self.is_as_stored && self.dtype == DType::F32 && self.adapters.is_empty();
-        let dtype = self.storage.or((!is_as_stored).then_some(self.dtype));
-        let mut network = UNet::from_model(&self.model, &self.denoiser, dtype, &self.device)?;
+            options.weights_as_stored && options.dtype == DType::F32 && self.adapters.is_empty();
+        let dtype = options.storage.or((!is_as_stored).then_some(options.dtype));
+        let mut network = UNet::from_model(&self.model, &options.denoiser, dtype, &self.device)?;
         for (file, strength) in &self.adapters {
             network = fuse(network, &file.unet, *strength)?;
         }
         Ok(network)
     }
 
-    /// The autoencoder alone.
+    /// Loads the autoencoder alone.
     ///
     /// # Errors
     ///
     /// If it is missing, damaged or not supported.
     pub fn decoder(&self) -> Result<Decoder, Error> {
-        if self.decoder == DecoderKind::Tiny {
-            let dtype = Some(self.dtype);
-            let tiny = AutoencoderTiny::from_model(&self.model, "taesd", dtype, &self.device)?;
+        let dtype = self.options.dtype;
+        if self.options.decoder == DecoderKind::Tiny {
+            let tiny =
+                AutoencoderTiny::from_model(&self.model, "taesd", Some(dtype), &self.device)?;
             return Ok(Decoder::Tiny(tiny));
         }
-        let is_narrow = self.dtype == DType::F16
+        let is_narrow = dtype == DType::F16
             && AutoencoderKlConfig::from_model(&self.model, "vae")?.force_upcast;
-        let dtype = Some(if is_narrow { DType::F32 } else { self.dtype });
+        let dtype = Some(if is_narrow { DType::F32 } else { dtype });
         let vae = AutoencoderKl::from_model(&self.model, "vae", dtype, &self.device)?;
-        Ok(match self.tiling {
+        Ok(match self.options.tiling {
             None => Decoder::Kl(vae),
             Some(tiling) => Decoder::Tiled(vae, tiling),
         })
     }
 
-    /// How many pixels a latent stands for, along each axis; 8 for Stable Diffusion.
+    /// Number of pixels per latent, along each axis; 8 for Stable Diffusion.
     ///
     /// # Errors
     ///
     /// If the autoencoder's configuration cannot be used.
     pub fn scale(&self) -> Result<usize, Error> {
-        let levels = match self.decoder {
+        let levels = match self.options.decoder {
             DecoderKind::Kl => {
                 let config = AutoencoderKlConfig::from_model(&self.model, "vae")?;
                 config.block_out_channels.len()
@@ -312,7 +367,7 @@ impl Loader {
         Ok(1 << (levels - 1))
     }
 
-    /// Side in pixels of the pictures that the model was trained on.
+    /// Side in pixels of the images that the model was trained on.
     ///
     /// # Errors
     ///
@@ -322,44 +377,191 @@ impl Loader {
         Ok(side * self.scale()?)
     }
 
-    /// Whether the parts fit one another, which they need not when some come from elsewhere.
-    fn check(&self) -> Result<(), Error> {
-        let unet = UNetConfig::from_model(&self.model, &self.denoiser)?;
-        let text = TextConfig::from_model(&self.model, "text_encoder")?;
-        let latents = match self.decoder {
-            DecoderKind::Kl => AutoencoderKlConfig::from_model(&self.model, "vae")?.latent_channels,
-            DecoderKind::Tiny => {
-                AutoencoderTinyConfig::from_model(&self.model, "taesd")?.latent_channels
-            }
-        };
-        let (channels, outputs) = (unet.in_channels, unet.out_channels);
-        if channels != outputs {
-            return Err(self.contradiction(&format!(
-                "the denoiser takes {channels} channels and gives {outputs}: models for inpainting or with depth are not supported"
-            )));
-        }
-        if channels != latents {
-            return Err(self.contradiction(&format!(
-                "the denoiser has latents of {channels} channels, the autoencoder of {latents}"
-            )));
-        }
-        let (context, states) = (unet.cross_attention_dim, text.hidden_size);
-        if context != states {
-            return Err(self.contradiction(&format!(
-                "the denoiser takes states {context} wide, the text encoder gives {states}"
-            )));
-        }
-        Ok(())
+    /// The scheduler's configuration: the model's file, or that of the single file's family, with the prediction type
+    /// that the denoiser's own files name.
+    ///
+    /// # Errors
+    ///
+    /// If it is missing or not supported, a single file does not tell its family, or the family contradicts the file.
+    pub fn scheduler(&self) -> Result<SchedulerConfig, Error> {
+        Ok(self.resolve_scheduler()?.config)
     }
 
-    /// The tokenizer, if the text encoder knows all its tokens.
+    fn resolve_scheduler(&self) -> Result<Scheduler, Error> {
+        let path = self.model.path(SCHEDULER).filter(|path| path.is_file());
+        let predicts = self.header_prediction()?;
+        let family = self.checked_family(predicts)?;
+        let (mut config, mut warnings) = match &path {
+            None => (
+                self.guessed_family(family, predicts)?.scheduler(),
+                Vec::new(),
+            ),
+            Some(path) => {
+                let mut config = read_scheduler(path)?;
+                let corrected = config.correct_for_stable_diffusion().into_iter();
+                let mut warnings = Warning::of_scheduler(&config);
+                warnings.extend(corrected.map(Warning::SchedulerCorrected));
+                (config, warnings)
+            }
+        };
+        // What the weights' own files say goes before the model's scheduler, whose weights may be others.
+        let own = match predicts {
+            Some(predicts) => Some((self.weights_path(), predicts, None)),
+            None => self.neighbouring_scheduler(path.as_deref())?,
+        };
+        if let Some((source, predicts, zero_snr)) = own {
+            if predicts != config.prediction_type && path.is_some() {
+                warnings.push(Warning::PredictionType {
+                    source: source.display().to_string(),
+                    prediction_type: format!("{predicts:?}"),
+                });
+            }
+            let zero_snr = zero_snr
+                .unwrap_or(config.rescale_betas_zero_snr && predicts != PredictionType::Epsilon);
+            config = config
+                .with_prediction_type(predicts)
+                .with_zero_snr(zero_snr);
+        }
+        Ok(Scheduler { config, warnings })
+    }
+
+    /// The prediction type in the header of the denoiser's weights.
+    fn header_prediction(&self) -> Result<Option<PredictionType>, Error> {
+        let Ok(weights) = self.model.weights(&self.options.denoiser) else {
+            return Ok(None);
+        };
+        match weights.metadata().get(PREDICTS).map(String::as_str) {
+            None => Ok(None),
+            Some("epsilon") => Ok(Some(PredictionType::Epsilon)),
+            Some("v" | "v_prediction") => Ok(Some(PredictionType::VPrediction)),
+            Some(other) => Err(Error::Model {
+                path: self.weights_path(),
+                reason: format!(
+                    "unsupported `{PREDICTS}` {other:?}; expected \"epsilon\" or \"v\""
+                ),
+            }),
+        }
+    }
+
+    /// Prediction type and zero-SNR rescaling of the scheduler beside a denoiser that comes from another model folder.
+    #[allow(clippy::type_complexity, reason = "taken apart where it is called")]
+    fn neighbouring_scheduler(
+        &self,
+        own: Option<&Path>,
+    ) -> Result<Option<(PathBuf, PredictionType, Option<bool>)>, Error> {
+        // The folder of the weights is a denoiser's if its configuration lies there too.
+        let beside = self
+            .weights_path()
+            .parent()
+            .filter(|folder| folder.join("config.json").is_file())
+            .and_then(Path::parent)
+            .map(|root| root.join(SCHEDULER))
+            .filter(|beside| beside.is_file() && Some(beside.as_path()) != own);
+        let Some(beside) = beside else {
+            return Ok(None);
+        };
+        let config = read_scheduler(&beside)?;
+        let zero_snr = Some(config.rescale_betas_zero_snr);
+        Ok(Some((beside, config.prediction_type, zero_snr)))
+    }
+
+    /// The family that the caller names, checked against the file.
+    fn checked_family(&self, predicts: Option<PredictionType>) -> Result<Option<Family>, Error> {
+        let Some(family) = self.options.family else {
+            return Ok(None);
+        };
+        let width = self.unet_config()?.cross_attention_dim;
+        match family.contradiction(width, predicts) {
+            None => Ok(Some(family)),
+            Some(reason) => {
+                Err(self.contradiction(format!("this is not {}: {reason}", family.name())))
+            }
+        }
+    }
+
+    /// The family of a model without a scheduler's configuration.
+    fn guessed_family(
+        &self,
+        family: Option<Family>,
+        predicts: Option<PredictionType>,
+    ) -> Result<Family, Error> {
+        if let Some(family) = family {
+            return Ok(family);
+        }
+        if self.model.single_file().is_none() {
+            return Err(self.contradiction(format!(
+                "{SCHEDULER} is missing; copy it from the model that this one was made from, or name the family"
+            )));
+        }
+        let width = self.unet_config()?.cross_attention_dim;
+        Family::guess(width, predicts).ok_or_else(|| {
+            self.contradiction(
+                "the file does not say whether it is sd2.1-base, sd2.1 or sd-turbo: name the family, or a folder with its configurations"
+                    .to_owned(),
+            )
+        })
+    }
+
+    /// Recognises a denoiser that is given as if it were a whole model.
+    fn check_is_whole(&self) -> Result<(), Error> {
+        let root = self.model.root();
+        let is_denoiser = match self.model.single_file() {
+            None => root.join("config.json").is_file() && !root.join(SCHEDULER).exists(),
+            Some(_) => !self.model.has("text_encoder") && !self.model.has("vae"),
+        };
+        match is_denoiser && !self.model.has("text_encoder") {
+            false => Ok(()),
+            true => Err(self.contradiction(
+                "a single network and not a whole model; to use it as the denoiser of another model, give it as that model's component `unet` (--unet)"
+                    .to_owned(),
+            )),
+        }
+    }
+
+    /// Path of the denoiser's weights, or of the model.
+    fn weights_path(&self) -> PathBuf {
+        let files = self.model.weight_files(&self.options.denoiser);
+        let first = files.into_iter().next();
+        first.unwrap_or_else(|| self.model.root().to_owned())
+    }
+
+    fn denoising<'a>(&'a self, scheduler: &'a SchedulerConfig) -> Result<Denoising<'a>, Error> {
+        Ok(Denoising {
+            scheduler,
+            latents: self.latents()?,
+            scale: self.scale()?,
+            width: self.width()?,
+            dtype: self.options.dtype,
+            split_guidance: self.options.split_guidance,
+            device: &self.device,
+        })
+    }
+
+    fn unet_config(&self) -> Result<UNetConfig, Error> {
+        Ok(UNetConfig::from_model(&self.model, &self.options.denoiser)?)
+    }
+
+    /// Channels of the decoder at full resolution.
+    fn width(&self) -> Result<usize, Error> {
+        let channels = match self.options.decoder {
+            DecoderKind::Kl => {
+                AutoencoderKlConfig::from_model(&self.model, "vae")?.block_out_channels
+            }
+            DecoderKind::Tiny => {
+                AutoencoderTinyConfig::from_model(&self.model, "taesd")?.decoder_block_out_channels
+            }
+        };
+        Ok(channels.first().copied().unwrap_or_default())
+    }
+
+    /// The tokenizer, if the text encoder has all its tokens and positions.
     fn fitting_tokenizer(&self) -> Result<Tokenizer, Error> {
         let tokenizer = self.tokenizer()?;
         let config = TextConfig::from_model(&self.model, "text_encoder")?;
-        let (words, places) = (config.vocab_size, config.max_position_embeddings);
-        if tokenizer.vocabulary() > words || tokenizer.length() > places {
-            return Err(self.contradiction(&format!(
-                "the tokenizer has {} tokens and prompts of {}, the text encoder takes {words} and {places}",
+        let (tokens, positions) = (config.vocab_size, config.max_position_embeddings);
+        if tokenizer.vocabulary() > tokens || tokenizer.length() > positions {
+            return Err(self.contradiction(format!(
+                "the tokenizer has {} tokens and prompts of {}, the text encoder {tokens} and {positions}",
                 tokenizer.vocabulary(),
                 tokenizer.length()
             )));
@@ -367,66 +569,37 @@ impl Loader {
         Ok(tokenizer)
     }
 
-    fn contradiction(&self, reason: &str) -> Error {
+    fn contradiction(&self, reason: String) -> Error {
         Error::Model {
             path: self.model.root().to_owned(),
-            reason: reason.to_owned(),
+            reason,
         }
     }
 
     /// Channels and side of the latents.
     fn latents(&self) -> Result<(usize, usize), Error> {
-        let config = UNetConfig::from_model(&self.model, &self.denoiser)?;
-        let side = match self.model.config(&self.denoiser)? {
+        let config = self.unet_config()?;
+        let side = match self.model.config(&self.options.denoiser)? {
             Some(_) => config.sample_size,
-            None => self.family()?.sample_size(),
+            None => {
+                let predicts = self.header_prediction()?;
+                let family = self.guessed_family(self.checked_family(predicts)?, predicts)?;
+                family.sample_size()
+            }
         };
         Ok((config.in_channels, side))
     }
+}
 
-    /// The noise schedule's configuration.
-    ///
-    /// # Errors
-    ///
-    /// If it is missing, asks for what is not supported, or a single file does not say which model it is.
-    pub fn scheduler(&self) -> Result<SchedulerConfig, Error> {
-        let path = self.model.path(SCHEDULER);
-        let Some(path) = path.filter(|path| path.is_file()) else {
-            return Ok(self.family()?.scheduler());
-        };
-        let text =
-            std::fs::read_to_string(&path).map_err(|source| swiftbrush_checkpoint::Error::Io {
-                action: "read",
-                path: path.clone(),
-                source,
-            })?;
-        SchedulerConfig::from_json(&text).map_err(|source| Error::Scheduler { path, source })
-    }
-
-    /// Which model a single file is: what was said, what its header says, or what its shapes tell.
-    fn family(&self) -> Result<Family, Error> {
-        const PREDICTS: &str = "modelspec.prediction_type";
-        const WIDTH_OF_1: usize = 768;
-        if let Some(family) = self.family {
-            return Ok(family);
-        }
-        let config = UNetConfig::from_model(&self.model, &self.denoiser)?;
-        if config.cross_attention_dim == WIDTH_OF_1 {
-            return Ok(Family::Sd1);
-        }
-        let header = self
-            .model
-            .single_file()
-            .map(swiftbrush_checkpoint::Weights::metadata);
-        match header
-            .and_then(|header| header.get(PREDICTS))
-            .map(String::as_str)
-        {
-            Some("v") => Ok(Family::Sd2),
-            _ => Err(Error::Request(format!(
-                "{} does not say whether it is sd2.1-base, sd2.1 or sd-turbo: name the family, or a folder with its configurations",
-                self.model.root().display()
-            ))),
-        }
-    }
+fn read_scheduler(path: &Path) -> Result<SchedulerConfig, Error> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| swiftbrush_checkpoint::Error::Io {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        })?;
+    SchedulerConfig::from_json(&text).map_err(|source| Error::Scheduler {
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -9,9 +9,9 @@ use swiftbrush_torch_noise::{CpuGenerator, CudaGenerator};
 
 use crate::Error;
 
-/// Where unit normal noise comes from: what a picture begins with, and what some samplers add on the way.
+/// A source of unit normal noise: the first latents, and the noise that some samplers add.
 pub trait Noise {
-    /// The next noise.
+    /// Draws the next noise.
     ///
     /// # Shapes
     ///
@@ -23,25 +23,26 @@ pub trait Noise {
     fn draw(&mut self, shape: [usize; 4], device: &Device) -> Result<Tensor<4>, Error>;
 }
 
-/// Whose numbers a seed stands for.
+/// A random number generator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rng {
-    /// ChaCha, the same on every machine and device.
+    /// ChaCha8, the same on every machine and device.
     #[default]
     Native,
-    /// PyTorch's on the CPU: diffusers with a generator there, ComfyUI.
+    /// PyTorch's CPU generator in f32: diffusers with a generator on the CPU, ComfyUI. diffusers in half precision draws
+    /// in half precision, which gives other numbers.
     Cpu,
-    /// PyTorch's on CUDA: AUTOMATIC1111's interface.
+    /// PyTorch's CUDA generator in f32: AUTOMATIC1111's interface.
     Cuda,
 }
 
-/// A generator for each picture, so that a picture is the same alone and in a batch; in diffusers, a list of
-/// generators.
-#[derive(Debug)]
+/// A generator for each image, as a list of generators in diffusers: the noise of an image is the same alone and in a
+/// batch. The image may still differ in its last bits, because networks sum in another order.
+#[derive(Clone, Debug)]
 pub struct Seeds(Vec<Generator>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Generator {
     Native(Box<ChaCha8Rng>),
     Cpu(Box<CpuGenerator>),
@@ -49,7 +50,7 @@ enum Generator {
 }
 
 impl Seeds {
-    /// Generators with these seeds, one for each picture.
+    /// Generators with these seeds, one for each image.
     pub fn new(rng: Rng, seeds: impl IntoIterator<Item = u64>) -> Self {
         let generator = |seed| match rng {
             Rng::Native => Generator::Native(Box::new(ChaCha8Rng::seed_from_u64(seed))),
@@ -74,7 +75,10 @@ impl Noise for Seeds {
     fn draw(&mut self, shape: [usize; 4], device: &Device) -> Result<Tensor<4>, Error> {
         let [batch, channels, height, width] = shape;
         if self.0.len() != batch {
-            let text = format!("there are {} seeds for {batch} pictures", self.0.len());
+            let text = format!(
+                "expected {batch} seeds for {batch} images, found {}",
+                self.0.len()
+            );
             return Err(Error::Request(text));
         }
         let count = channels * height * width;
@@ -86,12 +90,12 @@ impl Noise for Seeds {
     }
 }
 
-/// Noise that is there already, in the order in which it is asked for.
+/// Given noise, in the order in which it is drawn.
 #[derive(Clone, Debug)]
 pub struct Given(VecDeque<Tensor<4>>);
 
 impl Given {
-    /// This noise, and no other.
+    /// This noise, followed by an error.
     pub fn new(noise: impl IntoIterator<Item = Tensor<4>>) -> Self {
         Self(noise.into_iter().collect())
     }
@@ -106,10 +110,13 @@ impl From<Tensor<4>> for Given {
 impl Noise for Given {
     fn draw(&mut self, shape: [usize; 4], _device: &Device) -> Result<Tensor<4>, Error> {
         let noise = self.0.pop_front().ok_or_else(|| {
-            Error::Request("the sampler wants more noise than it was given".to_owned())
+            Error::Request("the sampler draws more noise than was given".to_owned())
         })?;
         if noise.dims() != shape {
-            let text = format!("the noise is {:?}, wanted is {shape:?}", noise.dims());
+            let text = format!(
+                "expected noise of shape {shape:?}, found {:?}",
+                noise.dims()
+            );
             return Err(Error::Request(text));
         }
         Ok(noise)

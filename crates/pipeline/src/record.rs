@@ -1,205 +1,97 @@
-//! How a picture was made, written into it.
+//! Records: how an image was made, written into its file.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
-use swiftbrush_checkpoint::{Model, sha256};
-use swiftbrush_lora::AdapterFile;
-use swiftbrush_scheduler::{SamplerKind, SchedulerConfig};
-use swiftbrush_vae::Tiling;
+use swiftbrush_scheduler::{Sampler, SamplerKind, SchedulerConfig, TimestepSpacing};
 
-use crate::{DecoderKind, Error, Family, Loader, Method, Request, Rng};
+use crate::source::{ADAPTER, hash_of, label};
+use crate::{Error, Method, Request, Rng, Source, TextToImage, limits};
 
-/// Which files a model is made of and how they are loaded: everything that a [`Loader`] is made of.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Source {
-    /// Folder or file of the model.
-    pub model: PathBuf,
-    /// Folder with the configurations of a single file.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub configs: Option<PathBuf>,
-    /// Components from elsewhere.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub components: BTreeMap<String, PathBuf>,
-    /// What is in the names of files of weights.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub variant: Option<String>,
-    /// Which model a single file is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub family: Option<Family>,
-    /// Component that denoises.
-    pub denoiser: String,
-    /// Element type of the arithmetic.
-    pub dtype: DType,
-    /// Element type of the denoiser's weights, if another.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub storage: Option<DType>,
-    /// Which autoencoder decodes.
-    pub decoder: DecoderKind,
-    /// Whether it decodes in tiles.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tiling: Option<Tiling>,
-    /// Adapters and their strengths, in order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub adapters: Vec<(PathBuf, f64)>,
-}
-
-impl Source {
-    /// A model in f32, with its full autoencoder.
-    pub fn new(model: impl Into<PathBuf>) -> Self {
-        Self {
-            model: model.into(),
-            configs: None,
-            components: BTreeMap::new(),
-            variant: None,
-            family: None,
-            denoiser: "unet".to_owned(),
-            dtype: DType::F32,
-            storage: None,
-            decoder: DecoderKind::Kl,
-            tiling: None,
-            adapters: Vec::new(),
-        }
-    }
-
-    /// The model.
-    ///
-    /// # Errors
-    ///
-    /// If it is missing or damaged.
-    pub fn model(&self) -> Result<Model, Error> {
-        let mut model = Model::open(&self.model)?;
-        for (component, path) in &self.components {
-            model = model.with_component(component, path);
-        }
-        if let Some(configs) = &self.configs {
-            model = model.with_configs(configs);
-        }
-        if let Some(variant) = &self.variant {
-            model = model.with_variant(variant);
-        }
-        Ok(model)
-    }
-
-    /// The loader.
-    ///
-    /// # Errors
-    ///
-    /// If the model or an adapter is missing or damaged.
-    pub fn loader(&self, device: &Device) -> Result<Loader, Error> {
-        let mut loader = Loader::new(self.model()?, device)
-            .with_denoiser(&self.denoiser)
-            .with_dtype(self.dtype)
-            .with_decoder(self.decoder);
-        if let Some(storage) = self.storage {
-            loader = loader.with_storage(storage);
-        }
-        if let Some(tiling) = self.tiling {
-            loader = loader.with_tiling(tiling);
-        }
-        if let Some(family) = self.family {
-            loader = loader.with_family(family);
-        }
-        for (path, strength) in &self.adapters {
-            loader = loader.with_adapters(AdapterFile::open(path)?, *strength);
-        }
-        Ok(loader)
-    }
-
-    /// SHA-256 of every file that weights or words come from, by what it is for and its name:
-    /// `unet/diffusion_pytorch_model.safetensors`.
-    ///
-    /// # Errors
-    ///
-    /// If one cannot be read.
-    pub fn hashes(&self) -> Result<BTreeMap<String, String>, Error> {
-        let model = self.model()?;
-        let decoder = match self.decoder {
-            DecoderKind::Kl => "vae",
-            DecoderKind::Tiny => "taesd",
-        };
-        let components = ["text_encoder", self.denoiser.as_str(), decoder];
-        let weights = components.into_iter().flat_map(|component| {
-            let files = model.weight_files(component).into_iter();
-            files.map(move |path| (component, path))
-        });
-        let tokenizer = ["vocab.json", "merges.txt", "tokenizer.json"]
-            .into_iter()
-            .filter_map(|file| model.path(&format!("tokenizer/{file}")))
-            .filter(|path| path.is_file())
-            .map(|path| ("tokenizer", path));
-        let adapters = self
-            .adapters
-            .iter()
-            .map(|(path, _)| (ADAPTER, path.clone()));
-        // A single file is the weights of several components.
-        let mut known: BTreeMap<PathBuf, String> = BTreeMap::new();
-        let mut hashes = BTreeMap::new();
-        for (role, path) in weights.chain(tokenizer).chain(adapters) {
-            let hash = match known.get(&path) {
-                Some(hash) => hash.clone(),
-                None => sha256(&path)?,
-            };
-            hashes.insert(label(role, &path), hash.clone());
-            known.insert(path, hash);
-        }
-        Ok(hashes)
-    }
-}
-
-/// What adapters are called among the files of a model.
-const ADAPTER: &str = "lora";
-
-fn label(role: &str, path: &Path) -> String {
-    let name = path.file_name().unwrap_or(path.as_os_str());
-    format!("{role}/{}", name.to_string_lossy())
-}
-
-/// A picture that another began with.
+/// An image that generation started from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StartRecord {
     /// The file.
     pub file: PathBuf,
     /// Its SHA-256.
     pub sha256: String,
-    /// How much of it was lost in noise.
+    /// Share of the image that was lost in noise, 0 to 1.
     pub strength: f64,
 }
 
-/// How a picture was made: all that is needed to make it again, and to know whether it can be.
+/// The largest file of an image to start from, in bytes.
+const MAX_START: u64 = 1 << 28;
+
+impl StartRecord {
+    /// Hashes the file of an image.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read, is no regular file, or is larger than 256 MiB.
+    pub fn of_file(file: impl Into<PathBuf>, strength: f64) -> Result<Self, Error> {
+        let file = file.into();
+        let sha256 = hash_of(&file, MAX_START)?;
+        Ok(Self {
+            file,
+            sha256,
+            strength,
+        })
+    }
+
+    /// Checks that the file is still the one that generation started from.
+    ///
+    /// # Errors
+    ///
+    /// If it is not, or as [`of_file`](Self::of_file).
+    pub fn check_file(&self) -> Result<(), Error> {
+        let found = hash_of(&self.file, MAX_START)?;
+        if found == self.sha256 {
+            return Ok(());
+        }
+        Err(Error::Picture {
+            path: self.file.clone(),
+            reason: format!("expected SHA-256 {}, found {found}", self.sha256),
+        })
+    }
+}
+
+/// How an image was made: everything that is needed to make it again, and to know whether that can succeed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Record {
     /// Program and version.
     pub software: String,
-    /// What was loaded.
+    /// The model, with names instead of paths by default.
     pub source: Source,
-    /// SHA-256 of its files; empty if nobody asked for them.
+    /// SHA-256 of its files; may be empty.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub hashes: BTreeMap<String, String>,
-    /// Where it was computed: the last bits differ from device to device.
+    /// Device that computed: the last bits differ between devices.
     pub device: String,
     /// The prompt.
     pub prompt: String,
-    /// What was painted the opposite of.
+    /// Prompt that guidance led away from.
     pub negative_prompt: String,
-    /// How latents were made of noise.
+    /// The way from noise to latents.
     pub method: Method,
+    /// Spacing of the sampler's timesteps, if another than the scheduler's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spacing: Option<TimestepSpacing>,
     /// Scale of classifier-free guidance.
     pub guidance: f64,
-    /// Height and width.
+    /// Height and width of the generated image in pixels.
     pub size: [usize; 2],
     /// Seed of the noise.
     pub seed: u64,
-    /// Whose numbers the seed stands for.
+    /// Random number generator of the seed.
     pub rng: Rng,
-    /// The picture that it began with.
+    /// The image that generation started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<StartRecord>,
-    /// The noise schedule.
+    /// The scheduler's configuration.
     pub scheduler: SchedulerConfig,
-    /// Side of the square that each pixel was enlarged to afterwards.
+    /// Side of the square that each pixel was enlarged to afterwards, 1 to 64.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub enlarged: u32,
     /// Index in its batch and size of that batch, on which the last bits depend.
@@ -223,31 +115,153 @@ fn is_one(factor: &u32) -> bool {
     *factor == 1
 }
 
-/// Key of the record in a PNG file.
+/// The largest batch.
+const MAX_BATCH: usize = 256;
+/// The largest factor of enlargement.
+const MAX_ENLARGED: u32 = 64;
+/// Keyword of the record in a PNG file.
+#[cfg(feature = "png")]
 const RECORD: &str = "swiftbrush";
-/// Key of AUTOMATIC1111's text.
+/// Keyword of AUTOMATIC1111's text.
+#[cfg(feature = "png")]
 const PARAMETERS: &str = "parameters";
+/// The longest record that is read, in bytes.
+#[cfg(feature = "png")]
+const MAX_RECORD: usize = 1 << 20;
 
 impl Record {
-    /// What this library calls itself in records.
+    /// The record of image `index` of a request that a pipeline generates with the noise of `seed`. Hashes, the image
+    /// to start from, the device's name and the generator (native here) are the caller's to add.
+    ///
+    /// # Panics
+    ///
+    /// If the request has no prompt `index`.
+    pub fn of(
+        source: &Source,
+        request: &Request,
+        index: usize,
+        seed: u64,
+        pipeline: &TextToImage,
+    ) -> Self {
+        let size = pipeline.size(request);
+        let scheduler = pipeline.scheduler.clone();
+        Self::with_parts(source, request, size, scheduler).with_image(&request.prompts[index], seed)
+    }
+
+    /// [`of`](Self::of) before the model is loaded; prompt and seed are set by [`with_image`](Self::with_image).
+    pub fn with_parts(
+        source: &Source,
+        request: &Request,
+        size: [usize; 2],
+        scheduler: SchedulerConfig,
+    ) -> Self {
+        Self {
+            software: Self::software(),
+            source: source.without_paths(),
+            hashes: BTreeMap::new(),
+            device: String::new(),
+            prompt: String::new(),
+            negative_prompt: request.negative_prompt.clone(),
+            method: request.method,
+            spacing: request.spacing,
+            guidance: request.guidance,
+            size,
+            seed: 0,
+            rng: Rng::Native,
+            start: None,
+            scheduler,
+            enlarged: 1,
+            batch: alone(),
+        }
+    }
+
+    /// Sets prompt and seed.
+    pub fn with_image(mut self, prompt: &str, seed: u64) -> Self {
+        prompt.clone_into(&mut self.prompt);
+        self.seed = seed;
+        self
+    }
+
+    /// Name and version of this library in records.
     pub fn software() -> String {
         format!("swiftbrush {}", env!("CARGO_PKG_VERSION"))
     }
 
-    /// The request for this one picture; the picture that it began with is to be added.
+    /// The request for this image, without the image to start from.
     pub fn request(&self) -> Request {
-        Request {
-            negative_prompt: self.negative_prompt.clone(),
-            method: self.method,
-            guidance: self.guidance,
-            size: Some(self.size),
-            ..Request::new([self.prompt.as_str()])
+        let [height, width] = self.size;
+        let request = Request::new([self.prompt.as_str()])
+            .with_negative_prompt(&self.negative_prompt)
+            .with_method(self.method)
+            .with_guidance(self.guidance)
+            .with_size(width, height);
+        match self.spacing {
+            Some(spacing) => request.with_spacing(spacing),
+            None => request,
         }
     }
 
-    /// The same in the form that AUTOMATIC1111's interface writes and many programs read: the prompt, the negative prompt,
-    /// and a line of names and values.
+    /// Checks everything that a file may claim: sizes, numbers, the scheduler, the sampler, the loading options.
+    ///
+    /// # Errors
+    ///
+    /// If a value is out of range.
+    pub fn check(&self) -> Result<(), Error> {
+        let check = |holds: bool, text: String| match holds {
+            true => Ok(()),
+            false => Err(Error::Request(text)),
+        };
+        limits::check_pixels(self.size).map_err(Error::Request)?;
+        check(
+            self.size.iter().all(|&side| side > 0),
+            "size: a side is 0".to_owned(),
+        )?;
+        check(
+            (1..=MAX_ENLARGED).contains(&self.enlarged),
+            format!("enlarged {}; expected 1 to {MAX_ENLARGED}", self.enlarged),
+        )?;
+        check(
+            self.guidance.is_finite(),
+            format!("guidance {}; expected a number", self.guidance),
+        )?;
+        let strength = self.start.as_ref().map_or(1.0, |start| start.strength);
+        check(
+            (0.0..=1.0).contains(&strength),
+            format!("strength {strength}; expected 0 to 1"),
+        )?;
+        let [index, batch] = self.batch;
+        check(
+            index < batch && batch <= MAX_BATCH,
+            format!("image {index} of a batch of {batch}; expected at most {MAX_BATCH}"),
+        )?;
+        self.source.check()?;
+        if let Method::Sampler(kind, steps) = self.method {
+            let scheduler = match self.spacing {
+                Some(spacing) => self.scheduler.clone().with_spacing(spacing),
+                None => self.scheduler.clone(),
+            };
+            Sampler::new(kind, &scheduler, steps)?;
+        }
+        Ok(())
+    }
+
+    /// The record in the form that AUTOMATIC1111's interface writes and many programs read: the prompt, the negative
+    /// prompt, and a line of names and values.
     pub fn parameters(&self) -> String {
+        let values: Vec<_> = self
+            .values()
+            .into_iter()
+            .map(|(key, value)| format!("{key}: {}", quoted(&value)))
+            .collect();
+        let mut lines = vec![self.prompt.clone()];
+        if !self.negative_prompt.is_empty() {
+            lines.push(format!("Negative prompt: {}", self.negative_prompt));
+        }
+        lines.push(values.join(", "));
+        lines.join("\n")
+    }
+
+    fn values(&self) -> Vec<(&'static str, String)> {
         let (sampler, steps) = match self.method {
             Method::OneStep => ("SwiftBrush", 1),
             Method::Sampler(kind, steps) => (sampler_name(kind), steps),
@@ -260,17 +274,13 @@ impl Record {
             ("Seed", self.seed.to_string()),
             ("Size", format!("{width}x{height}")),
         ];
-        let short = |hash: &String| hash.chars().take(10).collect::<String>();
-        let is_denoiser = |label: &str| label.split('/').next() == Some(&self.source.denoiser);
+        let denoiser = &self.source.options.denoiser;
+        let is_denoiser = |label: &str| label.split('/').next() == Some(denoiser);
         let mut hashes = self.hashes.iter();
         if let Some((_, hash)) = hashes.find(|(label, _)| is_denoiser(label)) {
             values.push(("Model hash", short(hash)));
         }
-        let name = |path: &Path| {
-            let stem = path.file_stem().unwrap_or(path.as_os_str());
-            stem.to_string_lossy().into_owned()
-        };
-        values.push(("Model", name(&self.source.model)));
+        values.push(("Model", stem(&self.source.model)));
         if let Some(start) = &self.start {
             values.push(("Denoising strength", start.strength.to_string()));
         }
@@ -278,7 +288,7 @@ impl Record {
         let adapters: Vec<_> = adapters
             .filter_map(|(path, _)| {
                 let hash = self.hashes.get(&label(ADAPTER, path))?;
-                Some(format!("{}: {}", name(path), short(hash)))
+                Some(format!("{}: {}", stem(path), short(hash)))
             })
             .collect();
         if !adapters.is_empty() {
@@ -291,50 +301,73 @@ impl Record {
         };
         values.push(("RNG", rng.to_owned()));
         values.push(("Version", self.software.clone()));
-        let values: Vec<_> = values
-            .into_iter()
-            .map(|(key, value)| format!("{key}: {}", quoted(&value)))
-            .collect();
-        let mut lines = vec![self.prompt.clone()];
-        if !self.negative_prompt.is_empty() {
-            lines.push(format!("Negative prompt: {}", self.negative_prompt));
-        }
-        lines.push(values.join(", "));
-        lines.join("\n")
+        values
+    }
+}
+
+#[cfg(feature = "png")]
+impl Record {
+    /// The texts of a PNG file with their keywords.
+    pub(crate) fn texts(&self) -> [(&'static str, String); 2] {
+        let json = serde_json::to_string(self).expect("a record is plain data");
+        [(PARAMETERS, self.parameters()), (RECORD, json)]
     }
 
-    /// Reads the record of a PNG file.
+    /// Reads and [checks](Self::check) the record of a PNG file.
     ///
     /// # Errors
     ///
-    /// If it cannot be read, is no PNG file, or has no record.
-    pub fn read(path: &Path) -> Result<Self, Error> {
+    /// If the file cannot be read, is no PNG file, or has no valid record.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
         let bad = |reason: String| Error::Picture {
             path: path.to_owned(),
             reason,
         };
-        let file = std::fs::File::open(path).map_err(|error| bad(error.to_string()))?;
-        let mut reader = png::Decoder::new(std::io::BufReader::new(file))
-            .read_info()
-            .map_err(|error| bad(error.to_string()))?;
-        // Text may stand behind the pixels.
-        reader.finish().map_err(|error| bad(error.to_string()))?;
-        let info = reader.info();
-        let mut latin = info.uncompressed_latin1_text.iter();
-        let latin = latin.find(|chunk| chunk.keyword == RECORD);
-        let utf8 = info.utf8_text.iter().find(|chunk| chunk.keyword == RECORD);
-        let text = match (latin, utf8) {
-            (Some(chunk), _) => chunk.text.clone(),
-            (_, Some(chunk)) => chunk.get_text().map_err(|error| bad(error.to_string()))?,
-            (None, None) => {
-                return Err(bad("it does not say how it was made".to_owned()));
-            }
-        };
-        serde_json::from_str(&text).map_err(|error| bad(format!("its record: {error}")))
+        let text = record_text(path).map_err(bad)?;
+        let record: Self = serde_json::from_str(&text)
+            .map_err(|error| bad(format!("the swiftbrush record is damaged: {error}")))?;
+        record
+            .check()
+            .map_err(|error| bad(format!("the swiftbrush record is not valid: {error}")))?;
+        Ok(record)
     }
 }
 
-/// What AUTOMATIC1111's interface calls a sampler.
+/// The text of the record in a PNG file.
+#[cfg(feature = "png")]
+fn record_text(path: &Path) -> Result<String, String> {
+    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    let mut reader = png::Decoder::new(std::io::BufReader::new(file))
+        .read_info()
+        .map_err(|error| error.to_string())?;
+    // Texts may stand behind the pixels.
+    reader.finish().map_err(|error| error.to_string())?;
+    let info = reader.info();
+    let mut latin = info.uncompressed_latin1_text.iter();
+    if let Some(chunk) = latin.find(|chunk| chunk.keyword == RECORD) {
+        return Ok(chunk.text.clone());
+    }
+    let utf8 = info.utf8_text.iter().find(|chunk| chunk.keyword == RECORD);
+    let Some(mut chunk) = utf8.cloned() else {
+        return Err("no swiftbrush record: the file does not say how it was made".to_owned());
+    };
+    chunk
+        .decompress_text_with_limit(MAX_RECORD)
+        .and_then(|()| chunk.get_text())
+        .map_err(|error| error.to_string())
+}
+
+fn short(hash: &String) -> String {
+    hash.chars().take(10).collect()
+}
+
+fn stem(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or(path.as_os_str());
+    stem.to_string_lossy().into_owned()
+}
+
+/// A sampler's name in AUTOMATIC1111's interface.
 fn sampler_name(kind: SamplerKind) -> &'static str {
     match kind {
         SamplerKind::Ddim => "DDIM",
@@ -346,68 +379,11 @@ fn sampler_name(kind: SamplerKind) -> &'static str {
     }
 }
 
-/// Values that would be taken for several are written as JSON strings.
+/// Values that a reader would split are written as JSON strings.
 fn quoted(value: &str) -> String {
     if value.contains([',', ':', '\n']) {
         serde_json::Value::from(value).to_string()
     } else {
         value.to_owned()
-    }
-}
-
-/// A picture of bytes, row by row, RGB.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Picture {
-    /// Columns.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-    /// `3 · width · height` of them.
-    pub bytes: Vec<u8>,
-}
-
-impl Picture {
-    /// Images of a batch, `[batch, 3, height, width]` in −1…1, rounded as diffusers rounds.
-    pub fn of_images(images: Tensor<4>) -> Vec<Self> {
-        let [_, channels, height, width] = images.dims();
-        let values = images.permute([0, 2, 3, 1]).into_data();
-        let byte = |x: f32| ((x + 1.0) * 127.5).round_ties_even().clamp(0.0, 255.0) as u8;
-        let bytes: Vec<u8> = values.iter::<f32>().map(byte).collect();
-        bytes
-            .chunks(channels * height * width)
-            .map(|bytes| Self {
-                width,
-                height,
-                bytes: bytes.to_vec(),
-            })
-            .collect()
-    }
-
-    /// The picture as a PNG file, with its record in this library's form and in AUTOMATIC1111's.
-    ///
-    /// # Panics
-    ///
-    /// If the bytes are not as many as width and height say.
-    pub fn to_png(&self, record: &Record) -> Vec<u8> {
-        let mut file = Vec::new();
-        let (width, height) = (self.width as u32, self.height as u32);
-        let mut encoder = png::Encoder::new(&mut file, width, height);
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.set_depth(png::BitDepth::Eight);
-        let json = serde_json::to_string(record).expect("a record is plain data");
-        for (key, text) in [(PARAMETERS, record.parameters()), (RECORD, json)] {
-            // Latin-1 where it will do, which every reader knows.
-            let is_latin = text.chars().all(|c| u32::from(c) < 256);
-            let added = match is_latin {
-                true => encoder.add_text_chunk(key.to_owned(), text),
-                false => encoder.add_itxt_chunk(key.to_owned(), text),
-            };
-            added.expect("the header is not written yet");
-        }
-        let written = encoder
-            .write_header()
-            .and_then(|mut writer| writer.write_image_data(&self.bytes));
-        written.expect("memory takes any number of bytes");
-        file
     }
 }

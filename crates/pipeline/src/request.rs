@@ -1,40 +1,56 @@
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
-use swiftbrush_scheduler::{SamplerKind, SchedulerConfig, TimestepSpacing};
+use swiftbrush_scheduler::{PredictionType, SamplerKind, SchedulerConfig, TimestepSpacing};
 
-/// How latents are made of noise.
+use crate::{Error, Picture};
+
+/// The way from noise to latents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
-    /// SwiftBrush's rule, one network call; see [`one_step`](crate::one_step).
+    /// SwiftBrush's one-step rule, one network call; see [`one_step`](crate::one_step).
     OneStep,
-    /// A sampler with this many steps. Euler's with one step and trailing spacing is SD-Turbo's own rule.
+    /// A sampler with this many steps. Euler with one step and trailing spacing is SD-Turbo's own rule.
     Sampler(SamplerKind, usize),
 }
 
-/// Steps of a sampler where nothing is said.
-const DEFAULT_STEPS: usize = 25;
-/// The same of a latent consistency model.
-const DEFAULT_STEPS_LCM: usize = 4;
-
 impl Method {
-    /// What fits a scheduler: its own one-step rule for models whose only step is the last timestep, else 25 steps of
-    /// the scheduler that it names (4 of LCM), or of DDIM if it is none of ours. A folder that names DDPM, which only
-    /// says how noise is added, is taken for a one-step student.
-    pub fn of_scheduler(scheduler: &SchedulerConfig) -> Self {
-        if scheduler.class_name == "DDPMScheduler" {
-            return Self::OneStep;
+    /// The default for a scheduler: the one-step rule for students that are marked as such
+    /// ([`SchedulerConfig::is_one_step`]); one step for SD-Turbo, whose file names Euler with trailing timesteps for
+    /// a network that predicts noise; else [`SamplerKind::default_steps`] of the sampler that the file names, or of
+    /// the closest one.
+    ///
+    /// # Errors
+    ///
+    /// If the file names a class that no sampler comes close to.
+    pub fn of_scheduler(scheduler: &SchedulerConfig) -> Result<Self, Error> {
+        if scheduler.is_one_step {
+            return Ok(Self::OneStep);
         }
-        let kind = SamplerKind::of_class(&scheduler.class_name).unwrap_or(SamplerKind::Ddim);
-        let steps = match (kind, scheduler.timestep_spacing) {
-            (SamplerKind::Euler, TimestepSpacing::Trailing) => 1,
-            (SamplerKind::Lcm, _) => DEFAULT_STEPS_LCM,
-            _ => DEFAULT_STEPS,
-        };
-        Self::Sampler(kind, steps)
+        let kind = scheduler.sampler()?;
+        let is_turbo = scheduler.class_name == SamplerKind::Euler.class()
+            && scheduler.timestep_spacing == TimestepSpacing::Trailing
+            && scheduler.prediction_type == PredictionType::Epsilon;
+        let steps = if is_turbo { 1 } else { kind.default_steps() };
+        Ok(Self::Sampler(kind, steps))
     }
 
-    /// Calls of the network for a picture from noise, without guidance; guidance doubles them.
+    /// The same method with as many steps as image to image of this strength needs to take at least one: two for
+    /// SD-Turbo at a strength of 0.8. Strengths of 0 and less change nothing.
+    #[must_use]
+    pub fn with_a_step_at(self, strength: f64) -> Self {
+        match self {
+            Self::Sampler(kind, steps) if strength > 0.0 && n_taken(steps, strength) == 0 => {
+                let mut steps = (1.0 / strength).ceil() as usize;
+                // The quotient may be rounded down.
+                steps += usize::from(n_taken(steps, strength) == 0);
+                Self::Sampler(kind, steps)
+            }
+            method => method,
+        }
+    }
+
+    /// Number of network calls for an image from noise; guidance is not counted.
     pub fn n_calls(self) -> usize {
         match self {
             Self::OneStep => 1,
@@ -44,69 +60,158 @@ impl Method {
     }
 }
 
-/// Pictures to begin with instead of noise.
+/// Number of steps taken by a sampler of `steps` from an image of which `strength` is lost, as diffusers counts.
+pub(crate) fn n_taken(steps: usize, strength: f64) -> usize {
+    ((steps as f64 * strength) as usize).min(steps)
+}
+
+/// Images to start from instead of noise.
 #[derive(Clone, Debug)]
 pub struct Start {
-    /// `[batch, 3, height, width]`, RGB in −1…1, a picture for each prompt; sides are multiples of what a latent
-    /// stands for (8 for Stable Diffusion).
+    /// `[batch, 3, height, width]`, RGB in −1…1, an image for each prompt; sides are multiples of the pixels per
+    /// latent (8 for Stable Diffusion).
     pub images: Tensor<4>,
-    /// How much of them is lost in noise: 0 is nothing, 1 is everything. Samplers leave out as large a share of
-    /// their steps as is kept; the one-step rule is applied at that share of the timesteps.
+    /// Share of the images that is lost in noise, 0 to 1. Samplers skip the remaining share of their steps; the
+    /// one-step rule is applied at that share of the timesteps.
     pub strength: f64,
 }
 
-/// What to paint.
+impl Start {
+    /// Starts from pictures of one size.
+    ///
+    /// # Errors
+    ///
+    /// If there are none, or their sizes differ.
+    pub fn from_pictures(
+        pictures: &[Picture],
+        strength: f64,
+        device: &Device,
+    ) -> Result<Self, Error> {
+        let images = Picture::to_images(pictures, device)?;
+        Ok(Self { images, strength })
+    }
+}
+
+/// The images to generate.
+///
+/// ```
+/// use swiftbrush_pipeline::scheduler::SamplerKind;
+/// use swiftbrush_pipeline::{Method, Request};
+///
+/// let request = Request::new(["a red circle", "a green star"])
+///     .with_method(Method::Sampler(SamplerKind::DpmSolver, 20))
+///     .with_guidance(7.5)
+///     .with_negative_prompt("blurry")
+///     .with_size(768, 512);
+/// assert_eq!(request.size, Some([512, 768]));
+/// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Request {
-    /// A prompt for each picture.
+    /// A prompt for each image.
     pub prompts: Vec<String>,
-    /// What to paint the opposite of, where `guidance` is not 1.
+    /// Prompt that guidance leads away from; only with guidance.
     pub negative_prompt: String,
-    /// How.
+    /// The way from noise to latents.
     pub method: Method,
-    /// Scale of classifier-free guidance; 1 for none, which one-step students need.
+    /// Spacing of the sampler's timesteps; `None` for that of the model's scheduler.
+    pub spacing: Option<TimestepSpacing>,
+    /// Scale of classifier-free guidance, as diffusers' `guidance_scale`: values up to 1 switch it off, which
+    /// one-step students need.
     pub guidance: f64,
-    /// Height and width in pixels; none for the size that the model was trained on, or that of the pictures
-    /// to begin with.
+    /// Height and width in pixels; `None` for the size that the model was trained on, or that of the images to start
+    /// from.
     pub size: Option<[usize; 2]>,
-    /// Pictures to begin with; none for pure noise.
+    /// Images to start from; `None` for pure noise.
     pub start: Option<Start>,
 }
 
 impl Request {
-    /// One picture for each prompt, in one step, without guidance.
+    /// One image for each prompt, in one step, without guidance.
+    /// [`TextToImage::request`](crate::TextToImage::request) takes the model's own method instead.
     pub fn new<S: Into<String>>(prompts: impl IntoIterator<Item = S>) -> Self {
         Self {
             prompts: prompts.into_iter().map(Into::into).collect(),
             negative_prompt: String::new(),
             method: Method::OneStep,
+            spacing: None,
             guidance: 1.0,
             size: None,
             start: None,
         }
     }
+
+    /// Replaces the prompts.
+    pub fn with_prompts<S: Into<String>>(mut self, prompts: impl IntoIterator<Item = S>) -> Self {
+        self.prompts = prompts.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets the prompt that guidance leads away from.
+    pub fn with_negative_prompt(mut self, prompt: impl Into<String>) -> Self {
+        self.negative_prompt = prompt.into();
+        self
+    }
+
+    /// Sets the way from noise to latents.
+    pub fn with_method(mut self, method: Method) -> Self {
+        self.method = method;
+        self
+    }
+
+    /// Sets the spacing of the sampler's timesteps.
+    pub fn with_spacing(mut self, spacing: TimestepSpacing) -> Self {
+        self.spacing = Some(spacing);
+        self
+    }
+
+    /// Sets the scale of classifier-free guidance.
+    pub fn with_guidance(mut self, guidance: f64) -> Self {
+        self.guidance = guidance;
+        self
+    }
+
+    /// Sets the size in pixels.
+    pub fn with_size(mut self, width: usize, height: usize) -> Self {
+        self.size = Some([height, width]);
+        self
+    }
+
+    /// Sets the images to start from.
+    pub fn with_start(mut self, start: Start) -> Self {
+        self.start = Some(start);
+        self
+    }
+
+    /// Whether classifier-free guidance is on: above a scale of 1, as in diffusers.
+    pub fn is_guided(&self) -> bool {
+        self.guidance > 1.0
+    }
+
+    pub(crate) fn strength(&self) -> f64 {
+        self.start.as_ref().map_or(1.0, |start| start.strength)
+    }
 }
 
-/// What was painted, and all that led to it.
-#[derive(Clone, Debug)]
-pub struct Painting {
-    /// `[batch, 3, height, width]`, RGB in about −1…1.
-    pub images: Tensor<4>,
-    /// `[batch, channels, height, width]`, scaled, f32.
-    pub latents: Tensor<4>,
-    /// `[batch, length]`
-    pub tokens: Tensor<2, Int>,
-    /// `[batch, length, width]`
-    pub context: Tensor<3>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Where a painting stands, after each call of the network.
-#[derive(Clone, Debug)]
-pub struct Progress {
-    /// Calls so far, from 1.
-    pub call: usize,
-    /// Calls in all; guidance's second is not counted.
-    pub n_calls: usize,
-    /// The clean latents that the network expects now, `[batch, channels, height, width]`: decoded, a preview.
-    pub expected: Tensor<4>,
+    #[test]
+    fn a_method_takes_at_least_one_step_from_an_image() {
+        let steps = |steps, strength| match Method::Sampler(SamplerKind::Euler, steps)
+            .with_a_step_at(strength)
+        {
+            Method::Sampler(_, steps) => steps,
+            Method::OneStep => 0,
+        };
+        assert_eq!(steps(1, 0.8), 2);
+        assert_eq!(steps(1, 0.3), 4);
+        assert_eq!(steps(25, 0.8), 25);
+        for percent in 1..=100 {
+            let strength = f64::from(percent) / 100.0;
+            assert_eq!(n_taken(steps(1, strength), strength), 1, "{strength}");
+        }
+        assert_eq!(Method::OneStep.with_a_step_at(0.1), Method::OneStep);
+    }
 }

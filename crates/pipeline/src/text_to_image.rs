@@ -1,17 +1,24 @@
 use std::ops::ControlFlow;
 
-use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use swiftbrush_checkpoint::Model;
 use swiftbrush_clip::{TextEncoder, Tokenizer};
 use swiftbrush_lora::{AdapterFile, fuse};
-use swiftbrush_scheduler::{NoiseSchedule, Sampler, SamplerKind, SchedulerConfig, guide};
+use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
 use swiftbrush_unet::{UNet, UNetConfig};
 
+use crate::conditioning::{encode, encode_request};
 use crate::decoder::Decoder;
-use crate::{Error, Loader, Method, Noise, Painting, Progress, Request, Start};
+use crate::denoise::Denoising;
+use crate::progress::{Stage, Watch, Watcher};
+use crate::source::check_strengths;
+use crate::{
+    Conditioning, Error, Generation, Loader, Method, Noise, Picture, Request, Rng, Seeds, Start,
+    Warning,
+};
 
 /// The one-step student: `x̂₀ = (z − σ_T·ε_θ(z, T, y)) / α_T` at the last timestep T
 /// (SwiftBrush, arXiv 2312.05239, equation 6), divided in f32.
@@ -19,7 +26,7 @@ use crate::{Error, Loader, Method, Noise, Painting, Progress, Request, Start};
 /// # Shapes
 ///
 /// - noise: `[batch, channels, height, width]`, unit normal
-/// - context: `[batch, length, width]`, in the element type that the network is to compute in
+/// - context: `[batch, length, width]`, in the element type of the network's arithmetic
 /// - returns: latents of the shape of the noise, f32
 ///
 /// # Panics
@@ -50,52 +57,48 @@ pub fn noise(shape: [usize; 4], seed: u64, device: &Device) -> Tensor<4> {
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// All parts of a model, which can be exchanged for others: parameters are handles that clones share.
+/// A text-to-image model: its networks, tokenizer and scheduler, which can be exchanged. Clones share the parameters.
+///
+/// Generation blocks the calling thread; call it inside `spawn_blocking` in asynchronous programs. The type is `Send`
+/// and `Sync`.
 #[derive(Clone, Debug)]
 pub struct TextToImage {
-    /// Prompts to numbers.
+    /// Prompts to tokens.
     pub tokenizer: Tokenizer,
-    /// Numbers to states.
+    /// Tokens to embeddings.
     pub text_encoder: TextEncoder,
-    /// The denoiser, and what it computes in.
+    /// The denoiser.
     pub unet: UNet,
     /// Latents to images.
     pub decoder: Decoder,
-    /// The noise schedule's configuration.
+    /// The scheduler's configuration.
     pub scheduler: SchedulerConfig,
     /// Channels and side of the latents that the denoiser was trained on.
     pub(crate) latents: (usize, usize),
-    /// What the denoiser computes in.
+    /// Channels of the decoder at full resolution.
+    pub(crate) width: usize,
+    /// Element type of the denoiser's arithmetic.
     pub(crate) dtype: DType,
+    pub(crate) split_guidance: bool,
+    pub(crate) warnings: Vec<Warning>,
     pub(crate) device: Device,
 }
 
-/// What a denoiser attends to.
-#[derive(Clone, Debug)]
-pub struct Conditioning {
-    /// `[batch, length]`
-    pub tokens: Tensor<2, Int>,
-    /// States of the prompts, `[batch, length, width]`.
-    pub context: Tensor<3>,
-    /// States of the negative prompt, the same shape; none without guidance.
-    pub negative: Option<Tensor<3>>,
-}
+/// Channels of the decoder of Stable Diffusion at full resolution.
+const WIDTH: usize = 128;
 
 impl TextToImage {
-    /// Loads a model, with its full autoencoder; with `dtype` none, in f32. [`Loader`] has more to choose from.
+    /// Loads a model with its full autoencoder; `None` is f32. [`Loader`] has more options.
     ///
     /// # Errors
     ///
-    /// If a part is missing, damaged or not supported.
+    /// As [`Loader::load`].
     pub fn from_model(model: &Model, dtype: Option<DType>, device: &Device) -> Result<Self, Error> {
         let loader = Loader::new(model.clone(), device);
-        match dtype {
-            None => loader.load(),
-            Some(dtype) => loader.with_dtype(dtype).load(),
-        }
+        loader.with_dtype(dtype.unwrap_or(DType::F32)).load()
     }
 
-    /// Puts loaded parts together; they are taken to be on `device` and in f32.
+    /// Combines loaded parts, which must be on `device` and in f32.
     pub fn from_parts(
         tokenizer: Tokenizer,
         text_encoder: TextEncoder,
@@ -112,19 +115,22 @@ impl TextToImage {
             decoder,
             scheduler,
             latents: (unet_config.in_channels, unet_config.sample_size),
+            width: WIDTH,
             dtype: DType::F32,
+            split_guidance: false,
+            warnings: Vec::new(),
             device: device.clone(),
         }
     }
 
-    /// The same model with adapters folded in, each times its strength. Whatever is not adapted is shared, so a set
-    /// of adapters is exchanged for another by adapting the plain model again: nothing is loaded anew, and
-    /// nothing is left of the first.
+    /// The model with adapters folded in, each times its strength. Everything else is shared, so another set of
+    /// adapters is applied by adapting the plain model again, without loading.
     ///
     /// # Errors
     ///
-    /// If an adapter finds no layer of its name and size; all that do not are in the error.
+    /// If a strength is not finite, or an adapter finds no layer of its name and size; the error lists all of them.
     pub fn with_adapters(&self, adapters: &[(&AdapterFile, f64)]) -> Result<Self, Error> {
+        check_strengths(adapters.iter().map(|(_, strength)| *strength))?;
         let mut adapted = self.clone();
         for (file, strength) in adapters {
             adapted.unet = fuse(adapted.unet, &file.unet, *strength)?;
@@ -133,373 +139,241 @@ impl TextToImage {
         Ok(adapted)
     }
 
-    /// The device that everything is on.
+    /// The device of all parts.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Shape of the noise for a number of pictures of the size that the model was trained on.
+    /// Warnings of the loader, such as a substituted scheduler.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+
+    /// Shape of the noise for a batch of images of the size that the model was trained on.
     pub fn latent_shape(&self, batch: usize) -> [usize; 4] {
         let (channels, side) = self.latents;
         [batch, channels, side, side]
     }
 
-    /// The states of prompts.
+    /// Height and width in pixels of the images of a request.
+    pub fn size(&self, request: &Request) -> [usize; 2] {
+        self.denoising().size(request)
+    }
+
+    /// The default method of the model's scheduler; see [`Method::of_scheduler`].
     ///
-    /// # Shapes
+    /// # Errors
     ///
-    /// - returns: tokens `[prompts, length]`, context `[prompts, length, width]`
-    pub fn encode<S: AsRef<str>>(&self, prompts: &[S]) -> (Tensor<2, Int>, Tensor<3>) {
+    /// If the scheduler's class is unknown.
+    pub fn default_method(&self) -> Result<Method, Error> {
+        Method::of_scheduler(&self.scheduler)
+    }
+
+    /// One image for each prompt with the model's default method, without guidance.
+    ///
+    /// # Errors
+    ///
+    /// As [`default_method`](Self::default_method).
+    pub fn request<S: Into<String>>(
+        &self,
+        prompts: impl IntoIterator<Item = S>,
+    ) -> Result<Request, Error> {
+        Ok(Request::new(prompts).with_method(self.default_method()?))
+    }
+
+    /// Checks a request without generating.
+    ///
+    /// # Errors
+    ///
+    /// If it contradicts itself or the model.
+    pub fn check(&self, request: &Request) -> Result<(), Error> {
+        self.denoising().check(request, request.prompts.len())
+    }
+
+    /// Encodes prompts.
+    ///
+    /// # Errors
+    ///
+    /// If the text encoder gives a NaN.
+    pub fn encode<S: AsRef<str>>(&self, prompts: &[S]) -> Result<Conditioning, Error> {
         encode(&self.tokenizer, &self.text_encoder, prompts, &self.device)
     }
 
-    /// Paints.
+    /// Encodes the prompts of a request, and with guidance its negative prompt.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode).
+    pub fn encode_request(&self, request: &Request) -> Result<Conditioning, Error> {
+        encode_request(&self.tokenizer, &self.text_encoder, request, &self.device)
+    }
+
+    /// Generates images.
     ///
     /// # Errors
     ///
     /// If the request contradicts itself, the model or the noise, or a network gives a NaN.
-    pub fn generate(&self, request: &Request, noise: &mut dyn Noise) -> Result<Painting, Error> {
-        self.generate_watched(request, noise, &mut |_| ControlFlow::Continue(()))
+    pub fn generate(&self, request: &Request, noise: &mut dyn Noise) -> Result<Generation, Error> {
+        self.generate_with(request, noise, &mut |_| ControlFlow::Continue(()))
     }
 
-    /// [`generate`](Self::generate), telling `watch` after each call of the network where it stands; when that breaks,
-    /// the painting is cancelled.
+    /// [`generate`](Self::generate) with a progress callback, which may cancel.
     ///
     /// # Errors
     ///
     /// As [`generate`](Self::generate), and [`Error::Cancelled`].
-    pub fn generate_watched(
+    pub fn generate_with(
         &self,
         request: &Request,
         noise: &mut dyn Noise,
-        watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Painting, Error> {
-        let brush = self.brush();
-        brush.check(request)?;
-        let conditioning = condition(&self.tokenizer, &self.text_encoder, request, &self.device)?;
-        let start = brush.start(request, || Ok(self.decoder.clone()), noise)?;
-        let latents = brush.latents(&self.unet, request, &conditioning, start, noise, watch)?;
-        let images = paint(&self.decoder, &latents)?;
-        Ok(conditioning.painting(latents, images))
+        watch: Watch<'_>,
+    ) -> Result<Generation, Error> {
+        self.check(request)?;
+        let mut watcher = Watcher::new(watch);
+        watcher.tell(Stage::Encoding)?;
+        let conditioning = self.encode_request(request)?;
+        self.finish(conditioning, request, noise, &mut watcher)
     }
 
-    /// The method that fits the model's scheduler; see [`Method::of_scheduler`].
-    pub fn default_method(&self) -> Method {
-        Method::of_scheduler(&self.scheduler)
+    /// Generates from embeddings instead of the request's prompts, which are ignored.
+    ///
+    /// # Errors
+    ///
+    /// As [`generate_with`](Self::generate_with), or if guidance lacks negative embeddings.
+    ///
+    /// # Panics
+    ///
+    /// If the embeddings have another width than the denoiser reads.
+    pub fn generate_encoded(
+        &self,
+        conditioning: &Conditioning,
+        request: &Request,
+        noise: &mut dyn Noise,
+        watch: Watch<'_>,
+    ) -> Result<Generation, Error> {
+        self.denoising().check(request, conditioning.batch())?;
+        conditioning.check(request)?;
+        let mut watcher = Watcher::new(watch);
+        self.finish(conditioning.clone(), request, noise, &mut watcher)
     }
 
-    fn brush(&self) -> Brush<'_> {
-        Brush {
+    /// Generates one picture for each seed, `batch` at a time, and returns them with the warnings of all batches. The
+    /// request holds a prompt, and an image to start from if there are any, for each seed, or a single one for all.
+    ///
+    /// # Errors
+    ///
+    /// As [`generate_with`](Self::generate_with), or if prompts and seeds do not pair up. Everything is checked before
+    /// the first batch.
+    pub fn generate_in_batches(
+        &self,
+        request: &Request,
+        rng: Rng,
+        seeds: &[u64],
+        batch: usize,
+        watch: Watch<'_>,
+    ) -> Result<(Vec<Picture>, Vec<Warning>), Error> {
+        if batch == 0 {
+            return Err(Error::Request("batches of 0 images".to_owned()));
+        }
+        let requests = split(request, seeds.len(), batch)?;
+        for request in &requests {
+            self.check(request)?;
+        }
+        let n_batches = requests.len();
+        let (mut pictures, mut warnings) = (Vec::with_capacity(seeds.len()), Vec::new());
+        for (index, (request, seeds)) in requests.iter().zip(seeds.chunks(batch)).enumerate() {
+            let mut watch = |progress: crate::Progress| watch(progress.in_batch(index, n_batches));
+            let noise = &mut Seeds::new(rng, seeds.iter().copied());
+            let generation = self.generate_with(request, noise, &mut watch)?;
+            pictures.extend(generation.pictures());
+            let new = generation.warnings.into_iter();
+            warnings.extend(
+                new.filter(|warning| !warnings.contains(warning))
+                    .collect::<Vec<_>>(),
+            );
+        }
+        Ok((pictures, warnings))
+    }
+
+    /// Denoises and decodes.
+    fn finish(
+        &self,
+        conditioning: Conditioning,
+        request: &Request,
+        noise: &mut dyn Noise,
+        watcher: &mut Watcher<'_>,
+    ) -> Result<Generation, Error> {
+        let denoising = self.denoising();
+        let batch = conditioning.batch();
+        let start = denoising.start(request, batch, || Ok(self.decoder.clone()), noise)?;
+        let latents = denoising.run(&self.unet, request, &conditioning, start, noise, watcher)?;
+        let images = self.decoder.decode_watched(latents.clone(), watcher)?;
+        let warnings = denoising.warnings(request);
+        Ok(Generation::new(images, latents, conditioning, warnings))
+    }
+
+    fn denoising(&self) -> Denoising<'_> {
+        Denoising {
             scheduler: &self.scheduler,
             latents: self.latents,
             scale: self.decoder.scale(),
+            width: self.width,
             dtype: self.dtype,
+            split_guidance: self.split_guidance,
             device: &self.device,
         }
     }
 }
 
-fn encode<S: AsRef<str>>(
-    tokenizer: &Tokenizer,
-    text_encoder: &TextEncoder,
-    prompts: &[S],
-    device: &Device,
-) -> (Tensor<2, Int>, Tensor<3>) {
-    for prompt in prompts {
-        let n_dropped = tokenizer.encode(prompt.as_ref()).n_dropped;
-        if n_dropped > 0 {
-            tracing::warn!(
-                n_dropped,
-                "a prompt is too long: its last tokens are not seen"
-            );
-        }
-    }
-    let tokens = tokenizer.encode_batch(prompts, device);
-    (tokens.clone(), text_encoder.forward(tokens))
-}
-
-/// Encodes what a request says.
-pub(crate) fn condition(
-    tokenizer: &Tokenizer,
-    text_encoder: &TextEncoder,
-    request: &Request,
-    device: &Device,
-) -> Result<Conditioning, Error> {
-    let (tokens, context) = encode(tokenizer, text_encoder, &request.prompts, device);
-    finite("text encoder", &context)?;
-    let negative = (request.guidance != 1.0).then(|| {
-        let prompts = vec![request.negative_prompt.as_str(); request.prompts.len()];
-        encode(tokenizer, text_encoder, &prompts, device).1
+/// Requests of at most `batch` images each, `count` in total.
+fn split(request: &Request, count: usize, batch: usize) -> Result<Vec<Request>, Error> {
+    let prompts = request.prompts.len();
+    let images = request.start.as_ref().map_or(1, |start| {
+        let [images, ..] = start.images.dims();
+        images
     });
-    Ok(Conditioning {
-        tokens,
-        context,
-        negative,
-    })
-}
-
-impl Conditioning {
-    pub(crate) fn painting(self, latents: Tensor<4>, images: Tensor<4>) -> Painting {
-        Painting {
-            images,
-            latents,
-            tokens: self.tokens,
-            context: self.context,
+    for (found, what) in [(prompts, "prompts"), (images, "images to start from")] {
+        if found != count && found != 1 {
+            return Err(Error::Request(format!(
+                "expected one or {count} {what} for {count} seeds, found {found}"
+            )));
         }
     }
-}
-
-/// Decodes, and looks whether the result is one.
-pub(crate) fn paint(decoder: &Decoder, latents: &Tensor<4>) -> Result<Tensor<4>, Error> {
-    let images = decoder.decode(latents.clone());
-    finite("decoder", &images)?;
-    Ok(images)
-}
-
-/// What is known of a model without its networks: enough to go from noise to latents with a denoiser.
-pub(crate) struct Brush<'a> {
-    pub(crate) scheduler: &'a SchedulerConfig,
-    pub(crate) latents: (usize, usize),
-    /// How many pixels a latent stands for, along each axis.
-    pub(crate) scale: usize,
-    pub(crate) dtype: DType,
-    pub(crate) device: &'a Device,
-}
-
-/// A run of samplers' steps, or the one-step rule at a timestep.
-enum Plan {
-    OneStep(usize),
-    Sampler(Sampler),
-}
-
-impl Brush<'_> {
-    /// Whether a request fits itself and the model.
-    pub(crate) fn check(&self, request: &Request) -> Result<(), Error> {
-        let refuse = |text: String| Err(Error::Request(text));
-        if request.prompts.is_empty() {
-            return refuse("there are no prompts".to_owned());
-        }
-        if !request.guidance.is_finite() {
-            return refuse(format!("guidance is {}", request.guidance));
-        }
-        let scale = self.scale;
-        let fits = |size: [usize; 2]| {
-            size.iter()
-                .all(|&side| side > 0 && side.is_multiple_of(scale))
-        };
-        if let Some(size) = request.size.filter(|&size| !fits(size)) {
-            return refuse(format!("{size:?} pixels are not multiples of {scale}"));
-        }
-        if let Some(start) = &request.start {
-            let [batch, channels, height, width] = start.images.dims();
-            let prompts = request.prompts.len();
-            if batch != prompts || channels != 3 {
-                return refuse(format!(
-                    "there are {prompts} prompts, but {batch} pictures of {channels} channels to begin with"
-                ));
-            }
-            if !fits([height, width]) || request.size.is_some_and(|size| size != [height, width]) {
-                return refuse(format!(
-                    "the picture to begin with is {height}×{width}; it must be of the size asked for, in multiples of {scale}"
-                ));
-            }
-            if !(0.0..=1.0).contains(&start.strength) {
-                return refuse(format!("strength is {}; it is 0 to 1", start.strength));
-            }
-        }
-        if self.scheduler.rescale_betas_zero_snr
-            && matches!(request.method, Method::Sampler(SamplerKind::Pndm, _))
-        {
-            return refuse("PNDM divides by 0 where the schedule ends in pure noise".to_owned());
-        }
-        let Method::Sampler(kind, steps) = request.method else {
-            return Ok(());
-        };
-        let most = kind.max_steps(self.scheduler);
-        if !(1..=most).contains(&steps) {
-            return refuse(format!("{steps} steps; there can be 1 to {most}"));
-        }
-        let strength = request.start.as_ref().map_or(1.0, |start| start.strength);
-        if n_taken(steps, strength) == 0 {
-            return refuse(format!(
-                "strength {strength} of {steps} steps leaves none; there must be one"
-            ));
-        }
-        Ok(())
-    }
-
-    fn plan(&self, request: &Request, schedule: &NoiseSchedule) -> Plan {
-        let strength = request.start.as_ref().map_or(1.0, |start| start.strength);
-        match request.method {
-            Method::OneStep => {
-                let timestep = (strength * schedule.len() as f64).round() as usize;
-                Plan::OneStep(timestep.max(1) - 1)
-            }
-            Method::Sampler(kind, steps) => {
-                let skipped = steps - n_taken(steps, strength);
-                Plan::Sampler(Sampler::after(kind, self.scheduler, steps, skipped))
-            }
-        }
-    }
-
-    /// Latents to begin with: noise, or those of pictures with noise, for which alone an encoder is needed.
-    pub(crate) fn start(
-        &self,
-        request: &Request,
-        decoder: impl FnOnce() -> Result<Decoder, Error>,
-        noise: &mut dyn Noise,
-    ) -> Result<Tensor<4>, Error> {
-        let schedule = NoiseSchedule::new(self.scheduler);
-        let plan = self.plan(request, &schedule);
-        let (channels, side) = self.latents;
-        let [height, width] = match (&request.start, request.size) {
-            (Some(start), _) => {
-                let [_, _, height, width] = start.images.dims();
-                [height / self.scale, width / self.scale]
-            }
-            (None, Some(size)) => size.map(|side| side / self.scale),
-            (None, None) => [side, side],
-        };
-        let shape = [request.prompts.len(), channels, height, width];
-        let Some(Start { images, .. }) = &request.start else {
-            let noise = noise.draw(shape, self.device)?;
-            return Ok(match plan {
-                Plan::OneStep(_) => noise,
-                Plan::Sampler(sampler) => noise.cast(FloatDType::F32) * sampler.initial_scale(),
-            });
-        };
-        let latents = decoder()?.encode(images.clone(), || noise.draw(shape, self.device))?;
-        let latents = latents.cast(FloatDType::F32);
-        finite("encoder", &latents)?;
-        let noise = noise.draw(shape, self.device)?.cast(FloatDType::F32);
-        let [clean, level] = match plan {
-            Plan::OneStep(timestep) => [schedule.alpha(timestep), schedule.sigma(timestep)],
-            Plan::Sampler(sampler) => sampler.steps()[0].entry,
-        };
-        Ok(latents * clean + noise * level)
-    }
-
-    /// Latents of noisy ones, f32. The loop is in f32; the network sees its own element type.
-    pub(crate) fn latents(
-        &self,
-        unet: &UNet,
-        request: &Request,
-        conditioning: &Conditioning,
-        start: Tensor<4>,
-        noise: &mut dyn Noise,
-        watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Tensor<4>, Error> {
-        let schedule = NoiseSchedule::new(self.scheduler);
-        let shape = start.dims();
-        let dtype = FloatDType::from(self.dtype);
-        let context = conditioning.context.clone().cast(dtype);
-        let negative = conditioning
-            .negative
-            .clone()
-            .map(|states| states.cast(dtype));
-        let ask = |input: Tensor<4>, timestep: f64| {
-            let steps = Tensor::full([shape[0]], timestep, self.device);
-            let input = input.cast(dtype);
-            let ask = |context: Tensor<3>| {
-                let output = unet.forward(input.clone(), steps.clone(), context);
-                output.cast(FloatDType::F32)
+    let part = |first: usize| {
+        let len = batch.min(count - first);
+        let prompt = |index: usize| request.prompts[index.min(prompts - 1)].clone();
+        let start = request.start.as_ref().map(|Start { images, strength }| {
+            let [n_images, ..] = images.dims();
+            let images = match n_images {
+                1 => images.clone().repeat_dim(0, len),
+                _ => images.clone().narrow(0, first, len),
             };
-            let conditional = ask(context.clone());
-            match &negative {
-                Some(negative) => guide(conditional, ask(negative.clone()), request.guidance),
-                None => conditional,
-            }
-        };
-        let sampler = match self.plan(request, &schedule) {
-            Plan::Sampler(sampler) => sampler,
-            Plan::OneStep(timestep) => {
-                let output = ask(start.clone(), timestep as f64);
-                let latents = schedule.clean_latents(output, start, timestep);
-                finite_in("denoiser", &latents, self.dtype)?;
-                told(watch, 1, 1, latents.clone())?;
-                return Ok(latents);
-            }
-        };
-        let mut latents = start;
-        let mut predictions = Vec::new();
-        let n_calls = sampler.steps().len();
-        for (index, step) in sampler.steps().iter().enumerate() {
-            let output = ask(step.input(latents.clone()), step.timestep);
-            let expected = step.clean(latents.clone(), output.clone());
-            predictions.insert(0, step.predict(latents.clone(), output));
-            predictions.truncate(sampler.memory());
-            latents = step.advance(latents, &predictions);
-            if step.fresh != 0.0 {
-                let noise = noise.draw(shape, self.device)?.cast(FloatDType::F32);
-                latents = latents + noise * step.fresh;
-            }
-            told(watch, index + 1, n_calls, expected)?;
+            let strength = *strength;
+            Start { images, strength }
+        });
+        Request {
+            start,
+            ..request
+                .clone()
+                .with_prompts((first..first + len).map(prompt))
         }
-        // Looked at once: a NaN stays, and looking waits for the device.
-        finite_in("denoiser", &latents, self.dtype)?;
-        Ok(latents)
-    }
-}
-
-/// Steps that are taken of `steps` from a picture of which `strength` is lost; as diffusers counts.
-fn n_taken(steps: usize, strength: f64) -> usize {
-    ((steps as f64 * strength) as usize).min(steps)
-}
-
-fn told(
-    watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    call: usize,
-    n_calls: usize,
-    expected: Tensor<4>,
-) -> Result<(), Error> {
-    let progress = Progress {
-        call,
-        n_calls,
-        expected,
     };
-    match watch(progress) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(Error::Cancelled),
-    }
-}
-
-fn finite<const D: usize>(part: &'static str, tensor: &Tensor<D>) -> Result<(), Error> {
-    finite_in(part, tensor, tensor.dtype())
-}
-
-/// Whether a part gave numbers; `dtype` is what it computed in.
-fn finite_in<const D: usize>(
-    part: &'static str,
-    tensor: &Tensor<D>,
-    dtype: DType,
-) -> Result<(), Error> {
-    let total = tensor.clone().cast(FloatDType::F32).abs().max().into_data();
-    match total.iter::<f32>().all(f32::is_finite) {
-        true => Ok(()),
-        false => Err(Error::NotFinite { part, dtype }),
-    }
+    Ok((0..count).step_by(batch).map(part).collect())
 }
 
 #[cfg(test)]
 mod tests {
-    use swiftbrush_testing::device;
-
     use super::*;
 
-    /// Of the numbers of a picture one is enough, wherever it is.
+    fn is_send_and_sync<T: Send + Sync>() {}
+
     #[test]
-    fn one_nan_or_infinity_is_noticed() {
-        let check = |values: Vec<f32>| {
-            let tensor = Tensor::<1>::from_data(TensorData::new(values, [3000]), &device());
-            finite("decoder", &tensor)
-        };
-        assert!(check(vec![-3.0; 3000]).is_ok());
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            for place in [0, 1, 1717, 2999] {
-                let mut values = vec![0.5; 3000];
-                values[place] = bad;
-                assert!(check(values).is_err(), "{bad} at {place}");
-            }
-        }
+    fn models_loaders_and_noise_can_be_used_from_any_thread() {
+        is_send_and_sync::<TextToImage>();
+        is_send_and_sync::<Loader>();
+        is_send_and_sync::<Seeds>();
+        is_send_and_sync::<Request>();
+        is_send_and_sync::<Generation>();
+        is_send_and_sync::<Error>();
     }
 }

@@ -1,4 +1,4 @@
-//! One set of adapters in every layout paints what diffusers paints with it. `golden/adapters.py` makes the files.
+//! One set of adapters in every layout against diffusers. `golden/adapters.py` makes the files.
 
 use std::path::{Path, PathBuf};
 
@@ -27,15 +27,13 @@ fn pipeline() -> TextToImage {
     loader.load().expect("it is whole")
 }
 
-fn paint(pipeline: &TextToImage) -> Tensor<4> {
-    let request = Request {
-        method: Method::Sampler(SamplerKind::Pndm, 5),
-        guidance: 4.0,
-        negative_prompt: "a".to_owned(),
-        ..Request::new(["a red circle on a blue background", ""])
-    };
-    let painting = pipeline.generate(&request, &mut Seeds::new(Rng::Cpu, [3, 4]));
-    painting.expect("it paints").latents
+fn generate(pipeline: &TextToImage) -> Tensor<4> {
+    let request = Request::new(["a red circle on a blue background", ""])
+        .with_method(Method::Sampler(SamplerKind::Pndm, 5))
+        .with_guidance(4.0)
+        .with_negative_prompt("a");
+    let generation = pipeline.generate(&request, &mut Seeds::new(Rng::Cpu, [3, 4]));
+    generation.expect("the request is valid").latents
 }
 
 fn expected(name: &str) -> Tensor<4> {
@@ -43,9 +41,9 @@ fn expected(name: &str) -> Tensor<4> {
 }
 
 #[test]
-fn every_layout_gives_the_picture_of_diffusers() {
+fn every_layout_gives_the_latents_of_diffusers() {
     let plain = pipeline();
-    assert_close(paint(&plain), expected("plain"), TOLERANCE);
+    assert_close(generate(&plain), expected("plain"), TOLERANCE);
     for (file, name) in [
         ("diffusers.safetensors", "adapted"),
         ("kohya.safetensors", "adapted"),
@@ -57,12 +55,12 @@ fn every_layout_gives_the_picture_of_diffusers() {
     ] {
         let adapted = plain.with_adapters(&[(&adapters(file), 1.0)]);
         let adapted = adapted.unwrap_or_else(|error| panic!("{file}: {error}"));
-        assert_close(paint(&adapted), expected(name), TOLERANCE);
+        assert_close(generate(&adapted), expected(name), TOLERANCE);
     }
 }
 
 #[test]
-fn adapters_are_stacked_weighed_and_exchanged_without_loading_anew() {
+fn adapters_are_stacked_scaled_and_exchanged_without_loading_again() {
     let plain = pipeline();
     let (all, attention) = (
         adapters("kohya.safetensors"),
@@ -74,26 +72,26 @@ fn adapters_are_stacked_weighed_and_exchanged_without_loading_anew() {
             .expect("there is a layer for each")
     };
     let half = with(&[(&all, 0.5)]);
-    assert_close(paint(&half), expected("half"), TOLERANCE);
+    assert_close(generate(&half), expected("half"), TOLERANCE);
     let halves = with(&[
         (&all, 0.25),
         (&attention, 0.7),
         (&all, 0.25),
         (&attention, -0.7),
     ]);
-    assert_close(paint(&halves), expected("half"), TOLERANCE);
+    assert_close(generate(&halves), expected("half"), TOLERANCE);
     let exchanged = with(&[(&attention, 1.0)]);
-    assert_close(paint(&exchanged), expected("attention"), TOLERANCE);
+    assert_close(generate(&exchanged), expected("attention"), TOLERANCE);
     assert_eq!(
-        values(paint(&with(&[]))),
-        values(paint(&plain)),
-        "what was adapted is as it was before"
+        values(generate(&with(&[]))),
+        values(generate(&plain)),
+        "the adapted model is unchanged"
     );
 }
 
-/// The files of every layout say the same; where there is no α, it is in the factors.
+/// Every layout holds the same adapters; those without α have it multiplied into the factors.
 #[test]
-fn every_layout_can_be_made_of_every_other() {
+fn every_layout_converts_to_every_other() {
     let folder = tempfile::tempdir().expect("there is room");
     let file = folder.path().join("adapter_model.safetensors");
     let original = adapters("diffusers.safetensors");
@@ -114,7 +112,7 @@ fn every_layout_can_be_made_of_every_other() {
             let adapted = AdapterFile::open(&file).expect("it can be read");
             let adapted = pipeline().with_adapters(&[(&adapted, 1.0)]);
             let adapted = adapted.expect("there is a layer for each");
-            assert_close(paint(&adapted), expected("adapted"), TOLERANCE);
+            assert_close(generate(&adapted), expected("adapted"), TOLERANCE);
         }
     }
     let attention = adapters("diffusers-processor.safetensors");
@@ -138,7 +136,7 @@ fn every_layout_can_be_made_of_every_other() {
 }
 
 #[test]
-fn adapters_of_another_model_are_refused_with_all_their_names() {
+fn adapters_of_another_model_are_rejected_with_all_their_names() {
     let model = Model::open(golden("twins/sd21")).expect("it is there");
     let other = Loader::new(model, &device()).load().expect("it is whole");
     let error = other

@@ -1,7 +1,7 @@
-//! Whatever is in a file, it is loaded or refused: never a panic, never an allocation on its word.
+//! Any file is loaded or rejected: no panic, and no allocation of a size that it merely claims.
 //!
-//! Each target runs for a second in tests, and longer when asked:
-//! `SWIFTBRUSH_FUZZ_SECONDS=600 cargo test --release --workspace --test fuzz`. What is found is kept in `corpus`.
+//! Each target runs for a second in tests, or as long as `SWIFTBRUSH_FUZZ_SECONDS` says:
+//! `SWIFTBRUSH_FUZZ_SECONDS=600 cargo test --release --workspace --test fuzz`. Findings are kept in `corpus`.
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ fn read(file: &str) -> Vec<u8> {
     std::fs::read(golden(file)).expect("it is there")
 }
 
-/// A folder with a component that has a file, to be overwritten.
+/// A folder with an empty component.
 fn component(name: &str) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("there is room");
     let component = folder.path().join(name);
@@ -38,7 +38,7 @@ fn component(name: &str) -> (TempDir, PathBuf) {
     (folder, component)
 }
 
-/// A small safetensors file: header and all.
+/// A small safetensors file.
 fn safetensors(tensors: &[(&str, &[usize])]) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     let mut end = 0;
@@ -105,7 +105,7 @@ fn files_of_weights() {
     });
 }
 
-/// Layers that a configuration may ask for before it is taken as too large to try.
+/// The largest sizes of configurations that are built.
 const MANY: usize = 64;
 
 #[test]
@@ -193,14 +193,18 @@ fn configurations() {
             && config.num_train_timesteps <= 10_000
         {
             let _ = NoiseSchedule::new(&config);
-            for kind in [
-                SamplerKind::Ddim,
-                SamplerKind::EulerAncestral,
-                SamplerKind::DpmSolver,
-                SamplerKind::Lcm,
-            ] {
-                let _ = Sampler::new(kind, &config, 3.min(kind.max_steps(&config)));
+            for kind in SamplerKind::ALL {
+                for steps in [1, 3, config.num_train_timesteps] {
+                    let _ = Sampler::new(kind, &config, steps);
+                }
             }
+            let written = serde_json::to_string(&config).expect("it is plain data");
+            let read = serde_json::from_str::<SchedulerConfig>(&written);
+            let read = read.expect("what was written can be read");
+            assert_eq!(
+                serde_json::to_string(&read).expect("it is plain data"),
+                written
+            );
         }
     });
 }
@@ -250,6 +254,50 @@ fn tokenizers() {
                 let text = String::from_utf8_lossy(&bytes[..bytes.len().min(256)]);
                 assert_eq!(tokenizer.encode(&text).ids.len(), tokenizer.length());
             }
+        }
+    });
+}
+
+#[cfg(feature = "png")]
+#[test]
+fn records() {
+    use swiftbrush_pipeline::{Record, Request, Source};
+
+    let request = Request::new(["a"]);
+    let scheduler = SchedulerConfig::default();
+    let record = Record::with_parts(&Source::new("a"), &request, [512, 512], scheduler);
+    let seed = serde_json::to_vec(&record).expect("it is plain data");
+    let words = [
+        "F32",
+        "I32",
+        "QFloat",
+        "1e308",
+        "-1",
+        "18446744073709551615",
+        "null",
+        "euler",
+        "one-step",
+        "overlap",
+        "side",
+        "enlarged",
+        "strength",
+        "adapters",
+        "_use_default_values",
+        "num_train_timesteps",
+        "/dev/zero",
+        "spacing",
+        "linspace",
+    ];
+    fuzz(&corpus("records"), &[seed], &words, |bytes| {
+        if let Ok(record) = serde_json::from_slice::<Record>(bytes)
+            && record.check().is_ok()
+        {
+            let _ = (
+                record.parameters(),
+                record.request(),
+                record.source.without_paths(),
+            );
+            let _ = record.source.hashes();
         }
     });
 }

@@ -1,13 +1,16 @@
-//! Pictures as files, and what is written into them.
+//! Pictures as files, and their records.
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Tensor, TensorData};
-use swiftbrush_pipeline::scheduler::{SamplerKind, SchedulerConfig};
-use swiftbrush_pipeline::{Method, Picture, Record, Rng, Source, StartRecord};
+use burn::tensor::{DType, Tensor, TensorData};
+use swiftbrush_pipeline::scheduler::{SamplerKind, SchedulerConfig, TimestepSpacing};
+use swiftbrush_pipeline::vae::Tiling;
+use swiftbrush_pipeline::{
+    Error, Method, Picture, Record, Request, Rng, Source, Start, StartRecord,
+};
 use swiftbrush_testing::device;
 
-/// Numbers and what PyTorch makes of `(x/2 + 0.5).clamp(0, 1) * 255`, rounded.
+/// Values and PyTorch's rounded `(x/2 + 0.5).clamp(0, 1) * 255`.
 #[test]
 fn pixels_are_those_of_diffusers() {
     let values = [
@@ -43,44 +46,36 @@ fn pixels_are_those_of_diffusers() {
 }
 
 fn record() -> Record {
-    Record {
-        software: "swiftbrush 0.1.0".to_owned(),
-        source: Source {
-            adapters: vec![("styles/ink.safetensors".into(), 0.5)],
-            ..Source::new("models/v1-5.safetensors")
-        },
-        hashes: BTreeMap::from([
-            (
-                "unet/v1-5.safetensors".to_owned(),
-                "0123456789abcdef".to_owned(),
-            ),
-            (
-                "lora/ink.safetensors".to_owned(),
-                "fedcba9876543210".to_owned(),
-            ),
-        ]),
-        device: "flex".to_owned(),
-        prompt: "a castle,\nby night".to_owned(),
-        negative_prompt: "blurry".to_owned(),
-        method: Method::Sampler(SamplerKind::EulerAncestral, 25),
-        guidance: 7.5,
-        size: [512, 768],
-        seed: 42,
-        rng: Rng::Cpu,
-        start: Some(StartRecord {
-            file: "sketch.png".into(),
-            sha256: "00".to_owned(),
-            strength: 0.6,
-        }),
-        scheduler: SchedulerConfig::default(),
-        enlarged: 1,
-        batch: [0, 1],
-    }
+    let mut source = Source::new("/home/me/models/v1-5.safetensors");
+    source.adapters = vec![("styles/ink.safetensors".into(), 0.5)];
+    let request = Request::new([""])
+        .with_method(Method::Sampler(SamplerKind::EulerAncestral, 25))
+        .with_guidance(7.5)
+        .with_negative_prompt("blurry");
+    let scheduler = SchedulerConfig::default();
+    let mut record = Record::with_parts(&source, &request, [512, 768], scheduler)
+        .with_image("a castle,\nby night", 42);
+    record.software = "swiftbrush 0.1.0".to_owned();
+    record.device = "flex".to_owned();
+    record.rng = Rng::Cpu;
+    record.hashes = BTreeMap::from(
+        [
+            ("unet/v1-5.safetensors", "0123456789abcdef"),
+            ("lora/ink.safetensors", "fedcba9876543210"),
+        ]
+        .map(|(name, hash)| (name.to_owned(), hash.to_owned())),
+    );
+    record.start = Some(StartRecord {
+        file: "sketch.png".into(),
+        sha256: "00".to_owned(),
+        strength: 0.6,
+    });
+    record
 }
 
 /// The form that AUTOMATIC1111's interface and its readers agree on.
 #[test]
-fn parameters_are_three_parts() {
+fn parameters_have_three_parts() {
     let expected = "a castle,\nby night\nNegative prompt: blurry\n\
         Steps: 25, Sampler: Euler a, CFG scale: 7.5, Seed: 42, Size: 768x512, Model hash: 0123456789, \
         Model: v1-5, Denoising strength: 0.6, Lora hashes: ink: fedcba9876, RNG: CPU, \
@@ -94,7 +89,7 @@ fn parameters_are_three_parts() {
 }
 
 #[test]
-fn a_record_comes_back_out_of_its_picture() {
+fn a_record_is_read_back_from_its_picture() {
     let folder = tempfile::tempdir().expect("there is room");
     let path = folder.path().join("picture.png");
     let picture = Picture {
@@ -103,14 +98,144 @@ fn a_record_comes_back_out_of_its_picture() {
         bytes: vec![0, 1, 2, 253, 254, 255],
     };
     for prompt in ["plain", "ä ö", "円", "\u{1F58C}", "", "a \"quoted\" \\ one"] {
-        let record = Record {
-            prompt: prompt.to_owned(),
-            ..record()
-        };
-        std::fs::write(&path, picture.to_png(&record)).expect("there is room");
+        let record = record().with_image(prompt, 42);
+        picture.save(&path, Some(&record)).expect("there is room");
         assert_eq!(
             Record::read(&path).expect("it says how it was made"),
             record
         );
     }
+}
+
+/// A record of version 0.1.0, as it was written before options had a type of their own.
+const OLD: &str = r#"{"software": "swiftbrush 0.1.0", "source": {"model": "/models/sd-turbo", "denoiser": "teacher",
+    "dtype": "F32", "storage": "F16", "decoder": "kl", "tiling": {"side": 32, "overlap": 8}, "family": "sd-turbo",
+    "adapters": [["a.safetensors", 0.5]]}, "device": "flex", "prompt": "a", "negative_prompt": "",
+    "method": {"sampler": ["euler", 1]}, "guidance": 1.0, "size": [512, 512], "seed": 1, "rng": "native",
+    "scheduler": {"_class_name": "EulerDiscreteScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085,
+    "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon", "timestep_spacing": "trailing",
+    "steps_offset": 1, "set_alpha_to_one": false, "rescale_betas_zero_snr": false, "original_inference_steps": 50,
+    "timestep_scaling": 10.0, "clip_sample": false, "skip_prk_steps": true, "use_karras_sigmas": false}}"#;
+
+#[test]
+fn old_records_are_readable() {
+    let record: Record = serde_json::from_str(OLD).expect("the form is the same");
+    assert_eq!(record.source.options.denoiser, "teacher");
+    assert_eq!(record.source.options.storage, Some(DType::F16));
+    assert_eq!(
+        record.source.options.tiling.map(|tiling| tiling.side),
+        Some(32)
+    );
+    let trailing = TimestepSpacing::Trailing;
+    assert_eq!(record.scheduler.timestep_spacing, trailing);
+    record.check().expect("it is valid");
+    let value = serde_json::to_value(&record).expect("it is plain data");
+    for key in [
+        "denoiser", "dtype", "storage", "decoder", "tiling", "family",
+    ] {
+        assert!(value["source"].get(key).is_some(), "{key} is where it was");
+    }
+}
+
+#[test]
+fn records_hold_names_instead_of_paths() {
+    let text = serde_json::to_string(&record()).expect("it is plain data");
+    assert!(
+        text.contains("v1-5.safetensors") && !text.contains("/home"),
+        "{text}"
+    );
+    let folder = tempfile::tempdir().expect("there is room");
+    std::fs::write(folder.path().join("v1-5.safetensors"), "").expect("there is room");
+    let found = record().source.found_in(folder.path());
+    assert_eq!(found.model, folder.path().join("v1-5.safetensors"));
+}
+
+/// A PNG file may claim anything.
+#[test]
+fn impossible_records_are_rejected() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let path = folder.path().join("picture.png");
+    let picture = Picture {
+        width: 1,
+        height: 1,
+        bytes: vec![0; 3],
+    };
+    let changes: [(fn(&mut Record), &str); 12] = [
+        (|record| record.batch = [1, 1], "image 1 of a batch of 1"),
+        (|record| record.batch = [0, 1000], "batch of 1000"),
+        (|record| record.size = [0, 64], "size"),
+        (|record| record.size = [1 << 40, 1 << 40], "limit"),
+        (|record| record.enlarged = 0, "enlarged 0"),
+        (|record| record.enlarged = u32::MAX, "enlarged"),
+        (|record| record.guidance = -f64::MAX * 2.0, "damaged"),
+        (|record| record.source.options.dtype = DType::I32, "I32"),
+        (
+            |record| {
+                record.source.options.tiling = Some(Tiling {
+                    side: 32,
+                    overlap: 32,
+                });
+            },
+            "overlap",
+        ),
+        (
+            |record| record.scheduler.num_train_timesteps = 0,
+            "num_train_timesteps",
+        ),
+        (
+            |record| record.method = Method::Sampler(SamplerKind::Ddim, usize::MAX),
+            "1 to 1000",
+        ),
+        (
+            |record| record.start.as_mut().expect("it has one").strength = 7.0,
+            "strength 7",
+        ),
+    ];
+    for (change, part) in changes {
+        let mut record = record();
+        change(&mut record);
+        picture.save(&path, Some(&record)).expect("there is room");
+        let error = Record::read(&path)
+            .expect_err("it is impossible")
+            .to_string();
+        assert!(
+            error.contains(part) && error.contains("picture.png"),
+            "{part}: {error}"
+        );
+    }
+}
+
+#[test]
+fn an_image_to_start_from_must_be_the_same_regular_file() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let file = folder.path().join("sketch.png");
+    std::fs::write(&file, "a").expect("there is room");
+    let start = StartRecord::of_file(&file, 0.5).expect("it is a file");
+    start.check_file().expect("it is unchanged");
+    std::fs::write(&file, "b").expect("there is room");
+    assert!(matches!(start.check_file(), Err(Error::Picture { .. })));
+    for path in ["/dev/zero", "/dev/stdin", "/"] {
+        assert!(StartRecord::of_file(path, 0.5).is_err(), "{path}");
+    }
+}
+
+#[test]
+fn pictures_become_images_and_back() {
+    let picture = |value: u8| Picture {
+        width: 3,
+        height: 2,
+        bytes: (0..18).map(|i| i * 13 + value).collect(),
+    };
+    let pictures = [picture(0), picture(7)];
+    let start = Start::from_pictures(&pictures, 0.5, &device()).expect("they have one size");
+    assert_eq!(start.images.dims(), [2, 3, 2, 3]);
+    assert_eq!(Picture::of_images(start.images), pictures);
+    let other = Picture {
+        width: 2,
+        ..picture(0)
+    };
+    let error = Start::from_pictures(&[picture(0), other], 0.5, &device());
+    let error = error.expect_err("the sizes differ").to_string();
+    assert!(error.contains("3x2") && error.contains("2x2"), "{error}");
+    assert!(picture(0).save("picture.jpg", None).is_err());
 }

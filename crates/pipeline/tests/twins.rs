@@ -1,14 +1,16 @@
-//! Models of toy size in every layout of the family, from prompts and seeds to pixels, against what diffusers paints.
+//! Models of toy size in every layout of the family, from prompts and seeds to pixels, against diffusers.
 //! `golden/twins.py` makes them.
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, FloatDType, Tensor};
-use swiftbrush_pipeline::scheduler::{SamplerKind, SchedulerConfig, TimestepSpacing};
+use swiftbrush_pipeline::scheduler::{
+    PredictionType, SamplerKind, SchedulerConfig, TimestepSpacing,
+};
 use swiftbrush_pipeline::vae::Tiling;
 use swiftbrush_pipeline::{
-    Decoder, DecoderKind, Error, Family, Loader, Method, Model, Painting, Request, Rng, Seeds,
-    Start, TextToImage,
+    Decoder, DecoderKind, Error, Family, Generation, Loader, Method, Model, Request, Rng, Seeds,
+    Stage, Start, TextToImage, Warning,
 };
 use swiftbrush_testing::{Golden, assert_close, device, values};
 
@@ -44,17 +46,22 @@ fn steps(kind: SamplerKind, steps: usize) -> Method {
 }
 
 fn request(method: Method, guidance: f64) -> Request {
-    Request {
-        method,
-        guidance,
-        negative_prompt: "a".to_owned(),
-        ..Request::new(PROMPTS)
+    let request = Request::new(PROMPTS)
+        .with_method(method)
+        .with_guidance(guidance);
+    match request.is_guided() {
+        true => request.with_negative_prompt("a"),
+        false => request,
     }
 }
 
-fn paint(pipeline: &TextToImage, request: &Request) -> Painting {
-    let painting = pipeline.generate(request, &mut Seeds::new(Rng::Cpu, SEEDS));
-    painting.expect("it paints")
+fn generate(pipeline: &TextToImage, request: &Request) -> Generation {
+    let generation = pipeline.generate(request, &mut Seeds::new(Rng::Cpu, SEEDS));
+    generation.expect("the request is valid")
+}
+
+fn default_method(pipeline: &TextToImage) -> Method {
+    pipeline.default_method().expect("the class is known")
 }
 
 fn bytes(images: Tensor<4>) -> Vec<i32> {
@@ -63,7 +70,7 @@ fn bytes(images: Tensor<4>) -> Vec<i32> {
 }
 
 #[track_caller]
-fn assert_painted(painting: Painting, golden: &Golden, name: &str) {
+fn assert_generated(painting: Generation, golden: &Golden, name: &str) {
     let expected: Tensor<4> = golden.tensor(&format!("{name}.latents"), &device());
     assert_close(painting.latents, expected, LATENTS);
     // Bytes hide what the autoencoder's attention adds.
@@ -87,26 +94,26 @@ fn assert_painted(painting: Painting, golden: &Golden, name: &str) {
 
 #[track_caller]
 fn check(pipeline: &TextToImage, golden: &Golden, name: &str, method: Method, guidance: f64) {
-    let painting = paint(pipeline, &request(method, guidance));
-    assert_painted(painting, golden, name);
+    let painting = generate(pipeline, &request(method, guidance));
+    assert_generated(painting, golden, name);
 }
 
 fn leading(class_name: &str, pipeline: &TextToImage) -> SchedulerConfig {
-    SchedulerConfig {
-        class_name: class_name.to_owned(),
-        timestep_spacing: TimestepSpacing::Leading,
-        rescale_betas_zero_snr: false,
-        ..pipeline.scheduler.clone()
-    }
+    let scheduler = pipeline.scheduler.clone();
+    scheduler
+        .with_class(class_name)
+        .with_spacing(TimestepSpacing::Leading)
+        .with_zero_snr(false)
+        .with_skip_prk_steps(true)
 }
 
 /// 1×1 convolutions, configurations without newer options, early names in the autoencoder, `fp16` in file names.
 #[test]
 fn stable_diffusion_1_5_as_a_folder_of_2022() {
     let (pipeline, golden) = (load(model("sd15")), golden("sd15"));
-    assert_eq!(pipeline.default_method(), steps(SamplerKind::Pndm, 25));
+    assert_eq!(default_method(&pipeline), steps(SamplerKind::Pndm, 25));
     check(&pipeline, &golden, "one-step", Method::OneStep, 1.0);
-    check(&pipeline, &golden, "pndm", pipeline.default_method(), 7.5);
+    check(&pipeline, &golden, "pndm", default_method(&pipeline), 7.5);
     for (name, kind, n) in [
         ("euler-ancestral", SamplerKind::EulerAncestral, 25),
         ("lcm", SamplerKind::Lcm, 4),
@@ -148,11 +155,8 @@ fn image_to_image() {
             images: golden.tensor("image", &device()),
             strength,
         };
-        let request = Request {
-            start: Some(start),
-            ..request(steps(kind, n), 7.5)
-        };
-        assert_painted(paint(&pipeline, &request), &golden, name);
+        let request = request(steps(kind, n), 7.5).with_start(start);
+        assert_generated(generate(&pipeline, &request), &golden, name);
     }
 }
 
@@ -161,7 +165,7 @@ fn image_to_image() {
 fn stable_diffusion_2_1_as_a_folder() {
     let (mut pipeline, golden) = (load(model("sd21")), golden("sd21"));
     check(&pipeline, &golden, "one-step", Method::OneStep, 1.0);
-    check(&pipeline, &golden, "ddim", pipeline.default_method(), 7.5);
+    check(&pipeline, &golden, "ddim", default_method(&pipeline), 7.5);
     pipeline.scheduler = leading("DDIMScheduler", &pipeline);
     for (name, kind) in [
         ("pndm", SamplerKind::Pndm),
@@ -189,13 +193,13 @@ fn stable_diffusion_2_1_as_one_file() {
 #[test]
 fn sd_turbo_as_torch_saved_it() {
     let (pipeline, golden) = (load(model("sd-turbo")), golden("sd-turbo"));
-    assert_eq!(pipeline.default_method(), steps(SamplerKind::Euler, 1));
+    assert_eq!(default_method(&pipeline), steps(SamplerKind::Euler, 1));
     check(&pipeline, &golden, "one-step", Method::OneStep, 1.0);
     check(
         &pipeline,
         &golden,
         "euler-1",
-        pipeline.default_method(),
+        default_method(&pipeline),
         1.0,
     );
     check(
@@ -217,22 +221,19 @@ fn sd_turbo_as_torch_saved_it() {
         ("image-euler", steps(SamplerKind::Euler, 2), start),
         ("image-one-step", Method::OneStep, again),
     ] {
-        let request = Request {
-            start: Some(start),
-            ..request(method, 1.0)
-        };
-        assert_painted(paint(&pipeline, &request), &golden, name);
+        let request = request(method, 1.0).with_start(start);
+        assert_generated(generate(&pipeline, &request), &golden, name);
     }
 }
 
-/// It is the same but for its scheduler, which a file does not have.
+/// SD-Turbo's folder with another scheduler, which a file does not have.
 #[test]
 fn stable_diffusion_2_1_base_as_a_folder_and_as_one_file() {
     let golden = golden("sd-turbo");
     let one_file = model("sd-turbo.safetensors").with_configs(twin("sd-turbo"));
     for mut pipeline in [load(model("sd-turbo")), load(one_file)] {
         pipeline.scheduler = Family::Sd2Base.scheduler();
-        check(&pipeline, &golden, "pndm", pipeline.default_method(), 7.5);
+        check(&pipeline, &golden, "pndm", default_method(&pipeline), 7.5);
     }
 }
 
@@ -245,13 +246,13 @@ fn sd_turbo_as_one_file() {
         &pipeline,
         &golden,
         "euler-1",
-        pipeline.default_method(),
+        default_method(&pipeline),
         1.0,
     );
 }
 
 #[test]
-fn a_swiftbrush_student_over_the_rest_of_a_folder() {
+fn a_swiftbrush_student_in_the_folder_of_its_teacher() {
     let student = model("sd-turbo").with_component("unet", twin("swiftbrush.safetensors"));
     let golden = golden("sd-turbo");
     check(&load(student), &golden, "swiftbrush", Method::OneStep, 1.0);
@@ -277,18 +278,15 @@ fn taesd_in_its_own_files() {
 fn a_denoiser_of_one_block() {
     let (pipeline, golden) = (load(model("one-block")), golden("one-block"));
     check(&pipeline, &golden, "one-step", Method::OneStep, 1.0);
-    check(&pipeline, &golden, "ddim", pipeline.default_method(), 7.5);
+    check(&pipeline, &golden, "ddim", default_method(&pipeline), 7.5);
 }
 
 #[test]
 fn blocks_of_unequal_depth_and_a_picture_of_another_size() {
     let (pipeline, golden) = (load(model("unequal")), golden("unequal"));
     check(&pipeline, &golden, "one-step", Method::OneStep, 1.0);
-    let request = Request {
-        size: Some([24, 40]),
-        ..request(pipeline.default_method(), 7.5)
-    };
-    assert_painted(paint(&pipeline, &request), &golden, "ddim");
+    let request = request(default_method(&pipeline), 7.5).with_size(40, 24);
+    assert_generated(generate(&pipeline, &request), &golden, "ddim");
 }
 
 #[test]
@@ -306,49 +304,75 @@ fn decoding_in_tiles() {
 }
 
 #[test]
-fn networks_in_turn_paint_the_same() {
+fn networks_loaded_one_at_a_time_give_the_same() {
     let (golden, loader) = (golden("sd15"), loader(model("sd15")));
     let request = request(steps(SamplerKind::EulerAncestral, 25), 7.5);
     let mut calls = Vec::new();
-    let painting = loader.paint_in_turn(
+    let painting = loader.generate_sequentially(
         &request,
         &mut Seeds::new(Rng::Cpu, SEEDS),
         &mut |progress| {
-            calls.push((progress.call, progress.n_calls));
+            if let Stage::Call { done, n_calls, .. } = progress.stage {
+                calls.push((done, n_calls));
+            }
             std::ops::ControlFlow::Continue(())
         },
     );
-    assert_eq!(calls, (1..=25).map(|call| (call, 25)).collect::<Vec<_>>());
-    assert_painted(painting.expect("it paints"), &golden, "euler-ancestral");
+    assert_eq!(calls, (0..=25).map(|done| (done, 25)).collect::<Vec<_>>());
+    assert_generated(
+        painting.expect("the request is valid"),
+        &golden,
+        "euler-ancestral",
+    );
 }
 
 #[test]
-fn a_painting_can_be_watched_and_cancelled() {
-    let pipeline = load(model("sd15"));
+fn a_generation_can_be_watched_and_cancelled_at_every_stage() {
+    let tiling = Tiling {
+        side: 4,
+        overlap: 1,
+    };
+    let pipeline = loader(model("sd15")).with_tiling(tiling).load();
+    let pipeline = pipeline.expect("it is whole");
     let request = request(steps(SamplerKind::DpmSolver, 5), 1.0);
     let mut last = None;
-    let painting = pipeline
-        .generate_watched(
-            &request,
-            &mut Seeds::new(Rng::Cpu, SEEDS),
-            &mut |progress| {
-                last = Some(progress.expected);
-                std::ops::ControlFlow::Continue(())
-            },
-        )
-        .expect("it paints");
-    let expected = last.expect("it was told of five calls");
-    assert_close(expected, painting.latents, 1e-6);
-    let cancelled = pipeline.generate_watched(
-        &request,
-        &mut Seeds::new(Rng::Cpu, SEEDS),
-        &mut |progress| match progress.call {
-            3 => std::ops::ControlFlow::Break(()),
-            1 | 2 => std::ops::ControlFlow::Continue(()),
-            _ => panic!("it was cancelled before"),
-        },
+    let mut stages = Vec::new();
+    let mut run = |stop: usize| {
+        stages.clear();
+        let noise = &mut Seeds::new(Rng::Cpu, SEEDS);
+        let generation = pipeline.generate_with(&request, noise, &mut |progress| {
+            assert_eq!((progress.batch, progress.n_batches), (0, 1));
+            stages.push(match progress.stage {
+                Stage::Call { done, expected, .. } => {
+                    last = expected.or(last.take());
+                    format!("call {done}")
+                }
+                Stage::Decoding { done, n_tiles } => format!("tile {done} of {n_tiles}"),
+                _ => "encoding".to_owned(),
+            });
+            match stages.len() > stop {
+                true => std::ops::ControlFlow::Break(()),
+                false => std::ops::ControlFlow::Continue(()),
+            }
+        });
+        (generation, stages.clone(), last.clone())
+    };
+    let (generation, all, expected) = run(usize::MAX);
+    let names: Vec<_> = all.iter().map(String::as_str).collect();
+    assert_eq!(names[..3], ["encoding", "call 0", "call 1"]);
+    assert_eq!(names[6..9], ["call 5", "tile 0 of 9", "tile 1 of 9"]);
+    assert_eq!(names.len(), 16);
+    let generation = generation.expect("nobody cancels");
+    assert_close(
+        expected.expect("there were calls"),
+        generation.latents,
+        1e-6,
     );
-    assert!(matches!(cancelled, Err(Error::Cancelled)));
+    for stop in 0..all.len() {
+        let (cancelled, stages, _) = run(stop);
+        assert!(matches!(cancelled, Err(Error::Cancelled)), "at {stop}");
+        assert_eq!(stages.len(), stop + 1, "nothing is told after the break");
+    }
 }
 
 /// Weights in half precision under f32 arithmetic are exact here, because the file has no more; arithmetic in half
@@ -362,8 +386,8 @@ fn half_precision() {
     let as_stored = loader(model("sd-turbo")).with_weights_as_stored().load();
     let as_stored = as_stored.expect("it is whole");
     let one_step = request(Method::OneStep, 1.0);
-    let latents = paint(&as_stored, &one_step).latents;
-    assert_close(latents, paint(&stored, &one_step).latents, 0.0);
+    let latents = generate(&as_stored, &one_step).latents;
+    assert_close(latents, generate(&stored, &one_step).latents, 0.0);
     for (dtype, bounds) in [(DType::F16, [5e-3, 5e-3]), (DType::BF16, [0.015, 0.03])] {
         if !device().supports_dtype(dtype) {
             continue;
@@ -375,7 +399,7 @@ fn half_precision() {
             ("euler", steps(SamplerKind::Euler, 25), 7.5),
         ];
         for ((name, method, guidance), bound) in cases.into_iter().zip(bounds) {
-            let painting = paint(&pipeline, &request(method, guidance));
+            let painting = generate(&pipeline, &request(method, guidance));
             let expected: Tensor<4> = golden.tensor(&format!("{name}.latents"), &device());
             assert_close(painting.latents, expected, bound);
             let images = painting.images.cast(FloatDType::F32);
@@ -384,35 +408,120 @@ fn half_precision() {
     }
 }
 
-#[test]
-fn what_a_single_file_does_not_say_is_asked_for() {
-    // Its states are not 768 wide, as 1.x has them, and it has no header.
+/// A folder with one denoiser's configuration, for single files of toy size.
+fn configs(unet: &str) -> tempfile::TempDir {
     let configs = tempfile::tempdir().expect("there is room");
-    let unet = configs.path().join("unet");
-    std::fs::create_dir(&unet).expect("there is room");
-    let config = std::fs::read(twin("sd21/unet/config.json")).expect("it is there");
-    std::fs::write(unet.join("config.json"), config).expect("there is room");
+    let folder = configs.path().join("unet");
+    std::fs::create_dir(&folder).expect("there is room");
+    std::fs::copy(twin(unet).join("config.json"), folder.join("config.json")).expect("it is there");
+    configs
+}
+
+#[test]
+fn a_single_file_that_does_not_tell_its_family_needs_a_name() {
+    // Its states are not 768 wide, as those of 1.x are, and it has no header.
+    let configs = configs("sd21/unet");
     let open = |name| loader(model(name).with_configs(configs.path()));
-    match open("sd-turbo.safetensors").scheduler() {
-        Err(Error::Request(text)) => {
-            assert!(text.contains("sd2.1-base, sd2.1 or sd-turbo"), "{text}");
-        }
-        other => panic!("it cannot know: {other:?}"),
-    }
+    let error = open("sd-turbo.safetensors").scheduler();
+    let error = error.expect_err("it cannot know").to_string();
+    assert!(error.contains("sd2.1-base, sd2.1 or sd-turbo"), "{error}");
     let turbo = open("sd-turbo.safetensors").with_family(Family::SdTurbo);
-    let turbo = turbo.scheduler();
-    assert_eq!(turbo.expect("it was said"), SchedulerConfig::default());
+    assert_eq!(
+        turbo.scheduler().expect("it is named"),
+        SchedulerConfig::default()
+    );
     let velocity = open("sd21.safetensors").scheduler();
     assert_eq!(velocity.expect("its header says"), Family::Sd2.scheduler());
-    let tokenizer = loader(model("sd21.safetensors"))
-        .tokenizer()
-        .expect("it is built in");
+    for family in [Family::Sd2Base, Family::SdTurbo] {
+        let error = open("sd21.safetensors").with_family(family).scheduler();
+        let error = error.expect_err("its header contradicts").to_string();
+        assert!(
+            error.contains(family.name()) && error.contains("VPrediction"),
+            "{error}"
+        );
+    }
+    let tokenizer = loader(model("sd21.safetensors")).tokenizer();
+    let tokenizer = tokenizer.expect("it is built in");
     assert_eq!(tokenizer.encode("a").ids[..4], [49406, 320, 49407, 0]);
 }
 
-/// Parts of different models, which would fail in the middle of a painting.
+/// The header is about these weights, the folder of configurations about others like them.
 #[test]
-fn parts_that_do_not_fit_one_another_are_refused() {
+fn the_header_of_the_weights_goes_before_the_folder_of_configurations() {
+    let sd21 = model("sd21.safetensors").with_configs(twin("sd-turbo"));
+    let loader = loader(sd21);
+    let scheduler = loader.scheduler().expect("it is supported");
+    assert_eq!(scheduler.prediction_type, PredictionType::VPrediction);
+    let warnings = loader.warnings().expect("it is supported");
+    assert!(
+        matches!(&warnings[..], [Warning::PredictionType { source, .. }] if source.ends_with("sd21.safetensors")),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn a_denoiser_keeps_the_prediction_type_of_its_own_folder() {
+    for denoiser in [
+        "sd21/unet",
+        "sd21/unet/diffusion_pytorch_model.safetensors.index.json",
+    ] {
+        let path = twin(denoiser);
+        if !path.exists() {
+            continue;
+        }
+        let loader = loader(model("sd-turbo").with_component("unet", path));
+        let scheduler = loader.scheduler().expect("it is supported");
+        assert_eq!(
+            scheduler.prediction_type,
+            PredictionType::VPrediction,
+            "{denoiser}"
+        );
+        assert!(scheduler.rescale_betas_zero_snr);
+        assert_eq!(scheduler.class_name, "EulerDiscreteScheduler");
+        assert!(!loader.warnings().expect("it is supported").is_empty());
+    }
+    let own = loader(model("sd-turbo"));
+    assert!(own.warnings().expect("it is supported").is_empty());
+}
+
+#[test]
+fn an_incomplete_model_is_told_from_a_denoiser_alone() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let copy = |from: &str| {
+        for file in std::fs::read_dir(twin("one-block").join(from)).expect("it is there") {
+            let file = file.expect("it is there").path();
+            let to = folder.path().join(from);
+            std::fs::create_dir_all(&to).expect("there is room");
+            let name = file.file_name().expect("it is a file");
+            std::fs::copy(&file, to.join(name)).expect("there is room");
+        }
+    };
+    ["unet", "vae", "text_encoder", "tokenizer"]
+        .into_iter()
+        .for_each(copy);
+    let open = |path: &Path| loader(Model::open(path).expect("it is there"));
+    let error = open(folder.path()).load().expect_err("it has no scheduler");
+    let error = error.to_string();
+    assert!(
+        error.contains("scheduler/scheduler_config.json is missing"),
+        "{error}"
+    );
+    assert!(
+        !error.contains("sd2.1"),
+        "it is a folder, not a single file: {error}"
+    );
+    for alone in [twin("one-block/unet"), twin("swiftbrush.safetensors")] {
+        let error = open(&alone)
+            .load()
+            .expect_err("it is a denoiser")
+            .to_string();
+        assert!(error.contains("--unet"), "{error}");
+    }
+}
+
+/// Parts of different models, which would fail in the middle of a generation.
+#[test]
+fn parts_that_do_not_fit_together_are_rejected() {
     let folder = tempfile::tempdir().expect("there is room");
     let put = |component: &str, from: &str, change: &[(&str, serde_json::Value)]| {
         let path = folder.path().join(component);
@@ -436,18 +545,18 @@ fn parts_that_do_not_fit_one_another_are_refused() {
     let whole = twin("sd21/tokenizer/tokenizer.json");
     std::fs::copy(whole, tokenizer.join("tokenizer.json")).expect("there is room");
     for (component, path, reason) in [
-        ("unet", inpainting, "takes 9 channels and gives 4"),
+        ("unet", inpainting, "reads 9 channels and predicts 4"),
         (
             "unet",
             unet("many", &many),
-            "latents of 16 channels, the autoencoder of 4",
+            "latents of 16 channels, the autoencoder has 4",
         ),
-        ("unet", wide, "states 24 wide, the text encoder gives 16"),
-        // Of 77 tokens, where nothing is said.
+        ("unet", wide, "width 24, the text encoder gives 16"),
+        // Without a length, it is 77 tokens.
         (
             "tokenizer",
             tokenizer,
-            "prompts of 77, the text encoder takes 519 and 12",
+            "prompts of 77, the text encoder 519 and 12",
         ),
     ] {
         let model = model("sd21").with_component(component, path);
@@ -460,7 +569,7 @@ fn parts_that_do_not_fit_one_another_are_refused() {
 }
 
 #[test]
-fn what_is_missing_unused_and_misshapen_is_listed() {
+fn missing_unused_and_misshapen_tensors_are_listed() {
     let other = model("sd-turbo").with_component(
         "unet",
         twin("unequal/unet/diffusion_pytorch_model.safetensors"),

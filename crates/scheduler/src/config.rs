@@ -1,21 +1,24 @@
 //! `scheduler_config.json`, as diffusers writes it.
 
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::SamplerKind;
+use crate::{ConfigError, SamplerKind, class};
 
 /// How the betas run from `beta_start` to `beta_end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BetaSchedule {
-    /// Evenly.
+    /// Linearly.
     Linear,
-    /// Evenly in their square roots (Stable Diffusion).
+    /// Linearly in their square roots (Stable Diffusion).
     ScaledLinear,
 }
 
-/// What the network predicts.
+/// The quantity that the network predicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PredictionType {
@@ -27,55 +30,76 @@ pub enum PredictionType {
     Sample,
 }
 
-/// Which of the training timesteps a sampler with fewer steps visits.
+/// The training timesteps that a sampler with fewer steps visits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimestepSpacing {
     /// Multiples of `train / n`, shifted by `steps_offset`.
     Leading,
-    /// Evenly from 0 to the last, both included.
+    /// Evenly from 0 to the last timestep, both included.
     Linspace,
-    /// Counted down from the last in steps of `train / n`; one step means the last timestep.
+    /// Counted down from the last timestep in strides of `train / n`; a single step visits the last timestep.
     Trailing,
 }
 
-/// The fields of `scheduler_config.json` that matter here. [`Default`] is what SD-Turbo ships; what a file does not
-/// say is as the scheduler class takes it that the file names.
+/// The fields of `scheduler_config.json` that samplers read. [`Default`] is SD-Turbo's file.
+///
+/// The configuration remembers which fields its file sets. A sampler of another class than the file's takes those,
+/// and its own class's defaults for all others, as `OtherScheduler.from_config(pipe.scheduler.config)` does in
+/// diffusers; see [`for_sampler`](Self::for_sampler). Use the `with_` methods to set a field for every sampler.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(into = "Map<String, Value>", try_from = "Map<String, Value>")]
+#[non_exhaustive]
 pub struct SchedulerConfig {
-    /// The scheduler class that the folder names.
-    #[serde(rename = "_class_name")]
+    /// Scheduler class of diffusers; empty if the file names none.
     pub class_name: String,
-    /// Timesteps of the diffusion that the network was trained on.
+    /// Number of timesteps of the diffusion process.
     pub num_train_timesteps: usize,
     /// First beta.
     pub beta_start: f64,
     /// Last beta.
     pub beta_end: f64,
-    /// How the betas run between the two.
+    /// Interpolation between the two.
     pub beta_schedule: BetaSchedule,
-    /// What the network predicts.
+    /// The quantity that the network predicts.
     pub prediction_type: PredictionType,
-    /// Which timesteps a sampler visits.
+    /// The timesteps that a sampler visits.
     pub timestep_spacing: TimestepSpacing,
     /// Added to every timestep of [`TimestepSpacing::Leading`].
     pub steps_offset: usize,
     /// Whether the last step of DDIM and PNDM ends at ᾱ = 1 instead of ᾱ₀.
     pub set_alpha_to_one: bool,
     /// Whether the schedule is rescaled to end in pure noise, ᾱ_T = 0 (Lin et al., arXiv 2305.08891, algorithm 1).
-    /// A network that predicts noise says nothing there, so it must not.
+    /// Not for networks that predict noise, whose output says nothing there.
     pub rescale_betas_zero_snr: bool,
-    /// Steps of the grid on which a latent consistency model was trained.
+    /// Number of steps of the grid on which a latent consistency model was trained.
     pub original_inference_steps: usize,
-    /// What timesteps are multiplied by in the boundary conditions of a latent consistency model.
+    /// Factor of timesteps in the boundary conditions of a latent consistency model.
     pub timestep_scaling: f64,
-    /// Whether samplers clip x₀ to ±1. Refused when true: latents are not bounded.
+    /// Whether DDIM clips x₀ to ±[`clip_sample_range`](Self::clip_sample_range). Latents are not bounded, so only
+    /// models of pixels want it.
     pub clip_sample: bool,
-    /// Whether PNDM begins without Runge-Kutta steps. Refused when false and the class is PNDM.
+    /// The bound of clipped x₀.
+    pub clip_sample_range: f64,
+    /// Whether PNDM starts without Runge-Kutta steps; nothing else is supported.
     pub skip_prk_steps: bool,
-    /// Whether noise levels are Karras'. Refused when true.
-    pub use_karras_sigmas: bool,
+    /// Whether the model is a one-step student: `"_swiftbrush_sampler": "one-step"`, which diffusers ignores as it
+    /// does every key that starts with an underscore.
+    pub is_one_step: bool,
+    /// Names of the fields that the file omits.
+    pub(crate) unset: Vec<String>,
+    /// Options of the file that some sampler does not support.
+    pub(crate) unsupported: BTreeMap<String, Value>,
+    /// Keys of the file that no class of diffusers has.
+    pub(crate) unknown: Vec<String>,
 }
+
+/// The key and the value that mark a one-step student.
+const SAMPLER: (&str, &str) = ("_swiftbrush_sampler", "one-step");
+/// Names of the fields that the file omits, where a configuration is written with its defaults.
+const UNSET: &str = "_use_default_values";
+/// Bound on `num_train_timesteps`, so that no file asks for tables of any size.
+const MAX_TIMESTEPS: usize = 100_000;
 
 impl Default for SchedulerConfig {
     fn default() -> Self {
@@ -93,37 +117,12 @@ impl Default for SchedulerConfig {
             original_inference_steps: 50,
             timestep_scaling: 10.0,
             clip_sample: false,
+            clip_sample_range: 1.0,
             skip_prk_steps: true,
-            use_karras_sigmas: false,
-        }
-    }
-}
-
-/// A configuration that cannot be read or asks for what is not implemented.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// Not JSON of the expected form.
-    #[error("scheduler config cannot be read")]
-    Json(#[from] serde_json::Error),
-    /// An option that would change the result and is not implemented.
-    #[error("scheduler option {name} = {value} is not supported; expected {expected}")]
-    Unsupported {
-        /// Name of the field.
-        name: String,
-        /// Value found.
-        value: String,
-        /// What can be handled.
-        expected: String,
-    },
-}
-
-impl ConfigError {
-    fn unsupported(name: &str, value: impl ToString, expected: &str) -> Self {
-        Self::Unsupported {
-            name: name.to_owned(),
-            value: value.to_string(),
-            expected: expected.to_owned(),
+            is_one_step: false,
+            unset: Vec::new(),
+            unsupported: BTreeMap::new(),
+            unknown: Vec::new(),
         }
     }
 }
@@ -131,220 +130,375 @@ impl ConfigError {
 impl SchedulerConfig {
     /// Reads the text of a `scheduler_config.json`.
     ///
-    /// Of the schedulers that are implemented here every option is known, and one that would change the result is
-    /// refused. Of others only the noise schedule is taken.
+    /// # Errors
+    ///
+    /// If the text is not such a file, its class belongs to another process than diffusion with betas (such as flow
+    /// matching), or its noise schedule is not supported. Options that only some samplers read are checked by
+    /// [`for_sampler`](Self::for_sampler).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use swiftbrush_scheduler::{SamplerKind, SchedulerConfig, TimestepSpacing};
+    ///
+    /// let text = r#"{"_class_name": "PNDMScheduler", "beta_start": 0.00085, "skip_prk_steps": true}"#;
+    /// let pndm = SchedulerConfig::from_json(text)?;
+    /// assert_eq!(pndm.timestep_spacing, TimestepSpacing::Leading);
+    /// let euler = pndm.for_sampler(SamplerKind::Euler)?;
+    /// assert_eq!(euler.timestep_spacing, TimestepSpacing::Linspace);
+    /// assert_eq!(euler.beta_start, 0.00085);
+    /// # Ok::<(), swiftbrush_scheduler::ConfigError>(())
+    /// ```
+    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
+        // diffusers writes this value for `lambda_min_clipped`, which is not JSON.
+        let text = text.replace("-Infinity", "null");
+        serde_json::from_str::<Map<String, Value>>(&text)?.try_into()
+    }
+
+    /// The configuration that a sampler runs with: the fields that the file sets, and the defaults of the sampler's
+    /// own scheduler class for all others.
     ///
     /// # Errors
     ///
-    /// If the text is not such a file, or sets an option that is not supported.
-    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
-        // diffusers writes numbers that JSON does not have.
-        let text = text.replace("-Infinity", "null");
-        let file: Map<String, Value> = serde_json::from_str(&text)?;
-        let class = file.get("_class_name").and_then(Value::as_str);
-        let unsaid = Self::unsaid(class.unwrap_or_default());
-        let is_ours = SamplerKind::of_class(&unsaid.class_name).is_some();
-        let mut all: Map<String, Value> = serde_json::from_value(serde_json::to_value(&unsaid)?)?;
-        for (name, value) in file {
-            if let Some(field) = all.get_mut(&name) {
-                *field = value;
-            } else if is_ours {
-                check_option(&name, &value)?;
+    /// If the sampler does not support a field or an option.
+    pub fn for_sampler(&self, kind: SamplerKind) -> Result<Self, ConfigError> {
+        let mut config = self.clone();
+        if self.class_name != kind.class() {
+            let defaults = class::defaults(kind.class()).fields();
+            for name in &self.unset {
+                if let Some(value) = defaults.get(name) {
+                    config.set(name, value)?;
+                }
             }
+            kind.class().clone_into(&mut config.class_name);
         }
-        let config: Self = serde_json::from_value(Value::Object(all))?;
         config.check()?;
+        config.check_for(kind)?;
         Ok(config)
     }
 
-    /// What diffusers' class of that name takes for options that a file leaves out.
-    fn unsaid(class: &str) -> Self {
-        let diffusers = Self {
-            class_name: class.to_owned(),
-            beta_start: 0.0001,
-            beta_end: 0.02,
-            beta_schedule: BetaSchedule::Linear,
-            timestep_spacing: TimestepSpacing::Leading,
-            steps_offset: 0,
-            skip_prk_steps: false,
-            ..Self::default()
-        };
-        let linspace = TimestepSpacing::Linspace;
-        match class {
-            "DDIMScheduler" => Self {
-                clip_sample: true,
-                set_alpha_to_one: true,
-                ..diffusers
-            },
-            "PNDMScheduler" | "DDPMScheduler" => diffusers,
-            "EulerDiscreteScheduler"
-            | "EulerAncestralDiscreteScheduler"
-            | "DPMSolverMultistepScheduler" => Self {
-                timestep_spacing: linspace,
-                ..diffusers
-            },
-            "LCMScheduler" => Self {
-                set_alpha_to_one: true,
-                timestep_spacing: TimestepSpacing::Leading,
-                steps_offset: 0,
-                class_name: class.to_owned(),
-                ..Self::default()
-            },
-            "" => Self::default(),
-            _ => Self {
-                class_name: class.to_owned(),
-                ..Self::default()
-            },
+    /// The sampler of the scheduler class, or the closest one if the class has none; see
+    /// [`is_substituted`](Self::is_substituted).
+    ///
+    /// # Errors
+    ///
+    /// If nothing comes close, or the file names no class.
+    pub fn sampler(&self) -> Result<SamplerKind, ConfigError> {
+        SamplerKind::of_class(&self.class_name)
+            .or_else(|| class::replacement(&self.class_name))
+            .ok_or_else(|| ConfigError::Class {
+                class: self.class_name.clone(),
+            })
+    }
+
+    /// Whether [`sampler`](Self::sampler) is another one than the class names.
+    pub fn is_substituted(&self) -> bool {
+        SamplerKind::of_class(&self.class_name).is_none()
+    }
+
+    /// Keys of the file that no scheduler class of diffusers has; they are ignored.
+    pub fn unknown_keys(&self) -> &[String] {
+        &self.unknown
+    }
+
+    /// Applies the two corrections that diffusers' `StableDiffusionPipeline` makes to the scheduler of a folder
+    /// (`steps_offset` 1, `clip_sample` false) and returns a sentence for each.
+    pub fn correct_for_stable_diffusion(&mut self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.steps_offset != 1 {
+            let found = std::mem::replace(&mut self.steps_offset, 1);
+            notes.push(format!(
+                "steps_offset {found} is outdated; using 1, as diffusers' StableDiffusionPipeline does"
+            ));
+        }
+        if std::mem::take(&mut self.clip_sample) {
+            notes.push(
+                "clip_sample is ignored, as in diffusers' StableDiffusionPipeline: latents are not bounded"
+                    .to_owned(),
+            );
+        }
+        notes
+    }
+
+    /// Names another scheduler class.
+    pub fn with_class(mut self, class_name: &str) -> Self {
+        class_name.clone_into(&mut self.class_name);
+        self
+    }
+
+    /// Sets the spacing of timesteps for every sampler.
+    pub fn with_spacing(mut self, spacing: TimestepSpacing) -> Self {
+        self.timestep_spacing = spacing;
+        self.mark_set("timestep_spacing")
+    }
+
+    /// Sets the quantity that the network predicts.
+    pub fn with_prediction_type(mut self, prediction_type: PredictionType) -> Self {
+        self.prediction_type = prediction_type;
+        self.mark_set("prediction_type")
+    }
+
+    /// Sets whether the schedule is rescaled to end in pure noise.
+    pub fn with_zero_snr(mut self, rescale_betas_zero_snr: bool) -> Self {
+        self.rescale_betas_zero_snr = rescale_betas_zero_snr;
+        self.mark_set("rescale_betas_zero_snr")
+    }
+
+    /// Sets whether PNDM starts without Runge-Kutta steps.
+    pub fn with_skip_prk_steps(mut self, skip_prk_steps: bool) -> Self {
+        self.skip_prk_steps = skip_prk_steps;
+        self.mark_set("skip_prk_steps")
+    }
+
+    /// Marks the model as a one-step student.
+    pub fn with_one_step(mut self, is_one_step: bool) -> Self {
+        self.is_one_step = is_one_step;
+        self
+    }
+
+    fn mark_set(mut self, field: &str) -> Self {
+        self.unset.retain(|name| name != field);
+        self
+    }
+
+    /// The fields by name.
+    fn fields(&self) -> Map<String, Value> {
+        let fields = json!({
+            "num_train_timesteps": self.num_train_timesteps,
+            "beta_start": self.beta_start,
+            "beta_end": self.beta_end,
+            "beta_schedule": self.beta_schedule,
+            "prediction_type": self.prediction_type,
+            "timestep_spacing": self.timestep_spacing,
+            "steps_offset": self.steps_offset,
+            "set_alpha_to_one": self.set_alpha_to_one,
+            "rescale_betas_zero_snr": self.rescale_betas_zero_snr,
+            "original_inference_steps": self.original_inference_steps,
+            "timestep_scaling": self.timestep_scaling,
+            "clip_sample": self.clip_sample,
+            "clip_sample_range": self.clip_sample_range,
+            "skip_prk_steps": self.skip_prk_steps,
+        });
+        match fields {
+            Value::Object(fields) => fields,
+            _ => unreachable!("written as an object above"),
         }
     }
 
-    fn check(&self) -> Result<(), ConfigError> {
-        let refuse =
-            |name, value: String, expected| Err(ConfigError::unsupported(name, value, expected));
-        if self.clip_sample {
-            return refuse("clip_sample", "true".into(), "false");
+    /// Sets a field by name; returns whether it is one.
+    fn set(&mut self, name: &str, value: &Value) -> Result<bool, ConfigError> {
+        match name {
+            "num_train_timesteps" => self.num_train_timesteps = count(name, value)?,
+            "beta_start" => self.beta_start = number(name, value)?,
+            "beta_end" => self.beta_end = number(name, value)?,
+            "beta_schedule" => self.beta_schedule = one_of(name, value, "linear or scaled_linear")?,
+            "prediction_type" => {
+                self.prediction_type = one_of(name, value, "epsilon, v_prediction or sample")?;
+            }
+            "timestep_spacing" => {
+                self.timestep_spacing = one_of(name, value, "leading, linspace or trailing")?;
+            }
+            "steps_offset" => self.steps_offset = count(name, value)?,
+            "set_alpha_to_one" => self.set_alpha_to_one = flag(name, value)?,
+            "rescale_betas_zero_snr" => self.rescale_betas_zero_snr = flag(name, value)?,
+            "original_inference_steps" => self.original_inference_steps = count(name, value)?,
+            "timestep_scaling" => self.timestep_scaling = number(name, value)?,
+            "clip_sample" => self.clip_sample = flag(name, value)?,
+            "clip_sample_range" => self.clip_sample_range = number(name, value)?,
+            "skip_prk_steps" => self.skip_prk_steps = flag(name, value)?,
+            _ => return Ok(false),
         }
-        if self.use_karras_sigmas {
-            return refuse("use_karras_sigmas", "true".into(), "false");
+        Ok(true)
+    }
+
+    /// Takes a key that is no field.
+    fn take_option(&mut self, name: String, value: Value) -> Result<(), ConfigError> {
+        if name == SAMPLER.0 {
+            self.is_one_step = value == SAMPLER.1;
+            return match self.is_one_step {
+                true => Ok(()),
+                false => Err(ConfigError::unsupported(&name, value, SAMPLER.1)),
+            };
         }
-        if self.class_name == "PNDMScheduler" && !self.skip_prk_steps {
-            return refuse("skip_prk_steps", "false".into(), "true");
+        if name == "trained_betas" && !value.is_null() {
+            return Err(ConfigError::unsupported(&name, value, "null"));
         }
-        if self.rescale_betas_zero_snr && self.prediction_type == PredictionType::Epsilon {
-            let expected = "v_prediction or sample with rescale_betas_zero_snr";
-            return refuse("prediction_type", "epsilon".into(), expected);
-        }
-        if self.num_train_timesteps < 2 {
-            let found = self.num_train_timesteps.to_string();
-            return refuse("num_train_timesteps", found, "at least 2");
-        }
-        if !(1..=self.num_train_timesteps).contains(&self.original_inference_steps) {
-            let found = self.original_inference_steps.to_string();
-            return refuse(
-                "original_inference_steps",
-                found,
-                "1 to num_train_timesteps",
-            );
-        }
-        if !self.timestep_scaling.is_finite() {
-            let found = self.timestep_scaling.to_string();
-            return refuse("timestep_scaling", found, "a number");
-        }
-        let betas =
-            0.0 < self.beta_start && self.beta_start <= self.beta_end && self.beta_end < 1.0;
-        if !betas {
-            let value = format!("{}..{}", self.beta_start, self.beta_end);
-            return refuse("beta_start..beta_end", value, "0 < start ≤ end < 1");
+        match class::switched_off(&name) {
+            Some(option) if !option.accepts(&value) => {
+                self.unsupported.insert(name, value);
+            }
+            Some(_) => {}
+            None if name == "trained_betas" || class::is_without_effect(&name) => {}
+            None => self.unknown.push(name),
         }
         Ok(())
+    }
+
+    /// Checks the noise schedule, which every sampler reads.
+    fn check(&self) -> Result<(), ConfigError> {
+        let check = |holds: bool, name: &str, value: String, expected: &str| match holds {
+            true => Ok(()),
+            false => Err(ConfigError::unsupported(name, value, expected)),
+        };
+        check(
+            (2..=MAX_TIMESTEPS).contains(&self.num_train_timesteps),
+            "num_train_timesteps",
+            self.num_train_timesteps.to_string(),
+            "2 to 100000",
+        )?;
+        check(
+            0.0 < self.beta_start && self.beta_start <= self.beta_end && self.beta_end < 1.0,
+            "beta_start..beta_end",
+            format!("{}..{}", self.beta_start, self.beta_end),
+            "0 < start ≤ end < 1",
+        )?;
+        check(
+            !self.rescale_betas_zero_snr || self.prediction_type != PredictionType::Epsilon,
+            "prediction_type",
+            "epsilon".to_owned(),
+            "v_prediction or sample with rescale_betas_zero_snr",
+        )?;
+        check(
+            self.steps_offset <= self.num_train_timesteps,
+            "steps_offset",
+            self.steps_offset.to_string(),
+            "at most num_train_timesteps",
+        )?;
+        check(
+            (1..=self.num_train_timesteps).contains(&self.original_inference_steps),
+            "original_inference_steps",
+            self.original_inference_steps.to_string(),
+            "1 to num_train_timesteps",
+        )?;
+        let scales = [self.timestep_scaling, self.clip_sample_range];
+        check(
+            scales.iter().all(|scale| scale.is_finite() && *scale > 0.0),
+            "timestep_scaling, clip_sample_range",
+            format!("{scales:?}"),
+            "positive numbers",
+        )?;
+        match self.unsupported.get("use_flow_sigmas") {
+            Some(value) => check(false, "use_flow_sigmas", value.to_string(), "false"),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks the fields and options that one sampler reads.
+    fn check_for(&self, kind: SamplerKind) -> Result<(), ConfigError> {
+        let refuse = |name: &str, value: String, expected: &str| {
+            Err(ConfigError::unsupported(name, value, expected))
+        };
+        let mut options = self.unsupported.iter();
+        let option = options.find_map(|(name, value)| {
+            let option = class::switched_off(name).filter(|option| option.concerns(kind))?;
+            Some((option, value))
+        });
+        if let Some((option, value)) = option {
+            return refuse(option.name, value.to_string(), &option.expected());
+        }
+        let is_sample = self.prediction_type == PredictionType::Sample;
+        match kind {
+            SamplerKind::Pndm if !self.skip_prk_steps => {
+                let expected = "true for pndm (false is the default of PNDMScheduler); or choose another sampler";
+                refuse("skip_prk_steps", "false".to_owned(), expected)
+            }
+            SamplerKind::Pndm if self.rescale_betas_zero_snr => {
+                let expected = "false for pndm, which divides by zero where the schedule ends in pure noise; or choose another sampler";
+                refuse("rescale_betas_zero_snr", "true".to_owned(), expected)
+            }
+            SamplerKind::Pndm | SamplerKind::EulerAncestral if is_sample => {
+                let expected = format!("epsilon or v_prediction for {kind}");
+                refuse("prediction_type", "sample".to_owned(), &expected)
+            }
+            SamplerKind::Lcm if self.clip_sample => {
+                refuse("clip_sample", "true".to_owned(), "false for lcm")
+            }
+            _ => Ok(()),
+        }
     }
 }
 
-/// Options of diffusers that are passed at the values at which they change nothing here.
-fn check_option(name: &str, value: &Value) -> Result<(), ConfigError> {
-    let accepted = match name {
-        "algorithm_type" => json!("dpmsolver++"),
-        "final_sigmas_type" => json!("zero"),
-        "interpolation_type" => json!("linear"),
-        "solver_order" => json!(2),
-        "solver_type" => json!("midpoint"),
-        "thresholding"
-        | "use_beta_sigmas"
-        | "use_dynamic_shifting"
-        | "use_exponential_sigmas"
-        | "use_flow_sigmas"
-        | "use_lu_lambdas" => json!(false),
-        "timestep_type" => json!("discrete"),
-        // These belong to options that are off, or to what the last step, which ends at σ = 0, does anyway.
-        "clip_sample_range"
-        | "dynamic_thresholding_ratio"
-        | "euler_at_final"
-        | "flow_shift"
-        | "lower_order_final"
-        | "sample_max_value"
-        | "time_shift_type"
-        | "variance_type" => {
-            return Ok(());
-        }
-        _ if name.starts_with('_') || value.is_null() => return Ok(()),
-        _ => {
+impl TryFrom<Map<String, Value>> for SchedulerConfig {
+    type Error = ConfigError;
+
+    fn try_from(mut file: Map<String, Value>) -> Result<Self, ConfigError> {
+        let class_name = match file.remove("_class_name") {
+            None | Some(Value::Null) => String::new(),
+            Some(Value::String(name)) => name,
+            Some(other) => return Err(ConfigError::unsupported("_class_name", other, "a string")),
+        };
+        if class::is_other_process(&class_name) {
+            let expected = "a scheduler of a diffusion process with betas";
             return Err(ConfigError::unsupported(
-                name,
-                value,
-                "an option that is known",
+                "_class_name",
+                class_name,
+                expected,
             ));
         }
-    };
-    if value.is_null() || *value == accepted {
-        Ok(())
-    } else {
-        Err(ConfigError::unsupported(name, value, &accepted.to_string()))
+        let unset: Vec<String> = match file.remove(UNSET) {
+            Some(names) => one_of(UNSET, &names, "a list of names")?,
+            None => Vec::new(),
+        };
+        let mut config = class::defaults(&class_name);
+        let names = config.fields();
+        let is_unset = |name: &&String| !file.contains_key(*name) || unset.contains(*name);
+        config.unset = names.keys().filter(is_unset).cloned().collect();
+        for (name, value) in file {
+            if !config.set(&name, &value)? {
+                config.take_option(name, value)?;
+            }
+        }
+        config.check()?;
+        Ok(config)
     }
+}
+
+impl From<SchedulerConfig> for Map<String, Value> {
+    fn from(config: SchedulerConfig) -> Self {
+        let mut file = config.fields();
+        if !config.class_name.is_empty() {
+            file.insert("_class_name".to_owned(), config.class_name.into());
+        }
+        if config.is_one_step {
+            file.insert(SAMPLER.0.to_owned(), SAMPLER.1.into());
+        }
+        if !config.unset.is_empty() {
+            file.insert(UNSET.to_owned(), config.unset.into());
+        }
+        file.extend(config.unsupported);
+        file
+    }
+}
+
+fn number(name: &str, value: &Value) -> Result<f64, ConfigError> {
+    let number = value.as_f64();
+    number.ok_or_else(|| ConfigError::unsupported(name, value, "a number"))
+}
+
+/// A whole number, which may be written as `1000.0`.
+fn count(name: &str, value: &Value) -> Result<usize, ConfigError> {
+    let whole = |number: &f64| number.fract() == 0.0 && (0.0..=1e9).contains(number);
+    let count = value.as_f64().filter(whole).map(|number| number as usize);
+    count.ok_or_else(|| ConfigError::unsupported(name, value, "a whole number"))
+}
+
+/// True or false; null is false, as in Python.
+fn flag(name: &str, value: &Value) -> Result<bool, ConfigError> {
+    match value {
+        Value::Null => Ok(false),
+        Value::Bool(flag) => Ok(*flag),
+        _ => Err(ConfigError::unsupported(name, value, "true or false")),
+    }
+}
+
+fn one_of<T: DeserializeOwned>(
+    name: &str,
+    value: &Value,
+    expected: &str,
+) -> Result<T, ConfigError> {
+    serde_json::from_value(value.clone())
+        .map_err(|_| ConfigError::unsupported(name, value, expected))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_what_sd_turbo_ships() {
-        let text = r#"{"_class_name": "EulerDiscreteScheduler", "_diffusers_version": "0.24.0.dev0",
-            "beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
-            "clip_sample": false, "interpolation_type": "linear", "num_train_timesteps": 1000,
-            "prediction_type": "epsilon", "sample_max_value": 1.0, "set_alpha_to_one": false,
-            "skip_prk_steps": true, "steps_offset": 1, "timestep_spacing": "trailing",
-            "timestep_type": "discrete", "trained_betas": null, "use_karras_sigmas": false}"#;
-        assert_eq!(
-            SchedulerConfig::from_json(text).unwrap(),
-            SchedulerConfig::default()
-        );
-    }
-
-    /// `lambda_min_clipped` is written as `-Infinity`, which JSON does not have.
-    #[test]
-    fn reads_what_diffusers_writes_for_its_solver() {
-        let text = r#"{"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++",
-            "lambda_min_clipped": -Infinity, "lower_order_final": true, "solver_order": 2,
-            "thresholding": false, "variance_type": null}"#;
-        let config = SchedulerConfig::from_json(text).unwrap();
-        assert_eq!(config.timestep_spacing, TimestepSpacing::Linspace);
-        assert_eq!((config.beta_start, config.beta_end), (0.0001, 0.02));
-    }
-
-    #[test]
-    fn of_a_scheduler_that_is_not_implemented_the_noise_is_taken() {
-        let text = r#"{"_class_name": "UniPCMultistepScheduler", "solver_p": null, "predict_x0": true,
-            "beta_start": 0.001}"#;
-        let config = SchedulerConfig::from_json(text).unwrap();
-        assert_eq!(config.beta_start, 0.001);
-        assert_eq!(config.beta_schedule, BetaSchedule::ScaledLinear);
-    }
-
-    #[test]
-    fn refuses_what_it_does_not_implement_by_name() {
-        for (text, name) in [
-            (r#"{"use_karras_sigmas": true}"#, "use_karras_sigmas"),
-            (r#"{"clip_sample": true}"#, "clip_sample"),
-            (r#"{"_class_name": "DDIMScheduler"}"#, "clip_sample"),
-            (r#"{"_class_name": "PNDMScheduler"}"#, "skip_prk_steps"),
-            (
-                r#"{"rescale_betas_zero_snr": true}"#,
-                "rescale_betas_zero_snr",
-            ),
-            (
-                r#"{"_class_name": "LCMScheduler", "trained_betas": [0.1]}"#,
-                "trained_betas",
-            ),
-            (
-                r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}"#,
-                "solver_order",
-            ),
-            (r#"{"beta_end": 2.0}"#, "beta_start..beta_end"),
-            (r#"{"num_train_timesteps": 0}"#, "num_train_timesteps"),
-        ] {
-            let error = SchedulerConfig::from_json(text).unwrap_err().to_string();
-            assert!(error.contains(name), "{error}");
-        }
-        assert!(SchedulerConfig::from_json(r#"{"beta_schedule": "sigmoid"}"#).is_err());
-    }
-}
+mod tests;

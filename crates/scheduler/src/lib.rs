@@ -1,17 +1,29 @@
-//! The noise schedules of latent diffusion and what is computed from them.
+//! Noise schedules of latent diffusion, and the samplers built on them.
 //!
-//! Everything here works on tensors and knows no network: [`NoiseSchedule`] holds the tables,
-//! [`guide`] combines two predictions, a [`Sampler`] steps from noise to latents. Use it alone
-//! when you have a network of your own that predicts noise.
+//! Everything here works on tensors and knows no network: [`NoiseSchedule`] holds the tables of α and σ, [`guide`]
+//! combines two predictions, and a [`Sampler`] steps from noise to latents. The crate can be used alone with any
+//! network that predicts noise, velocity or clean latents.
 //!
-//! Tables are computed and kept in f64. A step of a sampler is `x ← a·x + b·p` (and `+ c·p'` of
-//! steps before it, for some), where p is what the network says or the clean latents that follow from it, with
-//! numbers worked out in f64 and applied in f32.
+//! Tables are computed and kept in f64. A sampler step is `x ← a·x + b·p` (for some samplers `+ c·p'` of the steps
+//! before), where p is the network's output or the clean latents that follow from it; the factors are computed in f64
+//! and applied in f32.
 
+mod class;
 mod config;
+mod error;
+mod kind;
 mod sampler;
 mod schedule;
+mod step;
+mod timesteps;
 
-pub use config::{BetaSchedule, ConfigError, PredictionType, SchedulerConfig, TimestepSpacing};
-pub use sampler::{Sampler, SamplerKind, Step};
+pub use config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
+pub use error::ConfigError;
+pub use kind::SamplerKind;
+pub use sampler::Sampler;
 pub use schedule::{NoiseSchedule, guide};
+pub use step::{History, Step};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -5,6 +5,14 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData, assert_shape};
 use crate::{BetaSchedule, PredictionType, SchedulerConfig};
 
 /// The forward process `x_t = α_t·x₀ + σ_t·ε` with α² + σ² = 1, for every training timestep.
+///
+/// ```
+/// use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
+///
+/// let schedule = NoiseSchedule::new(&SchedulerConfig::default());
+/// assert_eq!(schedule.last(), 999);
+/// assert!((schedule.sigma(999) / schedule.alpha(999) - 14.6146).abs() < 1e-4);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct NoiseSchedule {
     /// ᾱ_t = α_t², the running product of `1 − β`.
@@ -45,7 +53,7 @@ impl NoiseSchedule {
         }
     }
 
-    /// The same schedule with ᾱ no lower than this, so that σ/α is finite.
+    /// The schedule with ᾱ no lower than `least`, so that σ/α is finite.
     pub(crate) fn floored(mut self, least: f64) -> Self {
         for product in &mut self.alphas_cumprod {
             *product = product.max(least);
@@ -53,8 +61,7 @@ impl NoiseSchedule {
         self
     }
 
-    /// What makes clean latents of noisy ones and a network's output, `x̂₀ = a·x + b·output`, for latents with
-    /// these shares of clean latents and of noise.
+    /// The factors of `x̂₀ = a·x + b·output`, where `x = alpha·x₀ + sigma·ε`.
     pub(crate) fn to_latents(&self, alpha: f64, sigma: f64) -> [f64; 2] {
         match self.prediction_type {
             PredictionType::Epsilon => [1.0 / alpha, -sigma / alpha],
@@ -63,7 +70,7 @@ impl NoiseSchedule {
         }
     }
 
-    /// The same for the noise, `ε̂ = a·x + b·output`.
+    /// The factors of `ε̂ = a·x + b·output`, where `x = alpha·x₀ + sigma·ε`.
     pub(crate) fn to_noise(&self, alpha: f64, sigma: f64) -> [f64; 2] {
         match self.prediction_type {
             PredictionType::Epsilon => [0.0, 1.0],
@@ -72,12 +79,12 @@ impl NoiseSchedule {
         }
     }
 
-    /// Number of timesteps; they count from 0 to this less one.
+    /// Number of timesteps, which count from 0.
     pub fn len(&self) -> usize {
         self.alphas_cumprod.len()
     }
 
-    /// Whether there are no timesteps, which no configuration allows.
+    /// Whether there are no timesteps; never, since configurations have at least two.
     pub fn is_empty(&self) -> bool {
         self.alphas_cumprod.is_empty()
     }
@@ -96,17 +103,17 @@ impl NoiseSchedule {
         self.alphas_cumprod[timestep]
     }
 
-    /// α_t, the share of the clean latents. Panics as [`alpha_cumprod`](Self::alpha_cumprod).
+    /// α_t, the factor of the clean latents. Panics as [`alpha_cumprod`](Self::alpha_cumprod).
     pub fn alpha(&self, timestep: usize) -> f64 {
         self.alpha_cumprod(timestep).sqrt()
     }
 
-    /// σ_t, the share of the noise. Panics as [`alpha_cumprod`](Self::alpha_cumprod).
+    /// σ_t, the factor of the noise. Panics as [`alpha_cumprod`](Self::alpha_cumprod).
     pub fn sigma(&self, timestep: usize) -> f64 {
         (1.0 - self.alpha_cumprod(timestep)).sqrt()
     }
 
-    /// α and σ of each sample, `[batch, 1, 1, 1]`, ready to multiply latents.
+    /// α and σ of each sample, `[batch, 1, 1, 1]`, to be multiplied with latents.
     ///
     /// # Panics
     ///
@@ -122,7 +129,7 @@ impl NoiseSchedule {
         (column(&|t| self.alpha(t)), column(&|t| self.sigma(t)))
     }
 
-    /// `x_t = α_t·x₀ + σ_t·ε`, each sample at a timestep of its own.
+    /// Adds noise: `x_t = α_t·x₀ + σ_t·ε`, each sample at its own timestep.
     ///
     /// # Shapes
     ///
@@ -147,7 +154,7 @@ impl NoiseSchedule {
         noisy.cast(dtype)
     }
 
-    /// The noise that a network's output stands for, whatever the network was trained to predict.
+    /// Converts a network's output, whatever it predicts, to noise.
     ///
     /// # Shapes
     ///
@@ -177,11 +184,10 @@ impl NoiseSchedule {
         noise.cast(dtype)
     }
 
-    /// `x̂₀ = (x_t − σ_t·ε̂) / α_t`, in f32 whatever the dtype: at the last timestep the division
-    /// multiplies every error of ε̂ by 14.6.
+    /// Converts noise to clean latents, `x̂₀ = (x_t − σ_t·ε̂) / α_t`, in f32 whatever the element type: at the last
+    /// timestep the division multiplies every error of ε̂ by 14.6.
     ///
-    /// With the last timestep and pure noise this is SwiftBrush's one-step rule
-    /// (arXiv 2312.05239, equation 6).
+    /// At the last timestep and with pure noise this is SwiftBrush's one-step rule (arXiv 2312.05239, equation 6).
     ///
     /// # Shapes
     ///
@@ -201,9 +207,9 @@ impl NoiseSchedule {
         (noisy.cast(FloatDType::F32) - noise.cast(FloatDType::F32) * sigma) / alpha
     }
 
-    /// `x̂₀` straight from what the network says of `x_t`, in f32; unlike [`predicted_latents`](Self::predicted_latents)
-    /// of [`predicted_noise`](Self::predicted_noise) it needs no division where the network predicts velocity, and
-    /// so works at ᾱ = 0.
+    /// Converts a network's output to clean latents in f32. Unlike [`predicted_noise`](Self::predicted_noise) followed by
+    /// [`predicted_latents`](Self::predicted_latents) it does not divide where the network predicts velocity, so it works
+    /// at ᾱ = 0.
     ///
     /// # Shapes
     ///
@@ -224,9 +230,10 @@ impl NoiseSchedule {
     }
 }
 
-/// Classifier-free guidance, `ε̂ = ε_u + s·(ε_c − ε_u)`: scale 1 is the conditional prediction.
+/// Classifier-free guidance, `ε̂ = ε_u + s·(ε_c − ε_u)`: scale 1 is the conditional prediction, scale 0 the
+/// unconditional one. (Pipelines skip guidance for scales up to 1, as diffusers does.)
 ///
-/// The paper's γ is `s − 1` (arXiv 2408.14176, equation 3; its code and this function use s).
+/// The paper's γ is `s − 1` (arXiv 2408.14176, equation 3); its code and this function use s.
 ///
 /// # Shapes
 ///
@@ -257,9 +264,9 @@ mod tests {
         })
     }
 
-    /// Stable Diffusion's table at the timesteps that its papers and code print.
+    /// Stable Diffusion's table at timesteps that papers and code print.
     #[test]
-    fn the_table_is_stable_diffusions() {
+    fn the_table_is_that_of_stable_diffusion() {
         let schedule = schedule(PredictionType::Epsilon);
         for (t, alpha_cumprod) in [
             (0, 0.999_150_000),
@@ -277,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn conversions_undo_one_another() {
+    fn conversions_are_inverse_to_each_other() {
         let device = device();
         let [latents, noise] = [0, 1].map(|seed| random([3, 4, 2, 5], seed, &device));
         let timesteps = [0, 400, 999];

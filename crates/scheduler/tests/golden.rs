@@ -1,8 +1,13 @@
-//! Against diffusers: `golden/make.py` writes the numbers.
+//! Samplers against diffusers' schedulers. `golden/make.py` writes the files.
+
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::{Map, Value, json};
 use swiftbrush_scheduler::{Sampler, SamplerKind, SchedulerConfig};
 
+/// A run of one of diffusers' samplers on one number.
 #[derive(Deserialize)]
 struct Case {
     config: serde_json::Value,
@@ -19,12 +24,15 @@ const TOLERANCE: f64 = 1e-5;
 /// Of σ/α = 4096, where its levels of noise begin when the schedule ends in pure noise.
 const TOLERANCE_ZERO_SNR: f64 = 4e-4;
 
-#[test]
-fn samplers_take_the_steps_of_diffusers() {
-    let cases: Vec<Case> = serde_json::from_str(include_str!("golden/samplers.json")).unwrap();
+fn run(file: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(file);
+    let text = std::fs::read_to_string(path).unwrap();
+    let cases: Vec<Case> = serde_json::from_str(&text).unwrap();
     for case in cases {
         let config = SchedulerConfig::from_json(&case.config.to_string()).unwrap();
-        let sampler = Sampler::after(case.kind, &config, case.steps, case.skipped);
+        let sampler = Sampler::after(case.kind, &config, case.steps, case.skipped).unwrap();
         let name = format!(
             "{:?} {:?} {:?} zero SNR {}, {} steps after {}",
             case.kind,
@@ -66,12 +74,46 @@ fn samplers_take_the_steps_of_diffusers() {
             let [of_latents, of_output] = step.prediction;
             predictions.insert(0, of_latents * x + of_output * output);
             let terms = step.predicted.iter().zip(&predictions);
+            let [of_latents, of_output] = step.clean;
+            let clean = of_latents * x + of_output * output;
             x = x * step.keep + terms.map(|(factor, value)| factor * value).sum::<f64>();
+            if let Some([bound, factor]) = step.clipped {
+                x += factor * clean.clamp(-bound, bound);
+            }
             if step.fresh != 0.0 {
                 x += step.fresh * noise.next().unwrap();
             }
             close(&format!("step {index}"), x, case.trace[index + 1]);
         }
         assert_eq!(sampler.steps().len(), case.timesteps.len(), "{name}");
+    }
+}
+
+#[test]
+fn samplers_take_the_steps_of_diffusers() {
+    run("samplers.json");
+}
+
+/// Each file's class × each sampler, with the fields written out and omitted.
+#[test]
+fn a_swapped_sampler_brings_the_defaults_of_its_class() {
+    run("swapped.json");
+}
+
+/// The fields that omitted keys stand for, of every class with betas.
+#[test]
+fn omitted_fields_are_the_defaults_of_the_class() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/defaults.json");
+    let text = std::fs::read_to_string(path).unwrap();
+    let classes: BTreeMap<String, Map<String, Value>> = serde_json::from_str(&text).unwrap();
+    assert!(classes.len() > 15);
+    for (class, expected) in classes {
+        let config = SchedulerConfig::from_json(&json!({ "_class_name": class }).to_string());
+        let Value::Object(found) = serde_json::to_value(config.unwrap()).unwrap() else {
+            panic!("a configuration is an object");
+        };
+        for (name, expected) in expected {
+            assert_eq!(found[&name], expected, "{class}: {name}");
+        }
     }
 }

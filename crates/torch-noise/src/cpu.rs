@@ -7,19 +7,19 @@ use rand_mt::Mt;
 
 use crate::cephes;
 
-/// Numbers that are transformed together where there are many.
+/// Number of values that are transformed together in large draws.
 const BLOCK: usize = 16;
 
-/// `torch.Generator("cpu").manual_seed(seed)`, and every draw since.
+/// `torch.Generator("cpu").manual_seed(seed)`.
 #[derive(Clone, Debug)]
 pub struct CpuGenerator {
     engine: Mt,
-    /// The second number of the last pair that was drawn one by one.
+    /// The second value of the last pair of a small draw.
     kept: Option<f64>,
 }
 
 impl CpuGenerator {
-    /// A generator at its first draw. PyTorch uses no more than the lower 32 bits of the seed.
+    /// A generator before its first draw. PyTorch uses only the lower 32 bits of the seed.
     pub fn new(seed: u64) -> Self {
         Self {
             engine: Mt::new(seed as u32),
@@ -27,15 +27,15 @@ impl CpuGenerator {
         }
     }
 
-    /// `torch.rand(count)`: uniform in 0…1 without 1, multiples of 2⁻²⁴.
+    /// `torch.rand(count)`: uniform in [0, 1), multiples of 2⁻²⁴.
     pub fn rand(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| self.uniform()).collect()
     }
 
-    /// `torch.randn(count)`: normal with mean 0 and deviation 1.
+    /// `torch.randn(count)`: normal with mean 0 and standard deviation 1.
     ///
-    /// Fewer than 16 numbers are drawn pair by pair in f64; more in blocks of 16 in f32, the last of which
-    /// is drawn anew, overlapping the one before, where the count is no multiple of 16.
+    /// Fewer than 16 values are drawn pair by pair in f64, others in blocks of 16 in f32. If the count is not a multiple
+    /// of 16, the last 16 values are drawn again.
     pub fn randn(&mut self, count: usize) -> Vec<f32> {
         if count < BLOCK {
             return (0..count).map(|_| self.normal() as f32).collect();
@@ -73,7 +73,7 @@ impl CpuGenerator {
     }
 }
 
-/// Eight pairs of uniform numbers, each of one in the first half and one in the second, become normal.
+/// Transforms eight pairs of uniform values, each of one in the first half and one in the second, to normal values.
 fn box_muller(block: &mut [f32]) {
     let (lengths, angles) = block.split_at_mut(BLOCK / 2);
     for (length, angle) in lengths.iter_mut().zip(angles) {

@@ -1,29 +1,29 @@
 //! PyTorch's CUDA generator: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-//! SC 2011) as cuRAND gives it, spread over the threads of a launch as PyTorch spreads it.
+//! SC 2011) as in cuRAND, distributed over the threads of a launch as in PyTorch.
 
 use std::f32::consts::TAU;
 
-/// Threads in a block of PyTorch's launches.
+/// Number of threads in a block of PyTorch's launches.
 const THREADS: usize = 256;
-/// Numbers that a thread makes of one state.
+/// Number of values that a thread draws from one state.
 const LANES: usize = 4;
 /// 2⁻³².
 const SCALE: f32 = 1.0 / 4_294_967_296.0;
 
-/// `torch.Generator("cuda").manual_seed(seed)`, and every draw since.
+/// `torch.Generator("cuda").manual_seed(seed)`.
 ///
-/// Which thread draws which number depends on how many blocks PyTorch launches, and that, for large
-/// tensors, on the GPU: see [`with_blocks`](Self::with_blocks).
+/// The assignment of values to threads depends on the number of blocks that PyTorch launches, which for large tensors
+/// depends on the GPU: see [`with_blocks`](Self::with_blocks).
 #[derive(Clone, Debug)]
 pub struct CudaGenerator {
     seed: u64,
-    /// States that each thread has gone through.
+    /// Number of states that each thread has used.
     offset: u64,
     blocks: usize,
 }
 
 impl CudaGenerator {
-    /// A generator at its first draw, of a GPU that no draw fills.
+    /// A generator before its first draw, on a GPU that no draw fills.
     pub fn new(seed: u64) -> Self {
         Self {
             seed,
@@ -32,29 +32,28 @@ impl CudaGenerator {
         }
     }
 
-    /// The generator on a GPU that runs so many blocks of 256 threads at once: its multiprocessors times
-    /// their resident threads, over 256 (an A100 runs 108 · 2048 / 256 = 864, an RTX 3090 82 · 1536 / 256 =
-    /// 492). It makes a difference for draws of more than 256 numbers for each of them, 4×64×64 latents of
-    /// eight pictures on the latter.
+    /// The generator on a GPU that runs `blocks` blocks of 256 threads at once: its number of multiprocessors times
+    /// their resident threads, over 256 (108 · 2048 / 256 = 864 on an A100, 82 · 1536 / 256 = 492 on an RTX 3090).
+    /// It matters for draws of more than 256 values per block, such as 4×64×64 latents of eight images on the latter.
     ///
     /// # Panics
     ///
-    /// If there are no blocks.
+    /// If `blocks` is 0.
     pub fn with_blocks(self, blocks: usize) -> Self {
         assert!(blocks > 0, "a GPU runs at least one block");
         Self { blocks, ..self }
     }
 
-    /// `torch.rand(count, device="cuda")`: uniform in 0…1 without 1.
+    /// `torch.rand(count, device="cuda")`: uniform in [0, 1).
     pub fn rand(&mut self, count: usize) -> Vec<f32> {
         self.draw(count, |bits| {
-            // cuRAND excludes 0 and includes 1; PyTorch turns that round.
+            // cuRAND excludes 0 and includes 1; PyTorch the reverse.
             bits.map(|x| x as f32 * SCALE + SCALE / 2.0)
                 .map(|x| if x == 1.0 { 0.0 } else { x })
         })
     }
 
-    /// `torch.randn(count, device="cuda")`: normal with mean 0 and deviation 1.
+    /// `torch.randn(count, device="cuda")`: normal with mean 0 and standard deviation 1.
     pub fn randn(&mut self, count: usize) -> Vec<f32> {
         self.draw(count, |[a, b, c, d]| {
             let [(a, b), (c, d)] = [box_muller(a, b), box_muller(c, d)];
@@ -62,7 +61,7 @@ impl CudaGenerator {
         })
     }
 
-    /// Thread by thread: the first lane of every thread, then the second of every one, and so on.
+    /// The first lane of every thread, then the second of every thread, and so on.
     fn draw(&mut self, count: usize, transform: impl Fn([u32; LANES]) -> [f32; LANES]) -> Vec<f32> {
         let mut numbers = vec![0.0; count];
         if count == 0 {
@@ -86,7 +85,7 @@ impl CudaGenerator {
     }
 }
 
-/// Two uniform numbers become two normal ones, as cuRAND's `_curand_box_muller`.
+/// Transforms two uniform values to normal ones, as cuRAND's `_curand_box_muller`.
 fn box_muller(x: u32, y: u32) -> (f32, f32) {
     const SCALE_TAU: f32 = SCALE * TAU;
     let length = x as f32 * SCALE + SCALE / 2.0;
@@ -96,8 +95,8 @@ fn box_muller(x: u32, y: u32) -> (f32, f32) {
     (radius * sin, radius * cos)
 }
 
-/// Ten rounds of Philox4x32: the key is the seed; the counter's lower half the state's number, its upper
-/// half the thread's.
+/// Ten rounds of Philox4x32: the key is the seed, the lower half of the counter the index of the state, its upper half
+/// that of the thread.
 fn philox(seed: u64, state: u64, thread: u64) -> [u32; 4] {
     const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
     const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -128,7 +127,7 @@ mod tests {
 
     /// The known answers that Random123 1.14 ships (`kat_vectors`, philox4x32 with ten rounds).
     #[test]
-    fn philox_gives_the_answers_of_its_authors() {
+    fn philox_gives_its_authors_known_answers() {
         assert_eq!(
             philox(0, 0, 0),
             [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
@@ -147,7 +146,7 @@ mod tests {
         );
     }
 
-    /// `torch.manual_seed(0); torch.randn(3, 4, device="cuda")`, as it is printed in many places.
+    /// `torch.manual_seed(0); torch.randn(3, 4, device="cuda")`, as published in many places.
     #[test]
     fn the_first_numbers_of_seed_0_are_those_of_a_gpu() {
         let expected = [
@@ -160,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_gpu_takes_the_other_lanes_and_states_of_its_threads() {
+    fn a_small_gpu_uses_more_lanes_and_states_of_each_thread() {
         let count = 2 * 4 * THREADS + 7;
         let found = CudaGenerator::new(3).with_blocks(1).rand(count);
         let number = |state, thread, lane: usize| {
@@ -180,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_draw_goes_on_with_the_next_states() {
+    fn a_second_draw_continues_with_the_next_states() {
         let mut generator = CudaGenerator::new(5);
         let first = generator.randn(300);
         assert_ne!(first, generator.randn(300));

@@ -1,19 +1,18 @@
-//! The numbers that PyTorch draws for a seed, without PyTorch.
+//! PyTorch's random number generators, without PyTorch.
 //!
-//! [`CpuGenerator`] stands for `torch.Generator("cpu")`, [`CudaGenerator`] for `torch.Generator("cuda")`;
-//! both give `torch.rand` and `torch.randn` in f32, as flat lists in the order of a contiguous tensor.
-//! On the CPU every bit is PyTorch's on x86; for CUDA cuRAND's formulas are followed, but for the GPU's own
-//! approximations of logarithm and sine.
+//! [`CpuGenerator`] is `torch.Generator("cpu")`, [`CudaGenerator`] is `torch.Generator("cuda")`; both give `torch.rand` and
+//! `torch.randn` in f32, as flat lists in the order of a contiguous tensor. On the CPU every bit is PyTorch's on x86; for
+//! CUDA cuRAND's formulas are used, without the GPU's own approximations of logarithm and sine.
 //!
-//! Diffusers draws on the CPU if its generator is there, which its documentation recommends for
-//! pictures that can be repeated; ComfyUI does by default; AUTOMATIC1111's interface draws on the GPU.
+//! diffusers draws on the CPU if its generator is there, which its documentation recommends for reproducible images;
+//! ComfyUI does so by default; AUTOMATIC1111's interface draws on the GPU.
 //!
 //! ```
 //! use swiftbrush_torch_noise::CpuGenerator;
 //!
 //! let mut generator = CpuGenerator::new(42);
 //! let latents = generator.randn(4 * 64 * 64);
-//! let next = generator.randn(4 * 64 * 64); // goes on where the first ended
+//! let next = generator.randn(4 * 64 * 64); // continues where the first ended
 //! # assert_ne!(latents, next);
 //! ```
 
@@ -23,3 +22,7 @@ mod cuda;
 
 pub use cpu::CpuGenerator;
 pub use cuda::CudaGenerator;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,9 +1,9 @@
-//! Against PyTorch: `golden/make.py` writes the numbers.
+//! The CPU generator against PyTorch. `golden/make.py` writes the values.
 
 use safetensors::SafeTensors;
 use swiftbrush_torch_noise::CpuGenerator;
 
-/// The draws of some seeds, several one after the other, are PyTorch's to the bit.
+/// Compares consecutive draws of several seeds bit by bit.
 fn check(name: &str, draw: fn(&mut CpuGenerator, usize) -> Vec<f32>) {
     let file = SafeTensors::deserialize(include_bytes!("golden/torch.safetensors")).unwrap();
     for seed in [0, 42, (1 << 32) + 5, u64::MAX] {
@@ -17,7 +17,7 @@ fn check(name: &str, draw: fn(&mut CpuGenerator, usize) -> Vec<f32>) {
                 assert_eq!(
                     found.to_bits(),
                     expected.to_bits(),
-                    "{name}, seed {seed}, draw {i}, number {place}: {found:?}, not {expected:?}"
+                    "{name}, seed {seed}, draw {i}, value {place}: {found:?}, not {expected:?}"
                 );
             }
         }
@@ -25,11 +25,11 @@ fn check(name: &str, draw: fn(&mut CpuGenerator, usize) -> Vec<f32>) {
 }
 
 #[test]
-fn uniform_numbers_are_those_of_torch() {
+fn uniform_values_are_those_of_torch() {
     check("rand", CpuGenerator::rand);
 }
 
 #[test]
-fn normal_numbers_are_those_of_torch() {
+fn normal_values_are_those_of_torch() {
     check("randn", CpuGenerator::randn);
 }

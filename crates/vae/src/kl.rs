@@ -100,7 +100,15 @@ impl AutoencoderKl {
     ///
     /// If the channels do not agree, or the dtype is not that of the weights.
     pub fn encode(&self, images: Tensor<4>) -> Posterior {
-        let moments = self.quant_conv.forward(self.encoder.forward(images));
+        self.posterior(self.moments(images))
+    }
+
+    /// Mean and logarithm of the variance side by side, `[batch, 2·latent_channels, height', width']`.
+    pub(crate) fn moments(&self, images: Tensor<4>) -> Tensor<4> {
+        self.quant_conv.forward(self.encoder.forward(images))
+    }
+
+    pub(crate) fn posterior(&self, moments: Tensor<4>) -> Posterior {
         let mut halves = moments.chunk(2, 1).into_iter();
         let (Some(mean), Some(log_variance)) = (halves.next(), halves.next()) else {
             unreachable!("the encoder gives a mean and a variance for each channel")

@@ -1,21 +1,23 @@
+use std::ops::ControlFlow;
+
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use crate::AutoencoderKl;
+use crate::{AutoencoderKl, Posterior};
 
-/// Decoding in overlapping tiles, so that memory follows the size of a tile and not of the picture; as diffusers'
-/// `enable_tiling`. Normalisation and attention see a tile alone, so tiles differ a little in colour: where they
-/// overlap they are blended.
+/// Overlapping tiles for encoding and decoding, as diffusers' `enable_tiling`: memory grows with the tile instead of
+/// the image. Normalisation and attention see a single tile, so tiles differ slightly in colour; where they overlap
+/// they are blended linearly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tiling {
     /// Side of a tile in latents.
     pub side: usize,
-    /// How far neighbouring tiles overlap, in latents; less than `side`.
+    /// Overlap of neighbouring tiles in latents, less than `side`.
     pub overlap: usize,
 }
 
 impl Default for Tiling {
-    /// diffusers' for Stable Diffusion: tiles of 512 pixels that overlap by a quarter.
+    /// diffusers' values for Stable Diffusion: tiles of 512 pixels that overlap by a quarter.
     fn default() -> Self {
         Self {
             side: 64,
@@ -24,8 +26,20 @@ impl Default for Tiling {
     }
 }
 
+/// The geometry of one direction, in the units of its input and of its output.
+struct Grid {
+    /// Side of a tile in the input.
+    side: usize,
+    /// Distance between tiles in the input.
+    stride: usize,
+    /// Rows and columns of each output tile that are kept.
+    kept: usize,
+    /// Rows and columns of each output tile that are blended with the tile before.
+    blend: usize,
+}
+
 impl AutoencoderKl {
-    /// [`decode`](Self::decode) in tiles; latents that fit into one are decoded whole.
+    /// [`decode`](Self::decode) in tiles; latents that fit into one tile are decoded whole.
     ///
     /// # Shapes
     ///
@@ -33,52 +47,131 @@ impl AutoencoderKl {
     ///
     /// # Panics
     ///
-    /// As [`decode`](Self::decode), or if tiles overlap by no less than their side.
+    /// As [`decode`](Self::decode), or if the overlap is not smaller than the side.
     pub fn decode_tiled(&self, latents: Tensor<4>, tiling: Tiling) -> Tensor<4> {
-        let Tiling { side, overlap } = tiling;
-        assert!(overlap < side, "tiles of {side} overlap by {overlap}");
-        let [_, _, height, width] = latents.dims();
-        if height <= side && width <= side {
-            return self.decode(latents);
+        let continued = &mut |_, _| ControlFlow::Continue(());
+        match self.decode_tiled_with(latents, tiling, continued) {
+            ControlFlow::Continue(images) => images,
+            ControlFlow::Break(()) => unreachable!("the callback never breaks"),
         }
-        let (stride, scale) = (side - overlap, self.scale());
-        let (blend, kept) = (overlap * scale, stride * scale);
+    }
 
-        let mut above: Vec<Tensor<4>> = Vec::new();
-        let mut rows = Vec::new();
-        for top in (0..height).step_by(stride) {
-            let mut row: Vec<Tensor<4>> = Vec::new();
-            for left in (0..width).step_by(stride) {
-                let tile = latents
-                    .clone()
-                    .narrow(2, top, side.min(height - top))
-                    .narrow(3, left, side.min(width - left));
-                let mut tile = self.decode(tile);
-                if let Some(above) = above.get(row.len()) {
-                    tile = blended(above.clone(), tile, blend, 2);
-                }
-                if let Some(before) = row.last() {
-                    tile = blended(before.clone(), tile, blend, 3);
-                }
-                row.push(tile);
-            }
-            let cut = |tile: &Tensor<4>| {
-                let [_, _, height, width] = tile.dims();
-                tile.clone()
-                    .narrow(2, 0, kept.min(height))
-                    .narrow(3, 0, kept.min(width))
-            };
-            rows.push(Tensor::cat(row.iter().map(cut).collect(), 3));
-            above = row;
+    /// [`decode_tiled`](Self::decode_tiled), calling `before` with the number of decoded tiles and the number of all
+    /// tiles before each; a break ends the decoding there.
+    ///
+    /// # Panics
+    ///
+    /// As [`decode_tiled`](Self::decode_tiled).
+    pub fn decode_tiled_with(
+        &self,
+        latents: Tensor<4>,
+        tiling: Tiling,
+        before: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> ControlFlow<(), Tensor<4>> {
+        let scale = self.scale();
+        let stride = tiling.stride();
+        let grid = Grid {
+            side: tiling.side,
+            stride,
+            kept: stride * scale,
+            blend: tiling.overlap * scale,
+        };
+        grid.map(latents, before, |tile| self.decode(tile))
+    }
+
+    /// [`encode`](Self::encode) in tiles, whose means and variances are blended; images that fit into one tile are
+    /// encoded whole.
+    ///
+    /// # Shapes
+    ///
+    /// As [`encode`](Self::encode).
+    ///
+    /// # Panics
+    ///
+    /// As [`encode`](Self::encode), or if the overlap is not smaller than the side.
+    pub fn encode_tiled(&self, images: Tensor<4>, tiling: Tiling) -> Posterior {
+        let scale = self.scale();
+        let stride = tiling.stride();
+        let grid = Grid {
+            side: tiling.side * scale,
+            stride: stride * scale,
+            kept: stride,
+            blend: tiling.overlap,
+        };
+        let continued = &mut |_, _| ControlFlow::Continue(());
+        match grid.map(images, continued, |tile| self.moments(tile)) {
+            ControlFlow::Continue(moments) => self.posterior(moments),
+            ControlFlow::Break(()) => unreachable!("the callback never breaks"),
         }
-        Tensor::cat(rows, 2)
     }
 }
 
-/// `after`, with its beginning along an axis faded in from the end of `before`.
+impl Tiling {
+    fn stride(self) -> usize {
+        let Self { side, overlap } = self;
+        assert!(overlap < side, "tiles of {side} overlap by {overlap}");
+        side - overlap
+    }
+}
+
+impl Grid {
+    /// Applies a network to each tile and joins the results.
+    fn map(
+        &self,
+        input: Tensor<4>,
+        before: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        network: impl Fn(Tensor<4>) -> Tensor<4>,
+    ) -> ControlFlow<(), Tensor<4>> {
+        let [_, _, height, width] = input.dims();
+        if height <= self.side && width <= self.side {
+            before(0, 1)?;
+            return ControlFlow::Continue(network(input));
+        }
+        let columns = width.div_ceil(self.stride);
+        let n_tiles = height.div_ceil(self.stride) * columns;
+        let mut above: Vec<Tensor<4>> = Vec::new();
+        let mut rows = Vec::new();
+        for (i, top) in (0..height).step_by(self.stride).enumerate() {
+            let mut row: Vec<Tensor<4>> = Vec::new();
+            for (j, left) in (0..width).step_by(self.stride).enumerate() {
+                before(i * columns + j, n_tiles)?;
+                let tile = input
+                    .clone()
+                    .narrow(2, top, self.side.min(height - top))
+                    .narrow(3, left, self.side.min(width - left));
+                let mut tile = network(tile);
+                if let Some(above) = above.get(j) {
+                    tile = blended(above.clone(), tile, self.blend, 2);
+                }
+                if let Some(before) = row.last() {
+                    tile = blended(before.clone(), tile, self.blend, 3);
+                }
+                row.push(tile);
+            }
+            rows.push(Tensor::cat(
+                row.iter().map(|tile| self.cut(tile)).collect(),
+                3,
+            ));
+            above = row;
+        }
+        ControlFlow::Continue(Tensor::cat(rows, 2))
+    }
+
+    fn cut(&self, tile: &Tensor<4>) -> Tensor<4> {
+        let [_, _, height, width] = tile.dims();
+        tile.clone()
+            .narrow(2, 0, self.kept.min(height))
+            .narrow(3, 0, self.kept.min(width))
+    }
+}
+
+/// `after` with its first `extent` rows or columns faded in from the last ones of `before`.
 fn blended(before: Tensor<4>, after: Tensor<4>, extent: usize, axis: usize) -> Tensor<4> {
     let (ends, size) = (before.dims()[axis], after.dims()[axis]);
     let extent = extent.min(ends).min(size);
+    if extent == 0 {
+        return after;
+    }
     let mut shape = [1; 4];
     shape[axis] = extent;
     let weights: Vec<f32> = (0..extent).map(|i| i as f32 / extent as f32).collect();

@@ -1,75 +1,77 @@
-//! What programs that paint are told of models and methods on the command line.
+//! The command-line arguments of programs that generate images: the model, and the method.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{DType, Device};
 use clap::Args;
-use swiftbrush_pipeline::scheduler::SamplerKind;
+use swiftbrush_pipeline::scheduler::{SamplerKind, TimestepSpacing};
 use swiftbrush_pipeline::vae::Tiling;
-use swiftbrush_pipeline::{DecoderKind, Family, Loader, Method, Rng, Source};
+use swiftbrush_pipeline::{
+    DecoderKind, Error, Family, LoadOptions, Loader, Method, Request, Rng, Source,
+};
 
 use crate::{Wanted, find, miniature, named};
 
-/// A model and where it computes.
+/// The model and the device.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// A model: a folder in the layout of diffusers, one file (.safetensors, .ckpt), or a name on the Hugging Face hub
-    /// (stabilityai/sd-turbo) [default: the miniature].
+    /// Model: a folder in the layout of diffusers, a single file (.safetensors, .ckpt), or a name on the Hugging Face
+    /// hub such as stabilityai/sd-turbo [default: the miniature].
     #[arg(long)]
     pub model: Option<String>,
-    /// For a model in one file: a folder with the configurations, tokenizer and scheduler of its like.
+    /// Folder with the configurations, tokenizer and scheduler of a model in a single file.
     #[arg(long)]
     pub configs: Option<PathBuf>,
-    /// For a model in one file that does not say it: sd1.5, sd2.1-base, sd2.1 or sd-turbo.
+    /// Family of a model in a single file that does not tell it: sd1.5, sd2.1-base, sd2.1 or sd-turbo.
     #[arg(long, value_parser = named::<Family>)]
     pub family: Option<Family>,
-    /// Another denoiser: a component of the model such as "teacher", or a file, a folder, or a name on the hub.
+    /// Denoiser: a component of the model such as "teacher", or a file, a folder, or a name on the hub.
     #[arg(long, default_value = "unet")]
     pub unet: String,
-    /// A component from elsewhere, such as vae=DIR or taesd=madebyollin/taesd; can be given again.
+    /// Component from elsewhere, such as vae=DIR or taesd=madebyollin/taesd; repeatable.
     #[arg(long, value_name = "NAME=PATH")]
     pub component: Vec<String>,
-    /// Prefers weights with this in their file names, such as fp16.
+    /// Preferred variant of the weight files, such as fp16.
     #[arg(long)]
     pub variant: Option<String>,
-    /// Which decoder makes the picture: kl, or tiny, which is the component taesd.
+    /// Autoencoder: kl (component vae), or tiny (component taesd).
     #[arg(long, default_value = "kl", value_parser = named::<DecoderKind>)]
     pub vae: DecoderKind,
-    /// Decodes in tiles, for large pictures.
+    /// Encode and decode in tiles of 512 pixels: less memory for large images.
     #[arg(long)]
     pub tiled: bool,
-    /// A file of adapters (PEFT, diffusers, kohya), here or on the hub (owner/name/file), FILE or FILE=weight; can be
-    /// given again.
+    /// Adapter file (PEFT, diffusers, kohya), local or on the hub (owner/name/file), as FILE or FILE=WEIGHT;
+    /// repeatable.
     #[arg(long)]
     pub lora: Vec<String>,
-    /// Where to compute.
+    /// Device to compute on.
     #[arg(long, default_value = crate::DEVICES[0])]
     pub device: String,
-    /// Precision of the arithmetic: f32, f16 or bf16.
+    /// Element type of the arithmetic: f32, f16 or bf16.
     #[arg(long, default_value = "f32", value_parser = dtype)]
     pub dtype: DType,
-    /// Precision in which the denoiser's weights are kept [default: on the CPU that of the file, elsewhere that of the
-    /// arithmetic].
+    /// Element type in which the denoiser's weights are stored [default: on the CPU that of the file, elsewhere that of
+    /// the arithmetic].
     #[arg(long, value_parser = dtype)]
     pub storage: Option<DType>,
 }
 
 impl ModelArgs {
-    /// The device, which can compute in the types that are asked for.
+    /// The device, which must support the element types.
     pub fn device(&self) -> Result<Device> {
         let device = crate::device(&self.device)?;
         for dtype in [self.dtype, self.storage.unwrap_or(self.dtype)] {
             ensure!(
                 device.supports_dtype(dtype),
-                "--device {} cannot compute in {dtype:?}",
+                "--device {} does not support {dtype:?}",
                 self.device
             );
         }
         Ok(device)
     }
 
-    /// What loads a source on a device of this build, in the way that is best there.
+    /// The loader of a source, with the storage that is fastest on the device.
     pub fn loader(source: &Source, device: &Device) -> Result<Loader> {
         let loader = source.loader(device)?;
         #[cfg(feature = "flex")]
@@ -79,8 +81,21 @@ impl ModelArgs {
         Ok(loader)
     }
 
-    /// Finds everything, on the hub if it is not here.
+    /// The options of the loader.
+    pub fn options(&self) -> Result<LoadOptions> {
+        let mut options = LoadOptions::default();
+        options.dtype = self.dtype;
+        options.storage = self.storage;
+        options.decoder = self.vae;
+        options.family = self.family;
+        options.tiling = self.tiled.then(Tiling::default);
+        options.check()?;
+        Ok(options)
+    }
+
+    /// Finds all files, downloading those that are on the hub only.
     pub fn source(&self) -> Result<Source> {
+        let options = self.options()?;
         let is_elsewhere = |name: &str| {
             let mut names = self
                 .component
@@ -88,11 +103,7 @@ impl ModelArgs {
                 .filter_map(|component| component.split_once('='));
             names.any(|(component, _)| component == name)
         };
-        let decoder = match self.vae {
-            DecoderKind::Kl => "vae",
-            DecoderKind::Tiny => "taesd",
-        };
-        let components: Vec<_> = ["unet", "text_encoder", decoder]
+        let components: Vec<_> = ["unet", "text_encoder", self.vae.component()]
             .into_iter()
             .filter(|component| !is_elsewhere(component))
             .collect();
@@ -101,9 +112,9 @@ impl ModelArgs {
             Some(model) => find(model, wanted)?,
             None => miniature(),
         });
+        source.options = options;
         source.configs.clone_from(&self.configs);
         source.variant.clone_from(&self.variant);
-        source.family = self.family;
         for component in &self.component {
             let (name, path) = component
                 .split_once('=')
@@ -111,17 +122,14 @@ impl ModelArgs {
             let path = find(path, Wanted::Component)?;
             source.components.insert(name.to_owned(), path);
         }
-        // A name of a component, or else of something elsewhere.
-        if self.unet == source.denoiser || source.model.join(&self.unet).is_dir() {
-            source.denoiser.clone_from(&self.unet);
+        // The name of a component, or else a path.
+        let denoiser = &mut source.options.denoiser;
+        if self.unet == *denoiser || source.model.join(&self.unet).is_dir() {
+            denoiser.clone_from(&self.unet);
         } else {
             let path = find(&self.unet, Wanted::Component)?;
-            source.components.insert(source.denoiser.clone(), path);
+            source.components.insert(denoiser.clone(), path);
         }
-        source.dtype = self.dtype;
-        source.storage = self.storage;
-        source.decoder = self.vae;
-        source.tiling = self.tiled.then(Tiling::default);
         for lora in &self.lora {
             let (file, weight) = match lora.rsplit_once('=') {
                 Some((file, weight)) => (
@@ -138,65 +146,95 @@ impl ModelArgs {
     }
 }
 
-/// How it paints.
+/// The method of generation.
 #[derive(Debug, Args)]
 pub struct MethodArgs {
-    /// Whose numbers a seed stands for: native ones; PyTorch's on the cpu (diffusers with a generator there, ComfyUI) or on
-    /// cuda (AUTOMATIC1111's interface), with which pictures of other programs can be painted again.
+    /// Random number generator of the seeds: native, or PyTorch's on the cpu (diffusers with a generator on the CPU,
+    /// ComfyUI) or on cuda (AUTOMATIC1111's interface), which reproduce the images of those programs.
     #[arg(long, default_value = "native", value_parser = named::<Rng>)]
     pub rng: Rng,
-    /// How latents are made of noise: one-step (SwiftBrush's rule), ddim, euler, euler-ancestral, dpm-solver, pndm or lcm
-    /// [default: what fits the model].
+    /// Sampler: one-step (SwiftBrush's rule), ddim, euler, euler-ancestral, dpm-solver, pndm or lcm [default: that of
+    /// the model's scheduler].
     #[arg(long, value_parser = sampler)]
     pub sampler: Option<SamplerName>,
-    /// Steps of the other samplers.
+    /// Number of sampling steps [default: the model's if no sampler is named, else 25, and 4 for lcm].
     #[arg(long)]
     pub steps: Option<usize>,
-    /// Scale of classifier-free guidance; 1 is none.
+    /// Spacing of the sampler's timesteps: leading, linspace or trailing [default: that of the model's scheduler, or of
+    /// the sampler's class in diffusers where the file is silent].
+    #[arg(long, value_parser = named::<TimestepSpacing>)]
+    pub spacing: Option<TimestepSpacing>,
+    /// Scale of classifier-free guidance; values up to 1 switch it off, as in diffusers.
     #[arg(long, default_value_t = 1.0)]
     pub guidance: f64,
-    /// What to paint the opposite of, with guidance.
+    /// Prompt that guidance leads away from; needs guidance above 1.
     #[arg(long, default_value = "")]
     pub negative_prompt: String,
-    /// Width and height in pixels, such as 768x512 [default: what the model was trained on].
+    /// Width and height in pixels, such as 768x512 [default: the size that the model was trained on].
     #[arg(long, value_parser = size)]
     pub size: Option<[usize; 2]>,
 }
 
 impl MethodArgs {
-    /// What is asked for, or fits the model.
-    pub fn method(&self, default: Method) -> Result<Method> {
-        const STEPS: usize = 25;
-        let kind = match self.sampler {
-            Some(SamplerName::OneStep) => None,
-            Some(SamplerName::Kind(kind)) => Some(kind),
-            None => match (default, self.steps) {
-                (method, None) => return Ok(method),
-                (Method::OneStep, Some(_)) => Some(SamplerKind::Ddim),
-                (Method::Sampler(kind, _), Some(_)) => Some(kind),
+    /// The request without prompts. `default` is the model's own method, `strength` that of image to image, which raises
+    /// default step counts so that at least one step is taken.
+    pub fn request(
+        &self,
+        default: Result<Method, Error>,
+        strength: Option<f64>,
+    ) -> Result<Request> {
+        let mut method = self.method(default)?;
+        if let (Some(strength), None) = (strength, self.steps) {
+            method = method.with_a_step_at(strength);
+        }
+        let mut request = Request::new(Vec::<String>::new())
+            .with_negative_prompt(&self.negative_prompt)
+            .with_method(method)
+            .with_guidance(self.guidance);
+        request.spacing = self.spacing;
+        request.size = self.size;
+        Ok(request)
+    }
+
+    /// The method that the arguments select; `default` is the model's own.
+    fn method(&self, default: Result<Method, Error>) -> Result<Method> {
+        let kind = match (self.sampler, self.steps) {
+            (Some(SamplerName::OneStep), None | Some(1)) => return Ok(Method::OneStep),
+            (Some(SamplerName::OneStep), Some(steps)) => {
+                bail!("--sampler one-step takes one step, not {steps}")
+            }
+            (Some(SamplerName::Kind(kind)), _) => kind,
+            (None, None) => return Ok(default?),
+            (None, Some(_)) => match default? {
+                Method::OneStep => SamplerKind::Ddim,
+                Method::Sampler(kind, _) => kind,
             },
         };
-        match (kind, self.steps) {
-            (None, None | Some(1)) => Ok(Method::OneStep),
-            (None, Some(steps)) => bail!("--sampler one-step takes one step, not {steps}"),
-            (Some(kind), steps) => Ok(Method::Sampler(kind, steps.unwrap_or(STEPS))),
-        }
+        let steps = self.steps.unwrap_or(kind.default_steps());
+        Ok(Method::Sampler(kind, steps))
     }
 }
 
 /// SwiftBrush's rule, or a sampler.
 #[derive(Clone, Copy, Debug)]
 pub enum SamplerName {
+    /// SwiftBrush's rule.
     OneStep,
+    /// A sampler.
     Kind(SamplerKind),
 }
 
 fn sampler(text: &str) -> Result<SamplerName, String> {
-    match text {
-        "one-step" => Ok(SamplerName::OneStep),
-        _ => named(text)
-            .map(SamplerName::Kind)
-            .map_err(|error| format!("{error}, or `one-step`")),
+    let kind = SamplerKind::ALL
+        .into_iter()
+        .find(|kind| kind.name() == text);
+    match (text, kind) {
+        ("one-step", _) => Ok(SamplerName::OneStep),
+        (_, Some(kind)) => Ok(SamplerName::Kind(kind)),
+        (_, None) => {
+            let names = SamplerKind::ALL.map(SamplerKind::name).join(", ");
+            Err(format!("expected one-step, {names}"))
+        }
     }
 }
 

@@ -51,7 +51,7 @@ pub fn tensor(picture: &RgbImage, count: usize, device: &Device) -> Tensor<4> {
 
 /// Writes a picture with its record; an older file is replaced once the new one is complete.
 pub fn write_picture(picture: &Picture, record: &Record, path: &Path) -> Result<()> {
-    let bytes = picture.to_png(record);
+    let bytes = picture.to_png(Some(record));
     Ok(swiftbrush_checkpoint::write_atomically(path, |file| {
         file.write_all(&bytes)
     })?)

@@ -20,7 +20,6 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -125,6 +124,9 @@ fn paint(args: &Args) -> Result<()> {
     let loader = ModelArgs::loader(&source, &device)?;
     let settings = Settings::new(args, &loader, &source, image, noise.as_ref())?;
     eprintln!("{}", settings.describe(args, &source, &jobs));
+    for warning in loader.warnings()? {
+        eprintln!("warning: {warning}");
+    }
 
     // Tests set it more than once.
     let _ = ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed));
@@ -150,9 +152,11 @@ fn paint(args: &Args) -> Result<()> {
 fn source(args: &Args) -> Result<Source> {
     let mut source = args.model.source()?;
     if args.low_memory {
-        source.storage = source.storage.or(Some(DType::F16));
+        let options = &mut source.options;
+        options.storage = options.storage.or(Some(DType::F16));
+        options.split_guidance = true;
         // The tiny decoder takes little memory without tiles.
-        source.tiling = (source.decoder == DecoderKind::Kl).then_some(Tiling {
+        options.tiling = (options.decoder == DecoderKind::Kl).then_some(Tiling {
             side: 32,
             overlap: 8,
         });
@@ -197,21 +201,12 @@ fn record(args: &Args, mut source: Source, settings: &Settings) -> Record {
     if args.names_only {
         names_only(&mut source, &mut start);
     }
-    Record {
-        software: Record::software(),
-        source,
-        hashes: BTreeMap::new(),
-        device: args.model.device.clone(),
-        prompt: String::new(),
-        negative_prompt: args.method.negative_prompt.clone(),
-        method: settings.method,
-        guidance: args.method.guidance,
-        size: settings.size,
-        seed: 0,
-        rng: args.method.rng,
-        start,
-        scheduler: settings.scheduler.clone(),
-        enlarged: args.enlarge,
-        batch: [0, 1],
-    }
+    let scheduler = settings.scheduler.clone();
+    let mut record = Record::with_parts(&source, &settings.request, settings.size, scheduler);
+    record.source = source;
+    record.device.clone_from(&args.model.device);
+    record.rng = args.method.rng;
+    record.start = start;
+    record.enlarged = args.enlarge;
+    record
 }

@@ -7,13 +7,13 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use burn::tensor::{DType, Device, Tensor};
 use indicatif::{ProgressBar, ProgressStyle};
 use swiftbrush_checkpoint::{LazyTensor, write_tensors};
 use swiftbrush_pipeline::{
-    Decoder, Given, Loader, Noise, Painting, Picture, Progress, Record, Request, Seeds, Start,
-    TextToImage,
+    Decoder, Generation, Given, Loader, Noise, Picture, Progress, Record, Request, Seeds, Stage,
+    Start, TextToImage,
 };
 
 use crate::jobs::Job;
@@ -46,7 +46,10 @@ impl Run<'_> {
             let begun = Instant::now();
             let painting = self.generate(batch)?;
             self.record.hashes = self.hashes.get()?;
-            let pictures = Picture::of_images(painting.images);
+            for warning in &painting.warnings {
+                eprintln!("warning: {warning}");
+            }
+            let pictures = painting.pictures();
             for (index, (picture, job)) in pictures.iter().zip(batch).enumerate() {
                 self.write(picture, job, [index, batch.len()])?;
             }
@@ -61,16 +64,16 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn generate(&self, batch: &[Job]) -> Result<Painting> {
+    fn generate(&self, batch: &[Job]) -> Result<Generation> {
         let start = self.start.as_ref().map(|start| Start {
             images: tensor(&start.image, batch.len(), &self.device),
             strength: start.record.strength,
         });
-        let request = Request {
-            prompts: batch.iter().map(|job| job.prompt.clone()).collect(),
-            start,
-            ..self.record.request()
-        };
+        let mut request = self
+            .record
+            .request()
+            .with_prompts(batch.iter().map(|job| job.prompt.clone()));
+        request.start = start;
         let seeds = batch.iter().map(|job| job.seed);
         let mut noise = Kept {
             source: match &self.noise {
@@ -109,7 +112,7 @@ fn watch(
     painter: &Painter,
     request: &Request,
     noise: &mut dyn Noise,
-) -> Result<Painting> {
+) -> Result<Generation> {
     let bar = ProgressBar::new(request.method.n_calls() as u64);
     let template = "{bar:30} call {pos} of {len}, {eta} left";
     bar.set_style(ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar()));
@@ -118,14 +121,21 @@ fn watch(
         _ => None,
     };
     let mut report = |progress: Progress| {
-        if progress.n_calls > 1 {
-            bar.set_length(progress.n_calls as u64);
-            bar.set_position(progress.call as u64);
-        }
-        if let Some(decoder) = decoder
-            && let Err(error) = preview(args, decoder, &progress)
+        if let Stage::Call {
+            done,
+            n_calls,
+            expected,
+        } = progress.stage
         {
-            bar.suspend(|| eprintln!("cannot write a preview: {error:#}"));
+            if n_calls > 1 {
+                bar.set_length(n_calls as u64);
+                bar.set_position(done as u64);
+            }
+            if let (Some(decoder), Some(expected)) = (decoder, expected)
+                && let Err(error) = preview(args, decoder, expected, done)
+            {
+                bar.suspend(|| eprintln!("cannot write a preview: {error:#}"));
+            }
         }
         match STOP.load(Ordering::Relaxed) {
             true => ControlFlow::Break(()),
@@ -133,17 +143,17 @@ fn watch(
         }
     };
     let painting = match painter {
-        Painter::InTurn(loader) => loader.paint_in_turn(request, noise, &mut report),
-        Painter::AtOnce(pipeline) => pipeline.generate_watched(request, noise, &mut report),
+        Painter::InTurn(loader) => loader.generate_sequentially(request, noise, &mut report),
+        Painter::AtOnce(pipeline) => pipeline.generate_with(request, noise, &mut report),
     };
     bar.finish_and_clear();
     Ok(painting?)
 }
 
-fn preview(args: &Args, decoder: &Decoder, progress: &Progress) -> Result<()> {
-    let images = decoder.decode(progress.expected.clone());
+fn preview(args: &Args, decoder: &Decoder, expected: Tensor<4>, call: usize) -> Result<()> {
+    let images = decoder.decode(expected);
     let output = args.output.as_deref().unwrap_or(Path::new("picture.png"));
-    let path = output.with_extension(format!("preview-{:03}.png", progress.call));
+    let path = output.with_extension(format!("preview-{call:03}.png"));
     match Picture::of_images(images).first() {
         Some(picture) => write_png(&image(picture), &path),
         None => Ok(()),
@@ -194,14 +204,17 @@ impl Noise for Kept {
     }
 }
 
-fn save_tensors(path: &Path, painting: &Painting, noise: Tensor<4>) -> Result<()> {
+fn save_tensors(path: &Path, painting: &Generation, noise: Tensor<4>) -> Result<()> {
     let f32 = |name, data: burn::tensor::TensorData| {
         LazyTensor::ready(name, data.convert_dtype(DType::F32))
     };
-    let tokens = painting.tokens.to_data().convert_dtype(DType::I64);
+    let conditioning = &painting.conditioning;
+    let tokens = conditioning.tokens.as_ref();
+    let tokens = tokens.context("prompts are encoded with their tokens")?;
+    let tokens = tokens.to_data().convert_dtype(DType::I64);
     let tensors = vec![
         LazyTensor::ready("tokens", tokens),
-        f32("context", painting.context.to_data()),
+        f32("context", conditioning.context.to_data()),
         f32("noise", noise.to_data()),
         f32("latents", painting.latents.to_data()),
         f32("image", painting.images.to_data()),

@@ -7,16 +7,17 @@ use burn::tensor::{DType, Tensor};
 use image::RgbImage;
 use swiftbrush_checkpoint::sha256;
 use swiftbrush_images::{MAX_PIXELS, fit, round_down};
-use swiftbrush_pipeline::scheduler::{SchedulerConfig, TimestepSpacing};
+use swiftbrush_pipeline::scheduler::{SamplerKind, SchedulerConfig, TimestepSpacing};
 use swiftbrush_pipeline::vae::AutoencoderKlConfig;
-use swiftbrush_pipeline::{DecoderKind, Loader, Method, Source, StartRecord};
+use swiftbrush_pipeline::{DecoderKind, Loader, Method, Request, Source, StartRecord};
 
 use crate::Args;
 use crate::jobs::Job;
 
 /// Settings of a run.
 pub(crate) struct Settings {
-    pub(crate) method: Method,
+    /// The request without prompts and start image.
+    pub(crate) request: Request,
     pub(crate) scheduler: SchedulerConfig,
     /// Height and width in pixels.
     pub(crate) size: [usize; 2],
@@ -40,9 +41,9 @@ impl Settings {
         noise: Option<&Tensor<4>>,
     ) -> Result<Self> {
         let scheduler = loader.scheduler()?;
-        let default = Method::of_scheduler(&scheduler);
-        let method = with_steps_for_strength(args, args.method.method(default)?)?;
-        check_steps(method, &scheduler)?;
+        let mut request = args.method.request(loader.default_method(), None)?;
+        request.method = with_steps_for_strength(args, request.method)?;
+        check_steps(request.method, &scheduler)?;
         let scale = loader.scale()?;
         let start = match (image, &args.image) {
             (Some(image), Some(file)) => Some(StartImage {
@@ -68,8 +69,11 @@ impl Settings {
         };
         check_size(size, scale, args.enlarge)?;
         check_memory(size, source, memory())?;
+        let [height, width] = size;
+        let whole = request.clone().with_prompts([""]).with_size(width, height);
+        loader.check_request(&whole)?;
         Ok(Self {
-            method,
+            request,
             scheduler,
             size,
             start,
@@ -78,21 +82,19 @@ impl Settings {
 
     /// One line with everything that decides the pictures.
     pub(crate) fn describe(&self, args: &Args, source: &Source, jobs: &[Job]) -> String {
+        let options = &source.options;
         let mut parts = Vec::new();
-        match self.method {
+        match self.request.method {
             Method::OneStep => parts.push("sampler one-step, 1 step".to_owned()),
             Method::Sampler(kind, steps) => {
                 let name = name(kind);
                 let plural = if steps == 1 { "" } else { "s" };
                 parts.push(format!("sampler {name}, {steps} step{plural}"));
-                parts.push(format!(
-                    "{} spacing",
-                    name_of_spacing(self.scheduler.timestep_spacing)
-                ));
+                parts.push(format!("{} spacing", name_of_spacing(self.spacing(kind))));
             }
         }
         if let Some(StartImage { record, .. }) = &self.start {
-            let taken = match self.method {
+            let taken = match self.request.method {
                 Method::OneStep => String::new(),
                 Method::Sampler(_, steps) => {
                     format!(
@@ -119,12 +121,21 @@ impl Settings {
         parts.push(format!(
             "on {} in {}",
             args.model.device,
-            source.dtype.name()
+            options.dtype.name()
         ));
-        if let Some(storage) = source.storage.filter(|storage| *storage != source.dtype) {
+        if let Some(storage) = options.storage.filter(|storage| *storage != options.dtype) {
             parts.push(format!("weights in {}", storage.name()));
         }
         parts.join(", ")
+    }
+
+    /// The spacing of timesteps that a sampler uses.
+    fn spacing(&self, kind: SamplerKind) -> TimestepSpacing {
+        let own = self.scheduler.for_sampler(kind);
+        let own = own.map_or(self.scheduler.timestep_spacing, |config| {
+            config.timestep_spacing
+        });
+        self.request.spacing.unwrap_or(own)
     }
 }
 
@@ -228,13 +239,15 @@ pub(crate) fn check_memory(
     source: &Source,
     memory: Option<u64>,
 ) -> Result<()> {
-    let (Some(memory), DecoderKind::Kl, None) = (memory, source.decoder, source.tiling) else {
+    let (Some(memory), DecoderKind::Kl, None) =
+        (memory, source.options.decoder, source.options.tiling)
+    else {
         return Ok(());
     };
     let config = AutoencoderKlConfig::from_model(&source.model()?, "vae")?;
     // The finest level reads the channels of the next and writes its own, at full size.
     let channels: usize = config.block_out_channels.iter().take(2).sum();
-    let element = match (source.dtype, config.force_upcast) {
+    let element = match (source.options.dtype, config.force_upcast) {
         (DType::F16 | DType::BF16, false) => 2,
         _ => 4,
     };

@@ -501,10 +501,8 @@ fn sizes_beyond_the_memory_are_rejected_with_an_estimate() -> Result<()> {
         ),
         "{error}"
     );
-    let tiled = Source {
-        tiling: Some(Tiling::default()),
-        ..source.clone()
-    };
+    let mut tiled = source.clone();
+    tiled.options.tiling = Some(Tiling::default());
     settings::check_memory([1024, 2048], &tiled, Some(256 << 20))?;
     check([1024, 2048], None)
 }

@@ -1,10 +1,11 @@
-"""Writes samplers.json: runs of diffusers' schedulers on one number with a made-up network.
+"""Writes samplers.json, swapped.json and defaults.json: runs of diffusers' schedulers on one number with a made-up network.
 
 The network answers 0.3·x + 0.1·cos(t), so that every step depends on all before it. Noise that is drawn on the way is
-0.5, -0.8, 0.5, … A run that begins in the middle begins at 0.7·clean + 1.1·noise of its first step. Run with
-diffusers 0.42: python make.py
+0.5, -0.8, 0.5, … A run that begins in the middle begins at 0.7·clean + 1.1·noise of its first step. swapped.json holds
+`Other.from_config(File.from_config(file).config)` of every pair of classes, for files that omit fields or spell them
+out; defaults.json the defaults of every class with betas. Run with diffusers 0.42: python make.py
 """
-import itertools, json, math, pathlib, torch
+import inspect, itertools, json, math, pathlib, diffusers, torch
 from unittest.mock import patch
 from diffusers import (DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler,
                        LCMScheduler, PNDMScheduler)
@@ -24,6 +25,11 @@ def run(kind, spacing, offset, steps, one=False, prediction="epsilon", zero_snr=
     if zero_snr:
         config["rescale_betas_zero_snr"] = True
     scheduler = scheduler_class(**config)
+    file = json.loads(scheduler.to_json_string().replace("-Infinity", "null"))
+    trace(scheduler, file, kind, steps, skipped)
+
+def trace(scheduler, file, kind, steps, skipped=0):
+    scheduler_class = type(scheduler)
     scheduler.set_timesteps(steps)
     timesteps = scheduler.timesteps[skipped:]
     if skipped:
@@ -41,7 +47,6 @@ def run(kind, spacing, offset, steps, one=False, prediction="epsilon", zero_snr=
             output = 0.3 * given + 0.1 * math.cos(float(t))
             x = scheduler.step(output, t, x).prev_sample.double()
             trace.append(float(x))
-    file = json.loads(scheduler.to_json_string().replace("-Infinity", "null"))
     cases.append(dict(config=file, kind=kind, steps=steps, skipped=skipped, timesteps=[float(t) for t in timesteps], trace=trace))
 
 for kind, spacing, offset, steps, one in [
@@ -66,3 +71,29 @@ run("euler", "linspace", 0, 7, prediction="v_prediction")
 for kind in KINDS:
     run(kind, "leading", 1, 10, skipped=4)
 (HERE / "samplers.json").write_text(json.dumps(cases, indent=1) + "\n")
+
+cases = []
+BY_NAME = {n: getattr(diffusers, n) for n in (
+    "DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "TCDScheduler", "UniPCMultistepScheduler")}
+SILENT = [{}, BETAS, BETAS | dict(steps_offset=1, set_alpha_to_one=False, clip_sample=False, skip_prk_steps=True),
+          BETAS | dict(timestep_spacing="trailing", prediction_type="v_prediction", rescale_betas_zero_snr=True, clip_sample=False, skip_prk_steps=True),
+          BETAS | dict(timestep_spacing="leading", steps_offset=3, set_alpha_to_one=True, skip_prk_steps=True, clip_sample=True, clip_sample_range=0.4)]
+for (name, file_class), (kind, (asked, _)), file in itertools.product(BY_NAME.items(), KINDS.items(), SILENT):
+    file = {"_class_name": name} | file
+    scheduler = asked.from_config(file_class.from_config(file).config)
+    # Refused here: Runge-Kutta starts, clipping in LCM, a schedule without an end for PNDM, which diffusers ignores.
+    if kind == "pndm" and (not scheduler.config.skip_prk_steps or file.get("rescale_betas_zero_snr")) or kind == "lcm" and scheduler.config.clip_sample:
+        continue
+    trace(scheduler, file, kind, 3)
+for case in cases:
+    case["trace"] = [float(f"{x:.9g}") for x in case["trace"]]
+(HERE / "swapped.json").write_text("[\n" + ",\n".join(map(json.dumps, cases)) + "\n]\n")
+
+FIELDS = ["num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type", "timestep_spacing", "steps_offset",
+          "set_alpha_to_one", "rescale_betas_zero_snr", "original_inference_steps", "timestep_scaling", "clip_sample",
+          "clip_sample_range", "skip_prk_steps"]
+defaults = {n: {k: p.default for k, p in inspect.signature(c.__init__).parameters.items() if k in FIELDS} for n, c in BY_NAME.items()}
+(HERE / "defaults.json").write_text(json.dumps(defaults, indent=1) + "\n")

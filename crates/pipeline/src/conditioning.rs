@@ -1,0 +1,119 @@
+use burn::tensor::{Device, Int, Tensor};
+use swiftbrush_clip::{TextEncoder, Tokenizer};
+
+use crate::denoise::finite;
+use crate::{Error, Request, Warning};
+
+/// Text embeddings: the states that a denoiser attends to.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Conditioning {
+    /// Tokens of the prompts, `[batch, length]`; `None` for embeddings from elsewhere.
+    pub tokens: Option<Tensor<2, Int>>,
+    /// Embeddings of the prompts, `[batch, length, width]`.
+    pub context: Tensor<3>,
+    /// Embeddings that guidance leads away from, `[batch, length, width]` or `[1, length, width]` for all; `None`
+    /// without guidance.
+    pub negative: Option<Tensor<3>>,
+    /// Prompts that were cut.
+    pub warnings: Vec<Warning>,
+}
+
+impl Conditioning {
+    /// Embeddings from elsewhere.
+    ///
+    /// # Shapes
+    ///
+    /// - context: `[batch, length, width]`
+    pub fn new(context: Tensor<3>) -> Self {
+        Self {
+            tokens: None,
+            context,
+            negative: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Sets the embeddings that guidance leads away from.
+    ///
+    /// # Shapes
+    ///
+    /// - negative: `[batch, length, width]`, or `[1, length, width]` for all prompts
+    pub fn with_negative(mut self, negative: Tensor<3>) -> Self {
+        self.negative = Some(negative);
+        self
+    }
+
+    /// Number of prompts.
+    pub fn batch(&self) -> usize {
+        let [batch, _, _] = self.context.dims();
+        batch
+    }
+
+    /// Checks the shapes against each other and the request.
+    pub(crate) fn check(&self, request: &Request) -> Result<(), Error> {
+        let [batch, length, width] = self.context.dims();
+        if batch == 0 {
+            return Err(Error::Request("no prompts".to_owned()));
+        }
+        match &self.negative {
+            None if request.is_guided() => Err(Error::Request(format!(
+                "guidance {} needs embeddings of a negative prompt; an empty one will do",
+                request.guidance
+            ))),
+            Some(negative) => {
+                let found = negative.dims();
+                let fits = [[batch, length, width], [1, length, width]].contains(&found);
+                match fits {
+                    true => Ok(()),
+                    false => Err(Error::Request(format!(
+                        "expected embeddings of the negative prompt of shape {:?}, found {found:?}",
+                        [batch, length, width]
+                    ))),
+                }
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Encodes prompts.
+pub(crate) fn encode<S: AsRef<str>>(
+    tokenizer: &Tokenizer,
+    text_encoder: &TextEncoder,
+    prompts: &[S],
+    device: &Device,
+) -> Result<Conditioning, Error> {
+    let mut warnings = Vec::new();
+    for prompt in prompts {
+        if let Some(lost) = tokenizer.encode(prompt.as_ref()).lost {
+            let prompt = prompt.as_ref().to_owned();
+            warnings.push(Warning::PromptCut { prompt, lost });
+        }
+    }
+    let tokens = tokenizer.encode_batch(prompts, device);
+    let context = text_encoder.forward(tokens.clone());
+    finite("text encoder", &context)?;
+    Ok(Conditioning {
+        tokens: Some(tokens),
+        warnings,
+        ..Conditioning::new(context)
+    })
+}
+
+/// Encodes the prompts of a request; the negative prompt once for all.
+pub(crate) fn encode_request(
+    tokenizer: &Tokenizer,
+    text_encoder: &TextEncoder,
+    request: &Request,
+    device: &Device,
+) -> Result<Conditioning, Error> {
+    let mut conditioning = encode(tokenizer, text_encoder, &request.prompts, device)?;
+    if request.is_guided() {
+        let prompt = [&request.negative_prompt];
+        let negative = encode(tokenizer, text_encoder, &prompt, device)?;
+        conditioning.warnings.extend(negative.warnings);
+        conditioning.negative = Some(negative.context);
+    }
+    Ok(conditioning)
+}

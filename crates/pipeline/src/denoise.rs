@@ -1,0 +1,333 @@
+//! From noise to latents, without the other networks.
+
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+use swiftbrush_scheduler::{History, NoiseSchedule, Sampler, SamplerKind, SchedulerConfig, guide};
+use swiftbrush_unet::UNet;
+
+use crate::decoder::Decoder;
+use crate::progress::{Stage, Watcher};
+use crate::request::n_taken;
+use crate::{Conditioning, Error, Method, Noise, Request, Start, Warning, limits};
+
+/// The properties of a model that generation needs beside its networks.
+pub(crate) struct Denoising<'a> {
+    pub(crate) scheduler: &'a SchedulerConfig,
+    /// Channels and side of the latents that the denoiser was trained on.
+    pub(crate) latents: (usize, usize),
+    /// Number of pixels per latent, along each axis.
+    pub(crate) scale: usize,
+    /// Channels of the decoder at full resolution.
+    pub(crate) width: usize,
+    /// Element type of the arithmetic.
+    pub(crate) dtype: DType,
+    pub(crate) split_guidance: bool,
+    pub(crate) device: &'a Device,
+}
+
+/// The steps of a sampler, or the one-step rule at a timestep.
+enum Plan {
+    OneStep(usize),
+    Sampler(Sampler),
+}
+
+impl Denoising<'_> {
+    /// Checks a request of `batch` images against itself and the model.
+    pub(crate) fn check(&self, request: &Request, batch: usize) -> Result<(), Error> {
+        let check = |holds: bool, text: String| match holds {
+            true => Ok(()),
+            false => Err(Error::Request(text)),
+        };
+        check(batch > 0, "no prompts".to_owned())?;
+        check(
+            request.guidance.is_finite() && request.guidance >= 0.0,
+            format!(
+                "guidance {}; expected 0 or more, of which values up to 1 switch it off",
+                request.guidance
+            ),
+        )?;
+        check(
+            request.is_guided() || request.negative_prompt.is_empty(),
+            format!(
+                "the negative prompt has no effect at guidance {}: raise guidance above 1, or leave the negative prompt out",
+                request.guidance
+            ),
+        )?;
+        if let Some(size) = request.size {
+            limits::check_size(size, self.scale, self.width)?;
+        }
+        if let Some(start) = &request.start {
+            self.check_start(start, request.size, batch)?;
+        }
+        self.plan(request).map(drop)
+    }
+
+    fn check_start(
+        &self,
+        start: &Start,
+        size: Option<[usize; 2]>,
+        batch: usize,
+    ) -> Result<(), Error> {
+        let refuse = |text: String| Err(Error::Request(text));
+        let [count, channels, height, width] = start.images.dims();
+        if channels != 3 {
+            return refuse(format!(
+                "expected images of 3 channels to start from, found {channels}"
+            ));
+        }
+        if count != batch {
+            return refuse(format!(
+                "expected an image to start from for each of {batch} prompts, found {count}"
+            ));
+        }
+        limits::check_size([height, width], self.scale, self.width)?;
+        if let Some([rows, columns]) = size.filter(|&size| size != [height, width]) {
+            return refuse(format!(
+                "the image to start from is {width}x{height}, the requested size {columns}x{rows}: resize the image, or leave the size out"
+            ));
+        }
+        if !(0.0..=1.0).contains(&start.strength) {
+            return refuse(format!("strength {}; expected 0 to 1", start.strength));
+        }
+        Ok(())
+    }
+
+    fn plan(&self, request: &Request) -> Result<Plan, Error> {
+        let strength = request.strength();
+        let Method::Sampler(kind, steps) = request.method else {
+            let timestep = (strength * self.scheduler.num_train_timesteps as f64).round() as usize;
+            return Ok(Plan::OneStep(timestep.max(1) - 1));
+        };
+        let scheduler = self.scheduler(request);
+        let taken = n_taken(steps, strength);
+        if steps > 0 && taken == 0 {
+            return Err(Error::Request(format!(
+                "strength {strength} of {steps} steps leaves none: raise the strength, or take at least {} steps",
+                (1.0 / strength).ceil()
+            )));
+        }
+        let sampler = Sampler::after(kind, &scheduler, steps, steps - taken)?;
+        Ok(Plan::Sampler(sampler))
+    }
+
+    /// The model's scheduler with the request's spacing.
+    fn scheduler(&self, request: &Request) -> SchedulerConfig {
+        let scheduler = self.scheduler.clone();
+        match request.spacing {
+            Some(spacing) => scheduler.with_spacing(spacing),
+            None => scheduler,
+        }
+    }
+
+    /// Warnings about how a valid request is carried out.
+    pub(crate) fn warnings(&self, request: &Request) -> Vec<Warning> {
+        let is_ddim = matches!(request.method, Method::Sampler(SamplerKind::Ddim, _));
+        let resolved = self.scheduler(request).for_sampler(SamplerKind::Ddim);
+        match is_ddim && resolved.is_ok_and(|config| config.clip_sample) {
+            true => vec![Warning::LatentsClipped],
+            false => Vec::new(),
+        }
+    }
+
+    /// Height and width in pixels.
+    pub(crate) fn size(&self, request: &Request) -> [usize; 2] {
+        let (_, side) = self.latents;
+        match (&request.start, request.size) {
+            (Some(start), _) => {
+                let [_, _, height, width] = start.images.dims();
+                [height, width]
+            }
+            (None, Some(size)) => size,
+            (None, None) => [side * self.scale; 2],
+        }
+    }
+
+    /// The first latents: noise, or those of images with noise, which alone need an encoder.
+    pub(crate) fn start(
+        &self,
+        request: &Request,
+        batch: usize,
+        decoder: impl FnOnce() -> Result<Decoder, Error>,
+        noise: &mut dyn Noise,
+    ) -> Result<Tensor<4>, Error> {
+        let plan = self.plan(request)?;
+        let (channels, _) = self.latents;
+        let [height, width] = self.size(request).map(|side| side / self.scale);
+        let shape = [batch, channels, height, width];
+        let Some(Start { images, .. }) = &request.start else {
+            let noise = noise.draw(shape, self.device)?;
+            return Ok(match plan {
+                Plan::OneStep(_) => noise,
+                Plan::Sampler(sampler) => noise.cast(FloatDType::F32) * sampler.initial_scale(),
+            });
+        };
+        let latents = decoder()?.encode(images.clone(), || noise.draw(shape, self.device))?;
+        let latents = latents.cast(FloatDType::F32);
+        finite("encoder", &latents)?;
+        let noise = noise.draw(shape, self.device)?.cast(FloatDType::F32);
+        let [clean, level] = match plan {
+            Plan::OneStep(timestep) => {
+                let schedule = NoiseSchedule::new(self.scheduler);
+                [schedule.alpha(timestep), schedule.sigma(timestep)]
+            }
+            Plan::Sampler(sampler) => sampler.steps()[0].entry,
+        };
+        Ok(latents * clean + noise * level)
+    }
+
+    /// Clean latents from noisy ones, f32. The loop runs in f32; the network sees its own element type.
+    pub(crate) fn run(
+        &self,
+        unet: &UNet,
+        request: &Request,
+        conditioning: &Conditioning,
+        start: Tensor<4>,
+        noise: &mut dyn Noise,
+        watcher: &mut Watcher<'_>,
+    ) -> Result<Tensor<4>, Error> {
+        let network = Network::new(self, unet, request, conditioning);
+        let mut tell = |done, n_calls, expected| {
+            watcher.tell(Stage::Call {
+                done,
+                n_calls,
+                expected,
+            })
+        };
+        let sampler = match self.plan(request)? {
+            Plan::Sampler(sampler) => sampler,
+            Plan::OneStep(timestep) => {
+                tell(0, 1, None)?;
+                let schedule = NoiseSchedule::new(self.scheduler);
+                let output = network.call(start.clone(), timestep as f64);
+                let latents = schedule.clean_latents(output, start, timestep);
+                finite_in("denoiser", &latents, self.dtype)?;
+                tell(1, 1, Some(latents.clone()))?;
+                return Ok(latents);
+            }
+        };
+        let n_calls = sampler.steps().len();
+        tell(0, n_calls, None)?;
+        let mut latents = start;
+        let mut history = History::default();
+        for (index, step) in sampler.steps().iter().enumerate() {
+            let output = network.call(step.input(latents.clone()), step.timestep);
+            let expected = step.clean(latents.clone(), output.clone());
+            latents = step.advance(latents, output, &mut history);
+            if step.fresh != 0.0 {
+                let noise = noise.draw(latents.dims(), self.device)?;
+                latents = latents + noise.cast(FloatDType::F32) * step.fresh;
+            }
+            tell(index + 1, n_calls, Some(expected))?;
+        }
+        // Checked once: a NaN stays, and reading waits for the device.
+        finite_in("denoiser", &latents, self.dtype)?;
+        Ok(latents)
+    }
+}
+
+/// The denoiser with its embeddings and guidance.
+struct Network<'a> {
+    unet: &'a UNet,
+    dtype: FloatDType,
+    guidance: f64,
+    calls: Calls,
+}
+
+/// The embeddings of each call.
+enum Calls {
+    Plain(Tensor<3>),
+    /// Negative embeddings, then positive ones, in one call.
+    Guided(Tensor<3>),
+    /// Positive and negative embeddings, in two calls.
+    Split(Tensor<3>, Tensor<3>),
+}
+
+impl<'a> Network<'a> {
+    fn new(
+        denoising: &Denoising<'_>,
+        unet: &'a UNet,
+        request: &Request,
+        conditioning: &Conditioning,
+    ) -> Self {
+        let dtype = FloatDType::from(denoising.dtype);
+        let context = conditioning.context.clone().cast(dtype);
+        let shape = context.dims();
+        let negative = conditioning.negative.clone();
+        let negative = negative.filter(|_| request.is_guided());
+        let negative = negative.map(|states| states.cast(dtype).expand(shape));
+        Self {
+            unet,
+            dtype,
+            guidance: request.guidance,
+            calls: match negative {
+                None => Calls::Plain(context),
+                Some(negative) if denoising.split_guidance => Calls::Split(context, negative),
+                Some(negative) => Calls::Guided(Tensor::cat(vec![negative, context], 0)),
+            },
+        }
+    }
+
+    /// The guided output, f32, for one timestep of all images.
+    fn call(&self, input: Tensor<4>, timestep: f64) -> Tensor<4> {
+        let input = input.cast(self.dtype);
+        let forward = |input: Tensor<4>, context: &Tensor<3>| {
+            let [batch, _, _, _] = input.dims();
+            let timesteps = Tensor::full([batch], timestep, &input.device());
+            let output = self.unet.forward(input, timesteps, context.clone());
+            output.cast(FloatDType::F32)
+        };
+        match &self.calls {
+            Calls::Plain(context) => forward(input, context),
+            Calls::Split(context, negative) => {
+                let unconditional = forward(input.clone(), negative);
+                guide(forward(input, context), unconditional, self.guidance)
+            }
+            Calls::Guided(context) => {
+                let [batch, _, _, _] = input.dims();
+                let output = forward(Tensor::cat(vec![input.clone(), input], 0), context);
+                let half = |start| output.clone().narrow(0, start, batch);
+                guide(half(batch), half(0), self.guidance)
+            }
+        }
+    }
+}
+
+pub(crate) fn finite<const D: usize>(part: &'static str, tensor: &Tensor<D>) -> Result<(), Error> {
+    finite_in(part, tensor, tensor.dtype())
+}
+
+/// Checks the output of a network whose arithmetic is in `dtype`.
+fn finite_in<const D: usize>(
+    part: &'static str,
+    tensor: &Tensor<D>,
+    dtype: DType,
+) -> Result<(), Error> {
+    let total = tensor.clone().cast(FloatDType::F32).abs().max().into_data();
+    match total.iter::<f32>().all(f32::is_finite) {
+        true => Ok(()),
+        false => Err(Error::NotFinite { part, dtype }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+    use swiftbrush_testing::device;
+
+    use super::*;
+
+    #[test]
+    fn a_single_nan_or_infinity_is_noticed() {
+        let check = |values: Vec<f32>| {
+            let tensor = Tensor::<1>::from_data(TensorData::new(values, [3000]), &device());
+            finite("decoder", &tensor)
+        };
+        assert!(check(vec![-3.0; 3000]).is_ok());
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for place in [0, 1, 1717, 2999] {
+                let mut values = vec![0.5; 3000];
+                values[place] = bad;
+                assert!(check(values).is_err(), "{bad} at {place}");
+            }
+        }
+    }
+}

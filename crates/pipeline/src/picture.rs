@@ -1,0 +1,143 @@
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::Error;
+#[cfg(feature = "png")]
+use crate::Record;
+
+/// An RGB image of bytes, row by row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    /// Number of columns.
+    pub width: usize,
+    /// Number of rows.
+    pub height: usize,
+    /// `3 · width · height` values.
+    pub bytes: Vec<u8>,
+}
+
+impl Picture {
+    /// The images of a batch, `[batch, 3, height, width]` in −1…1, rounded as diffusers rounds.
+    pub fn of_images(images: Tensor<4>) -> Vec<Self> {
+        let [_, channels, height, width] = images.dims();
+        let values = images.permute([0, 2, 3, 1]).into_data();
+        let byte = |x: f32| ((x + 1.0) * 127.5).round_ties_even().clamp(0.0, 255.0) as u8;
+        let bytes: Vec<u8> = values.iter::<f32>().map(byte).collect();
+        bytes
+            .chunks(channels * height * width)
+            .map(|bytes| Self {
+                width,
+                height,
+                bytes: bytes.to_vec(),
+            })
+            .collect()
+    }
+
+    /// Pictures of one size as a batch in −1…1.
+    ///
+    /// # Shapes
+    ///
+    /// - returns: `[pictures, 3, height, width]`, f32
+    ///
+    /// # Errors
+    ///
+    /// If there are none, their sizes differ, or one has not as many bytes as its size says.
+    pub fn to_images(pictures: &[Self], device: &Device) -> Result<Tensor<4>, Error> {
+        let Some(Self { width, height, .. }) = pictures.first() else {
+            return Err(Error::Request("no pictures".to_owned()));
+        };
+        let len = 3 * width * height;
+        for picture in pictures {
+            if (picture.width, picture.height, picture.bytes.len()) != (*width, *height, len) {
+                return Err(Error::Request(format!(
+                    "expected pictures of {width}x{height} pixels, found one of {}x{} with {} bytes",
+                    picture.width,
+                    picture.height,
+                    picture.bytes.len()
+                )));
+            }
+        }
+        let bytes = pictures.iter().flat_map(|picture| &picture.bytes);
+        let values: Vec<f32> = bytes.map(|&byte| f32::from(byte) / 127.5 - 1.0).collect();
+        let images = TensorData::new(values, [pictures.len(), *height, *width, 3]);
+        Ok(Tensor::<4>::from_data(images, device).permute([0, 3, 1, 2]))
+    }
+}
+
+#[cfg(feature = "png")]
+impl Picture {
+    /// The PNG file of the picture; with a record, in this library's form and in AUTOMATIC1111's.
+    ///
+    /// # Panics
+    ///
+    /// If there are not as many bytes as width and height say.
+    pub fn to_png(&self, record: Option<&Record>) -> Vec<u8> {
+        let mut file = Vec::new();
+        let (width, height) = (self.width as u32, self.height as u32);
+        let mut encoder = png::Encoder::new(&mut file, width, height);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        for (key, text) in record.map(Record::texts).into_iter().flatten() {
+            // Every reader knows Latin-1 chunks.
+            let is_latin = text.chars().all(|c| u32::from(c) < 256);
+            let added = match is_latin {
+                true => encoder.add_text_chunk(key.to_owned(), text),
+                false => encoder.add_itxt_chunk(key.to_owned(), text),
+            };
+            added.expect("the header is not written yet");
+        }
+        let written = encoder
+            .write_header()
+            .and_then(|mut writer| writer.write_image_data(&self.bytes));
+        written.expect("memory takes any number of bytes");
+        file
+    }
+
+    /// Writes the picture as a PNG file, replacing an older file only when the new one is complete.
+    ///
+    /// # Errors
+    ///
+    /// If the path does not end with `.png`, or the file cannot be written.
+    ///
+    /// # Panics
+    ///
+    /// As [`to_png`](Self::to_png).
+    pub fn save(
+        &self,
+        path: impl AsRef<std::path::Path>,
+        record: Option<&Record>,
+    ) -> Result<(), Error> {
+        let path = path.as_ref();
+        let end = path.extension().map(|end| end.to_ascii_lowercase());
+        if end.is_none_or(|end| end != "png") {
+            return Err(Error::Picture {
+                path: path.to_owned(),
+                reason: "unsupported format; expected a name that ends with .png".to_owned(),
+            });
+        }
+        let bytes = self.to_png(record);
+        swiftbrush_checkpoint::write_atomically(path, |file| file.write_all(&bytes))?;
+        Ok(())
+    }
+}
+
+#[cfg(feature = "image")]
+impl From<Picture> for image::RgbImage {
+    /// # Panics
+    ///
+    /// If there are not as many bytes as width and height say.
+    fn from(picture: Picture) -> Self {
+        let (width, height) = (picture.width as u32, picture.height as u32);
+        Self::from_raw(width, height, picture.bytes).expect("three bytes for each pixel")
+    }
+}
+
+#[cfg(feature = "image")]
+impl From<image::RgbImage> for Picture {
+    fn from(image: image::RgbImage) -> Self {
+        Self {
+            width: image.width() as usize,
+            height: image.height() as usize,
+            bytes: image.into_raw(),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+use std::ops::ControlFlow;
+
+use burn::tensor::Tensor;
+
+use crate::Error;
+
+/// The state of a generation, told to the progress callback before each stage and after each network call. Breaking
+/// cancels the generation there.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Index of the current batch, from 0.
+    pub batch: usize,
+    /// Number of batches; 1 but for [`generate_in_batches`](crate::TextToImage::generate_in_batches).
+    pub n_batches: usize,
+    /// The stage within the batch.
+    pub stage: Stage,
+}
+
+/// A stage of generation.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Stage {
+    /// Prompts, and images to start from, are about to be encoded.
+    Encoding,
+    /// The denoiser: before the first call, and after each.
+    Call {
+        /// Number of calls made.
+        done: usize,
+        /// Number of calls in total; the second one of split guidance is not counted.
+        n_calls: usize,
+        /// The clean latents that the network expects after the last call, `[batch, channels, height, width]`;
+        /// decoded, a preview.
+        expected: Option<Tensor<4>>,
+    },
+    /// Latents are about to be decoded, or the next tile of them.
+    Decoding {
+        /// Number of tiles decoded.
+        done: usize,
+        /// Number of tiles in total; 1 without tiling.
+        n_tiles: usize,
+    },
+}
+
+/// A progress callback; breaking cancels.
+pub type Watch<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
+
+/// The progress callback of one batch.
+pub(crate) struct Watcher<'a>(Watch<'a>);
+
+impl<'a> Watcher<'a> {
+    pub(crate) fn new(watch: Watch<'a>) -> Self {
+        Self(watch)
+    }
+
+    pub(crate) fn flow(&mut self, stage: Stage) -> ControlFlow<()> {
+        (self.0)(Progress {
+            batch: 0,
+            n_batches: 1,
+            stage,
+        })
+    }
+
+    pub(crate) fn tell(&mut self, stage: Stage) -> Result<(), Error> {
+        match self.flow(stage) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Cancelled),
+        }
+    }
+}
+
+impl Progress {
+    pub(crate) fn in_batch(self, batch: usize, n_batches: usize) -> Self {
+        Self {
+            batch,
+            n_batches,
+            ..self
+        }
+    }
+}

@@ -1,0 +1,89 @@
+use std::fmt;
+
+use swiftbrush_scheduler::SchedulerConfig;
+
+/// A deviation from what the caller might expect. The library never prints: programs show these, one line each
+/// ([`Display`](fmt::Display)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Warning {
+    /// A prompt is longer than the text encoder reads; its end has no effect.
+    PromptCut {
+        /// The prompt.
+        prompt: String,
+        /// The part of it that has no effect.
+        lost: String,
+    },
+    /// The default sampler stands in for a scheduler class without an implementation.
+    SchedulerSubstituted {
+        /// Class that the model names.
+        class: String,
+        /// Name of the sampler.
+        sampler: &'static str,
+    },
+    /// Keys of `scheduler_config.json` that no scheduler of diffusers has, and that are ignored.
+    SchedulerKeys(Vec<String>),
+    /// A value of `scheduler_config.json` that is corrected as diffusers corrects it.
+    SchedulerCorrected(String),
+    /// The denoiser's own files name another prediction type than the model's scheduler, and win.
+    PredictionType {
+        /// The file that decides.
+        source: String,
+        /// The prediction type.
+        prediction_type: String,
+    },
+    /// DDIM clips latents, because the model's scheduler does not set `clip_sample` to false.
+    LatentsClipped,
+}
+
+impl Warning {
+    /// The warnings about a scheduler's configuration.
+    pub(crate) fn of_scheduler(config: &SchedulerConfig) -> Vec<Self> {
+        let mut warnings = Vec::new();
+        if config.is_substituted()
+            && !config.is_one_step
+            && let Ok(kind) = config.sampler()
+        {
+            warnings.push(Self::SchedulerSubstituted {
+                class: config.class_name.clone(),
+                sampler: kind.name(),
+            });
+        }
+        if !config.unknown_keys().is_empty() {
+            warnings.push(Self::SchedulerKeys(config.unknown_keys().to_vec()));
+        }
+        warnings
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PromptCut { prompt, lost } => write!(
+                f,
+                "the prompt {prompt:?} is too long: {lost:?} has no effect"
+            ),
+            Self::SchedulerSubstituted { class, sampler } => write!(
+                f,
+                "{class} is not implemented: the default sampler is {sampler} instead (for a one-step student choose one-step)"
+            ),
+            Self::SchedulerKeys(keys) => write!(
+                f,
+                "scheduler_config.json: ignored unknown keys {}",
+                keys.join(", ")
+            ),
+            Self::SchedulerCorrected(text) => write!(f, "scheduler_config.json: {text}"),
+            Self::PredictionType {
+                source,
+                prediction_type,
+            } => write!(
+                f,
+                "{source} says {prediction_type}, which replaces the prediction type of the model's scheduler"
+            ),
+            Self::LatentsClipped => write!(
+                f,
+                "ddim clips latents, as DDIMScheduler does unless scheduler_config.json sets clip_sample to false"
+            ),
+        }
+    }
+}
