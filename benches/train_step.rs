@@ -46,7 +46,7 @@ fn steps(c: &mut Criterion) {
         });
         group.bench_function(format!("adapters/{name}"), |bencher| {
             let lora = LoraConfig::new(64, 128.0, ["to_q", "to_v"]);
-            let unet = attach(config.init(&device), &lora, 0);
+            let unet = attach(config.init(&device), &lora, 0).expect("it has such layers");
             bencher.iter(|| gradients(&unet, &config, &device));
         });
     }
@@ -60,7 +60,8 @@ fn lora_paths(c: &mut Criterion) {
         LinearConfig::new(640, 640).init(&device),
         &LoraConfig::new(64, 128.0, [""]),
         0,
-    );
+    )
+    .expect("the layer itself is named so");
     let input = normal([4 * 1024, 640], &device.clone().inner())
         .autodiff()
         .require_grad();

@@ -1,8 +1,7 @@
-//! Averages the weights of two models: λ·A + (1−λ)·B, from file to file.
+//! Interpolates the weights of two models, λ·A + (1−λ)·B, from file to file.
 //!
 //! ```sh
-//! cargo run --release --example merge -- a/unet/diffusion_pytorch_model.safetensors \
-//!     b/unet/diffusion_pytorch_model.safetensors --lambda 0.5 --output merged.safetensors
+//! cargo run --release --example merge -- a/unet b/unet --lambda 0.5 --output merged.safetensors
 //! ```
 #![allow(clippy::print_stderr, reason = "a program talks to its user")]
 
@@ -12,24 +11,29 @@ use anyhow::Result;
 use clap::Parser;
 use swiftbrush_weight_interp::interpolate_files;
 
-/// Averages the weights of two models.
+/// Interpolates the weights of two models of one architecture.
+///
+/// Reads .safetensors, .safetensors.index.json, .ckpt, .pt, .pth and .bin files, and folders of one component (MODEL/unet).
+/// Writes a .safetensors file with the element types and the header of the first.
 #[derive(Debug, Parser)]
 struct Args {
-    /// The first file of weights.
+    /// Weights of the first model.
     a: PathBuf,
-    /// The second, of the same model.
+    /// Weights of the second model.
     b: PathBuf,
-    /// Share of the first.
-    #[arg(long, default_value_t = 0.5)]
+    /// Share of the first model; values outside 0 to 1 extrapolate.
+    #[arg(long, default_value_t = 0.5, allow_negative_numbers = true)]
     lambda: f64,
-    /// Where the result goes.
+    /// File to write.
     #[arg(long, short)]
     output: PathBuf,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    interpolate_files(&args.a, &args.b, args.lambda, &args.output)?;
+    for note in interpolate_files(&args.a, &args.b, args.lambda, &args.output)? {
+        eprintln!("{note}");
+    }
     eprintln!("wrote {}", args.output.display());
     Ok(())
 }

@@ -60,7 +60,7 @@ fn main() -> Result<()> {
     let b = student(small(Recipe::efficient()))?;
 
     // Half of one and half of the other.
-    let merged = interpolate(a, &b, 0.5);
+    let merged = interpolate(a, &b, 0.5)?;
     let mut pipeline = pipeline;
     pipeline.unet = merged;
     let merged = pipeline.generate(&Request::new([prompt]), &mut seed())?;

@@ -262,12 +262,9 @@ fn same_files(
 fn write(path: &Path, extracted: &Extracted, conditions: Option<Json>) -> Result<()> {
     let tensors = extracted.features.iter().map(|(name, features)| {
         let shape = [features.len(), features.width()];
-        LazyTensor {
-            name: name.clone(),
-            shape: shape.to_vec(),
-            dtype: DType::F32,
-            data: Box::new(move || TensorData::new(features.values().to_vec(), shape)),
-        }
+        LazyTensor::new(name.clone(), shape, DType::F32, move || {
+            Ok(TensorData::new(features.values().to_vec(), shape))
+        })
     });
     let mut metadata = HashMap::from([
         ("hashes".to_owned(), extracted.hashes.join(" ")),

@@ -1,10 +1,11 @@
-//! Reads adapters in any layout and writes them in another.
+//! Converts adapters from any layout to another.
 //!
 //! ```sh
 //! cargo run --release --example convert_lora -- style.safetensors --layout diffusers pytorch_lora_weights.safetensors
 //! ```
 //!
-//! Nothing is lost: a layout that has no name for some of the adapted layers is refused with their names.
+//! Factors keep their element type, and header entries of training programs (`ss_*`) are kept. A layout that cannot name
+//! some of the adapted layers is rejected with their names.
 #![allow(clippy::print_stderr, reason = "a program talks to its user")]
 
 use std::path::PathBuf;
@@ -15,23 +16,27 @@ use swiftbrush_lora::{AdapterFile, Layout};
 
 use examples_common::{Wanted, find, named};
 
-/// Reads adapters in any layout and writes them in another.
+/// Converts adapters from any layout to another.
 #[derive(Debug, Parser)]
 struct Args {
-    /// File of PEFT, diffusers, kohya's or other training programs, here or on the hub (owner/name/file).
+    /// File or folder of PEFT or diffusers, or file of kohya's or other training programs, on disk or on the hub
+    /// (owner/name/file).
     input: String,
-    /// File to write; PEFT's configuration is written beside it.
+    /// File to write; PEFT's adapter_config.json is written beside it.
     output: PathBuf,
-    /// How tensors are to be named: peft (for one network), diffusers, diffusers-lora (of 2023, without α),
-    /// diffusers-processor (before that, attention only), kohya (what most programs read) or kohya-ldm (the same with layers
-    /// named as in the original training code).
+    /// Names of the tensors: peft (one network per file), diffusers, diffusers-lora (of 2023, without α),
+    /// diffusers-processor (earlier, attention only), kohya (read by most programs) or kohya-ldm (with the layer names of
+    /// the original training code).
     #[arg(long, value_parser = named::<Layout>)]
     layout: Layout,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let file = AdapterFile::open(&find(&args.input, Wanted::Component)?)?;
+    let file = AdapterFile::open(find(&args.input, Wanted::Component)?)?;
+    for note in &file.notes {
+        eprintln!("{note}");
+    }
     file.save(&args.output, args.layout)?;
     eprintln!(
         "wrote {}: {} adapters of the denoiser, {} of the text encoder",

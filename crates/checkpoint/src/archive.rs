@@ -1,86 +1,93 @@
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{AllocationProperty, BoolStore, Bytes, DType, TensorData};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
-
-use swiftbrush_kernels::MappedFile;
+use swiftbrush_kernels::{Access, WeightFile};
 
 use crate::Error;
+use crate::float8::Float8;
+use crate::kind;
 
-/// Bytes that give the length of the header.
+/// Bytes of the header's length.
 const LENGTH: usize = 8;
 /// The format's own limit on its header.
 pub(crate) const MAX_HEADER: u64 = 100_000_000;
 
-/// A safetensors file opened for reading: its header is checked, tensors are views of the file in memory
-/// ([`MappedFile`]), which must not be changed in place meanwhile.
+/// A safetensors file opened for reading. Opening it reads and checks the header only.
+///
+/// Tensors are views of the mapped file unless it was opened with [`Access::Owned`]; see [`Access`] for the
+/// contract that mapping entails.
 #[derive(Debug)]
 pub struct Archive {
     path: PathBuf,
-    contents: MappedFile,
+    file: WeightFile,
     header: Metadata,
-    /// Where the tensors begin.
-    start: usize,
+    /// Offset of the tensors.
+    start: u64,
 }
 
 impl Archive {
-    /// Opens a file and checks that its header describes exactly the bytes that follow.
+    /// Opens a file, mapped, and checks that its header describes exactly the bytes that follow.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, is truncated, or breaks the format; nothing is allocated on the
-    /// word of a damaged header.
-    pub fn open(path: impl Into<PathBuf>) -> Result<Self, Error> {
-        let path = path.into();
-        let read = |error| Error::read(&path, error);
-        let damaged = |reason: String| Error::Damaged {
-            path: path.clone(),
-            reason,
-        };
+    /// If the file cannot be read, is of another kind, is truncated, or breaks the format. Nothing is allocated from
+    /// the sizes that a damaged header claims.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::open_with(path, Access::Mapped)
+    }
 
-        let file = File::open(&path).map_err(read)?;
-        let metadata = file.metadata().map_err(read)?;
-        if metadata.is_file() && metadata.len() < LENGTH as u64 {
-            let len = metadata.len();
-            return Err(damaged(format!("{len} bytes are too few for a header")));
-        }
-        let contents = MappedFile::new(&file).map_err(read)?;
-        let bytes = contents.as_ref();
-        let len = bytes.len();
-        let Some((header_len, rest)) = bytes.split_first_chunk::<LENGTH>() else {
-            return Err(damaged(format!("{len} bytes are too few for a header")));
-        };
-        let header_len = u64::from_le_bytes(*header_len);
-        let header = usize::try_from(header_len)
-            .ok()
-            .filter(|_| header_len <= MAX_HEADER)
-            .and_then(|header_len| rest.get(..header_len));
-        let Some(header) = header else {
-            return Err(damaged(format!(
-                "its header claims {header_len} bytes, the file has {len}"
-            )));
-        };
-        let start = LENGTH + header.len();
-        let header: Metadata = serde_json::from_slice(header)
-            .map_err(|error| damaged(format!("its header cannot be read ({error})")))?;
-        if start.checked_add(header.data_len()) != Some(len) {
-            return Err(damaged(format!(
-                "its tensors need {} bytes, the file has {}",
-                header.data_len(),
-                len - start
-            )));
-        }
+    /// Opens a file with a choice of [`Access`].
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_with(path: impl AsRef<Path>, access: Access) -> Result<Self, Error> {
+        let path = path.as_ref();
+        Self::of(path, open_weights(path, access)?)
+    }
+
+    pub(crate) fn of(path: &Path, file: WeightFile) -> Result<Self, Error> {
+        let (header, start) = Self::read_header(path, &file)?;
         Ok(Self {
-            path,
-            contents,
+            path: path.to_owned(),
+            file,
             header,
             start,
         })
     }
 
-    /// The file.
+    fn read_header(path: &Path, file: &WeightFile) -> Result<(Metadata, u64), Error> {
+        let read = |range: Range<u64>| file.read(range).map_err(|error| Error::read(path, error));
+        let len = file.len();
+        let first = read(0..len.min(kind::SNIFFED))?;
+        let Some((header_len, _)) = first.split_first_chunk::<LENGTH>() else {
+            return Err(not_safetensors(path, &first).unwrap_or_else(|| {
+                Error::damaged(path, format!("{len} bytes are too few for a header"))
+            }));
+        };
+        let header_len = u64::from_le_bytes(*header_len);
+        let start = LENGTH as u64 + header_len.min(MAX_HEADER);
+        if header_len > MAX_HEADER || start > len {
+            return Err(not_safetensors(path, &first).unwrap_or_else(|| {
+                let reason = format!("its header claims {header_len} bytes, the file has {len}");
+                Error::damaged(path, reason)
+            }));
+        }
+        let header: Metadata = serde_json::from_slice(&read(LENGTH as u64..start)?)
+            .map_err(|error| Error::damaged(path, format!("its header is invalid ({error})")))?;
+        if start.checked_add(header.data_len() as u64) != Some(len) {
+            let (expected, found) = (header.data_len(), len - start);
+            let reason = format!("its tensors take {expected} bytes, the file has {found}");
+            return Err(Error::damaged(path, reason));
+        }
+        Ok((header, start))
+    }
+
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -111,52 +118,62 @@ impl Archive {
         Ok(&self.info(name)?.shape)
     }
 
-    /// The element type of a tensor.
+    /// The element type in which a tensor is read: that of the file, or F16 for 8-bit floating-point formats, which
+    /// burn lacks.
     ///
     /// # Errors
     ///
-    /// If there is none of that name, or its type is none that burn has.
+    /// If there is no tensor of that name, or its type is unsupported.
     pub fn dtype(&self, name: &str) -> Result<DType, Error> {
         let dtype = self.info(name)?.dtype;
-        burn_dtype(dtype).ok_or_else(|| Error::Damaged {
+        burn_dtype(dtype).ok_or_else(|| Error::UnsupportedType {
             path: self.path.clone(),
-            reason: format!("{name} is of type {dtype:?}, which is not supported"),
+            name: name.to_owned(),
+            found: dtype.to_string(),
         })
     }
 
-    /// A tensor, in the element type of the file; its numbers stay in the file until they are looked at.
+    /// The 8-bit format of a tensor, if it is stored in one.
+    pub(crate) fn float8(&self, name: &str) -> Option<Float8> {
+        Float8::of(self.header.info(name)?.dtype)
+    }
+
+    /// Reads a tensor in its [`dtype`](Self::dtype). A mapped tensor stays in the file until its values are touched.
     ///
     /// # Errors
     ///
-    /// If there is none of that name, or its type is not supported.
+    /// If there is no tensor of that name, its type is unsupported, or the file cannot be read.
     pub fn read(&self, name: &str) -> Result<TensorData, Error> {
-        let info = self.info(name)?;
-        let dtype = self.dtype(name)?;
-        let bytes = self.contents.slice(self.range(info));
-        // Numbers must lie where their size divides; files of careless writers are copied. Windows does not replace a
-        // file that is in use.
-        let is_aligned = bytes.as_ptr().addr().is_multiple_of(dtype.size());
+        let (info, dtype) = (self.info(name)?, self.dtype(name)?);
+        let bytes = self.file.read(self.range(info));
+        let bytes = bytes.map_err(|error| Error::read(&self.path, error))?;
         let shape = info.shape.clone();
-        Ok(match is_aligned && cfg!(not(windows)) {
+        if let Some(format) = Float8::of(info.dtype) {
+            return Ok(TensorData::new(format.widen(&bytes), shape));
+        }
+        // burn needs values at multiples of their size; some writers do not pad their headers. Windows cannot replace a
+        // file that is mapped, so nothing stays mapped there.
+        let is_aligned = bytes.as_ptr().addr().is_multiple_of(dtype.size());
+        let is_mapped = self.file.access() == Access::Mapped && cfg!(not(windows));
+        Ok(match is_aligned && is_mapped {
             true => {
                 let bytes = Bytes::from_shared(bytes, AllocationProperty::File);
                 TensorData::from_bytes(bytes, shape, dtype)
             }
-            false => TensorData::from_bytes_vec(bytes.to_vec(), shape, dtype),
+            false => TensorData::from_bytes_vec(bytes.into(), shape, dtype),
         })
     }
 
-    /// Says that a tensor will not be read again soon; see [`MappedFile::release`]. Nothing happens without one of that
-    /// name.
+    /// Advises that a tensor is not needed soon; see [`WeightFile::release`]. Does nothing without one of that name.
     pub fn release(&self, name: &str) {
-        if let Ok(info) = self.info(name) {
-            self.contents.release(self.range(info));
+        if let Some(info) = self.header.info(name) {
+            self.file.release(self.range(info));
         }
     }
 
-    fn range(&self, info: &TensorInfo) -> std::ops::Range<usize> {
+    fn range(&self, info: &TensorInfo) -> Range<u64> {
         let (begin, end) = info.data_offsets;
-        self.start + begin..self.start + end
+        self.start + begin as u64..self.start + end as u64
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo, Error> {
@@ -165,6 +182,30 @@ impl Archive {
             name: name.to_owned(),
         })
     }
+}
+
+/// Opens a file of weights, which a folder or an empty file is not.
+pub(crate) fn open_weights(path: &Path, access: Access) -> Result<WeightFile, Error> {
+    let file = File::open(path).map_err(|error| Error::read(path, error))?;
+    let metadata = file.metadata().map_err(|error| Error::read(path, error))?;
+    if metadata.is_dir() {
+        return Err(Error::NotWeights {
+            path: path.to_owned(),
+            found: "a folder; name the file of weights in it".to_owned(),
+        });
+    }
+    if metadata.len() == 0 {
+        return Err(Error::damaged(path, "it is empty"));
+    }
+    WeightFile::new(file, access).map_err(|error| Error::read(path, error))
+}
+
+fn not_safetensors(path: &Path, first: &[u8]) -> Option<Error> {
+    let found = kind::describe(first)?.to_owned();
+    Some(Error::NotWeights {
+        path: path.to_owned(),
+        found,
+    })
 }
 
 fn burn_dtype(dtype: Dtype) -> Option<DType> {
@@ -182,7 +223,7 @@ fn burn_dtype(dtype: Dtype) -> Option<DType> {
         Dtype::U16 => DType::U16,
         Dtype::U8 => DType::U8,
         Dtype::BOOL => DType::Bool(BoolStore::Native),
-        _ => return None,
+        other => return Float8::of(other).map(|_| DType::F16),
     })
 }
 
@@ -194,6 +235,11 @@ pub(crate) fn file_dtype(dtype: DType) -> Option<Dtype> {
         DType::BF16 => Dtype::BF16,
         DType::I64 => Dtype::I64,
         DType::I32 => Dtype::I32,
+        DType::I16 => Dtype::I16,
+        DType::I8 => Dtype::I8,
+        DType::U64 => Dtype::U64,
+        DType::U32 => Dtype::U32,
+        DType::U16 => Dtype::U16,
         DType::U8 => Dtype::U8,
         _ => return None,
     })

@@ -1,13 +1,12 @@
-//! Between the element types that weights come in.
+//! Conversions between the element types of weights.
 
-use burn::tensor::{DType, TensorData, bf16, f16};
+use burn::tensor::{DType, Element, TensorData, bf16, f16};
 use half::slice::HalfFloatSliceExt;
 
-/// Numbers below this are not worth a second thread.
-const FEW: usize = 1 << 16;
+use crate::parallel::n_threads;
 
-/// The same numbers in another element type. Between half and full precision, which weights of gigabytes go through, by
-/// whole registers and on two threads.
+/// The same values in another element type. Conversions between half and full precision, through which gigabytes of
+/// weights go, are vectorised and run on all threads.
 pub(crate) fn converted(data: TensorData, dtype: DType) -> TensorData {
     if data.dtype() == dtype {
         return data;
@@ -23,13 +22,13 @@ pub(crate) fn converted(data: TensorData, dtype: DType) -> TensorData {
             Err(_) => data.convert_dtype(dtype),
         },
         (DType::F32, DType::F16) => match data.as_slice::<f32>() {
-            Ok(numbers) => narrowed(numbers, shape, f16::ZERO, |from, to: &mut [f16]| {
+            Ok(values) => narrowed(values, shape, f16::ZERO, |from, to: &mut [f16]| {
                 to.convert_from_f32_slice(from);
             }),
             Err(_) => data.convert_dtype(dtype),
         },
         (DType::F32, DType::BF16) => match data.as_slice::<f32>() {
-            Ok(numbers) => narrowed(numbers, shape, bf16::ZERO, |from, to: &mut [bf16]| {
+            Ok(values) => narrowed(values, shape, bf16::ZERO, |from, to: &mut [bf16]| {
                 to.convert_from_f32_slice(from);
             }),
             Err(_) => data.convert_dtype(dtype),
@@ -46,31 +45,32 @@ fn widened<T: Sync>(
     TensorData::new(filled(halves, 0.0f32, convert), shape)
 }
 
-fn narrowed<T: burn::tensor::Element + Send>(
-    numbers: &[f32],
+fn narrowed<T: Element + Send>(
+    values: &[f32],
     shape: Vec<usize>,
     zero: T,
     convert: impl Fn(&[f32], &mut [T]) + Sync,
 ) -> TensorData {
-    TensorData::new(filled(numbers, zero, convert), shape)
+    TensorData::new(filled(values, zero, convert), shape)
 }
 
-/// What `convert` makes of numbers, half of them on each of two threads.
+/// The results of `convert`, each thread with an equal part of the values.
 fn filled<A: Sync, B: Clone + Send>(
     from: &[A],
     zero: B,
     convert: impl Fn(&[A], &mut [B]) + Sync,
 ) -> Vec<B> {
     let mut to = vec![zero; from.len()];
-    if from.len() < FEW {
-        convert(from, &mut to);
-        return to;
-    }
-    let middle = from.len() / 2;
-    let (first, second) = (from.split_at(middle), to.split_at_mut(middle));
+    let part = from.len().div_ceil(n_threads(from.len())).max(1);
+    let mut parts = from.chunks(part).zip(to.chunks_mut(part));
+    let last = parts.next_back();
     std::thread::scope(|scope| {
-        scope.spawn(|| convert(first.0, second.0));
-        convert(first.1, second.1);
+        for (from, to) in parts {
+            scope.spawn(|| convert(from, to));
+        }
+        if let Some((from, to)) = last {
+            convert(from, to);
+        }
     });
     to
 }
@@ -78,9 +78,10 @@ fn filled<A: Sync, B: Clone + Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parallel::FEW;
 
     #[test]
-    fn every_half_comes_back_and_is_what_burn_makes_of_it() {
+    fn every_half_survives_a_round_trip_and_equals_burns_conversion() {
         for dtype in [DType::F16, DType::BF16] {
             let bytes: Vec<u8> = (0..=u16::MAX)
                 .cycle()

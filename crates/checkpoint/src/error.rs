@@ -1,42 +1,75 @@
-use std::fmt;
+use std::fmt::{self, Display};
+use std::io;
 use std::path::{Path, PathBuf};
 
-/// What can be wrong with a file of weights or a model folder.
+/// Errors of files of weights and of model folders.
+///
+/// Messages contain their causes; [`source`](std::error::Error::source) is therefore always empty.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused to read or write.
-    #[error("cannot {action} {path}")]
+    /// The operating system failed to read or write.
+    #[error("cannot {action} {path}: {cause}")]
     Io {
-        /// What was tried: "read", "write".
+        /// The attempted action: "read" or "write".
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// Why.
-        source: std::io::Error,
+        /// The operating system's error.
+        cause: io::Error,
     },
-    /// The file breaks the safetensors format.
-    #[error("{path} is not a whole safetensors file: {reason}; download or save it again")]
+    /// The file breaks its format.
+    #[error("{path} is damaged: {reason}; download or save it again")]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Which promise of the format is broken.
+        /// The broken promise of the format.
         reason: String,
     },
-    /// A JSON file cannot be read as what it should be.
-    #[error("{path} is not a valid configuration")]
+    /// The file is of another kind than expected.
+    #[error("{path} is {found}")]
+    NotWeights {
+        /// The file.
+        path: PathBuf,
+        /// The kind of file found, and what to do.
+        found: String,
+    },
+    /// A tensor has an element type that cannot be represented.
+    #[error(
+        "{path}: tensor {name} has the unsupported element type {found}; convert the file to F16, BF16 or F32"
+    )]
+    UnsupportedType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its element type, as the file names it.
+        found: String,
+    },
+    /// A tensor holds, or would hold, a NaN or an infinity.
+    #[error("{path}: tensor {name} {reason}")]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The value found, and what to do.
+        reason: String,
+    },
+    /// A JSON file cannot be parsed into the expected form.
+    #[error("{path}: {cause}")]
     Json {
         /// The file.
         path: PathBuf,
-        /// Why.
-        source: serde_json::Error,
+        /// The parser's error.
+        cause: serde_json::Error,
     },
-    /// A configuration asks for what is not implemented, or contradicts itself.
+    /// A configuration sets an unsupported option, or contradicts itself.
     #[error("{path}: {reason}")]
     Config {
         /// The file.
         path: PathBuf,
-        /// What is wrong, naming the field.
+        /// The field and what is wrong with it.
         reason: String,
     },
     /// A model folder lacks a file.
@@ -44,20 +77,20 @@ pub enum Error {
     MissingFile {
         /// The model folder.
         folder: PathBuf,
-        /// The file, or the names that would have done.
+        /// The expected file or files.
         wanted: String,
     },
-    /// A model of the Hugging Face hub that cannot be had.
+    /// A model of the Hugging Face hub cannot be downloaded.
     #[error("{id}: {reason}")]
     Hub {
         /// Its name.
         id: String,
-        /// Why, and what to try.
+        /// The reason, and what to try.
         reason: String,
-        /// Whether it is not there at all.
+        /// Whether the hub says that it does not exist.
         is_missing: bool,
     },
-    /// A tensor that was asked for by name is not in the file.
+    /// The file has no tensor of a given name.
     #[error("{path} has no tensor {name}")]
     MissingTensor {
         /// The file.
@@ -70,39 +103,50 @@ pub enum Error {
     Mismatch {
         /// The file.
         path: PathBuf,
-        /// All that does not fit.
+        /// All differences.
         mismatch: Box<Mismatch>,
     },
 }
 
 impl Error {
-    pub(crate) fn read(path: &Path, source: std::io::Error) -> Self {
+    /// An error of reading a file.
+    pub fn read(path: impl AsRef<Path>, cause: io::Error) -> Self {
         Self::Io {
             action: "read",
-            path: path.to_owned(),
-            source,
+            path: path.as_ref().to_owned(),
+            cause,
         }
     }
 
-    pub(crate) fn write(path: &Path, source: std::io::Error) -> Self {
+    /// An error of writing a file.
+    pub fn write(path: impl AsRef<Path>, cause: io::Error) -> Self {
         Self::Io {
             action: "write",
+            path: path.as_ref().to_owned(),
+            cause,
+        }
+    }
+
+    pub(crate) fn damaged(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Damaged {
             path: path.to_owned(),
-            source,
+            reason: reason.into(),
         }
     }
 }
 
-/// Everything in which a file and a module differ.
+/// Differences between a file and a module.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Mismatch {
     /// Parameters of the module that the file lacks.
     pub missing: Vec<String>,
-    /// Tensors of the file that the module has no place for.
+    /// Tensors of the file that belong to no parameter.
     pub unused: Vec<String>,
-    /// Name, shape expected, shape found.
+    /// Name, expected shape, shape found.
     pub misshapen: Vec<(String, Vec<usize>, Vec<usize>)>,
+    /// Name and element type of parameters that are not stored as floating-point numbers.
+    pub not_float: Vec<(String, String)>,
     /// Tensors that hold a NaN or an infinity.
     pub not_finite: Vec<String>,
 }
@@ -113,46 +157,46 @@ impl Mismatch {
         self.missing.is_empty()
             && self.unused.is_empty()
             && self.misshapen.is_empty()
+            && self.not_float.is_empty()
             && self.not_finite.is_empty()
     }
 }
 
-/// Names shown of each list; the rest is counted.
-const SHOWN: usize = 8;
-
-impl fmt::Display for Mismatch {
+impl Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let misshapen = self.misshapen.iter().map(|(name, expected, found)| {
             format!("{name} (expected {expected:?}, found {found:?})")
         });
-        list(f, "missing", self.missing.iter().cloned())?;
-        list(f, "unused", self.unused.iter().cloned())?;
-        list(f, "of another shape", misshapen)?;
-        list(
+        let not_float = self
+            .not_float
+            .iter()
+            .map(|(name, found)| format!("{name} ({found})"));
+        line(f, "missing", &self.missing)?;
+        line(f, "unused", &self.unused)?;
+        line(f, "of another shape", &misshapen.collect::<Vec<_>>())?;
+        line(
             f,
-            "with a NaN or an infinity",
-            self.not_finite.iter().cloned(),
-        )
+            "without floating-point values",
+            &not_float.collect::<Vec<_>>(),
+        )?;
+        line(f, "with a NaN or an infinity", &self.not_finite)
     }
 }
 
-fn list(
-    f: &mut fmt::Formatter<'_>,
-    what: &str,
-    items: impl ExactSizeIterator<Item = String>,
-) -> fmt::Result {
-    let count = items.len();
-    if count == 0 {
-        return Ok(());
+fn line(f: &mut fmt::Formatter<'_>, kind: &str, items: &[String]) -> fmt::Result {
+    match items.len() {
+        0 => Ok(()),
+        count => write!(f, "\n  {count} {kind}: {}", abridged(items)),
     }
-    write!(
-        f,
-        "\n  {count} {what}: {}",
-        items.take(SHOWN).collect::<Vec<_>>().join(", ")
-    )?;
-    if count > SHOWN {
-        write!(f, " and {} more", count - SHOWN)
-    } else {
-        Ok(())
+}
+
+/// Joins the items of an error message by commas, cut after eight: "a, b and 3 more".
+pub fn abridged<T: Display>(items: impl IntoIterator<Item = T>) -> String {
+    const SHOWN: usize = 8;
+    let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
+    let shown = items[..items.len().min(SHOWN)].join(", ");
+    match items.len().saturating_sub(SHOWN) {
+        0 => shown,
+        rest => format!("{shown} and {rest} more"),
     }
 }

@@ -7,8 +7,9 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use crate::error::Error;
-use crate::model::{Model, weight_names};
-use crate::weights::Weights;
+use crate::model::Model;
+use crate::select::{Library, weight_names};
+use crate::shards::shards;
 use crate::write::sha256;
 
 /// Models whose first home is gone, and where the same files are.
@@ -240,7 +241,7 @@ impl<'a> Session<'a> {
         variant: Option<&str>,
         progress: &mut dyn FnMut(Download),
     ) -> Result<PathBuf, Error> {
-        let names = weight_names(variant).into_iter();
+        let names = weight_names(Library::of_component(prefix), variant).into_iter();
         let mut names = names.map(|name| format!("{prefix}{name}"));
         let name = names.find(|name| self.has(name));
         let Some(name) = name else {
@@ -256,7 +257,7 @@ impl<'a> Session<'a> {
         }
         let path = self.file(&name, progress)?;
         if name.ends_with(".json") {
-            for shard in Weights::shards(&path)? {
+            for shard in shards(&path)? {
                 self.file(&format!("{prefix}{shard}"), progress)?;
             }
         }

@@ -1,29 +1,48 @@
-//! Models on disk: folders, single files, safetensors.
+//! Models on disk: folders, single files, safetensors, files of `torch.save`.
 //!
-//! The crate knows files and tensor names, never an architecture: a module loads when the path of
-//! each of its parameters is the name of a tensor, and [`load`] is strict about it. [`Model`] finds the
-//! parts of a model, [`Weights`] the tensors of a part, whatever the file.
+//! This crate knows files and tensor names, never an architecture: a module loads when the path of each of its
+//! parameters is the name of a tensor, and [`load`] is strict about it. [`Model`] finds the components of a model,
+//! [`Weights`] the tensors of a component, [`Archive`] those of one safetensors file.
 //! With the feature `hub`, models come from the Hugging Face hub ([`Hub`]).
 //!
-//! Saving goes to a temporary file that replaces the old one only when it is whole and on disk.
+//! Weights are mapped unless copies are requested; [`Access`] states what mapping requires of the caller.
+//! Files are written to a temporary file that replaces the old one when it is complete and on disk.
 
 mod archive;
 mod convert;
+mod edit;
 mod error;
+mod finite;
+mod float8;
 #[cfg(feature = "hub")]
 mod hub;
+mod json;
+mod kind;
 mod model;
 mod module;
+mod named;
+mod parallel;
+mod select;
+mod shards;
 mod text;
+mod torch;
 mod weights;
 mod write;
 
 pub use archive::Archive;
-pub use error::{Error, Mismatch};
+pub use error::{Error, Mismatch, abridged};
+pub use finite::is_finite;
 #[cfg(feature = "hub")]
 pub use hub::{Download, Hub};
-pub use model::{Model, read_config, read_json};
-pub use module::{ModulePath, load, n_parameters, named_tensors, read, save, with_tensors};
+pub use json::{read_config, read_json};
+pub use model::Model;
+pub use module::{is_buffer, load, n_parameters, named_tensors, read, save, with_tensors};
+pub use named::{ModulePath, NamedMapper, NamedVisitor, map_named, visit_named};
+pub use swiftbrush_kernels::Access;
 pub use text::{Line, Lines, TextError, read_lines, read_text};
 pub use weights::Weights;
 pub use write::{LazyTensor, sha256, write_atomically, write_json, write_tensors};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,31 +1,60 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use swiftbrush_kernels::Access;
 
-use crate::error::Error;
+use crate::error::{Error, abridged};
+use crate::select::{HALF, Library, is_of_variant, weight_names};
 use crate::weights::Weights;
 
-/// Where the parts of a model are.
+/// The files of a model.
 ///
 /// A model is a folder in the layout of diffusers, with a sub-folder of `config.json` and weights for each
-/// component, or one file that holds the weights of all in the layout of the original training code
-/// (`v1-5-pruned.ckpt`, `sd_turbo.safetensors`). Components can come from elsewhere than the rest.
+/// component, or one file that holds all weights in the layout of the original training code
+/// (`v1-5-pruned.ckpt`, `sd_turbo.safetensors`). Single components can be replaced by others.
+///
+/// # Contract
+///
+/// Weights are mapped, not copied: files of the model must not be written to in place or truncated while anything
+/// loaded from it is in use, or weights change after they were validated and the process may be ended by `SIGBUS`.
+/// Replacing a file by renaming another over it is safe. [`with_owned_weights`](Self::with_owned_weights) copies
+/// instead.
+///
+/// # Examples
+///
+/// ```
+/// # use std::{collections::HashMap, fs};
+/// # use burn::tensor::TensorData;
+/// use swiftbrush_checkpoint::{LazyTensor, Model, write_tensors};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let folder = tempfile::tempdir()?;
+/// let scale = LazyTensor::ready("scale", TensorData::from([1.0f32, 2.0]));
+/// let file = folder.path().join("unet/diffusion_pytorch_model.safetensors");
+/// write_tensors(&file, vec![scale], HashMap::new())?;
+///
+/// let model = Model::open(folder.path())?;
+/// let weights = model.weights("unet")?;
+/// assert_eq!(weights.shape("scale"), Some(&[2][..]));
+/// assert!(!model.has("vae"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Model {
     root: PathBuf,
     /// The weights of a model in one file.
     file: Option<Weights>,
-    /// Where the configurations of a single file are.
+    /// The folder of a single file's configurations.
     configs: Option<PathBuf>,
-    /// Components that come from elsewhere, a folder or a file of weights.
+    /// Replaced components: folders or files of weights.
     replaced: BTreeMap<String, PathBuf>,
     variant: Option<String>,
+    access: Access,
 }
 
-/// What the tensors of each component begin with in a single file.
+/// Prefixes of each component's tensors in a single file.
 const PREFIXES: [(&str, &str); 6] = [
     ("unet", "model.diffusion_model."),
     ("vae", "first_stage_model."),
@@ -35,78 +64,76 @@ const PREFIXES: [(&str, &str); 6] = [
     ("text_encoder", "conditioner.embedders.0.model."),
 ];
 
-/// Names of files of weights, without what they end with.
-const STEMS: [&str; 5] = [
-    "diffusion_pytorch_model",
-    "model",
-    "pytorch_model",
-    "open_clip_model",
-    "open_clip_pytorch_model",
-];
-/// What they end with, the best first.
-const ENDS: [&str; 4] = [
-    "safetensors",
-    "safetensors.index.json",
-    "bin",
-    "bin.index.json",
-];
-/// Lower precisions that are looked for when there is no other.
-const HALF: &str = "fp16";
-
 impl Model {
-    /// A folder or a file that exists.
+    /// Opens a folder or a file. Of a file only the header is read.
     ///
     /// # Errors
     ///
-    /// If it does not, or is a damaged file.
-    pub fn open(root: impl Into<PathBuf>) -> Result<Self, Error> {
-        let root = root.into();
-        let metadata = std::fs::metadata(&root).map_err(|error| Error::read(&root, error))?;
+    /// If it does not exist, or is a damaged file.
+    pub fn open(root: impl AsRef<Path>) -> Result<Self, Error> {
+        let root = root.as_ref();
+        let metadata = fs::metadata(root).map_err(|error| Error::read(root, error))?;
         let file = match metadata.is_dir() {
             true => None,
-            false => Some(Weights::open(&root)?),
+            false => Some(Weights::open(root)?),
         };
         Ok(Self {
-            root,
+            root: root.to_owned(),
             file,
             configs: None,
             replaced: BTreeMap::new(),
             variant: None,
+            access: Access::Mapped,
         })
     }
 
-    /// The same, with a component from elsewhere: from a folder (which may have a `config.json` of its own;
-    /// otherwise that of the model holds), or a file of weights.
-    pub fn with_component(mut self, component: &str, path: impl Into<PathBuf>) -> Self {
-        self.replaced.insert(component.to_owned(), path.into());
+    /// Copies weights out of their files when they are read instead of mapping the files. Later changes to the files
+    /// then have no effect; loading takes longer and more memory.
+    ///
+    /// # Errors
+    ///
+    /// If a single file cannot be opened again.
+    pub fn with_owned_weights(mut self) -> Result<Self, Error> {
+        self.access = Access::Owned;
+        if self.file.is_some() {
+            self.file = Some(Weights::open_with(&self.root, self.access)?);
+        }
+        Ok(self)
+    }
+
+    /// Replaces a component by one in another folder, whose `config.json` is used if it has one, or by a file of
+    /// weights.
+    pub fn with_component(mut self, component: &str, path: impl AsRef<Path>) -> Self {
+        self.replaced
+            .insert(component.to_owned(), path.as_ref().to_owned());
         self
     }
 
-    /// The same single file, with the configurations, tokenizer and scheduler of a folder in the layout of
-    /// diffusers; its weights, if it has any, are not read.
-    pub fn with_configs(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.configs = Some(folder.into());
+    /// Takes the configurations, tokenizer and scheduler of a single file from a folder in the layout of diffusers.
+    /// Weights in the folder are ignored.
+    pub fn with_configs(mut self, folder: impl AsRef<Path>) -> Self {
+        self.configs = Some(folder.as_ref().to_owned());
         self
     }
 
-    /// The same, with weights whose files have this in their names, `fp16` for
-    /// `model.fp16.safetensors`, wherever a component has such a file.
+    /// Prefers weights of a variant, such as `fp16` for `model.fp16.safetensors`, in components that have it. If none
+    /// has, loading weights fails.
     pub fn with_variant(mut self, variant: &str) -> Self {
         self.variant = Some(variant.to_owned());
         self
     }
 
-    /// The folder or file itself.
+    /// The folder or file.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// All weights of a model in one file, as they are named there.
+    /// All weights of a model in one file, under the names that they have there.
     pub fn single_file(&self) -> Option<&Weights> {
         self.file.as_ref()
     }
 
-    /// Path of a file or sub-folder of the model; none if a single file has no configurations beside it.
+    /// The path of a file or sub-folder of the model; none for a single file without configurations.
     pub fn path(&self, relative: &str) -> Option<PathBuf> {
         let component = relative.split('/').next().unwrap_or(relative);
         if let Some(folder) = self.replaced.get(component) {
@@ -123,23 +150,23 @@ impl Model {
         folder.map(|folder| folder.join(relative))
     }
 
-    /// The files that the weights of a component are in; none if it has no such component.
+    /// The files that hold the weights of a component; empty without such a component.
     pub fn weight_files(&self, component: &str) -> Vec<PathBuf> {
         self.weights(component)
             .map(|weights| weights.files())
             .unwrap_or_default()
     }
 
-    /// Whether it has weights of a component of this name.
+    /// Whether the weights of a component can be opened.
     pub fn has(&self, component: &str) -> bool {
         self.weights(component).is_ok()
     }
 
-    /// Path of a component's `config.json`; none if a single file has no configurations beside it.
+    /// The path of a component's `config.json`; none for a single file without configurations.
     ///
     /// # Errors
     ///
-    /// If there should be one and is not.
+    /// If a folder lacks it.
     pub fn config(&self, component: &str) -> Result<Option<PathBuf>, Error> {
         let relative = format!("{component}/config.json");
         match self.path(&relative) {
@@ -149,41 +176,90 @@ impl Model {
         }
     }
 
-    /// Opens the weights of a component: those of the variant that was asked for, else of full precision, else
-    /// `fp16`; safetensors before what `torch.save` wrote.
+    /// Opens the weights of a component. Among several files the one is taken that diffusers, or transformers for
+    /// encoders, takes: the variant before full precision before `fp16`, safetensors before pickles, and shards before
+    /// a whole file in diffusers only.
     ///
     /// # Errors
     ///
-    /// If there are none, or the file is damaged.
+    /// If there are none, no component has the variant, or the file is damaged.
     pub fn weights(&self, component: &str) -> Result<Weights, Error> {
         if let Some(path) = self.replaced.get(component) {
-            if path.is_file() {
-                return Ok(part(&Weights::open(path)?, component).unwrap_or(Weights::open(path)?));
+            if !path.is_file() {
+                return self.weights_in(path, component);
             }
-            return self.weights_in(path);
+            let all = Weights::open_with(path, self.access)?;
+            return Ok(part(&all, component).unwrap_or(all));
         }
         match &self.file {
-            None => self.weights_in(&self.root.join(component)),
+            None => self.weights_in(&self.root.join(component), component),
             Some(all) => part(all, component).ok_or_else(|| {
                 let prefixes = PREFIXES.iter().filter(|(name, _)| *name == component);
-                let prefixes: Vec<_> = prefixes.map(|(_, prefix)| *prefix).collect();
-                self.missing(&format!("{component}: no tensor begins with {prefixes:?}"))
+                let prefixes = abridged(prefixes.map(|(_, prefix)| format!("`{prefix}`")));
+                self.missing(&match prefixes.is_empty() {
+                    true => format!("{component}: single files do not hold one"),
+                    false => format!("{component}: no tensor begins with {prefixes}"),
+                })
             }),
         }
     }
 
-    fn weights_in(&self, folder: &Path) -> Result<Weights, Error> {
-        let names = weight_names(self.variant.as_deref());
-        match names.into_iter().find(|name| folder.join(name).is_file()) {
-            Some(name) => Weights::open(folder.join(name)),
-            None => Err(Error::MissingFile {
-                folder: folder.to_owned(),
-                wanted: format!(
-                    "weights ({}.safetensors, {}.safetensors or the like)",
-                    STEMS[0], STEMS[1]
-                ),
-            }),
+    fn weights_in(&self, folder: &Path, component: &str) -> Result<Weights, Error> {
+        let library = Library::of_folder(folder, component);
+        let variant = self.variant.as_deref();
+        let names = weight_names(library, variant);
+        let Some(name) = names.into_iter().find(|name| folder.join(name).is_file()) else {
+            return Err(self.no_weights(folder, library));
+        };
+        match variant {
+            Some(variant) if !is_of_variant(&name, variant) => self.check_variant(variant)?,
+            _ => {}
         }
+        let path = folder.join(&name);
+        let weights = Weights::open_with(&path, self.access)?;
+        let is_substitute = is_of_variant(&name, HALF) && variant != Some(HALF);
+        Ok(match is_substitute {
+            true => weights.with_note(format!(
+                "{}: taken because the component has no weights in full precision",
+                path.display()
+            )),
+            false => weights,
+        })
+    }
+
+    fn no_weights(&self, folder: &Path, library: Library) -> Error {
+        let expected = match library {
+            Library::Diffusers => "diffusion_pytorch_model.safetensors",
+            Library::Transformers => "model.safetensors",
+        };
+        let present = files_in(folder);
+        Error::MissingFile {
+            folder: folder.to_owned(),
+            wanted: match present.is_empty() {
+                true => format!("weights (expected {expected})"),
+                false => format!("weights (expected {expected}, found {})", abridged(present)),
+            },
+        }
+    }
+
+    /// As in diffusers, components without the variant are loaded as they are, unless none has it.
+    fn check_variant(&self, variant: &str) -> Result<(), Error> {
+        let folders = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let folders = folders.map(|entry| entry.path());
+        let folders = folders.chain(self.replaced.values().cloned());
+        let files: BTreeSet<_> = folders.flat_map(|folder| files_in(&folder)).collect();
+        if self.file.is_some() || files.iter().any(|name| is_of_variant(name, variant)) {
+            return Ok(());
+        }
+        let weights = files.into_iter().filter(|name| {
+            [".safetensors", ".bin"]
+                .iter()
+                .any(|end| name.ends_with(end))
+        });
+        Err(self.missing(&format!(
+            "weights of the variant `{variant}`; it has {}",
+            abridged(weights)
+        )))
     }
 
     fn missing(&self, wanted: &str) -> Error {
@@ -194,103 +270,19 @@ impl Model {
     }
 }
 
-/// Names of files that the weights of a component may be in, the best first: those of the variant, then of full
-/// precision, then `fp16`.
-pub(crate) fn weight_names(variant: Option<&str>) -> Vec<String> {
-    let variants = [variant, None, Some(HALF)];
-    let names = variants.into_iter().skip(usize::from(variant.is_none()));
-    let names = names.flat_map(|variant| {
-        ENDS.into_iter().flat_map(move |end| {
-            STEMS.map(|stem| match variant {
-                None => format!("{stem}.{end}"),
-                // The variant of an index stands behind it: `model.safetensors.index.fp16.json`.
-                Some(variant) if end.ends_with("index.json") => {
-                    format!("{stem}.{}.{variant}.json", end.trim_end_matches(".json"))
-                }
-                Some(variant) => format!("{stem}.{variant}.{end}"),
-            })
-        })
-    });
-    names.collect()
+/// The names of the files in a folder, sorted; empty if it cannot be read.
+fn files_in(folder: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.path().is_file())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
 }
 
-/// The tensors of a component out of a file of many, if there are any.
+/// The tensors of a component in a file of all, if there are any.
 fn part(all: &Weights, component: &str) -> Option<Weights> {
     let mut prefixes = PREFIXES.iter().filter(|(name, _)| *name == component);
     let (_, prefix) =
         prefixes.find(|(_, prefix)| all.names().any(|name| name.starts_with(prefix)))?;
     Some(all.strip_prefix(prefix))
-}
-
-/// Reads a JSON file.
-///
-/// # Errors
-///
-/// If it cannot be read or is not of that form; the error names the file.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
-    let text = std::fs::read_to_string(path).map_err(|error| Error::read(path, error))?;
-    serde_json::from_str(&text).map_err(|source| Error::Json {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-/// Reads a component's `config.json` into `T`; what it does not say is as in `defaults`.
-///
-/// Options that `T` does not have are refused by name, unless the value is null or one that `accepted`
-/// lists (options at which the component works as if they were not there). Keys that begin with an underscore are
-/// notes and pass.
-///
-/// # Errors
-///
-/// If the file cannot be read or sets an option that is not supported.
-pub fn read_config<T>(path: &Path, defaults: &T, accepted: &[(&str, Value)]) -> Result<T, Error>
-where
-    T: DeserializeOwned + Serialize,
-{
-    let config: Map<String, Value> = read_json(path)?;
-    let json = |source| Error::Json {
-        path: path.to_owned(),
-        source,
-    };
-    let Value::Object(mut all) = serde_json::to_value(defaults).map_err(json)? else {
-        unreachable!("a configuration is a struct with names")
-    };
-    for (name, value) in config {
-        if let Some(field) = all.get_mut(&name) {
-            *field = value;
-            continue;
-        }
-        let passes = name.starts_with('_')
-            || value.is_null()
-            || accepted
-                .iter()
-                .any(|(option, accepted)| *option == name && same(accepted, &value));
-        if !passes {
-            let expected: Vec<_> = accepted
-                .iter()
-                .filter(|(option, _)| *option == name)
-                .map(|(_, value)| value)
-                .collect();
-            let expected = match expected.as_slice() {
-                [] => "this option is not known".to_owned(),
-                [value] => format!("expected {value}"),
-                values => format!("expected one of {values:?}"),
-            };
-            let reason = format!("{name} = {value} is not supported; {expected}");
-            return Err(Error::Config {
-                path: path.to_owned(),
-                reason,
-            });
-        }
-    }
-    serde_json::from_value(Value::Object(all)).map_err(json)
-}
-
-/// Equality of JSON values that takes 1 and 1.0 for the same number.
-fn same(left: &Value, right: &Value) -> bool {
-    match (left.as_f64(), right.as_f64()) {
-        (Some(left), Some(right)) => left == right,
-        _ => left == right,
-    }
 }

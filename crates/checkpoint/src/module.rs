@@ -1,61 +1,59 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
 use swiftbrush_kernels::as_convolutions_read;
 
 use crate::convert::converted;
 use crate::error::{Error, Mismatch};
+use crate::finite::is_finite;
+use crate::named::{NamedMapper, NamedVisitor, map_named, visit_named};
 use crate::weights::Weights;
 use crate::write::{LazyTensor, write_tensors};
 
-/// Where a visitor or mapper is in a module, as checkpoints name it: fields and indices joined by
-/// dots, without the variants of enums.
-#[derive(Clone, Debug, Default)]
-pub struct ModulePath(Vec<String>);
-
-impl ModulePath {
-    /// To be called from `enter_module`, with its arguments.
-    pub fn enter(&mut self, name: &str, container: &str) {
-        if !is_variant(container) {
-            self.0.push(name.to_owned());
-        }
-    }
-
-    /// To be called from `exit_module`.
-    pub fn exit(&mut self, container: &str) {
-        if !is_variant(container) {
-            self.0.pop();
-        }
-    }
-
-    /// The name, `down_blocks.0.resnets.1.conv1.weight`.
-    pub fn name(&self) -> String {
-        self.0.join(".")
-    }
-}
-
-fn is_variant(container: &str) -> bool {
-    container.starts_with("Enum:")
-}
-
-/// Loads the parameters of a module by name, each into its own place, strictly.
+/// Loads the parameters of a module by name, strictly.
 ///
-/// The tensors take the element type `dtype`; with `None` that of the file. Tensors of integers are
-/// not weights (older files hold tables of positions) and pass unread.
+/// Parameters take the element type `dtype`; with `None` that of the file. Two kinds of tensors are ignored by
+/// name, whatever their type, because no result depends on them: buffers that a module computes itself
+/// (`position_ids`, `num_batches_tracked`), and layers of a transformer beyond those that the module has, as
+/// transformers ignores them when a configuration asks for fewer.
 ///
 /// # Errors
 ///
-/// If the file cannot be read, or lacks a parameter, holds one too many, of another shape, or with a
-/// NaN or an infinity: one error lists all of them.
+/// If the file cannot be read, lacks a parameter, holds other tensors, or tensors of another shape, without
+/// floating-point values, or with a NaN or an infinity: one error lists all of them.
+///
+/// # Examples
+///
+/// ```
+/// use std::collections::HashMap;
+///
+/// use burn::module::{Module, Param};
+/// use burn::tensor::{DType, Device, Tensor};
+/// use swiftbrush_checkpoint::{Weights, load, save};
+///
+/// #[derive(Module, Debug)]
+/// struct Scale {
+///     weight: Param<Tensor<1>>,
+/// }
+///
+/// # fn main() -> Result<(), swiftbrush_checkpoint::Error> {
+/// let device = Device::default();
+/// let scale = |value: f32| Scale {
+///     weight: Param::from_tensor(Tensor::full([3], value, &device)),
+/// };
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("scale.safetensors");
+/// save(&scale(2.0), &path, DType::F16, HashMap::new())?;
+/// let loaded = load(scale(0.0), &Weights::open(&path)?, Some(DType::F32))?;
+/// assert_eq!(loaded.weight.val().into_data(), scale(2.0).weight.val().into_data());
+/// # Ok(())
+/// # }
+/// ```
 pub fn load<M: Module>(module: M, weights: &Weights, dtype: Option<DType>) -> Result<M, Error> {
-    let is_weight = |name: &&str| weights.dtype(name).is_some_and(|dtype| dtype.is_float());
-    let names = weights
-        .names()
-        .filter(is_weight)
-        .map(str::to_owned)
-        .collect();
+    let names = weights.names().filter(|name| !is_buffer(name));
+    let names = names.map(str::to_owned).collect();
     let convert = |name: &str, data: TensorData| match dtype {
         Some(dtype) if dtype != data.dtype() => {
             let data = converted(data, dtype);
@@ -64,16 +62,11 @@ pub fn load<M: Module>(module: M, weights: &Weights, dtype: Option<DType>) -> Re
         }
         _ => data,
     };
-    fill(
-        module,
-        weights.path(),
-        names,
-        |name| weights.read(name),
-        convert,
-    )
+    let read = |name: &str| weights.read(name);
+    fill(module, weights.path(), names, read, convert)
 }
 
-/// The module with all its parameters replaced by the tensors of those names.
+/// Replaces all parameters of a module by the tensors of those names.
 ///
 /// # Errors
 ///
@@ -88,6 +81,39 @@ pub fn with_tensors<M: Module>(
     fill(module, source, names, read, |_, data| data)
 }
 
+/// Whether a tensor is a buffer, by the end of its name: modules compute it themselves, and only some versions of
+/// PyTorch's libraries save it. No result depends on it, whatever its element type.
+pub fn is_buffer(name: &str) -> bool {
+    const BUFFERS: [&str; 2] = ["position_ids", "num_batches_tracked"];
+    BUFFERS.contains(&name.rsplit('.').next().unwrap_or(name))
+}
+
+/// The list of layers and the index of one that a tensor of a transformer belongs to.
+fn layer_of(name: &str) -> Option<(&str, usize)> {
+    const LAYERS: &str = "encoder.layers.";
+    const PARTS: [&str; 4] = ["self_attn.", "layer_norm1.", "layer_norm2.", "mlp."];
+    let end = name.find(LAYERS)? + LAYERS.len();
+    let (index, rest) = name[end..].split_once('.')?;
+    // The autoencoders' layers of the same name are no transformer.
+    PARTS.iter().find(|part| rest.starts_with(**part))?;
+    Some((&name[..end], index.parse().ok()?))
+}
+
+/// Drops tensors of layers beyond the last one of a module.
+fn without_further_layers(unused: BTreeSet<String>, module: &BTreeSet<String>) -> Vec<String> {
+    let mut counts = BTreeMap::new();
+    for (list, index) in module.iter().filter_map(|name| layer_of(name)) {
+        let count = counts.entry(list).or_insert(0);
+        *count = (index + 1).max(*count);
+    }
+    let is_further = |name: &String| {
+        let layer = layer_of(name);
+        layer.is_some_and(|(list, index)| counts.get(list).is_some_and(|count| index >= *count))
+    };
+    let used = unused.into_iter().filter(|name| !is_further(name));
+    used.collect()
+}
+
 fn fill<M: Module>(
     module: M,
     path: &Path,
@@ -96,19 +122,19 @@ fn fill<M: Module>(
     convert: impl Fn(&str, TensorData) -> TensorData,
 ) -> Result<M, Error> {
     let mut filler = Filler {
-        path: ModulePath::default(),
         unused,
+        seen: BTreeSet::new(),
         read,
         convert,
         mismatch: Mismatch::default(),
         error: None,
     };
-    let module = module.map(&mut filler);
+    let module = map_named(module, &mut filler);
     if let Some(error) = filler.error {
         return Err(error);
     }
     let mut mismatch = filler.mismatch;
-    mismatch.unused = filler.unused.into_iter().collect();
+    mismatch.unused = without_further_layers(filler.unused, &filler.seen);
     if mismatch.is_empty() {
         Ok(module)
     } else {
@@ -120,64 +146,81 @@ fn fill<M: Module>(
 }
 
 struct Filler<R, C> {
-    path: ModulePath,
     unused: BTreeSet<String>,
+    /// Names of the module's parameters.
+    seen: BTreeSet<String>,
     read: R,
-    /// Applied to what fits.
+    /// Applied to tensors that fit.
     convert: C,
     mismatch: Mismatch,
     error: Option<Error>,
 }
 
-impl<R, C> ModuleMapper for Filler<R, C>
+impl<R, C> NamedMapper for Filler<R, C>
 where
     R: Fn(&str) -> Result<TensorData, Error>,
     C: Fn(&str, TensorData) -> TensorData,
 {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.path.exit(container);
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+    fn float<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if self.error.is_some() {
             return param;
         }
-        let name = self.path.name();
-        if !self.unused.remove(&name) {
-            self.mismatch.missing.push(name);
+        self.seen.insert(name.to_owned());
+        if !self.unused.remove(name) {
+            self.mismatch.missing.push(name.to_owned());
             return param;
         }
-        let data = match (self.read)(&name) {
+        let data = match (self.read)(name) {
             Ok(data) => data,
             Err(error) => {
                 self.error = Some(error);
                 return param;
             }
         };
-        let expected = param.lazy_shape().to_vec();
-        // burn has no tensors without axes; a lone number is a vector of one.
-        let data = if data.shape().is_empty() && expected == [1] {
-            as_vector(data)
-        } else {
-            data
+        match self.fitting(name, data, param.lazy_shape().to_vec()) {
+            None => param,
+            Some(data) => {
+                let (id, dtype) = (param.id, data.dtype());
+                let tensor = Tensor::from_data(data, (&param.lazy_device(), dtype));
+                param.transform_for_load(as_convolutions_read(tensor), id)
+            }
+        }
+    }
+}
+
+impl<R, C> Filler<R, C>
+where
+    C: Fn(&str, TensorData) -> TensorData,
+{
+    /// The converted tensor if it fits the parameter; otherwise the mismatch is noted.
+    fn fitting(
+        &mut self,
+        name: &str,
+        data: TensorData,
+        expected: Vec<usize>,
+    ) -> Option<TensorData> {
+        // burn has no tensors without axes; a scalar is a vector of one.
+        let data = match data.shape().is_empty() && expected == [1] {
+            true => as_vector(data),
+            false => data,
         };
         let found = data.shape().to_vec();
         if expected != found {
-            self.mismatch.misshapen.push((name, expected, found));
-            return param;
+            let misshapen = (name.to_owned(), expected, found);
+            self.mismatch.misshapen.push(misshapen);
+            return None;
         }
-        if !data.dtype().is_float() || !is_finite(&data) {
-            self.mismatch.not_finite.push(name);
-            return param;
+        if !data.dtype().is_float() {
+            let found = format!("{:?}", data.dtype());
+            self.mismatch.not_float.push((name.to_owned(), found));
+            return None;
         }
-        let data = (self.convert)(&name, data);
-        let (id, dtype) = (param.id, data.dtype());
-        let tensor = Tensor::from_data(data, (&param.lazy_device(), dtype));
-        param.transform_for_load(as_convolutions_read(tensor), id)
+        // Checked before the conversion, whose own overflow would hide the cause, and after it.
+        if !is_finite(&data) {
+            self.mismatch.not_finite.push(name.to_owned());
+            return None;
+        }
+        Some((self.convert)(name, data))
     }
 }
 
@@ -186,94 +229,28 @@ fn as_vector(data: TensorData) -> TensorData {
     TensorData::from_bytes(bytes, [shape.num_elements()], dtype)
 }
 
-/// Whether there is neither a NaN nor an infinity, which both have all bits of their exponent set: the larger a number
-/// without its sign, the larger its bits.
-fn is_finite(data: &TensorData) -> bool {
-    match data.dtype() {
-        DType::F32 => all_below(
-            data.as_bytes(),
-            |bytes| u32::from_le_bytes(bytes) << 1,
-            0xff << 24,
-        ),
-        DType::F16 => all_below(
-            data.as_bytes(),
-            |bytes| u16::from_le_bytes(bytes) << 1,
-            0x1f << 11,
-        ),
-        DType::BF16 => all_below(
-            data.as_bytes(),
-            |bytes| u16::from_le_bytes(bytes) << 1,
-            0xff << 8,
-        ),
-        _ => data.iter::<f64>().all(f64::is_finite),
-    }
-}
-
-/// Whether all numbers are below a bound, by half of the bytes on each of two threads: weights are gigabytes.
-fn all_below<const N: usize, T: Ord + Copy + Default + Send + Sync>(
-    bytes: &[u8],
-    number: impl Fn([u8; N]) -> T + Sync,
-    bound: T,
-) -> bool {
-    const BLOCK: usize = 1 << 14;
-    let (numbers, _) = bytes.as_chunks::<N>();
-    let below = |numbers: &[[u8; N]]| {
-        // A block is looked at whole, which the processor does many numbers at a time.
-        numbers.chunks(BLOCK).all(|block| {
-            let largest = block
-                .iter()
-                .fold(T::default(), |max, bytes| max.max(number(*bytes)));
-            largest < bound
-        })
-    };
-    let (left, right) = numbers.split_at(numbers.len() / 2);
-    if left.len() < BLOCK {
-        return below(numbers);
-    }
-    std::thread::scope(|scope| {
-        let left = scope.spawn(|| below(left));
-        below(right) && left.join().unwrap_or_default()
-    })
-}
-
-/// The parameters of a module by name, as they are stored (an adapter and the weight under it are
-/// separate tensors).
+/// The parameters of a module by name, as stored: an adapter and the weight that it adapts are separate tensors.
 pub fn named_tensors<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
-    let mut collector = Collector {
-        path: ModulePath::default(),
-        tensors: BTreeMap::new(),
-    };
-    module.visit(&mut collector);
-    collector.tensors
+    struct Tensors(BTreeMap<String, TensorData>);
+    impl NamedVisitor for Tensors {
+        fn float<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+            self.0.insert(name.to_owned(), read(param.base()));
+        }
+    }
+    let mut tensors = Tensors(BTreeMap::new());
+    visit_named(module, &mut tensors);
+    tensors.0
 }
 
-struct Collector {
-    path: ModulePath,
-    tensors: BTreeMap<String, TensorData>,
-}
-
-impl ModuleVisitor for Collector {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.path.exit(container);
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.tensors.insert(self.path.name(), read(param.base()));
-    }
-}
-
-/// The numbers of a tensor as they are now.
+/// The current values of a tensor.
 ///
-/// [`Tensor::into_data`] of burn's GPU backends leaves them on the device until somebody looks at them
-/// (burn-cubecl 0.22.1); if the tensor is updated in place before that, its new numbers are found.
+/// burn's GPU backends leave the result of [`Tensor::into_data`] on the device until its bytes are touched
+/// (burn-cubecl 0.22.1); if the tensor is updated in place before that, the new values are found. This function
+/// touches them at once.
 ///
 /// # Shapes
 ///
-/// - returns: shape and element type of the tensor
+/// - returns: the shape and element type of the tensor
 ///
 /// # Panics
 ///
@@ -284,35 +261,65 @@ pub fn read<const D: usize>(tensor: Tensor<D>) -> TensorData {
     data
 }
 
-/// Number of elements in all parameters, without initialising any of them.
+/// Number of elements of all parameters. Initialises none of them.
 pub fn n_parameters<M: Module>(module: &M) -> usize {
-    struct Counter(usize);
-    impl ModuleVisitor for Counter {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+    struct Count(usize);
+    impl NamedVisitor for Count {
+        fn float<const D: usize>(&mut self, _name: &str, param: &Param<Tensor<D>>) {
             self.0 += param.lazy_shape().num_elements();
         }
     }
-    let mut counter = Counter(0);
-    module.visit(&mut counter);
-    counter.0
+    let mut count = Count(0);
+    visit_named(module, &mut count);
+    count.0
 }
 
-/// Writes the parameters of a module to a safetensors file in the element type `dtype`, atomically.
+/// Writes the parameters of a module to a safetensors file in the element type `dtype`, atomically and one at a time:
+/// a module on a device is never copied to the host as a whole.
 ///
 /// # Errors
 ///
-/// If the file cannot be written.
+/// If the file cannot be written, or a parameter holds a NaN or an infinity or leaves the range of `dtype`.
 pub fn save<M: Module>(
     module: &M,
-    path: &Path,
+    path: impl AsRef<Path>,
     dtype: DType,
     metadata: HashMap<String, String>,
 ) -> Result<(), Error> {
-    let tensors = named_tensors(module)
-        .into_iter()
-        .map(|(name, data)| LazyTensor::ready(name, data.convert_dtype(dtype)))
-        .collect();
-    write_tensors(path, tensors, metadata)
+    let path = path.as_ref();
+    let mut tensors = Parameters {
+        path,
+        dtype,
+        tensors: Vec::new(),
+    };
+    visit_named(module, &mut tensors);
+    write_tensors(path, tensors.tensors, metadata)
+}
+
+struct Parameters<'a> {
+    path: &'a Path,
+    dtype: DType,
+    tensors: Vec<LazyTensor<'a>>,
+}
+
+impl NamedVisitor for Parameters<'_> {
+    fn float<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+        let (tensor, path, dtype) = (param.base(), self.path, self.dtype);
+        let shape = param.lazy_shape().to_vec();
+        let key = name.to_owned();
+        let data = move || {
+            let data = converted(read(tensor.clone()), dtype);
+            match is_finite(&data) {
+                true => Ok(data),
+                false => Err(Error::NotFinite {
+                    path: path.to_owned(),
+                    name: key.clone(),
+                    reason: format!("holds a NaN, an infinity or a value beyond {dtype:?}"),
+                }),
+            }
+        };
+        self.tensors.push(LazyTensor::new(name, shape, dtype, data));
+    }
 }
 
 #[cfg(test)]
@@ -322,11 +329,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_read_outlives_an_update_in_place() {
+    fn values_that_were_read_survive_an_update_in_place() {
         let tensor = Tensor::<1>::from_data([1.0f32, 2.0], &device());
         let before = read(tensor.clone());
         let after = read(tensor * 10.0);
         assert_eq!(before, TensorData::from([1.0f32, 2.0]));
         assert_eq!(after, TensorData::from([10.0f32, 20.0]));
+    }
+
+    #[test]
+    fn layers_are_told_from_their_names() {
+        let list = "text_model.encoder.layers.";
+        assert_eq!(
+            layer_of("text_model.encoder.layers.11.mlp.fc1.weight"),
+            Some((list, 11))
+        );
+        assert_eq!(layer_of("encoder.layers.3.conv1.weight"), None);
+        assert_eq!(layer_of("encoder.layers.x.mlp.fc1.weight"), None);
     }
 }

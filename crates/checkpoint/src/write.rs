@@ -1,13 +1,12 @@
-use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
-use safetensors::View;
-use safetensors::tensor::{Dtype, SafeTensorError};
+use safetensors::tensor::{Dtype, TensorInfo};
 use serde::Serialize;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
@@ -15,15 +14,12 @@ use crate::Error;
 use crate::archive::file_dtype;
 
 /// A tensor that is computed when it is written, so that a file never has to fit in memory.
+#[expect(clippy::type_complexity, reason = "a closure, named once")]
 pub struct LazyTensor<'a> {
-    /// Name in the file.
-    pub name: String,
-    /// Shape; what `data` returns must have it.
-    pub shape: Vec<usize>,
-    /// Element type; what `data` returns must have it.
-    pub dtype: DType,
-    /// Computes the values.
-    pub data: Box<dyn Fn() -> TensorData + 'a>,
+    name: String,
+    shape: Vec<usize>,
+    dtype: DType,
+    data: Box<dyn Fn() -> Result<TensorData, Error> + 'a>,
 }
 
 impl std::fmt::Debug for LazyTensor<'_> {
@@ -32,97 +28,132 @@ impl std::fmt::Debug for LazyTensor<'_> {
     }
 }
 
-impl LazyTensor<'_> {
-    /// A tensor that is there already.
-    pub fn ready(name: impl Into<String>, data: TensorData) -> Self {
+impl<'a> LazyTensor<'a> {
+    /// A tensor whose values are computed by `data`, which must have this shape and element type.
+    pub fn new(
+        name: impl Into<String>,
+        shape: impl Into<Vec<usize>>,
+        dtype: DType,
+        data: impl Fn() -> Result<TensorData, Error> + 'a,
+    ) -> Self {
         Self {
             name: name.into(),
-            shape: data.shape().to_vec(),
-            dtype: data.dtype(),
-            data: Box::new(move || data.clone()),
+            shape: shape.into(),
+            dtype,
+            data: Box::new(data),
         }
     }
-}
 
-struct FileView<'a> {
-    tensor: LazyTensor<'a>,
-    dtype: Dtype,
-}
-
-impl View for FileView<'_> {
-    fn dtype(&self) -> Dtype {
-        self.dtype
+    /// A tensor whose values exist already.
+    pub fn ready(name: impl Into<String>, data: TensorData) -> Self {
+        let (shape, dtype) = (data.shape().to_vec(), data.dtype());
+        Self::new(name, shape, dtype, move || Ok(data.clone()))
     }
 
-    fn shape(&self) -> &[usize] {
-        &self.tensor.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let data = (self.tensor.data)();
-        assert_eq!(
-            data.shape().to_vec(),
-            self.tensor.shape,
-            "{} changed its shape",
-            self.tensor.name
-        );
-        assert_eq!(
-            data.dtype(),
-            self.tensor.dtype,
-            "{} changed its type",
-            self.tensor.name
-        );
-        Cow::Owned(data.as_bytes().to_vec())
-    }
-
-    fn data_len(&self) -> usize {
-        self.tensor.shape.iter().product::<usize>() * self.tensor.dtype.size()
+    fn len(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.size()
     }
 }
 
-/// Writes a safetensors file, replacing what was there only when the new one is whole.
+/// Writes a safetensors file, tensor by tensor. An existing file is replaced when the new one is complete and on disk.
 ///
 /// # Errors
 ///
-/// If a tensor is of a type that the format lacks, or the file cannot be written.
+/// If two tensors have the same name, one has a type that the format lacks or cannot be computed, or the file cannot be
+/// written. An existing file is then left as it was.
+///
+/// # Panics
+///
+/// If a tensor's values have another shape or element type than it was declared with.
 pub fn write_tensors(
-    path: &Path,
-    tensors: Vec<LazyTensor<'_>>,
+    path: impl AsRef<Path>,
+    mut tensors: Vec<LazyTensor<'_>>,
     metadata: HashMap<String, String>,
 ) -> Result<(), Error> {
-    let views = tensors
-        .into_iter()
-        .map(|tensor| {
-            let dtype = file_dtype(tensor.dtype).ok_or_else(|| {
-                let text = format!("{} is of type {:?}", tensor.name, tensor.dtype);
-                Error::write(path, io::Error::new(io::ErrorKind::InvalidInput, text))
-            })?;
-            Ok((tensor.name.clone(), FileView { tensor, dtype }))
-        })
-        .collect::<Result<Vec<_>, Error>>()?;
+    let path = path.as_ref();
+    // Wide types first, so that every tensor is aligned.
+    tensors.sort_by(|a, b| (b.dtype.size(), &a.name).cmp(&(a.dtype.size(), &b.name)));
+    let header = header(path, &tensors, metadata)?;
     let temporary = temporary_beside(path)?;
-    safetensors::serialize_to_file(views, Some(metadata), temporary.path()).map_err(|error| {
-        let error = match error {
-            SafeTensorError::IoError(error) => error,
-            other => io::Error::other(other),
-        };
-        Error::write(path, error)
-    })?;
-    // serialize_to_file opened the file a second time: sync through a handle of our own.
-    let file = File::open(temporary.path()).map_err(|error| Error::write(path, error))?;
-    file.sync_all().map_err(|error| Error::write(path, error))?;
+    let mut writer = BufWriter::new(temporary.as_file());
+    let mut write = |bytes: &[u8]| {
+        let written = writer.write_all(bytes);
+        written.map_err(|error| Error::write(path, error))
+    };
+    write(&(header.len() as u64).to_le_bytes())?;
+    write(&header)?;
+    for tensor in &tensors {
+        let (data, name) = ((tensor.data)()?, &tensor.name);
+        assert_eq!(
+            data.shape().to_vec(),
+            tensor.shape,
+            "{name} changed its shape"
+        );
+        assert_eq!(data.dtype(), tensor.dtype, "{name} changed its type");
+        write(data.as_bytes())?;
+    }
+    writer
+        .flush()
+        .and_then(|()| temporary.as_file().sync_all())
+        .map_err(|error| Error::write(path, error))?;
+    drop(writer);
     replace(temporary, path)
 }
 
-/// Writes a file through `write`, replacing what was there only when the new one is whole and on disk.
+/// The names, types, shapes and offsets of tensors as JSON, padded to a multiple of eight bytes.
+fn header(
+    path: &Path,
+    tensors: &[LazyTensor<'_>],
+    metadata: HashMap<String, String>,
+) -> Result<Vec<u8>, Error> {
+    const METADATA: &str = "__metadata__";
+    const ALIGNMENT: usize = 8;
+    let invalid =
+        |text: String| Error::write(path, io::Error::new(io::ErrorKind::InvalidInput, text));
+    let mut header = Map::new();
+    if !metadata.is_empty() {
+        let metadata: BTreeMap<_, _> = metadata.into_iter().collect();
+        let metadata = metadata
+            .into_iter()
+            .map(|(key, text)| (key, Value::String(text)));
+        header.insert(METADATA.to_owned(), Value::Object(metadata.collect()));
+    }
+    let mut end = 0;
+    for tensor in tensors {
+        let name = &tensor.name;
+        let dtype: Dtype = file_dtype(tensor.dtype).ok_or_else(|| {
+            invalid(format!(
+                "{name} has the unsupported type {:?}",
+                tensor.dtype
+            ))
+        })?;
+        let start = end;
+        end += tensor.len();
+        let info = TensorInfo {
+            dtype,
+            shape: tensor.shape.clone(),
+            data_offsets: (start, end),
+        };
+        let info = serde_json::to_value(info).map_err(|error| invalid(error.to_string()))?;
+        if header.insert(name.clone(), info).is_some() {
+            return Err(invalid(format!("there are two tensors named {name}")));
+        }
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
+    Ok(header)
+}
+
+/// Writes a file through `write`. An existing file is replaced when the new one is complete and on disk.
 ///
 /// # Errors
 ///
-/// If `write` fails or the file cannot be written; the old file then stands.
+/// If `write` fails or the file cannot be written. An existing file is then left as it was.
 pub fn write_atomically(
-    path: &Path,
+    path: impl AsRef<Path>,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), Error> {
+    let path = path.as_ref();
     let temporary = temporary_beside(path)?;
     let mut writer = BufWriter::new(temporary.as_file());
     write(&mut writer)
@@ -138,14 +169,14 @@ pub fn write_atomically(
 /// # Errors
 ///
 /// As [`write_atomically`].
-pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
+pub fn write_json(path: impl AsRef<Path>, value: &impl Serialize) -> Result<(), Error> {
     write_atomically(path, |file| {
         serde_json::to_writer_pretty(&mut *file, value)?;
         file.write_all(b"\n")
     })
 }
 
-/// A file in the same folder (so that renaming it is atomic), which goes away if it is not kept.
+/// A file in the same folder, so that renaming it is atomic. It is deleted unless it is kept.
 fn temporary_beside(path: &Path) -> Result<NamedTempFile, Error> {
     let folder = path
         .parent()
@@ -168,7 +199,7 @@ fn replace(temporary: NamedTempFile, path: &Path) -> Result<(), Error> {
     temporary
         .persist(path)
         .map_err(|error| Error::write(path, error.error))?;
-    // The rename itself is on disk once the folder is; not every system lets a folder be synced.
+    // The rename is on disk once the folder is. Not every system can sync a folder.
     #[cfg(unix)]
     if let Some(folder) = path
         .parent()
@@ -179,25 +210,23 @@ fn replace(temporary: NamedTempFile, path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// SHA-256 of a file, in hexadecimal.
+/// The SHA-256 of a file in hexadecimal.
 ///
 /// # Errors
 ///
 /// If the file cannot be read.
-pub fn sha256(path: &Path) -> Result<String, Error> {
-    let mut file = File::open(path).map_err(|error| Error::read(path, error))?;
+pub fn sha256(path: impl AsRef<Path>) -> Result<String, Error> {
+    const BLOCK: usize = 1 << 20;
+    let path = path.as_ref();
+    let failed = |error| Error::read(path, error);
+    let mut file = File::open(path).map_err(failed)?;
     let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
+    let mut buffer = vec![0; BLOCK];
     loop {
-        let len = file
-            .read(&mut buffer)
-            .map_err(|error| Error::read(path, error))?;
+        let len = file.read(&mut buffer).map_err(failed)?;
         if len == 0 {
-            return Ok(hasher
-                .finalize()
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect());
+            let hash = hasher.finalize();
+            return Ok(hash.iter().map(|byte| format!("{byte:02x}")).collect());
         }
         hasher.update(&buffer[..len]);
     }

@@ -51,6 +51,6 @@ pub use gelu::{gated_gelu, gelu, silu};
 pub use group_norm::{Activation, GroupNorm, GroupNormConfig, group_norm};
 pub use layer_norm::{LayerNorm, LayerNormConfig, layer_norm};
 pub use linear::{Linear, LinearConfig};
-pub use mapped::MappedFile;
+pub use mapped::{Access, MappedFile, WeightFile};
 pub use memory::keep_freed_memory;
 pub use training::{AdamWUpdate, adamw, moved_towards, sum_of_squares};

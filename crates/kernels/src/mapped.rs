@@ -1,22 +1,19 @@
-//! Files as memory: weights that are computed with where the operating system keeps them.
+//! Files of weights, mapped into memory or read in copies.
 #![allow(
     unsafe_code,
-    reason = "mapping a file is a promise that nobody changes it"
+    reason = "mapping a file relies on nobody changing it in place"
 )]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use memmap2::Mmap;
 
-/// The contents of a file, read from disk when they are looked at, and not copied: what the operating system has in
-/// its cache is what is seen.
-///
-/// The file must not be written to or made shorter while the contents are in use; a file that is replaced by
-/// renaming another stays what it was. Whoever shortens it all the same ends this process.
+/// The contents of a file, mapped into memory: pages are read when they are first touched and shared with the
+/// operating system's cache.
 #[derive(Clone, Debug)]
 pub struct MappedFile(Arc<Mmap>);
 
@@ -29,17 +26,21 @@ impl AsRef<[u8]> for MappedFile {
 impl MappedFile {
     /// Maps a file.
     ///
+    /// # Safety
+    ///
+    /// As long as the mapping or a slice of it lives, nobody may write to the file in place or truncate it.
+    /// Replacing the file by renaming another over it is fine: the mapping keeps the old contents.
+    ///
     /// # Errors
     ///
-    /// If it cannot be mapped, as an empty one cannot.
-    pub fn new(file: &File) -> io::Result<Self> {
-        // SAFETY: the bytes are only read. That they do not change is the caller's to keep, as it is for every program
-        // that maps weights; all writers of this workspace replace files by renaming.
+    /// If the file cannot be mapped; an empty one never can.
+    pub unsafe fn map(file: &File) -> io::Result<Self> {
+        // SAFETY: the caller guarantees that the file does not change.
         let map = unsafe { Mmap::map(file)? };
         Ok(Self(Arc::new(map)))
     }
 
-    /// A part of the contents, which keeps all of them mapped as long as it lives.
+    /// A range of the contents, which keeps the mapping alive.
     ///
     /// # Panics
     ///
@@ -48,8 +49,8 @@ impl MappedFile {
         Bytes::from_owner(self.clone()).slice(range)
     }
 
-    /// Says that a part will not be looked at again soon, so that it need not count among this process's memory; if it is,
-    /// it is read again.
+    /// Advises the operating system that a range is not needed soon, so that its pages stop counting towards this
+    /// process's memory. They are read again when they are touched again.
     ///
     /// # Panics
     ///
@@ -58,19 +59,137 @@ impl MappedFile {
         assert!(range.end <= self.0.len(), "{range:?} lies outside the file");
         #[cfg(unix)]
         {
-            // SAFETY: the mapping is of a file and nobody has written to it, so what is dropped is still in the file. A
-            // page that is shared with a neighbouring part is read again too.
-            let dropped = unsafe {
+            // SAFETY: the mapping is private and never written to, so dropped pages are still in the file. A page
+            // shared with a neighbouring range is read again as well.
+            let advised = unsafe {
                 self.0.unchecked_advise_range(
                     memmap2::UncheckedAdvice::DontNeed,
                     range.start,
                     range.len(),
                 )
             };
-            // It is advice: nothing depends on it.
-            drop(dropped);
+            // Only advice: correctness does not depend on it.
+            drop(advised);
         }
     }
+}
+
+/// The way in which a [`WeightFile`] gives access to its contents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    /// The file is mapped: opening costs nothing, and weights that are used as stored are never copied.
+    ///
+    /// The file must not be written to in place or truncated while its tensors are in use. A truncated mapping
+    /// ends the process (`SIGBUS`), a changed one changes weights that have already been validated. Files replaced
+    /// by renaming, as this workspace, `huggingface_hub` and most downloaders do, are safe.
+    #[default]
+    Mapped,
+    /// Every range is copied when it is read. Later changes to the file have no effect on what was read.
+    Owned,
+}
+
+/// A file of weights, of which ranges are read on demand.
+///
+/// # Contract
+///
+/// With [`Access::Mapped`] the caller promises that the file is not changed in place while bytes of it are in use; see
+/// there. [`Access::Owned`] needs no promise.
+#[derive(Debug)]
+pub struct WeightFile {
+    contents: Contents,
+    len: u64,
+}
+
+#[derive(Debug)]
+enum Contents {
+    Mapped(MappedFile),
+    Owned(Mutex<File>),
+}
+
+impl WeightFile {
+    /// Takes an open file.
+    ///
+    /// # Errors
+    ///
+    /// If the file is empty, or cannot be mapped.
+    pub fn new(file: File, access: Access) -> io::Result<Self> {
+        let len = file.metadata()?.len();
+        if len == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file is empty",
+            ));
+        }
+        let contents = match access {
+            // SAFETY: callers of `Access::Mapped` promise not to change the file; the contract is on `Access`,
+            // `WeightFile` and every public type that opens one.
+            Access::Mapped => Contents::Mapped(unsafe { MappedFile::map(&file)? }),
+            Access::Owned => Contents::Owned(Mutex::new(file)),
+        };
+        let len = match &contents {
+            Contents::Mapped(mapped) => mapped.0.len() as u64,
+            Contents::Owned(_) => len,
+        };
+        Ok(Self { contents, len })
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The access that the file was opened with.
+    pub fn access(&self) -> Access {
+        match self.contents {
+            Contents::Mapped(_) => Access::Mapped,
+            Contents::Owned(_) => Access::Owned,
+        }
+    }
+
+    /// Whether the file is empty; never true, as an empty file cannot be opened.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes of a range: a view of the mapping, or a copy.
+    ///
+    /// # Errors
+    ///
+    /// If the range lies outside the file, or the file cannot be read.
+    pub fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
+        let outside = || {
+            let text = format!("bytes {range:?} lie outside a file of {} bytes", self.len);
+            io::Error::new(io::ErrorKind::UnexpectedEof, text)
+        };
+        if range.start > range.end || range.end > self.len {
+            return Err(outside());
+        }
+        match &self.contents {
+            Contents::Mapped(mapped) => Ok(mapped.slice(to_usize(&range).ok_or_else(outside)?)),
+            Contents::Owned(file) => {
+                let count = usize::try_from(range.end - range.start).map_err(|_| outside())?;
+                let mut bytes = vec![0; count];
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                file.seek(SeekFrom::Start(range.start))?;
+                file.read_exact(&mut bytes)?;
+                Ok(bytes.into())
+            }
+        }
+    }
+
+    /// Advises that a range is not needed soon; see [`MappedFile::release`]. Does nothing outside the file or without a
+    /// mapping.
+    pub fn release(&self, range: Range<u64>) {
+        if let (Contents::Mapped(mapped), true) = (&self.contents, range.end <= self.len)
+            && let Some(range) = to_usize(&range)
+        {
+            mapped.release(range);
+        }
+    }
+}
+
+fn to_usize(range: &Range<u64>) -> Option<Range<usize>> {
+    Some(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?)
 }
 
 #[cfg(test)]
@@ -79,19 +198,49 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_replaced_file_stays_what_it_was_and_what_is_released_comes_back() {
+    fn file(contents: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
-        File::create(&path).unwrap().write_all(b"before").unwrap();
-        let mapped = MappedFile::new(&File::open(&path).unwrap()).unwrap();
-        let bytes = mapped.slice(0..6);
+        File::create(&path).unwrap().write_all(contents).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn a_mapping_survives_replacement_and_release() {
+        let (folder, path) = file(b"before");
+        let mapped = WeightFile::new(File::open(&path).unwrap(), Access::Mapped).unwrap();
+        let bytes = mapped.read(0..6).unwrap();
         let other = folder.path().join("other");
         File::create(&other).unwrap().write_all(b"after").unwrap();
         std::fs::rename(&other, &path).unwrap();
         assert_eq!(&bytes[..], b"before");
         mapped.release(0..6);
-        assert_eq!(&bytes[..], b"before", "what was released is read again");
-        assert!(MappedFile::new(&File::create(&other).unwrap()).is_err());
+        assert_eq!(&bytes[..], b"before", "released pages are read again");
+        let empty = File::create(&other).unwrap();
+        assert!(WeightFile::new(empty, Access::Mapped).is_err());
+    }
+
+    #[test]
+    fn owned_bytes_survive_a_file_changed_in_place() {
+        let (_folder, path) = file(b"before");
+        let owned = WeightFile::new(File::open(&path).unwrap(), Access::Owned).unwrap();
+        let bytes = owned.read(2..6).unwrap();
+        std::fs::write(&path, b"x").unwrap();
+        assert_eq!(&bytes[..], b"fore");
+        assert!(owned.read(2..6).is_err(), "the file has become shorter");
+    }
+
+    #[test]
+    fn ranges_outside_the_file_are_errors() {
+        let (_folder, path) = file(b"bytes");
+        for access in [Access::Mapped, Access::Owned] {
+            let opened = WeightFile::new(File::open(&path).unwrap(), access).unwrap();
+            assert_eq!(opened.len(), 5);
+            assert!(opened.read(0..6).is_err());
+            #[expect(clippy::reversed_empty_ranges, reason = "what is refused")]
+            let reversed = 4..3;
+            assert!(opened.read(reversed).is_err());
+            opened.release(0..60);
+        }
     }
 }

@@ -1,12 +1,12 @@
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
-use swiftbrush_checkpoint::{ModulePath, named_tensors};
+use swiftbrush_checkpoint::{NamedVisitor, is_finite, named_tensors, visit_named};
 
-/// The two factors of one layer's update, on the host in f32.
+/// The two factors of one layer's update, on the host, in the floating-point type of their file.
 ///
-/// For a convolution the second factor has the kernel's two axes more, and the first may have two of size 1.
+/// For a convolution the second factor has the kernel's two axes in addition, and the first may have two of size 1.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
     /// B, `[outputs, rank]`.
@@ -28,13 +28,13 @@ impl Adapter {
         self.alpha / self.rank() as f64
     }
 
-    /// Outputs, and everything that one output looks at: the sides of the update as a matrix.
+    /// The update's shape as a matrix: outputs, and all values that one output reads.
     pub(crate) fn sides(&self) -> [usize; 2] {
         let down = self.down.shape().to_vec();
         [self.up.shape()[0], down[1..].iter().product()]
     }
 
-    /// Whether the factors are a pair; otherwise what they are.
+    /// Checks that the factors form a pair of finite numbers; otherwise returns the fault.
     pub(crate) fn check(&self) -> Result<(), String> {
         let (down, up) = (self.down.shape().to_vec(), self.up.shape().to_vec());
         let ones = |shape: &[usize]| shape.iter().all(|&size| size == 1);
@@ -44,10 +44,9 @@ impl Adapter {
             }
             _ => false,
         };
-        let numbers = |data: &TensorData| data.iter::<f32>().all(f32::is_finite);
         if !fits {
             Err(format!("{down:?} and {up:?}"))
-        } else if !(self.alpha.is_finite() && numbers(&self.down) && numbers(&self.up)) {
+        } else if !(self.alpha.is_finite() && is_finite(&self.down) && is_finite(&self.up)) {
             Err("a NaN or an infinity".to_owned())
         } else {
             Ok(())
@@ -55,11 +54,11 @@ impl Adapter {
     }
 }
 
-/// Where burn keeps the factors of an adapter, after the path of the module.
+/// burn's names of the factors of an adapter, after the path of the module.
 const UP: &str = ".weight.lora.a";
 const DOWN: &str = ".weight.lora.b";
 
-/// The adapters of a model, by the paths of the modules that they belong to.
+/// The adapters of a network, by the paths of the modules that they adapt.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Adapters(BTreeMap<String, Adapter>);
 
@@ -70,7 +69,7 @@ impl FromIterator<(String, Adapter)> for Adapters {
 }
 
 impl Adapters {
-    /// The adapters that are attached to a module, with the α that they were attached with.
+    /// The adapters attached to a module, in f32, with the α that they were attached with.
     pub fn from_module<M: Module>(module: &M, alpha: f64) -> Self {
         let mut factors = named_tensors(module);
         let ups: Vec<_> = factors
@@ -92,12 +91,12 @@ impl Adapters {
         adapters.collect()
     }
 
-    /// Whether there are none.
+    /// Whether there are no adapters.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// How many there are.
+    /// Number of adapters.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -119,26 +118,20 @@ impl Adapters {
             .map(|(module, adapter)| (module.as_str(), adapter))
     }
 
-    /// The sides of the weight of every linear layer and convolution of a module, as a matrix, by its path.
+    /// The shape as a matrix of the weight of every linear layer and convolution of a module, by its path.
     pub(crate) fn layers<M: Module>(module: &M) -> BTreeMap<String, [usize; 2]> {
-        struct Layers(ModulePath, BTreeMap<String, [usize; 2]>);
-        impl ModuleVisitor for Layers {
-            fn enter_module(&mut self, name: &str, container: &str) {
-                self.0.enter(name, container);
-            }
-            fn exit_module(&mut self, _name: &str, container: &str) {
-                self.0.exit(container);
-            }
-            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-                let (shape, name) = (param.lazy_shape().to_vec(), self.0.name());
-                if let (2 | 4, Some(module)) = (shape.len(), name.strip_suffix(".weight")) {
+        struct Layers(BTreeMap<String, [usize; 2]>);
+        impl NamedVisitor for Layers {
+            fn float<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+                let shape = param.lazy_shape().to_vec();
+                if let (2 | 4, Some(module)) = (D, name.strip_suffix(".weight")) {
                     let sides = [shape[0], shape[1..].iter().product()];
-                    self.1.insert(module.to_owned(), sides);
+                    self.0.insert(module.to_owned(), sides);
                 }
             }
         }
-        let mut layers = Layers(ModulePath::default(), BTreeMap::new());
-        module.visit(&mut layers);
-        layers.1
+        let mut layers = Layers(BTreeMap::new());
+        visit_named(module, &mut layers);
+        layers.0
     }
 }

@@ -1,13 +1,14 @@
-use burn::module::{LoraAdapter, Module, ModuleMapper, Param, Reparameterizer};
+use burn::module::{LoraAdapter, Module, Param, Reparameterizer};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
-use swiftbrush_checkpoint::ModulePath;
+use swiftbrush_checkpoint::{NamedMapper, NamedVisitor, map_named, visit_named};
+use swiftbrush_kernels::as_convolutions_read;
 
 use crate::{Adapter, Adapters, Error};
 
-/// Which layers are adapted and how strongly.
+/// The layers to adapt, and the rank and strength of their updates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoraConfig {
@@ -15,12 +16,12 @@ pub struct LoraConfig {
     pub rank: usize,
     /// α; the update is multiplied by α/r.
     pub alpha: f64,
-    /// Names of the adapted modules, or the ends of their paths after a dot (`to_q`, `attn1.to_q`).
+    /// Names of the adapted modules, or ends of their paths after a dot (`to_q`, `attn1.to_q`).
     pub target_modules: Vec<String>,
 }
 
 impl LoraConfig {
-    /// A configuration.
+    /// Adapters of rank `rank` and scale `alpha/rank` for modules of these names.
     pub fn new<S: Into<String>>(
         rank: usize,
         alpha: f64,
@@ -43,16 +44,38 @@ impl LoraConfig {
     }
 }
 
-/// Freezes a module and attaches untrained adapters to it, initialised as PEFT does: A uniform within
-/// `1/√inputs`, B zero, so that nothing changes yet. The same seed gives the same adapters.
+/// Freezes a module and attaches untrained adapters to its linear layers, initialised as PEFT does: A uniform within
+/// `±1/√inputs`, B zero, so that nothing changes yet. The same seed gives the same adapters.
+///
+/// # Errors
+///
+/// If no linear layer has one of the names; as in PEFT, names without a layer are fine beside others that have one.
 ///
 /// # Panics
 ///
 /// If the rank is zero.
-pub fn attach<M: Module>(module: M, config: &LoraConfig, seed: u64) -> M {
+pub fn attach<M: Module>(module: M, config: &LoraConfig, seed: u64) -> Result<M, Error> {
     assert!(config.rank > 0, "an adapter has a rank of at least 1");
+    let mut targets = Targets { config, count: 0 };
+    visit_named(&module, &mut targets);
+    if targets.count == 0 {
+        return Err(Error::NoTargets(config.target_modules.clone()));
+    }
     let rng = ChaCha8Rng::seed_from_u64(seed);
-    module.apply_reparameterization(Attach { config, rng })
+    Ok(module.apply_reparameterization(Attach { config, rng }))
+}
+
+/// Counts the linear layers that a configuration targets.
+struct Targets<'a> {
+    config: &'a LoraConfig,
+    count: usize,
+}
+
+impl NamedVisitor for Targets<'_> {
+    fn float<const D: usize>(&mut self, name: &str, _param: &Param<Tensor<D>>) {
+        let is_target = module_of(name).is_some_and(|module| self.config.targets(module));
+        self.count += usize::from(D == 2 && is_target);
+    }
 }
 
 struct Attach<'a> {
@@ -70,9 +93,7 @@ impl Reparameterizer for Attach<'_> {
     ) -> (Param<Tensor<D>>, Option<LoraAdapter>) {
         let param = param.set_require_grad(false);
         let path = checkpoint_path(path);
-        let adapted = path
-            .strip_suffix(".weight")
-            .is_some_and(|module| self.config.targets(module));
+        let adapted = module_of(&path).is_some_and(|module| self.config.targets(module));
         if D != 2 || !adapted {
             return (param, None);
         }
@@ -92,7 +113,7 @@ impl Reparameterizer for Attach<'_> {
 
 fn adapter(up: TensorData, down: TensorData, scale: f64, device: &Device) -> LoraAdapter {
     let factor = |data: TensorData| {
-        let tensor = Tensor::<2>::from_data(data, device);
+        let tensor = Tensor::<2>::from_data(data, (device, DType::F32));
         Param::from_tensor(tensor)
     };
     LoraAdapter {
@@ -102,12 +123,12 @@ fn adapter(up: TensorData, down: TensorData, scale: f64, device: &Device) -> Lor
     }
 }
 
-/// Freezes a module and attaches adapters that were trained before, to go on training or to be used
-/// without folding them in. Adapters of convolutions can only be [folded in](fuse).
+/// Freezes a module and attaches trained adapters, to continue training or to use them without fusing. Adapters of
+/// convolutions can only be [fused](fuse).
 ///
 /// # Errors
 ///
-/// If an adapter finds no linear layer of its name and size; all that do not are in the error.
+/// If an adapter finds no linear layer of its name and size; the error lists all of them.
 pub fn insert<M: Module>(module: M, adapters: &Adapters) -> Result<M, Error> {
     check(&module, adapters)?;
     let convolutions: Vec<_> = adapters
@@ -135,57 +156,42 @@ impl Reparameterizer for Insert<'_> {
     ) -> (Param<Tensor<D>>, Option<LoraAdapter>) {
         let param = param.set_require_grad(false);
         let path = checkpoint_path(path);
-        let found = path
-            .strip_suffix(".weight")
-            .and_then(|module| self.adapters.get(module));
+        let found = module_of(&path).and_then(|module| self.adapters.get(module));
         let attached = found.map(|found| {
             let [up, down] = matrices(found);
             adapter(up, down, found.scale(), &param.lazy_device())
         });
         match D {
             2 => (param, attached),
-            // A convolution of 1×1, which layers give no low-rank path.
+            // Convolutions have no low-rank path; a 1×1 adapter is fused.
             _ => (fused(param, found, 1.0), None),
         }
     }
 }
 
-/// Folds adapters into the weights of linear layers and convolutions of a module, times `strength`; with −1 it folds
-/// them out again, but for rounding. The sum is taken in f32. What is not adapted is shared with the module given,
-/// of which a clone is a cheap way back.
+/// Adds adapters, times `strength`, to the weights of linear layers and convolutions; with −1 they are removed again up
+/// to rounding. Sums are taken in f32. Weights that are not adapted are shared with the given module, so a clone of
+/// it is a cheap way back.
 ///
 /// # Errors
 ///
-/// If an adapter finds no layer of its name and size; all that do not are in the error.
+/// If the strength is not finite, or an adapter finds no layer of its name and size; the error lists all of them.
 pub fn fuse<M: Module>(module: M, adapters: &Adapters, strength: f64) -> Result<M, Error> {
+    if !strength.is_finite() {
+        return Err(Error::Strength(strength));
+    }
     check(&module, adapters)?;
-    Ok(module.map(&mut Fuse {
-        path: ModulePath::default(),
-        adapters,
-        strength,
-    }))
+    Ok(map_named(module, &mut Fuse { adapters, strength }))
 }
 
 struct Fuse<'a> {
-    path: ModulePath,
     adapters: &'a Adapters,
     strength: f64,
 }
 
-impl ModuleMapper for Fuse<'_> {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.path.exit(container);
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let name = self.path.name();
-        let found = name
-            .strip_suffix(".weight")
-            .and_then(|module| self.adapters.get(module));
+impl NamedMapper for Fuse<'_> {
+    fn float<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let found = module_of(name).and_then(|module| self.adapters.get(module));
         fused(param, found, self.strength)
     }
 }
@@ -205,14 +211,16 @@ fn fused<const D: usize>(
         let [up, down] =
             matrices(adapter).map(|data| Tensor::<2>::from_data(data, (&device, DType::F32)));
         let update = (up.matmul(down) * scale).reshape(weight.dims());
-        (weight.cast(FloatDType::F32) + update)
-            .cast(dtype)
-            .detach()
-            .set_require_grad_if(requires_grad)
+        let fused = (weight.cast(FloatDType::F32) + update).cast(dtype).detach();
+        match fused.is_autodiff() {
+            true => fused.set_require_grad_if(requires_grad),
+            // As loading leaves the weights of convolutions.
+            false => as_convolutions_read(fused),
+        }
     })
 }
 
-/// Both factors as matrices: a convolution's kernel is part of what one output looks at.
+/// Both factors as matrices: the inputs of a convolution's output include its kernel.
 fn matrices(adapter: &Adapter) -> [TensorData; 2] {
     let ([outputs, inputs], rank) = (adapter.sides(), adapter.rank());
     [
@@ -225,7 +233,7 @@ fn matrices(adapter: &Adapter) -> [TensorData; 2] {
     })
 }
 
-/// Folds the attached adapters of a module into its weights and takes them off.
+/// Fuses the attached adapters of a module into its weights and detaches them.
 pub fn materialize<M: Module>(module: M) -> M {
     module.materialize()
 }
@@ -238,7 +246,7 @@ fn check<M: Module>(module: &M, adapters: &Adapters) -> Result<(), Error> {
             None => Some(name.to_owned()),
             Some(layer) if *layer == adapter.sides() => None,
             Some(layer) => Some(format!(
-                "{name} ({:?}, the layer is {layer:?})",
+                "{name} (its update is {:?}, the layer {layer:?})",
                 adapter.sides()
             )),
         })
@@ -250,7 +258,16 @@ fn check<M: Module>(module: &M, adapters: &Adapters) -> Result<(), Error> {
     }
 }
 
-/// burn's path without the variants of enums, which are the only segments with a capital.
+/// The module that a weight belongs to; empty for a layer on its own.
+fn module_of(name: &str) -> Option<&str> {
+    let module = name.strip_suffix("weight")?;
+    match module.is_empty() {
+        true => Some(module),
+        false => module.strip_suffix('.'),
+    }
+}
+
+/// burn's path without the variants of enums, the only segments with a capital.
 fn checkpoint_path(path: &str) -> String {
     let is_field = |segment: &&str| !segment.starts_with(char::is_uppercase);
     path.split('.')

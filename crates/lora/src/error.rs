@@ -1,21 +1,69 @@
 use std::path::PathBuf;
 
+use swiftbrush_checkpoint::abridged;
+
 use crate::Layout;
 
-/// What can be wrong with a file of adapters, or with the module that it is meant for.
+/// Errors of files of adapters, and of adapters that do not fit a module.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The file cannot be read or written.
     #[error(transparent)]
     File(#[from] swiftbrush_checkpoint::Error),
-    /// A tensor whose name is of none of the layouts.
-    #[error("{path}: {names:?} are not adapter tensors of a network of Stable Diffusion")]
+    /// The file holds no adapters at all.
+    #[error("{0} holds no adapters; the program that saved it wrote an empty file")]
+    Empty(PathBuf),
+    /// A folder without a file of adapters, or with two.
+    #[error("{folder} {reason}")]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// The files expected and found.
+        reason: String,
+    },
+    /// Tensors whose names belong to no layout.
+    #[error(
+        "{path}: these are not adapter tensors of Stable Diffusion 1.x or 2.x: {}",
+        abridged(.names)
+    )]
     UnknownNames {
         /// The file.
         path: PathBuf,
         /// The names.
         names: Vec<String>,
+    },
+    /// Adapters for another family of models.
+    #[error(
+        "{path} holds adapters for {family} ({name}); only Stable Diffusion 1.x and 2.x are supported"
+    )]
+    OtherFamily {
+        /// The file.
+        path: PathBuf,
+        /// The family.
+        family: &'static str,
+        /// One of its tensors.
+        name: String,
+    },
+    /// The weights of a network, not adapters.
+    #[error("{path} holds the weights of {kind} ({name}), not adapters; load it as that component")]
+    WholeNetwork {
+        /// The file.
+        path: PathBuf,
+        /// The network.
+        kind: &'static str,
+        /// One of its tensors.
+        name: String,
+    },
+    /// A factor that is not stored as floating-point numbers.
+    #[error("{path}: {name} has the element type {found}, expected floating-point values")]
+    NotFloat {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its element type.
+        found: String,
     },
     /// One factor without the other, or factors that do not multiply.
     #[error(
@@ -26,44 +74,56 @@ pub enum Error {
         path: PathBuf,
         /// The adapted module.
         module: String,
-        /// What was found instead.
+        /// The fault found.
         found: String,
     },
-    /// An adapter that is none of LoRA.
-    #[error("{path} holds {kind} ({name}), which is not supported")]
+    /// An adapter of a kind other than LoRA.
+    #[error("{path} holds {kind} ({name}), which is unsupported")]
     OtherKind {
         /// The file.
         path: PathBuf,
-        /// What it is.
+        /// The kind.
         kind: &'static str,
         /// One of its tensors.
         name: String,
     },
-    /// A configuration of adapters that cannot be followed.
-    #[error("{path}: the adapters' configuration cannot be used: {reason}")]
+    /// A configuration of adapters with unsupported or contradictory options.
+    #[error("{path}: {reason}")]
     BadConfig {
-        /// The file of adapters.
+        /// The configuration, or the file with it in its header.
         path: PathBuf,
-        /// Why.
+        /// The option, what was expected and found.
         reason: String,
     },
-    /// A layout that has no name for the adapters of some modules.
-    #[error("the layout {layout:?} has no names for adapters of {modules:?}; choose another")]
+    /// PEFT's configuration of another file would be overwritten.
+    #[error("{0} exists and belongs to other adapters; save into another folder")]
+    ConfigExists(PathBuf),
+    /// A layout that cannot name the adapters of some modules.
+    #[error(
+        "the layout {layout:?} has no names for adapters of {}; choose another",
+        abridged(.modules)
+    )]
     NoName {
         /// The layout.
         layout: Layout,
         /// The modules.
         modules: Vec<String>,
     },
-    /// A layout with one network in a file was asked to hold two.
+    /// Two networks in a layout that holds one.
     #[error(
-        "{0}: PEFT keeps the adapters of denoiser and text encoder in two folders; save them apart"
+        "{0}: PEFT keeps the adapters of denoiser and text encoder in two folders; save them separately"
     )]
     TwoNetworks(PathBuf),
     /// Adapters of convolutions where only those of linear layers can be used.
-    #[error("adapters of convolutions cannot be attached, only folded in: {0:?}")]
+    #[error("adapters of convolutions can be fused but not inserted: {}", abridged(.0))]
     Convolutions(Vec<String>),
-    /// Adapters for which the model has no layer of that name and size.
-    #[error("the model has no layers for {} adapters: {}", .0.len(), .0.join(", "))]
+    /// Adapters for which the module has no layer of that name and size.
+    #[error("the model has no layers for {} adapters: {}", .0.len(), abridged(.0))]
     Unmatched(Vec<String>),
+    /// A configuration whose targets match no linear layer.
+    #[error("no linear layer of the model is named {}", abridged(.0))]
+    NoTargets(Vec<String>),
+    /// A strength that is not a finite number.
+    #[error("the strength of adapters is {0}, expected a finite number")]
+    Strength(f64),
 }

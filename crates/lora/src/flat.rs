@@ -1,7 +1,6 @@
-//! Paths whose dots became underscores, and paths of the original training code.
+//! Paths with underscores for dots, and paths of the original training code.
 
-/// What paths are made of, besides numbers. An underscore may be part of a word or stand for a dot: the longest word
-/// is meant.
+/// The words of paths, besides numbers. An underscore is part of a word or stands for a dot; the longest word wins.
 const WORDS: [&str; 61] = [
     // The denoiser in diffusers.
     "down_blocks",
@@ -69,7 +68,7 @@ const WORDS: [&str; 61] = [
     "text_projection",
 ];
 
-/// The path that a flattened one stands for, in diffusers' names; none if it is made of other words.
+/// The path of a flattened one, in diffusers' names; none if it contains other words.
 pub(crate) fn decode(flat: &str) -> Option<String> {
     let mut parts = Vec::new();
     let mut rest = flat;
@@ -95,7 +94,7 @@ pub(crate) fn decode(flat: &str) -> Option<String> {
     }
 }
 
-/// Whether the first `len` bytes are a word or a number that ends there.
+/// Whether the first `len` bytes are a complete word or number.
 fn is_part(rest: &str, len: usize) -> bool {
     let Some(part) = rest.get(..len) else {
         return false;
@@ -104,7 +103,7 @@ fn is_part(rest: &str, len: usize) -> bool {
     ends && (WORDS.contains(&part) || part.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// Residual blocks in each level of Stable Diffusion on the way down, and what follows them, in LDM's count.
+/// LDM's blocks per level: two residual blocks, and a change of resolution on the way down or a third on the way up.
 const LEVEL: usize = 3;
 
 const RESNET: [(&str, &str); 6] = [
@@ -123,7 +122,7 @@ const WHOLE: [(&str, &str); 5] = [
     ("out.2", "conv_out"),
 ];
 
-/// diffusers' name of a module of Stable Diffusion's denoiser in LDM's names.
+/// diffusers' name of a module that LDM names so; none if there is no such module.
 fn of_ldm(path: &str) -> Option<String> {
     if let Some((_, name)) = WHOLE.iter().find(|(ldm, _)| *ldm == path) {
         return Some((*name).to_owned());
@@ -214,7 +213,7 @@ pub(crate) fn to_ldm(path: &str) -> Option<String> {
             match *kind {
                 "resnets" => Some(format!("output_blocks.{index}.0.{}", resnet(rest)?)),
                 "attentions" => Some(format!("output_blocks.{index}.1.{rest}")),
-                // Stable Diffusion's coarsest level has no attention in front of it.
+                // Stable Diffusion's coarsest level has no attention before its upsampler.
                 "upsamplers" if *rest == "conv" => Some(format!(
                     "output_blocks.{}.{}.conv",
                     LEVEL * block + LEVEL - 1,
@@ -235,7 +234,7 @@ mod tests {
     use super::*;
     use crate::Adapters;
 
-    /// All linear layers and convolutions of Stable Diffusion 1.5 and 2.1, which are drawn only when they are read.
+    /// All linear layers and convolutions of Stable Diffusion 1.5 and 2.1. Their weights are never initialised.
     fn modules() -> Vec<String> {
         let sd2 = UNetConfig::default();
         let sd1 = UNetConfig {
@@ -253,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn every_layer_is_found_again_when_its_dots_are_lost() {
+    fn every_flattened_layer_is_found_again() {
         for module in modules() {
             let flat = module.replace('.', "_");
             assert_eq!(decode(&flat).as_ref(), Some(&module), "{flat}");
@@ -271,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_path_is_none() {
+    fn other_words_are_no_path() {
         for flat in [
             "",
             "_",

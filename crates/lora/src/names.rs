@@ -1,32 +1,42 @@
-//! The names of adapters' tensors in the layouts that there are.
+//! The names of adapters' tensors in each layout.
 
 use serde::{Deserialize, Serialize};
 
 use crate::flat;
 
-/// How the tensors of a file are named.
+/// The names that a file gives to its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layout {
     /// `adapter_model.safetensors` of PEFT with its `adapter_config.json`: `base_model.model.<module>.lora_A.weight`.
     /// It holds the adapters of one network.
     Peft,
-    /// `pytorch_lora_weights.safetensors` of diffusers: `unet.<module>.lora_A.weight`, with the configuration in the
+    /// `pytorch_lora_weights.safetensors` of diffusers: `unet.<module>.lora_A.weight`, with the configuration in its
     /// header.
     Diffusers,
-    /// The same of diffusers in 2023: `unet.<module>.lora.down.weight`. It has no α.
+    /// diffusers in 2023: `unet.<module>.lora.down.weight`. It has no α.
     DiffusersLora,
-    /// The same of diffusers before that: `unet.<attention>.processor.to_q_lora.down.weight`. It has no α, and
-    /// nothing but attention in it.
+    /// diffusers before that: `unet.<attention>.processor.to_q_lora.down.weight`. It has no α and only names
+    /// attention.
     DiffusersProcessor,
-    /// kohya's and most training programs': `lora_unet_<module>.lora_down.weight`, dots written as underscores,
-    /// with α.
+    /// kohya's and most training programs: `lora_unet_<module>.lora_down.weight`, with underscores for dots, and
+    /// α.
     Kohya,
-    /// The same with the modules of the denoiser named as in the original training code.
+    /// kohya's with the modules of the denoiser named as in the original training code.
     KohyaLdm,
 }
 
-/// Which network an adapter belongs to.
+impl Layout {
+    /// Whether α is stored, in tensors or in a configuration.
+    pub(crate) fn has_alpha(self) -> bool {
+        match self {
+            Self::DiffusersLora | Self::DiffusersProcessor => false,
+            Self::Peft | Self::Diffusers | Self::Kohya | Self::KohyaLdm => true,
+        }
+    }
+}
+
+/// The network that an adapter belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Component {
     Unet,
@@ -49,7 +59,7 @@ pub(crate) enum Role {
     Alpha,
 }
 
-/// What a tensor's name says.
+/// The meaning of a tensor's name.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Name {
     pub(crate) component: Component,
@@ -57,7 +67,7 @@ pub(crate) struct Name {
     pub(crate) role: Role,
 }
 
-/// Ends of names of adapters of other kinds, and what they are.
+/// Suffixes of adapters of other kinds, and those kinds.
 const OTHER_KINDS: [(&str, &str); 10] = [
     (".dora_scale", "DoRA"),
     (".lora_magnitude_vector", "DoRA"),
@@ -71,13 +81,21 @@ const OTHER_KINDS: [(&str, &str); 10] = [
     (".lokr_w2", "LoKr"),
 ];
 
-/// The kind of adapter that a tensor belongs to, if it is another than LoRA.
+/// The kind of adapter that a tensor belongs to, if it is not LoRA.
 pub(crate) fn other_kind(name: &str) -> Option<&'static str> {
     let kind = OTHER_KINDS.iter().find(|(end, _)| name.ends_with(end));
     kind.map(|(_, kind)| *kind)
 }
 
-/// Reads a name in any of the layouts.
+/// PEFT's prefix of all modules.
+const PEFT_PREFIX: &str = "base_model.model.";
+
+/// Whether a name is one of PEFT's own files.
+pub(crate) fn is_peft(name: &str) -> bool {
+    name.starts_with(PEFT_PREFIX)
+}
+
+/// Parses a name of any layout.
 pub(crate) fn parse(name: &str) -> Option<Name> {
     const ROLES: [(&str, Role); 13] = [
         (".lora_A.weight", Role::Down),
@@ -115,19 +133,19 @@ fn parse_path(path: &str) -> Option<(Component, String)> {
             return Some((Component::TextEncoder, nested(flat(rest)?)));
         }
     }
-    let path = path.strip_prefix("base_model.model.").unwrap_or(path);
+    let path = path.strip_prefix(PEFT_PREFIX).unwrap_or(path);
     let (component, path) = match (
         path.strip_prefix("unet."),
         path.strip_prefix("text_encoder."),
     ) {
         (Some(rest), _) => (Component::Unet, rest),
         (_, Some(rest)) => (Component::TextEncoder, rest),
-        // Files for one network do not name it.
+        // Files of one network do not name it.
         _ if path.starts_with("text_model.") => (Component::TextEncoder, path),
         _ => (Component::Unet, path),
     };
     let module = path.replacen(".processor.", ".", 1);
-    // The processors' names leave out that the output is the first of a list.
+    // Processors' names omit that the output projection is the first of a list.
     let module = match module.strip_suffix(".to_out") {
         Some(attention) => format!("{attention}.to_out.0"),
         None => module,
@@ -136,7 +154,7 @@ fn parse_path(path: &str) -> Option<(Component, String)> {
         Component::Unet => module,
         Component::TextEncoder => nested(module),
     };
-    // A module of a network, not the name of another network.
+    // The rest has to be a module of a network, not the name of another network.
     const ROOTS: [&str; 9] = [
         "down_blocks.",
         "mid_block.",
@@ -152,7 +170,7 @@ fn parse_path(path: &str) -> Option<(Component, String)> {
     is_known.then_some((component, module))
 }
 
-/// A module of the text encoder, which transformers 5 names without what it was nested in before.
+/// A module of the text encoder, which transformers 5 no longer nests in `text_model`.
 fn nested(module: String) -> String {
     match module.starts_with("encoder.") {
         true => format!("text_model.{module}"),
@@ -160,7 +178,7 @@ fn nested(module: String) -> String {
     }
 }
 
-/// Names of the two factors and of α, where the layout has one, or none if the layout cannot name the module.
+/// Names of both factors and of α where the layout has one; none if the layout cannot name the module.
 pub(crate) fn format(
     layout: Layout,
     component: Component,
@@ -178,7 +196,7 @@ pub(crate) fn format(
         ".lora_linear_layer.up.weight",
     ];
     Some(match (layout, component) {
-        (Layout::Peft, _) => named("base_model.model.", module, PEFT),
+        (Layout::Peft, _) => named(PEFT_PREFIX, module, PEFT),
         (Layout::Diffusers, _) => named(&network, module, PEFT),
         (Layout::DiffusersLora, Component::Unet) => named(&network, module, DIFFUSERS),
         (Layout::DiffusersLora | Layout::DiffusersProcessor, Component::TextEncoder) => {

@@ -592,12 +592,8 @@ impl Loader {
 }
 
 fn read_scheduler(path: &Path) -> Result<SchedulerConfig, Error> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| swiftbrush_checkpoint::Error::Io {
-            action: "read",
-            path: path.to_owned(),
-            source,
-        })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| swiftbrush_checkpoint::Error::read(path, error))?;
     SchedulerConfig::from_json(&text).map_err(|source| Error::Scheduler {
         path: path.to_owned(),
         source,

@@ -119,14 +119,14 @@ impl Distiller {
             return Err(Error::NoClip);
         }
         let student = match &recipe.student_lora {
-            Some(lora) => attach(trainable(&networks.student), lora, recipe.seed),
+            Some(lora) => attach(trainable(&networks.student), lora, recipe.seed)?,
             None => trainable(&networks.student),
         };
         let fake = attach(
             trainable(&networks.teacher),
             &recipe.fake_lora,
             recipe.seed ^ 1,
-        );
+        )?;
         let empty = networks.tokenizer.encode_batch(&[""], device);
         let null_context = networks.text_encoder.forward(empty);
         let null_context = null_context.cast(recipe.precision.dtype());

@@ -7,6 +7,9 @@ pub enum Error {
     /// A file cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] swiftbrush_checkpoint::Error),
+    /// Adapters fit no layer of a network.
+    #[error(transparent)]
+    Adapter(#[from] swiftbrush_lora::Error),
     /// The recipe cannot be used.
     #[error("{path}: {reason}")]
     Recipe {

@@ -118,11 +118,7 @@ impl Log {
     /// Opens the log, without the lines that a run which was killed wrote after its last snapshot.
     fn open(folder: &Path, step: u64) -> Result<Self, Error> {
         let path = folder.join("log.jsonl");
-        let io = |source| FileError::Io {
-            action: "write",
-            path: path.clone(),
-            source,
-        };
+        let io = |error| FileError::write(&path, error);
         std::fs::create_dir_all(folder).map_err(io)?;
         if path.is_file() {
             let text = std::fs::read_to_string(&path).map_err(io)?;
@@ -143,11 +139,7 @@ impl Log {
 
     fn write(&mut self, report: &Report) -> Result<(), Error> {
         let line = serde_json::to_string(report).expect("a report is plain numbers");
-        let io = |source| FileError::Io {
-            action: "write",
-            path: self.path.clone(),
-            source,
-        };
+        let io = |error| FileError::write(&self.path, error);
         Ok(writeln!(self.file, "{line}").map_err(io)?)
     }
 }

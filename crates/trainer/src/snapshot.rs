@@ -110,9 +110,9 @@ impl Snapshot {
         let archive = Archive::open(path)?;
         let metadata = archive.metadata();
         let text = metadata.get(COUNTERS).map_or("", String::as_str);
-        let counters = serde_json::from_str(text).map_err(|source| Error::Json {
+        let counters = serde_json::from_str(text).map_err(|cause| Error::Json {
             path: path.to_owned(),
-            source,
+            cause,
         })?;
         let names = archive.names().into_iter();
         let tensors = names.map(|name| Ok((name.clone(), archive.read(&name)?)));

@@ -1,0 +1,118 @@
+use std::fs;
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::Error;
+
+/// Reads a JSON file.
+///
+/// # Errors
+///
+/// If it cannot be read or does not have the form of `T`.
+pub fn read_json<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T, Error> {
+    let path = path.as_ref();
+    let text = fs::read_to_string(path).map_err(|error| Error::read(path, error))?;
+    serde_json::from_str(&text).map_err(|cause| Error::Json {
+        path: path.to_owned(),
+        cause,
+    })
+}
+
+/// Reads a component's `config.json` into `T`; missing options are taken from `defaults`.
+///
+/// Options that `T` lacks are unsupported, unless their value is null or one that `accepted` lists, at which the
+/// component works as if the option did not exist. Keys that begin with an underscore are notes and ignored.
+///
+/// # Errors
+///
+/// If the file cannot be read, an option has a value of the wrong type, or it sets an unsupported option. The error
+/// names the option.
+pub fn read_config<T>(
+    path: impl AsRef<Path>,
+    defaults: &T,
+    accepted: &[(&str, Value)],
+) -> Result<T, Error>
+where
+    T: DeserializeOwned + Serialize,
+{
+    let path = path.as_ref();
+    let config: Map<String, Value> = read_json(path)?;
+    let refused = |reason| Error::Config {
+        path: path.to_owned(),
+        reason,
+    };
+    let Ok(Value::Object(known)) = serde_json::to_value(defaults) else {
+        unreachable!("a configuration is a struct with named fields")
+    };
+    let mut all = known.clone();
+    for (name, value) in config {
+        if let Some(field) = all.get_mut(&name) {
+            *field = like(field, value);
+        } else if !passes(&name, &value, accepted) {
+            return Err(refused(unsupported(&name, &value, accepted)));
+        }
+    }
+    serde_json::from_value(Value::Object(all.clone())).map_err(|error| {
+        // serde does not say which field it was: try one at a time.
+        let is_bad = |name: &&String| {
+            let mut one = known.clone();
+            one.insert((*name).clone(), all[*name].clone());
+            serde_json::from_value::<T>(Value::Object(one)).is_err()
+        };
+        refused(match all.keys().find(is_bad) {
+            Some(name) => format!("`{name}` = {}: {error}", short(&all[name])),
+            None => error.to_string(),
+        })
+    })
+}
+
+fn passes(name: &str, value: &Value, accepted: &[(&str, Value)]) -> bool {
+    let mut accepted = accepted.iter();
+    name.starts_with('_')
+        || value.is_null()
+        || accepted.any(|(option, accepted)| *option == name && same(accepted, value))
+}
+
+fn unsupported(name: &str, value: &Value, accepted: &[(&str, Value)]) -> String {
+    let accepted = accepted.iter().filter(|(option, _)| *option == name);
+    let expected: Vec<_> = accepted.map(|(_, value)| value.to_string()).collect();
+    let expected = match expected.as_slice() {
+        [] => "the option is unknown".to_owned(),
+        values => format!("expected {}", values.join(" or ")),
+    };
+    format!("unsupported `{name}` = {}; {expected}", short(value))
+}
+
+/// A whole number written as 1000.0 where an integer is expected, as diffusers accepts it.
+fn like(default: &Value, value: Value) -> Value {
+    let whole = value
+        .as_f64()
+        .filter(|number| number.fract() == 0.0 && number.abs() < 1e15);
+    match whole {
+        Some(whole) if value.is_f64() && (default.is_i64() || default.is_u64()) => {
+            Value::from(whole as i64)
+        }
+        _ => value,
+    }
+}
+
+/// A value for a message, cut.
+fn short(value: &Value) -> String {
+    const LENGTH: usize = 60;
+    let text = value.to_string();
+    match text.char_indices().nth(LENGTH) {
+        None => text,
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
+
+/// Equality of JSON values in which 1 equals 1.0.
+fn same(left: &Value, right: &Value) -> bool {
+    match (left.as_f64(), right.as_f64()) {
+        (Some(left), Some(right)) => left == right,
+        _ => left == right,
+    }
+}

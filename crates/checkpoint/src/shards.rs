@@ -1,0 +1,42 @@
+//! Indices of weights that are split into several files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::{Error, read_json};
+
+/// Part of an index's name, before its variant if it has one.
+const INDEX: &str = ".index.";
+
+/// Whether a path has the name of an index: `model.safetensors.index.json`, `model.safetensors.index.fp16.json` or
+/// `model.safetensors.fp16.index.json`.
+pub(crate) fn is_index(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.contains(INDEX) && name.ends_with(".json"))
+}
+
+/// The shard of each tensor.
+pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let index: Index = read_json(path)?;
+    // A shard lies beside its index: an index from elsewhere must not lead out of the folder.
+    let is_beside = |name: &str| Path::new(name).file_name() == Some(OsStr::new(name));
+    match index.weight_map.values().find(|name| !is_beside(name)) {
+        None => Ok(index.weight_map),
+        Some(name) => Err(Error::damaged(
+            path,
+            format!("{name:?} is not the name of a shard"),
+        )),
+    }
+}
+
+/// The names of the shards that an index lists.
+pub(crate) fn shards(index: &Path) -> Result<BTreeSet<String>, Error> {
+    Ok(read_index(index)?.into_values().collect())
+}
