@@ -57,7 +57,9 @@ pub use swiftbrush_images as images;
 pub use swiftbrush_metrics as metrics;
 
 #[cfg(feature = "paint")]
-pub use swiftbrush_pipeline::{Loader, Model, Request, Rng, Seeds, Start, TextToImage};
+pub use swiftbrush_pipeline::{
+    Generation, Loader, Method, Model, Picture, Request, Rng, Seeds, Start, TextToImage,
+};
 
 #[cfg(any(doc, doctest))]
 pub mod guide;
