@@ -9,30 +9,40 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 use swiftbrush_checkpoint::write_json;
 
-use crate::world::{Scene, words};
+use crate::world::{COLORS, HeldOut, Object, Placement, Scene, words};
 
-/// Side of the pictures.
+/// Side of the images.
 pub(crate) const SIDE: usize = 32;
-/// Tokens in a caption: the longest has 14 words.
+/// Context length: the longest caption has 14 words.
 pub(crate) const LENGTH: usize = 20;
 
-/// Scenes with their pictures.
+/// Scenes with their images.
 pub(crate) struct Batch {
     pub(crate) scenes: Vec<Scene>,
+    placements: Vec<Vec<Placement>>,
     pictures: Vec<Vec<u8>>,
 }
 
 impl Batch {
-    /// The batch of a step: nothing but the seed and the step decides what is in it.
+    /// The batch of a step: a function of the seed, the step and the size.
     pub(crate) fn new(seed: u64, step: u64, size: usize) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(step);
-        let scenes: Vec<_> = (0..size).map(|_| Scene::random(&mut rng, false)).collect();
-        let pictures = scenes
-            .iter()
-            .map(|scene| scene.draw(SIDE, &mut rng))
-            .collect();
-        Self { scenes, pictures }
+        let scene = |_| Scene::random(&mut rng, HeldOut::None);
+        let scenes = (0..size).map(scene).collect();
+        Self::of(scenes, &mut rng)
+    }
+
+    /// Renders scenes at random placements.
+    pub(crate) fn of(scenes: Vec<Scene>, rng: &mut ChaCha8Rng) -> Self {
+        let placements: Vec<_> = scenes.iter().map(|scene| scene.place(rng)).collect();
+        let pairs = scenes.iter().zip(&placements);
+        let pictures = pairs.map(|(scene, at)| scene.render(SIDE, at)).collect();
+        Self {
+            scenes,
+            placements,
+            pictures,
+        }
     }
 
     pub(crate) fn captions(&self) -> Vec<String> {
@@ -41,19 +51,55 @@ impl Batch {
 
     /// `[batch, 3, SIDE, SIDE]` in −1…1
     pub(crate) fn images(&self, device: &Device) -> Tensor<4> {
-        let values: Vec<f32> = self
-            .pictures
-            .iter()
-            .flatten()
-            .map(|&byte| f32::from(byte) / 127.5 - 1.0)
-            .collect();
-        let data = TensorData::new(values, [self.pictures.len(), SIDE, SIDE, 3]);
-        Tensor::<4>::from_data(data, device).permute([0, 3, 1, 2])
+        images(&self.pictures, device)
+    }
+
+    /// Centre and size of both objects of each scene, zeros for a missing one: six values per scene.
+    pub(crate) fn placement_values(&self) -> Vec<f32> {
+        let row = |placements: &Vec<Placement>| {
+            let mut row = [0.0; 6];
+            for (row, at) in row.chunks_mut(3).zip(placements) {
+                row.copy_from_slice(&[at.x, at.y, at.size].map(|value| value as f32));
+            }
+            row
+        };
+        self.placements.iter().flat_map(row).collect()
+    }
+
+    /// The object in each patch of each image, row by row; none in patches of ground alone.
+    pub(crate) fn patches(&self, patch: usize) -> Vec<Option<Object>> {
+        let rows = SIDE / patch;
+        let images = self.scenes.iter().zip(&self.placements).zip(&self.pictures);
+        let patches = images.flat_map(|((scene, placements), picture)| {
+            let ground = COLORS[scene.ground].1;
+            let object_at = move |pixel: usize| {
+                let (row, column) = (pixel / SIDE, pixel % SIDE);
+                let objects = scene.objects().into_iter().zip(placements);
+                let mut around = objects.filter(|(_, at)| at.contains(column, row, SIDE));
+                let differs = picture[3 * pixel..3 * pixel + 3] != ground;
+                around.next().filter(|_| differs).map(|(object, _)| object)
+            };
+            (0..rows * rows).map(move |place| {
+                let (top, left) = (place / rows * patch, place % rows * patch);
+                let pixels = 0..patch * patch;
+                let mut pixels = pixels.map(|i| (top + i / patch) * SIDE + left + i % patch);
+                pixels.find_map(object_at)
+            })
+        });
+        patches.collect()
     }
 }
 
+/// RGB bytes as a tensor, `[images, 3, SIDE, SIDE]` in −1…1.
+pub(crate) fn images(pictures: &[Vec<u8>], device: &Device) -> Tensor<4> {
+    let bytes = pictures.iter().flatten();
+    let values: Vec<f32> = bytes.map(|&byte| f32::from(byte) / 127.5 - 1.0).collect();
+    let data = TensorData::new(values, [pictures.len(), SIDE, SIDE, 3]);
+    Tensor::<4>::from_data(data, device).permute([0, 3, 1, 2])
+}
+
 /// Writes a tokenizer in CLIP's layout whose merges make every word of the shapes world one token;
-/// all other text falls back to bytes. Returns the number of tokens.
+/// all other text falls back to bytes. Returns the vocabulary size.
 pub(crate) fn write_tokenizer(folder: &Path) -> Result<usize> {
     let bytes = byte_symbols();
     let mut symbols: Vec<String> = bytes.iter().map(char::to_string).collect();
@@ -92,7 +138,7 @@ pub(crate) fn write_tokenizer(folder: &Path) -> Result<usize> {
     Ok(symbols.len())
 }
 
-/// The character that stands for each byte in byte-level vocabularies.
+/// Characters of the bytes 0…255 in byte-level vocabularies.
 fn byte_symbols() -> Vec<char> {
     let printable = |byte: &u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     let rest = (0..256u32).filter(|byte| !printable(byte)).enumerate();
@@ -111,7 +157,7 @@ fn letters(word: &str) -> Vec<String> {
     letters
 }
 
-/// The pair of neighbours that occurs most often, the first of them in the order of the alphabet.
+/// The most frequent pair of adjacent symbols; ties go to the first in alphabetical order.
 fn most_frequent_pair(splits: &[Vec<String>]) -> Option<(String, String)> {
     let mut counts = std::collections::BTreeMap::new();
     for split in splits {

@@ -1,4 +1,4 @@
-//! Makes the miniature: SwiftBrush v2 whole, in a world of coloured shapes, on two CPU cores.
+//! Trains the miniature: SwiftBrush v2 whole, in a world of coloured shapes, on two CPU cores.
 //!
 //! Every command trains one network and writes it into `<root>/model`, a model folder in the layout of
 //! diffusers. Each can be stopped and started again: it goes on from its last snapshot.
@@ -13,10 +13,17 @@
     reason = "a program talks to its user"
 )]
 
+mod attributes;
+mod autoencoders;
+mod contrastive;
 mod data;
-mod first_stages;
+mod ladder;
 mod model;
+mod painter;
+mod protocol;
 mod scorer;
+mod ship;
+mod stages;
 mod students;
 mod teacher;
 mod training;
@@ -30,127 +37,130 @@ use clap::{Parser, Subcommand};
 use image::RgbImage;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use swiftbrush_checkpoint::write_json;
-use swiftbrush_clip::{Clip, ClipConfig, TextConfig, TextEncoder, Tokenizer};
+use swiftbrush_clip::{Clip, Tokenizer};
 use swiftbrush_pipeline::Method;
 use swiftbrush_scheduler::SamplerKind;
 use swiftbrush_trainer::Recipe;
-use swiftbrush_unet::UNet;
-use swiftbrush_vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, AutoencoderTinyConfig};
 use swiftbrush_weight_interp::interpolate_files;
 
-use crate::first_stages::{
-    clip_config, kl_config, scaling_factor, tiny_config, train_autoencoder, train_clip,
-    train_decoder, train_tiny,
-};
-use crate::model::{Workshop, scheduler, unet_config, write_component};
+use crate::contrastive::told_shapes;
+use crate::model::Workshop;
+use crate::painter::{Painter, captions};
 use crate::scorer::Score;
-use crate::teacher::Painter;
+use crate::stages::steps;
+use crate::students::PromptSet;
+use crate::world::HeldOut;
 
-/// Makes the miniature, network by network.
+/// Train the miniature, network by network.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Folder of the workshop: snapshots, logs and the model.
+    /// Folder of the snapshots, logs and the model.
     #[arg(long)]
     root: PathBuf,
-    /// Everything random follows from this number.
+    /// Seed of all random numbers.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Where to compute.
+    /// Device to compute on.
     #[arg(long, default_value = examples_common::DEVICES[0])]
     device: String,
     #[command(subcommand)]
     command: Command,
 }
 
-/// Steps of each stage from nothing: what went into the model that ships, taken together.
-mod steps {
-    pub(crate) const AUTOENCODER: u64 = 4500;
-    pub(crate) const CLIP: u64 = 3000;
-    pub(crate) const TEACHER: u64 = 33_000;
-    pub(crate) const START: u64 = 14_500;
-    pub(crate) const DECODER: u64 = 13_000;
-    pub(crate) const TINY: u64 = 4000;
-}
-
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Everything, from an empty folder to the averaged student; stages that are finished are skipped.
+    /// Train everything, from an empty folder to the averaged student; finished stages are skipped.
     All,
-    /// The autoencoder.
+    /// Train the autoencoder.
     Autoencoder {
         #[arg(long, default_value_t = steps::AUTOENCODER)]
         steps: u64,
     },
-    /// The autoencoder's decoder, trained on for latents as imprecise as a denoiser's.
+    /// Train the decoder of the autoencoder further, for latents as imprecise as a denoiser's.
     Decoder {
         #[arg(long, default_value_t = steps::DECODER)]
         steps: u64,
     },
-    /// The tiny autoencoder.
+    /// Train the tiny autoencoder.
     Tiny {
         #[arg(long, default_value_t = steps::TINY)]
         steps: u64,
     },
-    /// The tokenizer, CLIP, and the text encoder in it.
+    /// Train the tiny decoder further, for latents as imprecise as a denoiser's.
+    TinyDecoder {
+        #[arg(long, default_value_t = steps::TINY_DECODER)]
+        steps: u64,
+    },
+    /// Make the tokenizer and train CLIP, whose text tower is the text encoder.
     Clip {
         #[arg(long, default_value_t = steps::CLIP)]
         steps: u64,
     },
-    /// The teacher.
+    /// Measure how well CLIP tells shapes in images that it has not seen.
+    Judge {
+        /// Images of each class.
+        #[arg(long, default_value_t = 4096)]
+        count: usize,
+    },
+    /// Train the teacher.
     Teacher {
         #[arg(long, default_value_t = steps::TEACHER)]
         steps: u64,
-        /// A denoiser whose weights it begins with [default: random weights].
+        /// Denoiser whose weights training starts from [default: random weights].
         #[arg(long)]
         from: Option<String>,
     },
-    /// The student that distillation begins with, the stand-in for SD-Turbo.
+    /// Train the initial student of distillation, the counterpart of SD-Turbo.
     Start {
         #[arg(long, default_value_t = steps::START)]
         steps: u64,
-        /// The denoiser whose weights it begins with.
+        /// Denoiser whose weights training starts from.
         #[arg(long, default_value = "teacher")]
         from: String,
     },
-    /// A student: student_a (all weights, variational score distillation), student_b (low-rank, with the
-    /// clamped CLIP loss), student_b_unclamped (the same without the clamp, for the table).
+    /// Distil a student: student_a (all weights, variational score distillation), student_b (low-rank, with the
+    /// clamped CLIP loss) or student_b_unclamped (the same without the clamp).
     Distill {
-        /// Its name.
+        /// Name of the student.
         name: String,
-        /// Settings [default: the file of its name beside the source].
+        /// Recipe [default: NAME.toml beside the source].
         #[arg(long)]
         recipe: Option<PathBuf>,
-        /// The denoiser whose weights it begins with.
+        /// Denoiser whose weights training starts from.
         #[arg(long, default_value = "start")]
         from: String,
     },
-    /// Scores one of the denoisers on seen and unseen captions.
+    /// Score a denoiser on captions of known and of held-out pairs; `protocol` gives the reported figures.
     Evaluate {
-        /// teacher, start, student_a, student_b, student_b_unclamped, or one that `merge` wrote.
+        /// Name of the denoiser, such as teacher, start, student_a or merged.
         name: String,
-        /// Captions of each kind.
+        /// Captions of each class.
         #[arg(long, default_value_t = 512)]
         captions: usize,
-        /// Steps of DDIM; without it the one-step rule.
+        /// Steps of DDIM [default: one-step generation].
         #[arg(long)]
         ddim: Option<usize>,
-        /// Scale of guidance [default: the teacher's with DDIM, none in one step].
+        /// Scale of guidance [default: the teacher's with DDIM, 1 in one step].
         #[arg(long)]
         guidance: Option<f64>,
     },
-    /// Draws true pictures for the program `evaluate`: 00000.png … and prompts.txt.
+    /// Draw ground-truth images for the program `evaluate`: 00000.png … and prompts.txt.
     Truth {
-        /// Where they go.
+        /// Folder of the images.
         output: PathBuf,
-        /// Pictures.
+        /// Number of images.
         #[arg(long, default_value_t = 1024)]
         count: usize,
-        /// With a colour and a shape that are never together in training.
+        /// Only captions with a held-out pair.
         #[arg(long)]
         unseen: bool,
     },
-    /// Averages two denoisers into the component `merged`: λ·A + (1−λ)·B.
+    /// Train every student of docs/results.md over three seeds; finished ones are skipped, begun ones resumed.
+    Ladder,
+    /// Measure systems by the protocol of docs/results.md.
+    #[command(subcommand)]
+    Protocol(protocol::Command),
+    /// Average two denoisers: λ·A + (1−λ)·B.
     Merge {
         #[arg(long, default_value_t = 0.5)]
         lambda: f64,
@@ -158,12 +168,20 @@ enum Command {
         a: String,
         #[arg(long, default_value = "student_b")]
         b: String,
+        /// Name of the average.
+        #[arg(long, default_value = "merged")]
+        output: String,
     },
-    /// Writes the folder that ships, in half precision, with one of the denoisers as `unet`.
+    /// Write CLIP and the tiny autoencoder of the model that ships, in half precision.
+    ShipJudges {
+        /// Folder of the model.
+        output: PathBuf,
+    },
+    /// Write the model that ships, in half precision, with one of the denoisers as `unet`.
     Ship {
-        /// The denoiser.
+        /// Name of the denoiser.
         name: String,
-        /// Where the folder goes.
+        /// Folder of the model.
         output: PathBuf,
     },
 }
@@ -177,18 +195,21 @@ fn main() -> Result<()> {
         seed: args.seed,
     };
     match args.command {
-        Command::All => make_all(&workshop),
-        Command::Autoencoder { steps } => make_autoencoder(&workshop, steps),
-        Command::Decoder { steps } => make_decoder(&workshop, steps),
-        Command::Tiny { steps } => make_tiny(&workshop, steps),
-        Command::Clip { steps } => make_clip(&workshop, steps),
+        Command::All => stages::make_all(&workshop),
+        Command::Autoencoder { steps } => stages::make_autoencoder(&workshop, steps),
+        Command::Decoder { steps } => stages::make_decoder(&workshop, steps),
+        Command::Tiny { steps } => stages::make_tiny(&workshop, steps),
+        Command::TinyDecoder { steps } => stages::make_tiny_decoder(&workshop, steps),
+        Command::Clip { steps } => stages::make_clip(&workshop, steps),
+        Command::Judge { count } => judge(&workshop, count),
         Command::Teacher { steps, from } => {
             teacher::train_teacher(&workshop, steps, from.as_deref())
         }
         Command::Start { steps, from } => students::train_start(&workshop, steps, &from),
         Command::Distill { name, recipe, from } => {
             let recipe = recipe.unwrap_or_else(|| students::recipe_path(&name));
-            students::distill(&workshop, &name, &from, Recipe::open(&recipe)?)
+            let recipe = Recipe::open(&recipe)?;
+            students::distill(&workshop, &name, &from, recipe, PromptSet::Known)
         }
         Command::Evaluate {
             name,
@@ -200,115 +221,37 @@ fn main() -> Result<()> {
             output,
             count,
             unseen,
-        } => draw_truth(workshop.seed, &output, count, unseen),
-        Command::Merge { lambda, a, b } => merge(&workshop, lambda, &a, &b),
-        Command::Ship { name, output } => ship(&workshop, &name, &output),
+        } => draw_truth(
+            workshop.seed,
+            &output,
+            count,
+            if unseen { HeldOut::Any } else { HeldOut::None },
+        ),
+        Command::Ladder => ladder::climb(&workshop),
+        Command::Protocol(command) => command.run(&workshop),
+        Command::Merge {
+            lambda,
+            a,
+            b,
+            output,
+        } => merge(&workshop, lambda, &a, &b, &output),
+        Command::ShipJudges { output } => ship::ship_judges(&workshop, &output),
+        Command::Ship { name, output } => ship::ship(&workshop, &name, &output),
     }
 }
 
-fn make_all(workshop: &Workshop) -> Result<()> {
-    make_autoencoder(workshop, steps::AUTOENCODER)?;
-    make_decoder(workshop, steps::DECODER)?;
-    make_clip(workshop, steps::CLIP)?;
-    teacher::train_teacher(workshop, steps::TEACHER, None)?;
-    students::train_start(workshop, steps::START, "teacher")?;
-    make_tiny(workshop, steps::TINY)?;
-    for name in ["student_a", "student_b", "student_b_unclamped"] {
-        let recipe = Recipe::open(&students::recipe_path(name))?;
-        students::distill(workshop, name, "start", recipe)?;
-    }
-    merge(workshop, 0.5, "student_a", "student_b")
-}
-
-fn make_autoencoder(workshop: &Workshop, steps: u64) -> Result<()> {
-    let (seed, device) = (workshop.seed, &workshop.device);
-    let kl = train_autoencoder(&workshop.stage("autoencoder"), seed, steps, device)?;
-    let scaling_factor = scaling_factor(&kl, seed, device);
-    let config = AutoencoderKlConfig {
-        scaling_factor,
-        ..kl_config()
-    };
-    write_component(
-        &workshop.path("vae"),
-        "AutoencoderKL",
-        &config,
-        &kl,
-        DType::F32,
-    )
-}
-
-fn make_decoder(workshop: &Workshop, steps: u64) -> Result<()> {
+fn judge(workshop: &Workshop, count: usize) -> Result<()> {
     let folder = workshop.model()?;
-    let kl = AutoencoderKl::from_model(&folder, "vae", Some(DType::F32), &workshop.device)?;
-    let kl = train_decoder(
-        &workshop.stage("decoder"),
-        kl,
-        workshop.seed,
-        steps,
-        &workshop.device,
-    )?;
-    let config = AutoencoderKlConfig::from_model(&folder, "vae")?;
-    write_component(
-        &workshop.path("vae"),
-        "AutoencoderKL",
-        &config,
-        &kl,
-        DType::F32,
-    )
-}
-
-fn make_tiny(workshop: &Workshop, steps: u64) -> Result<()> {
-    let folder = workshop.model()?;
-    let kl = AutoencoderKl::from_model(&folder, "vae", Some(DType::F32), &workshop.device)?;
-    let tiny = train_tiny(
-        &workshop.stage("tiny"),
-        &kl,
-        workshop.seed,
-        steps,
-        &workshop.device,
-    )?;
-    write_component(
-        &workshop.path("taesd"),
-        "AutoencoderTiny",
-        &tiny_config(),
-        &tiny,
-        DType::F32,
-    )
-}
-
-fn make_clip(workshop: &Workshop, steps: u64) -> Result<()> {
-    let folder = workshop.model()?;
-    let n_tokens = data::write_tokenizer(&workshop.path("tokenizer"))?;
     let tokenizer = Tokenizer::from_model(&folder, "tokenizer")?;
-    let config = clip_config(n_tokens);
-    let clip = train_clip(
-        &workshop.stage("clip"),
-        &tokenizer,
-        n_tokens,
-        workshop.seed,
-        steps,
-        &workshop.device,
-    )?;
-    write_component(
-        &workshop.path("clip"),
-        "CLIPModel",
-        &config,
-        &clip,
-        DType::F32,
-    )?;
-    // CLIP can be trained on; a teacher needs the text encoder that it learned with.
-    let path = workshop.path("text_encoder");
-    if path.is_dir() {
-        return Ok(());
+    let clip = Clip::from_model(&folder, "clip", Some(DType::F32), &workshop.device)?;
+    for (name, class) in [
+        ("known pairs", HeldOut::None),
+        ("held-out pairs", HeldOut::Any),
+    ] {
+        let told = told_shapes(&clip, &tokenizer, class, workshop.seed ^ 2, count);
+        println!("{name}: shape told from all others in {told}");
     }
-    let text_encoder = clip.into_text_encoder();
-    write_component(
-        &path,
-        "CLIPTextModel",
-        &config.text_config,
-        &text_encoder,
-        DType::F32,
-    )
+    Ok(())
 }
 
 /// Prints a row of the table in docs/results.md.
@@ -328,10 +271,10 @@ fn evaluate(
         method,
         guidance: guidance.unwrap_or(usual),
     };
-    let scenes = |held_out| teacher::captions(workshop.seed ^ 9, count, held_out);
-    let seen = painter.tally(&scenes(false))?;
-    let unseen = painter.tally(&scenes(true))?;
-    let diversity = painter.diversity(&teacher::captions(workshop.seed ^ 10, 32, false))?;
+    let scenes = |class| captions(workshop.seed ^ 9, count, class);
+    let seen = painter.tally(&scenes(HeldOut::None))?;
+    let unseen = painter.tally(&scenes(HeldOut::Any))?;
+    let diversity = painter.diversity(&captions(workshop.seed ^ 10, 32, HeldOut::None))?;
     eprintln!("{name}, {method:?}, {count} captions\n  seen: {seen}\n  unseen: {unseen}");
     let (seen, unseen) = (seen.share(Score::all), unseen.share(Score::all));
     let calls = painter.n_calls();
@@ -339,11 +282,11 @@ fn evaluate(
     Ok(())
 }
 
-fn draw_truth(seed: u64, output: &Path, count: usize, unseen: bool) -> Result<()> {
+fn draw_truth(seed: u64, output: &Path, count: usize, class: HeldOut) -> Result<()> {
     std::fs::create_dir_all(output)?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut prompts = String::new();
-    for (index, scene) in teacher::captions(seed, count, unseen).iter().enumerate() {
+    for (index, scene) in captions(seed, count, class).iter().enumerate() {
         let side = data::SIDE as u32;
         let picture = RgbImage::from_raw(side, side, scene.draw(data::SIDE, &mut rng));
         let picture = picture.context("three bytes a pixel")?;
@@ -355,86 +298,16 @@ fn draw_truth(seed: u64, output: &Path, count: usize, unseen: bool) -> Result<()
     Ok(())
 }
 
-fn merge(workshop: &Workshop, lambda: f64, a: &str, b: &str) -> Result<()> {
+fn merge(workshop: &Workshop, lambda: f64, a: &str, b: &str, output: &str) -> Result<()> {
     let file = |name: &str| {
         workshop
             .path(name)
             .join("diffusion_pytorch_model.safetensors")
     };
-    interpolate_files(&file(a), &file(b), lambda, &file("merged"))?;
+    interpolate_files(&file(a), &file(b), lambda, &file(output))?;
     std::fs::copy(
         workshop.path(a).join("config.json"),
-        workshop.path("merged").join("config.json"),
+        workshop.path(output).join("config.json"),
     )?;
-    Ok(())
-}
-
-/// Copies the model with its weights in f16; the scheduler's class says that it paints in one step.
-fn ship(workshop: &Workshop, name: &str, output: &Path) -> Result<()> {
-    let (folder, device) = (workshop.model()?, &workshop.device);
-    let half = DType::F16;
-    let unet = UNet::from_model(&folder, name, Some(DType::F32), device)?;
-    write_component(
-        &output.join("unet"),
-        "UNet2DConditionModel",
-        &unet_config(),
-        &unet,
-        half,
-    )?;
-    let vae = AutoencoderKl::from_model(&folder, "vae", Some(DType::F32), device)?;
-    let config = AutoencoderKlConfig::from_model(&folder, "vae")?;
-    write_component(&output.join("vae"), "AutoencoderKL", &config, &vae, half)?;
-    if folder.has("taesd") {
-        let tiny = AutoencoderTiny::from_model(&folder, "taesd", Some(DType::F32), device)?;
-        let config = AutoencoderTinyConfig::from_model(&folder, "taesd")?;
-        write_component(
-            &output.join("taesd"),
-            "AutoencoderTiny",
-            &config,
-            &tiny,
-            half,
-        )?;
-    }
-    let text_encoder = TextEncoder::from_model(&folder, "text_encoder", Some(DType::F32), device)?;
-    let config = TextConfig::from_model(&folder, "text_encoder")?;
-    write_component(
-        &output.join("text_encoder"),
-        "CLIPTextModel",
-        &config,
-        &text_encoder,
-        half,
-    )?;
-    let clip = Clip::from_model(&folder, "clip", Some(DType::F32), device)?;
-    let config = ClipConfig::from_model(&folder, "clip")?;
-    write_component(&output.join("clip"), "CLIPModel", &config, &clip, half)?;
-    copy_tokenizer(&workshop.path("tokenizer"), &output.join("tokenizer"))?;
-    write_json(
-        &output.join("scheduler/scheduler_config.json"),
-        &scheduler("DDPMScheduler").with_one_step(true),
-    )?;
-    let index = serde_json::json!({
-        "_class_name": "StableDiffusionPipeline",
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "safety_checker": [null, null],
-        "feature_extractor": [null, null],
-        "requires_safety_checker": false,
-    });
-    Ok(write_json(&output.join("model_index.json"), &index)?)
-}
-
-fn copy_tokenizer(tokenizer: &Path, output: &Path) -> Result<()> {
-    std::fs::create_dir_all(output)?;
-    for file in [
-        "vocab.json",
-        "merges.txt",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-    ] {
-        std::fs::copy(tokenizer.join(file), output.join(file))?;
-    }
     Ok(())
 }

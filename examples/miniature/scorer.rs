@@ -1,8 +1,10 @@
-//! Whether a picture shows what its caption says, worked out without a network.
+//! Scoring of an image against its caption, without a network.
 
-use crate::world::{COLORS, Layout, Outline, SHAPES, Scene};
+use std::sync::LazyLock;
 
-/// What is right in a picture.
+use crate::world::{COLORS, Layout, Outline, Placement, SHAPES, Scene};
+
+/// Aspects of a caption that an image has right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Score {
     pub(crate) ground: bool,
@@ -17,46 +19,84 @@ impl Score {
     }
 }
 
-/// An object that was found in a picture.
+/// Score of an image and the placements of its objects.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Reading {
+    pub(crate) score: Score,
+    /// One per object of the caption, in the caption's order; empty if the image has another number of
+    /// objects.
+    pub(crate) placements: Vec<Placement>,
+}
+
+/// Object found in an image.
+#[derive(Clone, Copy, Debug)]
 struct Found {
     color: usize,
     shape: usize,
+    /// Centre of the bounding box in whole pixels: the relation is read from it.
     x: f64,
     y: f64,
+    placement: Placement,
 }
 
-/// Scores RGB bytes of a square picture against a scene.
+/// Scores a square RGB image against a scene.
 pub(crate) fn score(picture: &[u8], scene: &Scene) -> Score {
+    read(picture, scene).score
+}
+
+/// Scores a square RGB image against a scene and measures its objects.
+pub(crate) fn read(picture: &[u8], scene: &Scene) -> Reading {
     let picture = Picture::new(picture);
     let ground = picture.ground();
-    let found = picture.objects(ground, scene.objects().len());
     let wanted = scene.objects();
+    let mut found = picture.objects(ground, wanted.len());
     if found.len() != wanted.len() {
-        return Score {
+        let score = Score {
             ground: ground == scene.ground,
             ..Score::default()
         };
+        let placements = Vec::new();
+        return Reading { score, placements };
     }
-    // Two objects are matched by their places along the relation's axis.
+    // Two objects are matched by their order along the relation's axis.
     let relation = match scene.layout {
         Layout::One(_) => true,
-        Layout::Above(..) => (found[0].y - found[1].y).abs() > (found[0].x - found[1].x).abs(),
-        Layout::LeftOf(..) => (found[0].x - found[1].x).abs() > (found[0].y - found[1].y).abs(),
+        Layout::Above(..) => {
+            found.sort_by(|a, b| a.y.total_cmp(&b.y));
+            (found[0].y - found[1].y).abs() > (found[0].x - found[1].x).abs()
+        }
+        Layout::LeftOf(..) => {
+            found.sort_by(|a, b| a.x.total_cmp(&b.x));
+            (found[0].x - found[1].x).abs() > (found[0].y - found[1].y).abs()
+        }
     };
-    let mut found = found;
-    match scene.layout {
-        Layout::One(_) => {}
-        Layout::Above(..) => found.sort_by(|a, b| a.y.total_cmp(&b.y)),
-        Layout::LeftOf(..) => found.sort_by(|a, b| a.x.total_cmp(&b.x)),
-    }
     let pairs = || found.iter().zip(&wanted);
-    Score {
-        ground: ground == scene.ground,
-        color: pairs().all(|(found, wanted)| found.color == wanted.color),
-        shape: pairs().all(|(found, wanted)| found.shape == wanted.shape),
-        relation,
+    Reading {
+        score: Score {
+            ground: ground == scene.ground,
+            color: pairs().all(|(found, wanted)| found.color == wanted.color),
+            shape: pairs().all(|(found, wanted)| found.shape == wanted.shape),
+            relation,
+        },
+        placements: found.iter().map(|found| found.placement).collect(),
     }
 }
+
+/// Area and centre of mass of each shape in its bounding square, −½…½ on both axes.
+static MASSES: LazyLock<Vec<[f64; 3]>> = LazyLock::new(|| {
+    const POINTS: usize = 256;
+    let mass = |shape| {
+        let outline = Outline::new(shape);
+        let at = |i: usize| (i as f64 + 0.5) / POINTS as f64 - 0.5;
+        let all = (0..POINTS * POINTS).map(|i| (at(i % POINTS), at(i / POINTS)));
+        let inside: Vec<_> = all.filter(|&(x, y)| outline.contains(x, y)).collect();
+        let count = inside.len() as f64;
+        let x = inside.iter().map(|point| point.0).sum::<f64>() / count;
+        let y = inside.iter().map(|point| point.1).sum::<f64>() / count;
+        [count / (POINTS * POINTS) as f64, x, y]
+    };
+    (0..SHAPES.len()).map(mass).collect()
+});
 
 struct Picture {
     side: usize,
@@ -92,7 +132,7 @@ impl Picture {
         })
     }
 
-    /// The largest connected regions that differ from the ground, at most `count`.
+    /// Describes the largest connected regions that differ from the ground, at most `count`.
     fn objects(&self, ground: usize, count: usize) -> Vec<Found> {
         let ground = COLORS[ground].1.map(f64::from);
         let limit = nearest_pair() / 2.0;
@@ -105,7 +145,8 @@ impl Picture {
         regions.retain(|region| region.len() * 100 >= self.pixels.len());
         regions.sort_by_key(|region| std::cmp::Reverse(region.len()));
         regions.truncate(count);
-        regions.iter().map(|region| self.describe(region)).collect()
+        let describe = |region: &Vec<usize>| self.describe(region, ground);
+        regions.iter().map(describe).collect()
     }
 
     fn regions(&self, mask: &[bool]) -> Vec<Vec<usize>> {
@@ -140,7 +181,7 @@ impl Picture {
         [up, down, left, right].into_iter().flatten()
     }
 
-    fn describe(&self, region: &[usize]) -> Found {
+    fn describe(&self, region: &[usize], ground: [f64; 3]) -> Found {
         let mut inside = vec![false; self.pixels.len()];
         region.iter().for_each(|&place| inside[place] = true);
         let is_core = |place: &usize| {
@@ -166,11 +207,48 @@ impl Picture {
             let overlap = |shape| self.overlap(&inside, rows, columns, shape);
             overlap(a).total_cmp(&overlap(b))
         });
+        let shape = shape.expect("there are shapes");
+        let color = self.median(core.into_iter());
         Found {
-            color: nearest_color(self.median(core.into_iter())),
-            shape: shape.expect("there are shapes"),
+            color: nearest_color(color),
+            shape,
+            placement: self.placement(region, ground, color, shape),
             x: (columns.0 + columns.1) as f64 / 2.0,
             y: (rows.0 + rows.1) as f64 / 2.0,
+        }
+    }
+
+    /// Measures a shape to a fraction of a pixel: the coverage of each pixel in and beside the region follows
+    /// from its colour, the size from the covered area, the centre from the centre of mass.
+    fn placement(
+        &self,
+        region: &[usize],
+        ground: [f64; 3],
+        color: [f64; 3],
+        shape: usize,
+    ) -> Placement {
+        let mut places = region.to_vec();
+        places.extend(region.iter().flat_map(|&place| self.neighbours(place)));
+        places.sort_unstable();
+        places.dedup();
+        let length = distance(color, ground).powi(2).max(1.0);
+        let (mut area, mut x, mut y) = (0.0, 0.0, 0.0);
+        for place in places {
+            let along =
+                (0..3).map(|c| (self.pixels[place][c] - ground[c]) * (color[c] - ground[c]));
+            let covered = (along.sum::<f64>() / length).clamp(0.0, 1.0);
+            area += covered;
+            x += covered * ((place % self.side) as f64 + 0.5);
+            y += covered * ((place / self.side) as f64 + 0.5);
+        }
+        let side = self.side as f64;
+        let [unit, dx, dy] = MASSES[shape];
+        let size = (area / unit).sqrt() / side;
+        let area = area.max(f64::MIN_POSITIVE);
+        Placement {
+            x: x / area / side - dx * size,
+            y: y / area / side - dy * size,
+            size,
         }
     }
 
@@ -216,7 +294,7 @@ fn nearest_color(color: [f64; 3]) -> usize {
         .expect("there are colours")
 }
 
-/// Distance of the two colours that are most alike.
+/// Distance of the two most similar palette colours.
 fn nearest_pair() -> f64 {
     let color = |i: usize| COLORS[i].1.map(f64::from);
     let pairs = (0..COLORS.len()).flat_map(|a| (0..a).map(move |b| (a, b)));
@@ -231,14 +309,16 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
+    use crate::world::HeldOut;
 
     #[test]
-    fn the_renderers_own_pictures_are_right() {
+    fn rendered_images_score_as_right() {
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         let mut right = 0;
         let total = 1000;
         for i in 0..total {
-            let scene = Scene::random(&mut rng, i % 2 == 1);
+            let class = [HeldOut::None, HeldOut::Any][i % 2];
+            let scene = Scene::random(&mut rng, class);
             let score = score(&scene.draw(32, &mut rng), &scene);
             right += usize::from(score.all());
         }
@@ -246,12 +326,12 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_of_another_scene_is_wrong() {
+    fn an_image_of_another_scene_scores_as_wrong() {
         let mut rng = ChaCha8Rng::seed_from_u64(8);
         for _ in 0..200 {
             let (scene, other) = (
-                Scene::random(&mut rng, false),
-                Scene::random(&mut rng, false),
+                Scene::random(&mut rng, HeldOut::None),
+                Scene::random(&mut rng, HeldOut::None),
             );
             let picture = other.draw(32, &mut rng);
             assert_eq!(
@@ -260,5 +340,35 @@ mod tests {
                 "{scene:?} {other:?}"
             );
         }
+    }
+
+    #[test]
+    fn placements_are_read_to_a_fraction_of_a_pixel() {
+        let mut rng = ChaCha8Rng::seed_from_u64(9);
+        let mut squares = [0.0; 3];
+        let mut count = 0.0;
+        for _ in 0..1000 {
+            let scene = Scene::random(&mut rng, HeldOut::None);
+            let placements = scene.place(&mut rng);
+            let reading = read(&scene.render(32, &placements), &scene);
+            if !reading.score.all() {
+                continue;
+            }
+            for (found, drawn) in reading.placements.iter().zip(&placements) {
+                let errors = [
+                    found.x - drawn.x,
+                    found.y - drawn.y,
+                    found.size - drawn.size,
+                ];
+                let square = |(square, error): (&mut f64, f64)| *square += error.powi(2);
+                squares.iter_mut().zip(errors).for_each(square);
+                count += 1.0;
+            }
+        }
+        let deviations = squares.map(|square| (square / count).sqrt() * 32.0);
+        assert!(
+            deviations.iter().all(|pixels| *pixels < 0.25),
+            "{deviations:.3?}"
+        );
     }
 }

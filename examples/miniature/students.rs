@@ -1,4 +1,4 @@
-//! The one-step students: the one that distillation begins with, A, B, and what lies between them.
+//! The one-step students: the initial one, A, B and their variants.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -21,30 +21,31 @@ use swiftbrush_unet::UNet;
 use swiftbrush_vae::AutoencoderTiny;
 
 use crate::model::{Workshop, scheduler, unet_config, write_component};
-use crate::teacher::{GUIDANCE, Painter, Tally, captions};
+use crate::painter::{Painter, Tally, captions};
+use crate::teacher::GUIDANCE;
 use crate::training::{PARTS, Schedule, progress_bar, train};
-use crate::world::Scene;
+use crate::world::{HeldOut, Scene};
 
-/// Pairs of noise and what the teacher makes of it. A third of them were learned by heart.
+/// Pairs of noise and the latents that the teacher makes of it. A third of them were memorised.
 const PAIRS: usize = 49_152;
 /// Pairs in a file.
 const PAIRS_PER_FILE: usize = 4096;
-/// Steps of the teacher for a pair.
+/// DDIM steps of the teacher for a pair.
 const PAIR_STEPS: usize = 8;
-/// Steps of distillation between two looks at what the student paints.
+/// Steps of distillation between two sheets of images.
 const LOOK_EVERY: u64 = 100;
-/// Captions in the file that distillation reads.
+/// Prompts of a distillation.
 const PROMPTS: usize = 20_000;
 
-/// The stand-in for SD-Turbo: the teacher, taught to jump where its own eight guided steps of DDIM lead.
+/// Trains the counterpart of SD-Turbo: a regression, in one step, of the teacher's eight guided steps of DDIM.
 ///
-/// It begins with the weights of the denoiser `from`.
+/// Training starts from the weights of the denoiser `from`.
 pub(crate) fn train_start(workshop: &Workshop, steps: u64, from: &str) -> Result<()> {
     const BATCH: usize = 32 / PARTS as usize;
     let inner = &workshop.device;
     let device = inner.clone().autodiff();
     let folder = workshop.model()?;
-    let scenes = captions(workshop.seed ^ 3, PAIRS, false);
+    let scenes = captions(workshop.seed ^ 3, PAIRS, HeldOut::None);
     let (noises, targets) = pairs(workshop, &scenes)?;
     let tokenizer = Tokenizer::from_model(&folder, "tokenizer")?;
     let text_encoder = TextEncoder::from_model(&folder, "text_encoder", Some(DType::F32), inner)?;
@@ -64,7 +65,7 @@ pub(crate) fn train_start(workshop: &Workshop, steps: u64, from: &str) -> Result
         let noise = noises.clone().select(0, indices.clone()).autodiff();
         let target = targets.clone().select(0, indices).autodiff();
         let latents = one_step(unet, &schedule, noise, context.autodiff());
-        // Squares would have it paint the mean of what it cannot tell apart: blurred shapes.
+        // Squared errors would favour the mean of the outcomes that the student cannot tell apart: blurred shapes.
         (latents - target).abs().mean()
     };
     let look = |unet: &UNet, step| {
@@ -79,10 +80,8 @@ pub(crate) fn train_start(workshop: &Workshop, steps: u64, from: &str) -> Result
         .train()
         .unfreeze();
     let rate = Schedule {
-        steps,
         learning_rate: 3e-4,
-        ema: 0.99,
-        parts: PARTS,
+        ..Schedule::new(steps, PARTS)
     };
     let unet = train(
         &workshop.stage("start"),
@@ -101,7 +100,7 @@ pub(crate) fn train_start(workshop: &Workshop, steps: u64, from: &str) -> Result
     )
 }
 
-/// Noise and the latents that the teacher makes of it for these scenes, kept in files.
+/// Noise and the latents that the teacher makes of it for these scenes, cached in files.
 fn pairs(workshop: &Workshop, scenes: &[Scene]) -> Result<(Tensor<4>, Tensor<4>)> {
     let bar = progress_bar("pairs", scenes.len() as u64, 0);
     let mut parts = [vec![], vec![]];
@@ -123,7 +122,7 @@ fn pairs(workshop: &Workshop, scenes: &[Scene]) -> Result<(Tensor<4>, Tensor<4>)
     Ok((noises, latents))
 }
 
-/// Has the teacher paint the scenes of one file, with noise that its index decides.
+/// Writes one file of pairs; its index determines the noise.
 fn write_pairs(
     workshop: &Workshop,
     index: usize,
@@ -151,14 +150,14 @@ fn write_pairs(
     Ok(write_tensors(path, tensors.into(), HashMap::new())?)
 }
 
-/// Settings of a student that ships with the miniature: `NAME.toml` beside this file.
+/// Path of a shipped recipe: `NAME.toml` beside this file.
 pub(crate) fn recipe_path(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature");
     folder.join(name).with_extension("toml")
 }
 
-/// Distils the denoiser `from` into the component `name`.
-pub(crate) fn distill(workshop: &Workshop, name: &str, from: &str, recipe: Recipe) -> Result<()> {
+/// The networks of a distillation that starts from the denoiser `from`.
+pub(crate) fn networks(workshop: &Workshop, from: &str, recipe: &Recipe) -> Result<Networks> {
     let device = &workshop.device;
     let folder = workshop.model()?;
     let config = unet_config();
@@ -169,7 +168,7 @@ pub(crate) fn distill(workshop: &Workshop, name: &str, from: &str, recipe: Recip
         }),
         None => None,
     };
-    let networks = Networks {
+    Ok(Networks {
         tokenizer: Tokenizer::from_model(&folder, "tokenizer")?,
         text_encoder: TextEncoder::from_model(&folder, "text_encoder", Some(DType::F32), device)?,
         teacher: UNet::from_model(&folder, "teacher", Some(DType::F32), device)?,
@@ -177,9 +176,21 @@ pub(crate) fn distill(workshop: &Workshop, name: &str, from: &str, recipe: Recip
         schedule: NoiseSchedule::new(&scheduler("DDIMScheduler")),
         latents: [config.in_channels, config.sample_size, config.sample_size],
         clip,
-    };
+    })
+}
+
+/// Distils the denoiser `from` into the component `name`.
+pub(crate) fn distill(
+    workshop: &Workshop,
+    name: &str,
+    from: &str,
+    recipe: Recipe,
+    prompt_set: PromptSet,
+) -> Result<()> {
+    let device = &workshop.device;
+    let networks = networks(workshop, from, &recipe)?;
     let stage = workshop.stage(name);
-    let prompts = Prompts::open(prompts(workshop)?, recipe.seed)?;
+    let prompts = Prompts::open(prompts(workshop, prompt_set)?, recipe.seed)?;
     let mut distiller = resume(
         Distiller::new(recipe, networks, device)?.with_threads(2),
         &stage,
@@ -206,14 +217,14 @@ pub(crate) fn distill(workshop: &Workshop, name: &str, from: &str, recipe: Recip
     write_component(
         &workshop.path(name),
         "UNet2DConditionModel",
-        &config,
+        &unet_config(),
         &unet,
         DType::F32,
     )
 }
 
-/// Pictures that a denoiser makes in one step, left in the folder of a stage. `other` is a denoiser
-/// of the same shape that is finished.
+/// Scores one-step images of a denoiser and writes them into the folder of a stage. `other` is a finished
+/// denoiser of the same shape.
 fn one_step_sheet(
     workshop: &Workshop,
     other: &str,
@@ -231,15 +242,62 @@ fn one_step_sheet(
     painter.sheet(workshop.seed, &workshop.stage(stage), step)
 }
 
-/// The captions that distillation reads; none holds a held-out pair.
-fn prompts(workshop: &Workshop) -> Result<PathBuf> {
-    let path = workshop.root.join("prompts.txt");
+/// Prompts of a distillation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PromptSet {
+    /// No held-out pair.
+    Known,
+    /// A quarter with a held-out pair of the first half; prompts only, no images.
+    Taught,
+}
+
+impl PromptSet {
+    fn scenes(self, seed: u64) -> Vec<Scene> {
+        match self {
+            Self::Known => captions(seed ^ 4, PROMPTS, HeldOut::None),
+            Self::Taught => {
+                let mut scenes = captions(seed ^ 4, PROMPTS - PROMPTS / 4, HeldOut::None);
+                scenes.extend(captions(seed ^ 4, PROMPTS / 4, HeldOut::First));
+                scenes
+            }
+        }
+    }
+}
+
+/// Writes the prompts of a distillation, one per line, unless they are there. [`Prompts`] shuffles them.
+pub(crate) fn prompts(workshop: &Workshop, set: PromptSet) -> Result<PathBuf> {
+    let name = match set {
+        PromptSet::Known => "prompts.txt",
+        PromptSet::Taught => "prompts-taught.txt",
+    };
+    let path = workshop.root.join(name);
     if !path.is_file() {
         let mut text = String::new();
-        for scene in captions(workshop.seed ^ 4, PROMPTS, false) {
+        for scene in set.scenes(workshop.seed) {
             writeln!(text, "{}", scene.caption())?;
         }
         write_atomically(&path, |file| file.write_all(text.as_bytes()))?;
     }
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::HELD_OUT;
+
+    #[test]
+    fn taught_prompts_hold_the_first_pairs_and_known_ones_none() {
+        let holds = |scene: &Scene, half: std::ops::Range<usize>| {
+            let pairs = HELD_OUT[half].iter();
+            let mut names = pairs.map(|(color, shape)| format!("{color} {shape}"));
+            names.any(|name| scene.caption().contains(&name))
+        };
+        let known = PromptSet::Known.scenes(0);
+        assert!(known.iter().all(|scene| !holds(scene, 0..6)));
+        let taught = PromptSet::Taught.scenes(0);
+        let first = taught.iter().filter(|scene| holds(scene, 0..3)).count();
+        assert_eq!((first, taught.len()), (PROMPTS / 4, PROMPTS));
+        assert!(taught.iter().all(|scene| !holds(scene, 3..6)));
+    }
 }

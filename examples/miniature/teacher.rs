@@ -1,13 +1,10 @@
 //! The teacher: a text-conditioned latent-diffusion model.
 
-use std::path::Path;
-
 use anyhow::Result;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use image::RgbImage;
 use swiftbrush_clip::{TextEncoder, Tokenizer};
-use swiftbrush_pipeline::{Decoder, Given, Method, Request, TextToImage, noise};
+use swiftbrush_pipeline::{Decoder, Method, TextToImage};
 use swiftbrush_scheduler::{NoiseSchedule, SamplerKind};
 use swiftbrush_trainer::{Purpose, Random};
 use swiftbrush_unet::UNet;
@@ -15,10 +12,8 @@ use swiftbrush_vae::AutoencoderKl;
 
 use crate::data::Batch;
 use crate::model::{Workshop, scheduler, unet_config, write_component};
-use crate::scorer::{Score, score};
+use crate::painter::Painter;
 use crate::training::{PARTS, Schedule, train};
-use crate::world::Scene;
-use examples_common::{grid, pictures, write_png};
 
 /// Share of captions that are left out, so that guidance has something to guide away from.
 const DROP: f64 = 0.1;
@@ -89,10 +84,8 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64, from: Option<&str>)
         Ok(())
     };
     let schedule_of_rate = Schedule {
-        steps,
-        learning_rate: 1e-3,
         ema: 0.999,
-        parts: PARTS,
+        ..Schedule::new(steps, PARTS)
     };
     let beginning = match from {
         Some(name) => UNet::from_model(&folder, name, Some(DType::F32), inner)?
@@ -129,118 +122,6 @@ fn weight(schedule: &NoiseSchedule, timestep: usize) -> f32 {
 pub(crate) fn floats(timesteps: &[usize], device: &Device) -> Tensor<1> {
     let values: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
     Tensor::from_data(TensorData::new(values, [timesteps.len()]), device)
-}
-
-/// Scenes to be painted: seen ones hold no held-out pair, the others do.
-pub(crate) fn captions(seed: u64, count: usize, held_out: bool) -> Vec<Scene> {
-    use rand::SeedableRng;
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed ^ 0x5ce0e);
-    (0..count)
-        .map(|_| Scene::random(&mut rng, held_out))
-        .collect()
-}
-
-/// How many pictures had what right.
-pub(crate) struct Tally(Vec<Score>);
-
-impl Tally {
-    pub(crate) fn new(pictures: &[RgbImage], scenes: &[Scene]) -> Self {
-        let pairs = pictures.iter().zip(scenes);
-        Self(
-            pairs
-                .map(|(picture, scene)| score(picture, scene))
-                .collect(),
-        )
-    }
-
-    pub(crate) fn share(&self, right: impl Fn(Score) -> bool) -> f64 {
-        self.0.iter().filter(|score| right(**score)).count() as f64 / self.0.len().max(1) as f64
-    }
-}
-
-impl std::fmt::Display for Tally {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (ground, color) = (self.share(|s| s.ground), self.share(|s| s.color));
-        let (shape, relation) = (self.share(|s| s.shape), self.share(|s| s.relation));
-        let all = self.share(Score::all);
-        write!(
-            f,
-            "ground {ground:.3}, colour {color:.3}, shape {shape:.3}, relation {relation:.3}, all {all:.3}"
-        )
-    }
-}
-
-/// How a denoiser paints.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Painter<'a> {
-    pub(crate) pipeline: &'a TextToImage,
-    pub(crate) method: Method,
-    pub(crate) guidance: f64,
-}
-
-impl Painter<'_> {
-    /// Calls of the network for a picture.
-    pub(crate) fn n_calls(&self) -> usize {
-        let per_step = if self.guidance > 1.0 { 2 } else { 1 };
-        self.method.n_calls() * per_step
-    }
-
-    /// Pictures of captions, 64 at a time, the noise of each 64 from a seed of its own.
-    fn paint(&self, captions: &[String], first_seed: u64) -> Result<Vec<RgbImage>> {
-        let mut painted = Vec::new();
-        for (seed, captions) in (first_seed..).zip(captions.chunks(64)) {
-            let request = Request::new(captions.iter().cloned())
-                .with_method(self.method)
-                .with_guidance(self.guidance);
-            let shape = self.pipeline.latent_shape(captions.len());
-            let noise = noise(shape, seed, self.pipeline.device());
-            let painting = self.pipeline.generate(&request, &mut Given::from(noise))?;
-            painted.extend(pictures(painting.images));
-        }
-        Ok(painted)
-    }
-
-    /// Paints scenes and scores the pictures.
-    pub(crate) fn tally(&self, scenes: &[Scene]) -> Result<Tally> {
-        let captions: Vec<_> = scenes.iter().map(Scene::caption).collect();
-        Ok(Tally::new(&self.paint(&captions, 0)?, scenes))
-    }
-
-    /// Paints 256 scenes, scores them and leaves them in `folder` for the eye.
-    pub(crate) fn sheet(&self, seed: u64, folder: &Path, step: u64) -> Result<Tally> {
-        let scenes = captions(seed, 256, false);
-        let captions: Vec<_> = scenes.iter().map(Scene::caption).collect();
-        let pictures = self.paint(&captions, 0)?;
-        write_png(&grid(&pictures, 16), &folder.join(format!("{step:06}.png")))?;
-        Ok(Tally::new(&pictures, &scenes))
-    }
-
-    /// Mean distance of two pictures of one caption: the root of the mean squared difference of their
-    /// numbers, which lie in 0…1.
-    pub(crate) fn diversity(&self, scenes: &[Scene]) -> Result<f64> {
-        const SEEDS: usize = 8;
-        let captions: Vec<_> = scenes.iter().map(Scene::caption).collect();
-        let captions: Vec<_> = captions
-            .iter()
-            .flat_map(|c| vec![c.clone(); SEEDS])
-            .collect();
-        let pictures = self.paint(&captions, 1000)?;
-        let distances = pictures.chunks(SEEDS).flat_map(|pictures| {
-            (0..SEEDS).flat_map(move |a| {
-                (0..a).map(move |b| distance(pictures[a].as_raw(), pictures[b].as_raw()))
-            })
-        });
-        let distances: Vec<_> = distances.collect();
-        Ok(distances.iter().sum::<f64>() / distances.len() as f64)
-    }
-}
-
-fn distance(a: &[u8], b: &[u8]) -> f64 {
-    let squares = a
-        .iter()
-        .zip(b)
-        .map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2));
-    (squares.sum::<f64>() / a.len() as f64).sqrt() / 255.0
 }
 
 #[cfg(test)]

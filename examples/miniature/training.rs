@@ -1,4 +1,4 @@
-//! One training loop for all the networks of the miniature: resumable, logged, averaged.
+//! The training loop of every network of the miniature: resumable, logged, with averaged weights.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -13,31 +13,42 @@ use serde_json::json;
 use swiftbrush_checkpoint::{named_tensors, with_tensors, write_atomically};
 use swiftbrush_trainer::{AdamW, AdamWConfig, Ema, NamedGradients, Snapshot, Threads};
 
-/// What a stage is trained with.
+/// Settings of a training stage.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Schedule {
-    /// Steps in all.
+    /// Number of steps.
     pub(crate) steps: u64,
-    /// Learning rate at its highest, after the warm-up.
+    /// Peak learning rate, after the warm-up.
     pub(crate) learning_rate: f64,
     /// Decay of the averaged weights.
     pub(crate) ema: f64,
-    /// Parts of a batch that are computed side by side, each by one thread. `loss` makes a part, and
-    /// their number is a part of the seed.
+    /// Micro-batches of a step, computed in parallel by one thread each. `loss` computes one of them, and their
+    /// number is part of what the seed determines.
     pub(crate) parts: u64,
+    pub(crate) adamw: AdamWConfig,
 }
 
-/// Parts of a batch, for networks that are trained picture by picture.
+/// Micro-batches of a step.
 pub(crate) const PARTS: u64 = 2;
-/// Steps over which the learning rate rises.
+/// Steps of linear warm-up.
 const WARM_UP: u64 = 100;
-/// Steps between two snapshots.
+/// Steps between snapshots.
 const SAVE_EVERY: u64 = 200;
-/// Norm that gradients are clipped to.
+/// Maximum gradient norm.
 const MAX_NORM: f64 = 1.0;
 
 impl Schedule {
-    /// Rises linearly, then falls to a twentieth along a cosine.
+    pub(crate) fn new(steps: u64, parts: u64) -> Self {
+        Self {
+            steps,
+            learning_rate: 1e-3,
+            ema: 0.99,
+            parts,
+            adamw: AdamWConfig::default(),
+        }
+    }
+
+    /// Linear warm-up, then a cosine down to a twentieth.
     fn learning_rate(&self, step: u64) -> f64 {
         let rise = ((step + 1) as f64 / WARM_UP as f64).min(1.0);
         let done = step as f64 / self.steps as f64;
@@ -46,11 +57,11 @@ impl Schedule {
     }
 }
 
-/// Trains a module from its present weights, or from the snapshot in `folder` if there is one, and
-/// returns it with its averaged weights, without autodiff.
+/// Trains a module from its present weights, or from the snapshot in `folder` if there is one, and returns it
+/// with its averaged weights, without autodiff.
 ///
-/// `loss` is given the module and the number of the part, counted over all steps, and `look` is called after every snapshot with the averaged
-/// module.
+/// `loss` takes the module and the index of the micro-batch, counted over all steps; `look` is called after
+/// every snapshot with the averaged module.
 pub(crate) fn train<M: Module + Sync>(
     folder: &Path,
     module: M,
@@ -80,7 +91,7 @@ pub(crate) fn train<M: Module + Sync>(
         let (value, grads) = gradients(&state.module, step, schedule.parts, &threads, &loss);
         ensure!(
             value.is_finite(),
-            "the loss became {value} at step {step}; {} is from before",
+            "the loss is {value} at step {step}; {} is the last snapshot before it",
             path.display()
         );
         let (grads, norm) = grads.clip(MAX_NORM);
@@ -101,7 +112,7 @@ pub(crate) fn train<M: Module + Sync>(
             state
                 .snapshot()
                 .save(&path)
-                .context("the snapshot was not saved")?;
+                .context("cannot save the snapshot")?;
             look(&state.averaged(), state.step)?;
         }
     }
@@ -109,7 +120,7 @@ pub(crate) fn train<M: Module + Sync>(
     Ok(state.averaged())
 }
 
-/// Mean loss and mean gradients over the parts of a step.
+/// Mean loss and mean gradients over the micro-batches of a step.
 fn gradients<M: Module + Sync>(
     module: &M,
     step: u64,
@@ -119,7 +130,7 @@ fn gradients<M: Module + Sync>(
 ) -> (f64, NamedGradients) {
     let parts: Vec<u64> = (step * n_parts..(step + 1) * n_parts).collect();
     let found = threads.map(&parts, |&part| {
-        // Leaves of its own: graphs that share one are walked one after the other.
+        // A copy with leaves of its own: backward passes of graphs that share a leaf are serialised.
         let module = module.valid().train();
         let loss = loss(&module, part);
         let value: f64 = loss.clone().into_data().iter::<f64>().sum();
@@ -134,7 +145,7 @@ fn gradients<M: Module + Sync>(
     (value * share, grads.scale(share))
 }
 
-/// The log without the lines that a run which was killed wrote after its last snapshot.
+/// Opens the log for appending, without the lines that a killed run wrote after its last snapshot.
 fn open_log(path: &Path, step: u64) -> Result<File> {
     if path.is_file() {
         let text = std::fs::read_to_string(path)?;
@@ -171,7 +182,7 @@ impl<M: Module> State<M> {
         Self {
             step: 0,
             module,
-            optimizer: AdamW::new(AdamWConfig::default()),
+            optimizer: AdamW::new(schedule.adamw),
             ema,
         }
     }
@@ -195,7 +206,7 @@ impl<M: Module> State<M> {
         Ok(Self {
             step: snapshot.step(),
             module: with_tensors(self.module, &snapshot.group("module"), path)?,
-            optimizer: snapshot.adamw("adamw", AdamWConfig::default(), &inner),
+            optimizer: snapshot.adamw("adamw", schedule.adamw, &inner),
             ema: snapshot.ema("ema", schedule.ema, &inner),
         })
     }

@@ -1,9 +1,9 @@
-//! The shapes world: scenes, their captions, and their pictures.
+//! The shapes world: scenes, captions and the renderer.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-/// The ten colours, as sRGB bytes.
+/// Palette: names and sRGB bytes.
 pub(crate) const COLORS: [(&str, [u8; 3]); 10] = [
     ("red", [0xE5, 0x39, 0x35]),
     ("blue", [0x1E, 0x6F, 0xE0]),
@@ -17,10 +17,12 @@ pub(crate) const COLORS: [(&str, [u8; 3]); 10] = [
     ("black", [0x22, 0x22, 0x22]),
 ];
 
-/// The six shapes.
+/// Shape names.
 pub(crate) const SHAPES: [&str; 6] = ["circle", "square", "triangle", "star", "heart", "ring"];
 
-/// Colour and shape of objects that nothing is ever trained on.
+/// Held-out pairs of colour and shape: no image of one is ever trained on.
+///
+/// Captions of the first half take part in the distillation of the `taught` students; see [`HeldOut`].
 pub(crate) const HELD_OUT: [(&str, &str); 6] = [
     ("purple", "star"),
     ("green", "heart"),
@@ -38,8 +40,14 @@ pub(crate) struct Object {
 }
 
 impl Object {
+    /// The index of this pair in [`HELD_OUT`].
+    fn held_out_index(self) -> Option<usize> {
+        let pair = (COLORS[self.color].0, SHAPES[self.shape]);
+        HELD_OUT.iter().position(|held_out| *held_out == pair)
+    }
+
     pub(crate) fn is_held_out(self) -> bool {
-        HELD_OUT.contains(&(COLORS[self.color].0, SHAPES[self.shape]))
+        self.held_out_index().is_some()
     }
 
     fn name(self) -> String {
@@ -49,7 +57,7 @@ impl Object {
     }
 }
 
-/// What a caption says.
+/// Objects of a scene and their relation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
     One(Object),
@@ -57,20 +65,65 @@ pub(crate) enum Layout {
     LeftOf(Object, Object),
 }
 
-/// Objects on a ground.
+/// Content of a caption: objects on a ground.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Scene {
     pub(crate) ground: usize,
     pub(crate) layout: Layout,
 }
 
+/// Classes of scenes by the held-out pairs in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum HeldOut {
+    /// No held-out pair: the training distribution.
+    None,
+    /// At least one held-out pair.
+    Any,
+    /// At least one pair of the first half of [`HELD_OUT`], none of the second.
+    First,
+    /// At least one pair of the second half of [`HELD_OUT`], none of the first.
+    Second,
+}
+
+impl HeldOut {
+    pub(crate) fn contains(self, scene: &Scene) -> bool {
+        let objects = scene.objects();
+        let indices: Vec<_> = objects.iter().filter_map(|o| o.held_out_index()).collect();
+        let is_first = |index: &usize| *index < HELD_OUT.len() / 2;
+        match self {
+            Self::None => indices.is_empty(),
+            Self::Any => !indices.is_empty(),
+            Self::First => !indices.is_empty() && indices.iter().all(is_first),
+            Self::Second => !indices.is_empty() && !indices.iter().any(is_first),
+        }
+    }
+}
+
+/// Placement of an object: centre and side of its bounding square, in units of the image's side.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Placement {
+    pub(crate) x: f64,
+    pub(crate) y: f64,
+    pub(crate) size: f64,
+}
+
+impl Placement {
+    /// Whether a pixel of an image of `side` pixels touches the bounding square.
+    pub(crate) fn contains(&self, column: usize, row: usize, side: usize) -> bool {
+        let reach = self.size / 2.0 + 0.5 / side as f64;
+        let is_near = |pixel: usize, centre: f64| {
+            ((pixel as f64 + 0.5) / side as f64 - centre).abs() <= reach
+        };
+        is_near(column, self.x) && is_near(row, self.y)
+    }
+}
+
 impl Scene {
-    /// A scene with no held-out pair, or with at least one.
-    pub(crate) fn random(rng: &mut ChaCha8Rng, held_out: bool) -> Self {
+    /// Draws a scene uniformly from one class.
+    pub(crate) fn random(rng: &mut ChaCha8Rng, class: HeldOut) -> Self {
         loop {
             let scene = Self::any(rng);
-            let has_held_out = scene.objects().iter().any(|object| object.is_held_out());
-            if has_held_out == held_out {
+            if class.contains(&scene) {
                 return scene;
             }
         }
@@ -97,6 +150,24 @@ impl Scene {
         Self { ground, layout }
     }
 
+    /// Whether the world has this scene: no object in the colour of the ground, no two alike.
+    pub(crate) fn is_valid(&self) -> bool {
+        let objects = self.objects();
+        let is_visible = |object: &Object| object.color != self.ground;
+        objects.iter().all(is_visible) && objects.get(1) != objects.first()
+    }
+
+    /// The scene with one of its objects changed.
+    pub(crate) fn with_object(&self, which: usize, change: impl Fn(&mut Object)) -> Self {
+        let mut scene = *self;
+        let objects: &mut [&mut Object] = match &mut scene.layout {
+            Layout::One(object) => &mut [object],
+            Layout::Above(first, second) | Layout::LeftOf(first, second) => &mut [first, second],
+        };
+        change(objects[which]);
+        scene
+    }
+
     pub(crate) fn objects(&self) -> Vec<Object> {
         match self.layout {
             Layout::One(object) => vec![object],
@@ -117,37 +188,45 @@ impl Scene {
         format!("{objects} on {article} {ground} background")
     }
 
-    /// Draws the scene at random places: RGB bytes, row by row.
-    pub(crate) fn draw(&self, side: usize, rng: &mut ChaCha8Rng) -> Vec<u8> {
-        let s = side as f64;
-        let mut canvas = Canvas::new(side, COLORS[self.ground].1);
-        let mut jitter = || rng.random_range(-0.10..=0.10) * s;
+    /// Draws the placements of the objects, in the order of [`objects`](Self::objects).
+    pub(crate) fn place(&self, rng: &mut ChaCha8Rng) -> Vec<Placement> {
+        /// Side of each of two objects.
+        const SIZE: f64 = 0.42;
+        const MARGIN: f64 = 1.0 / 16.0;
+        let at = |x, y, size| Placement { x, y, size };
+        let mut jitter = || 0.5 + rng.random_range(-0.10..=0.10);
         match self.layout {
-            Layout::One(object) => {
-                let margin = s / 16.0;
-                let size = rng.random_range(0.40..=0.80) * s;
-                let size = size.min(s - 2.0 * margin);
+            Layout::One(_) => {
+                let size: f64 = rng.random_range(0.40..=0.80);
                 let mut place = || {
-                    let (low, high) = (margin + size / 2.0, s - margin - size / 2.0);
+                    let (low, high) = (MARGIN + size / 2.0, 1.0 - MARGIN - size / 2.0);
                     low + (high - low) * rng.random::<f64>()
                 };
                 let (x, y) = (place(), place());
-                canvas.draw(object, x, y, size);
+                vec![at(x, y, size)]
             }
-            Layout::Above(first, second) => {
-                canvas.draw(first, s / 2.0 + jitter(), 0.25 * s, 0.42 * s);
-                canvas.draw(second, s / 2.0 + jitter(), 0.75 * s, 0.42 * s);
-            }
-            Layout::LeftOf(first, second) => {
-                canvas.draw(first, 0.25 * s, s / 2.0 + jitter(), 0.42 * s);
-                canvas.draw(second, 0.75 * s, s / 2.0 + jitter(), 0.42 * s);
-            }
+            Layout::Above(..) => vec![at(jitter(), 0.25, SIZE), at(jitter(), 0.75, SIZE)],
+            Layout::LeftOf(..) => vec![at(0.25, jitter(), SIZE), at(0.75, jitter(), SIZE)],
+        }
+    }
+
+    /// Renders the objects at the given placements: `side × side` RGB bytes, row by row.
+    pub(crate) fn render(&self, side: usize, placements: &[Placement]) -> Vec<u8> {
+        let mut canvas = Canvas::new(side, COLORS[self.ground].1);
+        let s = side as f64;
+        for (object, at) in self.objects().into_iter().zip(placements) {
+            canvas.draw(object, at.x * s, at.y * s, at.size * s);
         }
         canvas.into_bytes()
     }
+
+    /// Renders the scene at random placements.
+    pub(crate) fn draw(&self, side: usize, rng: &mut ChaCha8Rng) -> Vec<u8> {
+        self.render(side, &self.place(rng))
+    }
 }
 
-/// Every word that a caption can hold.
+/// The words of the captions.
 pub(crate) fn words() -> Vec<&'static str> {
     let colors = COLORS.iter().map(|(name, _)| *name);
     let rest = [
@@ -164,7 +243,7 @@ pub(crate) fn words() -> Vec<&'static str> {
     rest.into_iter().chain(colors).chain(SHAPES).collect()
 }
 
-/// Points per pixel and axis at which coverage is sampled.
+/// Coverage samples per pixel and axis.
 const SAMPLES: usize = 4;
 
 struct Canvas {
@@ -180,7 +259,7 @@ impl Canvas {
         }
     }
 
-    /// Paints a shape into the square of side `size` around (`x`, `y`).
+    /// Draws a shape into the square of side `size` centred at (`x`, `y`), in pixels.
     fn draw(&mut self, object: Object, x: f64, y: f64, size: f64) {
         let outline = Outline::new(object.shape);
         let color = COLORS[object.color].1.map(f64::from);
@@ -215,7 +294,7 @@ impl Canvas {
     }
 }
 
-/// Share of a pixel's sample points that lie inside.
+/// Share of a pixel's sample points inside the shape.
 fn coverage(inside: impl Fn(f64, f64) -> bool) -> f64 {
     let at = |i: usize| (i as f64 + 0.5) / SAMPLES as f64;
     let hits = (0..SAMPLES * SAMPLES)
@@ -224,7 +303,7 @@ fn coverage(inside: impl Fn(f64, f64) -> bool) -> f64 {
     hits as f64 / (SAMPLES * SAMPLES) as f64
 }
 
-/// A shape in its bounding square, −½…½ on both axes, y downwards.
+/// Outline of a shape in its bounding square, −½…½ on both axes, y downwards.
 pub(crate) enum Outline {
     Disc { outer: f64, hole: f64 },
     Box { half: f64 },
@@ -266,7 +345,7 @@ impl Outline {
         }
     }
 
-    /// Left, top, right and bottom of what is inside.
+    /// Left, top, right and bottom of the shape.
     pub(crate) fn bounds(&self) -> [f64; 4] {
         match self {
             Self::Disc { outer, .. } => [-outer, -outer, *outer, *outer],
@@ -295,4 +374,28 @@ fn heart() -> Vec<(f64, f64)> {
         (x / 35.0, (-y - 2.5) / 35.0)
     };
     (0..40).map(corner).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn classes_of_scenes_hold_the_pairs_they_name() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let pairs = |scene: &Scene| -> Vec<usize> {
+            let objects = scene.objects().into_iter();
+            objects.filter_map(Object::held_out_index).collect()
+        };
+        for _ in 0..300 {
+            assert!(pairs(&Scene::random(&mut rng, HeldOut::None)).is_empty());
+            assert!(!pairs(&Scene::random(&mut rng, HeldOut::Any)).is_empty());
+            let first = pairs(&Scene::random(&mut rng, HeldOut::First));
+            assert!(!first.is_empty() && first.iter().all(|pair| *pair < 3));
+            let second = pairs(&Scene::random(&mut rng, HeldOut::Second));
+            assert!(!second.is_empty() && second.iter().all(|pair| *pair >= 3));
+        }
+    }
 }

@@ -97,9 +97,33 @@ impl Clip {
     ///
     /// If the images have another side.
     pub fn embed_images(&self, images: Tensor<4>) -> Tensor<2> {
+        self.embed_image_states(self.image_states(images))
+    }
+
+    /// States of the vision tower's last layer: the class token, then the patches row by row.
+    ///
+    /// # Shapes
+    ///
+    /// - images: as of [`embed_images`](Self::embed_images)
+    /// - returns: `[batch, 1 + patches, hidden_size]`
+    ///
+    /// # Panics
+    ///
+    /// If the images have another side.
+    pub fn image_states(&self, images: Tensor<4>) -> Tensor<3> {
+        self.vision_model.states(images)
+    }
+
+    /// Embeddings of images from their [`image_states`](Self::image_states).
+    ///
+    /// # Shapes
+    ///
+    /// - states: `[batch, 1 + patches, hidden_size]`
+    /// - returns: `[batch, projection_dim]`, of length one, f32
+    pub fn embed_image_states(&self, states: Tensor<3>) -> Tensor<2> {
         normalize(
             self.visual_projection
-                .forward(self.vision_model.forward(images)),
+                .forward(self.vision_model.pool(states)),
         )
     }
 

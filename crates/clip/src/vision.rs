@@ -57,8 +57,8 @@ impl VisionModel {
         self.image_size
     }
 
-    /// `[batch, 3, side, side]`, preprocessed → `[batch, width]`
-    pub(crate) fn forward(&self, images: Tensor<4>) -> Tensor<2> {
+    /// States of the class token and of the patches: `[batch, 3, side, side]`, preprocessed → `[batch, 1 + patches, width]`
+    pub(crate) fn states(&self, images: Tensor<4>) -> Tensor<3> {
         let [batch, channels, _, _] = images.dims();
         assert_shape!(images, [batch, channels, self.image_size, self.image_size]);
         let patches = self.embeddings.patch_embedding.forward(images);
@@ -71,9 +71,12 @@ impl VisionModel {
         let class = class.reshape([1, 1, width]).expand([batch, 1, width]);
         let positions = self.embeddings.position_embedding.weight.val().cast(dtype);
         let tokens = Tensor::cat(vec![class, patches], 1) + positions.unsqueeze::<3>();
-        let states = self
-            .encoder
-            .forward(self.pre_layrnorm.forward(tokens), Mask::None);
+        self.encoder
+            .forward(self.pre_layrnorm.forward(tokens), Mask::None)
+    }
+
+    /// The normalised state of the class token: `[batch, 1 + patches, width]` → `[batch, width]`
+    pub(crate) fn pool(&self, states: Tensor<3>) -> Tensor<2> {
         self.post_layernorm
             .forward(states.narrow(1, 0, 1))
             .squeeze_dim::<2>(1)

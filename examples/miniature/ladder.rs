@@ -1,0 +1,215 @@
+//! The ladder: every student of docs/results.md, over three training seeds.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use swiftbrush_checkpoint::{read_json, write_json};
+use swiftbrush_trainer::{Distiller, Prompts, Recipe};
+
+use crate::model::Workshop;
+use crate::stages::steps;
+use crate::students::{self, PromptSet};
+
+/// Training seeds of each student.
+const SEEDS: u64 = 3;
+/// Weights of student A in the averages, in percent.
+const LAMBDAS: [u32; 5] = [0, 25, 50, 75, 100];
+
+/// A kind of student: its recipe, the weights it starts from, its prompts and its first seed.
+#[derive(Clone, Copy, Debug)]
+struct Rung {
+    name: &'static str,
+    recipe: &'static str,
+    from: &'static str,
+    prompts: PromptSet,
+    first_seed: u64,
+}
+
+/// A and B differ in seed, so that their errors are independent; the variants of B share its seeds, so that
+/// their differences are paired.
+const RUNGS: [Rung; 8] = [
+    Rung::new("a", "a", "start", PromptSet::Known, 10),
+    Rung::new("a_from_teacher", "a", "teacher", PromptSet::Known, 10),
+    Rung::new("b", "b", "start", PromptSet::Known, 20),
+    Rung::new("b_unclamped", "b_unclamped", "start", PromptSet::Known, 20),
+    Rung::new(
+        "b_without_clip",
+        "b_without_clip",
+        "start",
+        PromptSet::Known,
+        20,
+    ),
+    Rung::new("a_taught", "a", "start", PromptSet::Taught, 10),
+    Rung::new("b_taught", "b", "start", PromptSet::Taught, 20),
+    Rung::new(
+        "b_taught_without_clip",
+        "b_without_clip",
+        "start",
+        PromptSet::Taught,
+        20,
+    ),
+];
+
+impl Rung {
+    const fn new(
+        name: &'static str,
+        recipe: &'static str,
+        from: &'static str,
+        prompts: PromptSet,
+        first_seed: u64,
+    ) -> Self {
+        Self {
+            name,
+            recipe,
+            from,
+            prompts,
+            first_seed,
+        }
+    }
+
+    /// Name of the student of a run.
+    fn student(&self, run: u64) -> String {
+        format!("{}-{run}", self.name)
+    }
+
+    fn recipe(&self, run: u64) -> Result<Recipe> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature/recipes");
+        let mut recipe = Recipe::open(&folder.join(self.recipe).with_extension("toml"))?;
+        recipe.seed = self.first_seed + run;
+        Ok(recipe)
+    }
+}
+
+/// Trains every student and writes every average; finished ones are skipped, begun ones resumed.
+///
+/// The model folder must hold the autoencoders, CLIP, the text encoder and the teacher.
+pub(crate) fn climb(workshop: &Workshop) -> Result<()> {
+    ensure!(
+        is_finished(workshop, "teacher"),
+        "{}: expected a teacher; `teacher` trains it, or `teacher --from` a denoiser",
+        workshop.path("teacher").display()
+    );
+    if !is_finished(workshop, "start") {
+        students::train_start(workshop, steps::START, "teacher")?;
+    }
+    // All kinds for the first seed come first: a ladder that is cut short still compares them.
+    for run in 0..SEEDS {
+        for rung in &RUNGS {
+            train(workshop, rung, run)?;
+        }
+        average(workshop, run)?;
+    }
+    Ok(())
+}
+
+fn is_finished(workshop: &Workshop, denoiser: &str) -> bool {
+    let weights = workshop
+        .path(denoiser)
+        .join("diffusion_pytorch_model.safetensors");
+    weights.is_file()
+}
+
+fn train(workshop: &Workshop, rung: &Rung, run: u64) -> Result<()> {
+    let student = rung.student(run);
+    if is_finished(workshop, &student) {
+        return Ok(());
+    }
+    let mut recipe = rung.recipe(run)?;
+    if recipe.clip.is_some() {
+        let weight = clip_weight(workshop)?;
+        recipe.clip.iter_mut().for_each(|clip| clip.weight = weight);
+    }
+    students::distill(workshop, &student, rung.from, recipe, rung.prompts)
+}
+
+/// Averages λ·A + (1−λ)·B of the students of a run.
+fn average(workshop: &Workshop, run: u64) -> Result<()> {
+    for lambda in LAMBDAS {
+        let name = format!("average-{lambda:03}-{run}");
+        if !is_finished(workshop, &name) {
+            let [a, b] = ["a", "b"].map(|kind| format!("{kind}-{run}"));
+            crate::merge(workshop, f64::from(lambda) / 100.0, &a, &b, &name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Weight that gives the CLIP loss the gradient norm of distillation at the first step of student B; measured
+/// once and kept in `clip_weight.json`.
+fn clip_weight(workshop: &Workshop) -> Result<f64> {
+    let path = workshop.root.join("clip_weight.json");
+    if path.is_file() {
+        return Ok(read_json(&path)?);
+    }
+    /// So large that the gradient of the sum is that of the CLIP loss.
+    const LARGE: f64 = 1e6;
+    let of_b = RUNGS
+        .iter()
+        .find(|rung| rung.name == "b")
+        .context("the ladder has no B")?;
+    let norm = |weight: f64| -> Result<f64> {
+        let mut recipe = of_b.recipe(0)?;
+        (recipe.student_every, recipe.student_after) = (1, 0);
+        recipe.accumulation = 16;
+        recipe.clip.iter_mut().for_each(|clip| clip.weight = weight);
+        first_norm(workshop, of_b.from, recipe)
+    };
+    let (distillation, clip) = (norm(0.0)?, norm(LARGE)? / LARGE);
+    ensure!(
+        clip > 0.0,
+        "no image is below the threshold: the CLIP loss has no gradient"
+    );
+    let weight = distillation / clip;
+    eprintln!(
+        "gradient norms: distillation {distillation:.3e}, CLIP {clip:.3e}; weight {weight:.3}"
+    );
+    write_json(&path, &weight)?;
+    Ok(weight)
+}
+
+/// Norm of the student's gradient in the first step of a recipe.
+fn first_norm(workshop: &Workshop, from: &str, recipe: Recipe) -> Result<f64> {
+    let device = &workshop.device;
+    let count = recipe.batch * recipe.accumulation;
+    let prompts = Prompts::open(students::prompts(workshop, PromptSet::Known)?, recipe.seed)?;
+    let networks = students::networks(workshop, from, &recipe)?;
+    let mut distiller = Distiller::new(recipe, networks, device)?.with_threads(2);
+    Ok(distiller.step(&prompts.get(0, count)?)?.student_norm)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn recipes_open_and_differ_in_what_their_names_say() {
+        let recipe = |name: &str| {
+            let rung = RUNGS.iter().find(|rung| rung.name == name).unwrap();
+            rung.recipe(1).unwrap()
+        };
+        let (a, b) = (recipe("a"), recipe("b"));
+        assert!(a.student_lora.is_none() && a.clip.is_none());
+        assert!(a.fake_guidance.is_none(), "both teachers are guided");
+        assert_ne!(a.seed, b.seed, "A and B must not share their noise");
+        let mut unclamped = recipe("b_unclamped");
+        assert_eq!(unclamped.seed, b.seed);
+        assert_eq!(unclamped.clip.as_ref().unwrap().threshold, 1.0);
+        unclamped.clip = b.clip.clone();
+        assert_eq!(unclamped, b);
+        let mut without = recipe("b_without_clip");
+        assert!(without.clip.is_none());
+        without.clip = b.clip.clone();
+        assert_eq!(without, b);
+    }
+
+    #[test]
+    fn students_of_a_ladder_have_names_of_their_own() {
+        let names = RUNGS
+            .iter()
+            .flat_map(|rung| (0..SEEDS).map(|run| rung.student(run)));
+        let names: Vec<_> = names.collect();
+        assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
+    }
+}

@@ -1,0 +1,12 @@
+//! The protocol of docs/results.md: caption sets, ground truth, measures and their intervals.
+
+mod captions;
+mod classifier;
+mod command;
+mod features;
+mod figure;
+mod measures;
+mod statistics;
+mod system;
+
+pub(crate) use command::Command;
