@@ -1,4 +1,4 @@
-//! The miniature's model folder, in the layout of diffusers.
+//! Configurations and the model folder, in the layout of diffusers.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ pub(crate) fn unet_config() -> UNetConfig {
     }
 }
 
-/// Betas are Stable Diffusion's; the class says which sampler a folder is for.
+/// Stable Diffusion's betas; the class name selects the sampler.
 pub(crate) fn scheduler(class_name: &str) -> SchedulerConfig {
     SchedulerConfig::default().with_class(class_name)
 }
@@ -62,7 +62,7 @@ pub(crate) fn write_component<M: Module>(
     };
     let tensors = named_tensors(module).into_iter().map(|(name, data)| {
         let data = data.convert_dtype(dtype);
-        // A lone number has no axes in PyTorch.
+        // A scalar in PyTorch.
         let data = if name == "logit_scale" {
             without_axes(data)
         } else {
@@ -83,7 +83,7 @@ fn without_axes(data: TensorData) -> TensorData {
     TensorData::from_bytes(bytes, Shape::new([]), dtype)
 }
 
-/// Where everything lies while the miniature is being made.
+/// Folder of a training: stages with snapshots and logs, and the model.
 pub(crate) struct Workshop {
     pub(crate) root: PathBuf,
     pub(crate) device: Device,
@@ -101,7 +101,7 @@ impl Workshop {
         self.root.join("model").join(component)
     }
 
-    /// The model folder with all that is finished.
+    /// The model folder with the finished components.
     pub(crate) fn model(&self) -> Result<Model> {
         let path = self.root.join("model");
         std::fs::create_dir_all(&path)?;

@@ -1,4 +1,4 @@
-//! The teacher: a text-conditioned latent-diffusion model.
+//! The teacher: a text-conditioned latent diffusion model.
 
 use anyhow::Result;
 use burn::module::Module;
@@ -15,12 +15,11 @@ use crate::model::{Workshop, scheduler, unet_config, write_component};
 use crate::painter::Painter;
 use crate::training::{PARTS, Schedule, train};
 
-/// Share of captions that are left out, so that guidance has something to guide away from.
+/// Share of captions dropped for classifier-free guidance.
 const DROP: f64 = 0.1;
-/// Pictures in a part of a step.
+/// Images in a micro-batch.
 const BATCH: usize = 32 / PARTS as usize;
-/// Guidance that the teacher paints with, here and when it teaches: less than the 4.5 of the paper, which
-/// has fewer shapes right.
+/// Guidance of the teacher; the 4.5 of the paper has fewer shapes right.
 pub(crate) const GUIDANCE: f64 = 3.0;
 
 /// Trains the teacher from random weights, or from those of the denoiser `from`.
@@ -42,12 +41,9 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64, from: Option<&str>)
         let captions: Vec<_> = batch
             .captions()
             .into_iter()
-            .map(|caption| {
-                if random.chance(DROP) {
-                    String::new()
-                } else {
-                    caption
-                }
+            .map(|caption| match random.chance(DROP) {
+                true => String::new(),
+                false => caption,
             })
             .collect();
         let context = text_encoder.forward(tokenizer.encode_batch(&captions, inner));
@@ -110,8 +106,8 @@ pub(crate) fn train_teacher(workshop: &Workshop, steps: u64, from: Option<&str>)
     )
 }
 
-/// Min-SNR weight of a squared error of the noise (arXiv 2303.09556, with its γ = 5): errors
-/// that hardly change a picture would otherwise outweigh those that decide what is in it.
+/// Min-SNR weight of a squared error of the predicted noise (arXiv 2303.09556, γ = 5). Without it, errors at small
+/// timesteps, which hardly change an image, outweigh those that decide its content.
 fn weight(schedule: &NoiseSchedule, timestep: usize) -> f32 {
     const GAMMA: f64 = 5.0;
     let alpha = schedule.alpha_cumprod(timestep);
@@ -129,9 +125,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_of_squared_noise_are_those_of_squared_pictures_up_to_five() {
+    fn weights_are_min_snr() {
         let schedule = NoiseSchedule::new(&scheduler("DDIMScheduler"));
-        // β₀ = 0.00085, so the ratio of signal to noise is 1175.47 at the first timestep.
+        // β₀ = 0.00085: the signal-to-noise ratio of the first timestep is 1175.47.
         assert!((weight(&schedule, 0) * 1175.47 - 5.0).abs() < 1e-3);
         assert_eq!(weight(&schedule, 999), 1.0);
     }

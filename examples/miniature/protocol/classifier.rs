@@ -1,11 +1,13 @@
 //! The classifier of the protocol: a convolutional network that no stage is trained with or chosen by.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burn::module::Module;
 use burn::tensor::activation::silu;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use swiftbrush_checkpoint::{Archive, LazyTensor, named_tensors, with_tensors, write_tensors};
 use swiftbrush_kernels::{Conv2d, Conv2dConfig, Linear, LinearConfig};
 use swiftbrush_metrics::Features;
 
@@ -14,7 +16,7 @@ use crate::data::{Batch, SIDE, images};
 use crate::training::{PARTS, Schedule, train};
 
 /// Steps that give the shipped weights.
-pub(crate) const STEPS: u64 = 2000;
+pub(crate) const STEPS: u64 = 1200;
 /// Output channels of the convolutions; all but the first halve the side.
 const CHANNELS: [usize; 4] = [24, 32, 48, 64];
 /// Width of the features.
@@ -51,6 +53,32 @@ impl Classifier {
             attributes: linear(WIDTH, ATTRIBUTES.iter().sum()),
             placements: linear(WIDTH, 6),
         }
+    }
+
+    /// File of the weights that the reported tables are measured with.
+    pub(crate) fn path() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature/classifier.safetensors")
+    }
+
+    /// Writes the weights in f16.
+    pub(crate) fn save(&self) -> Result<()> {
+        let half = |(name, data): (String, TensorData)| {
+            LazyTensor::ready(name, data.convert_dtype(DType::F16))
+        };
+        let tensors = named_tensors(self).into_iter().map(half).collect();
+        Ok(write_tensors(&Self::path(), tensors, HashMap::new())?)
+    }
+
+    /// Reads the weights.
+    pub(crate) fn open(device: &Device) -> Result<Self> {
+        let path = Self::path();
+        let file = Archive::open(&path)?;
+        let tensors = file.names().into_iter().map(|name| {
+            let data = file.read(&name)?.convert_dtype(DType::F32);
+            Ok((name, data))
+        });
+        let tensors: Result<_> = tensors.collect();
+        Ok(with_tensors(Self::new(device), &tensors?, &path)?)
     }
 
     /// `[batch, 3, SIDE, SIDE]` in −1…1 → `[batch, WIDTH]`

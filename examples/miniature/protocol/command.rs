@@ -3,13 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use burn::module::Module;
-use burn::tensor::Device;
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
-use swiftbrush_checkpoint::{
-    Archive, LazyTensor, named_tensors, read_json, sha256, with_tensors, write_json, write_tensors,
-};
+use swiftbrush_checkpoint::{read_json, sha256, write_json};
 
 use crate::model::Workshop;
 use crate::protocol::captions::{Captions, Set};
@@ -119,29 +115,9 @@ impl Command {
     }
 }
 
-/// Weights of the classifier that the reported tables are measured with.
-fn classifier_path() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature/classifier.safetensors")
-}
-
 fn make_classifier(workshop: &Workshop, steps: u64) -> Result<()> {
     let stage = workshop.stage("classifier");
-    let classifier = train_classifier(&stage, workshop.seed, steps, &workshop.device)?;
-    let tensors = named_tensors(&classifier.valid()).into_iter();
-    let tensors = tensors.map(|(name, data)| LazyTensor::ready(name, data));
-    let path = classifier_path();
-    Ok(write_tensors(&path, tensors.collect(), Default::default())?)
-}
-
-fn load_classifier(device: &Device) -> Result<Classifier> {
-    let path = classifier_path();
-    let file = Archive::open(&path)?;
-    let tensors = file.names().into_iter().map(|name| {
-        let data = file.read(&name)?;
-        Ok((name, data))
-    });
-    let tensors: Result<_> = tensors.collect();
-    Ok(with_tensors(Classifier::new(device), &tensors?, &path)?)
+    train_classifier(&stage, workshop.seed, steps, &workshop.device)?.save()
 }
 
 /// Caption set with its ground truth and the measures so far.
@@ -163,13 +139,13 @@ struct Kept {
 impl<'a> Bench<'a> {
     fn new(workshop: &'a Workshop, captions: Captions) -> Result<Self> {
         let device = &workshop.device;
-        let classifier = load_classifier(device)
+        let classifier = Classifier::open(device)
             .context("the protocol needs its classifier; `protocol classifier` trains it")?;
         Ok(Self {
             workshop,
             captions,
             reference: Reference::new(captions, classifier, device)?,
-            classifier: sha256(&classifier_path())?,
+            classifier: sha256(&Classifier::path())?,
         })
     }
 

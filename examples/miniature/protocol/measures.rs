@@ -84,3 +84,137 @@ fn readings(images: &[Vec<u8>], scenes: &[Scene]) -> Vec<Reading> {
     let pairs = images.iter().zip(scenes);
     pairs.map(|(image, scene)| read(image, scene)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::data::SIDE;
+    use crate::protocol::statistics::Interval;
+    use crate::world::HeldOut;
+
+    const COUNT: usize = 900;
+
+    /// Scenes, their reference and a source of random numbers.
+    fn setting() -> (Vec<Scene>, Reference, ChaCha8Rng) {
+        let mut rng = ChaCha8Rng::seed_from_u64(21);
+        let scenes: Vec<_> = (0..COUNT)
+            .map(|_| Scene::random(&mut rng, HeldOut::None))
+            .collect();
+        let truth = drawn(&scenes, &mut rng);
+        let device = Device::default();
+        let classifier = Classifier::open(&device).unwrap();
+        let reference = Reference::of(scenes.clone(), &truth, classifier, &device).unwrap();
+        (scenes, reference, rng)
+    }
+
+    fn drawn(scenes: &[Scene], rng: &mut ChaCha8Rng) -> Vec<Vec<u8>> {
+        scenes.iter().map(|scene| scene.draw(SIDE, rng)).collect()
+    }
+
+    fn with_noise(images: &[Vec<u8>], range: i32, rng: &mut ChaCha8Rng) -> Vec<Vec<u8>> {
+        let mut noisy = |byte: &u8| {
+            let value = i32::from(*byte) + rng.random_range(-range..=range);
+            value.clamp(0, 255) as u8
+        };
+        let image = |image: &Vec<u8>| image.iter().map(&mut noisy).collect();
+        images.iter().map(image).collect()
+    }
+
+    /// Mean over squares of three pixels, inside the image.
+    fn blurred(images: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        let blur = |image: &Vec<u8>| {
+            let value = |at: usize| {
+                let (row, column, channel) = (at / 3 / SIDE, at / 3 % SIDE, at % 3);
+                let around = |center: usize| {
+                    let last = (center + 1).min(SIDE - 1);
+                    center.saturating_sub(1)..=last
+                };
+                let places = around(row).flat_map(|r| around(column).map(move |c| (r, c)));
+                let values = places.map(|(r, c)| u32::from(image[(r * SIDE + c) * 3 + channel]));
+                let (count, sum) = values.fold((0, 0), |(n, sum), value| (n + 1, sum + value));
+                (sum / count) as u8
+            };
+            (0..image.len()).map(value).collect()
+        };
+        images.iter().map(blur).collect()
+    }
+
+    #[test]
+    fn other_ground_truth_is_the_floor_of_every_distance() {
+        let (scenes, reference, mut rng) = setting();
+        let other = drawn(&scenes, &mut rng);
+        let floor = reference.measure(&other).unwrap();
+        assert!(Interval::of_share(&floor.right).mean > 0.99);
+        assert!(floor.placements.recall > 0.85 && floor.placements.precision > 0.85);
+        let slight = reference
+            .measure(&with_noise(&other, 40, &mut rng))
+            .unwrap();
+        let strong = reference
+            .measure(&with_noise(&other, 120, &mut rng))
+            .unwrap();
+        let blurred = reference.measure(&blurred(&other)).unwrap();
+        let distances = [&floor, &slight, &strong].map(|m| m.classifier.frechet);
+        assert!(distances.is_sorted(), "{distances:?}");
+        assert!(floor.classifier.frechet < blurred.classifier.frechet / 2.0);
+        let shares = [&floor, &slight, &strong].map(|m| Interval::of_share(&m.right).mean);
+        assert!(shares.is_sorted_by(|a, b| a >= b), "{shares:?}");
+        assert!(blurred.shape < floor.shape);
+    }
+
+    #[test]
+    fn images_of_other_captions_are_wrong_and_nothing_else() {
+        let (scenes, reference, mut rng) = setting();
+        let images = drawn(&scenes, &mut rng);
+        let floor = reference.measure(&images).unwrap();
+        let mut rotated = images;
+        rotated.rotate_left(1);
+        let wrong = reference.measure(&rotated).unwrap();
+        assert!(Interval::of_share(&wrong.right).mean < 0.02);
+        assert!(wrong.placements.frechet > 10.0 * floor.placements.frechet);
+        // The distribution over all captions is the same.
+        assert!(wrong.classifier.frechet < 1.5 * floor.classifier.frechet);
+    }
+
+    #[test]
+    fn one_placement_per_caption_costs_recall_and_not_precision() {
+        let (scenes, reference, mut rng) = setting();
+        let varied = drawn(&scenes, &mut rng);
+        let center = |scene: &Scene| {
+            // The mean of the placements of this layout.
+            let mut placements = scene.place(&mut rng);
+            for at in &mut placements {
+                let is_alone = scene.objects().len() == 1;
+                if is_alone {
+                    (at.x, at.y, at.size) = (0.5, 0.5, 0.6);
+                } else {
+                    at.x = if (at.x - 0.5).abs() <= 0.1 { 0.5 } else { at.x };
+                    at.y = if (at.y - 0.5).abs() <= 0.1 { 0.5 } else { at.y };
+                }
+            }
+            scene.render(SIDE, &placements)
+        };
+        let centered: Vec<_> = scenes.iter().map(center).collect();
+        let half = |(at, (a, b)): (usize, (&Vec<u8>, &Vec<u8>))| {
+            if at % 2 == 0 { a.clone() } else { b.clone() }
+        };
+        let mixed: Vec<_> = varied.iter().zip(&centered).enumerate().map(half).collect();
+        let [floor, mixed, centered] =
+            [varied, mixed, centered].map(|images| reference.measure(&images).unwrap());
+        let recalls = [&floor, &mixed, &centered].map(|m| m.placements.recall);
+        assert!(recalls[2] < 0.2 && recalls[1] > 0.5, "{recalls:?}");
+        let distances = [&floor, &mixed, &centered].map(|m| m.placements.frechet);
+        assert!(distances.is_sorted(), "{distances:?}");
+        assert!(centered.placements.precision > 0.8);
+        assert!(Interval::of_share(&centered.right).mean > 0.98);
+    }
+
+    #[test]
+    fn a_wrong_number_of_images_is_an_error() {
+        let (scenes, reference, mut rng) = setting();
+        let images = drawn(&scenes[1..], &mut rng);
+        assert!(reference.measure(&images).is_err());
+    }
+}
