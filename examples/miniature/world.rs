@@ -108,7 +108,7 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
-    /// Whether a pixel of an image of `side` pixels touches the bounding square.
+    /// Returns true if a pixel of an image of `side` pixels touches the bounding square.
     pub(crate) fn contains(&self, column: usize, row: usize, side: usize) -> bool {
         let reach = self.size / 2.0 + 0.5 / side as f64;
         let is_near = |pixel: usize, centre: f64| {
@@ -150,7 +150,7 @@ impl Scene {
         Self { ground, layout }
     }
 
-    /// Whether the world has this scene: no object in the colour of the ground, no two alike.
+    /// Returns true if the world has this scene: no object in the colour of the ground, no two alike.
     pub(crate) fn is_valid(&self) -> bool {
         let objects = self.objects();
         let is_visible = |object: &Object| object.color != self.ground;
