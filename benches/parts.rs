@@ -1,7 +1,7 @@
-//! Times parts of a model of Stable Diffusion's layout on request, for `peers/parts.py`: for each line of input, which is the
-//! name of a part and a batch size, it runs that part once and prints the seconds.
+//! Times parts of a model of Stable Diffusion's layout on request, for `peers/parts.py`: for each input line `PART BATCH` it runs
+//! the part once and prints the seconds.
 //!
-//! `cargo run --release -p benches --bin parts -- FOLDER [f32|f16|bf16]`, the element type in which is computed.
+//! `cargo run --release -p benches --bin parts -- FOLDER [f32|f16|bf16]`, the element type of the computation [default: f32].
 #![allow(clippy::print_stdout, reason = "a program talks to its user")]
 
 use std::io::{BufRead, Write};
@@ -11,7 +11,7 @@ use std::time::Instant;
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 use swiftbrush_checkpoint::Model;
 use swiftbrush_clip::TextEncoder;
-use swiftbrush_kernels::{GroupNormConfig, Mask, attention, double, silu, softmax};
+use swiftbrush_kernels::{GroupNormConfig, Mask, attention, silu, softmax, upsample_nearest_2x};
 use swiftbrush_unet::{UNet, UNetConfig};
 use swiftbrush_vae::{AutoencoderKl, AutoencoderTiny};
 
@@ -22,16 +22,18 @@ type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
     swiftbrush_kernels::keep_freed_memory();
-    let folder = std::env::args().nth(1).ok_or("say where the model is")?;
+    let folder = std::env::args()
+        .nth(1)
+        .ok_or("expected the folder of a model")?;
     let dtype = match std::env::args().nth(2).as_deref() {
         None | Some("f32") => DType::F32,
         Some("f16") => DType::F16,
         Some("bf16") => DType::BF16,
-        Some(other) => return Err(format!("expected f32, f16 or bf16, not {other}").into()),
+        Some(other) => return Err(format!("expected f32, f16 or bf16, found {other}").into()),
     };
     let (model, device) = (Model::open(Path::new(&folder))?, device());
     if !device.supports_dtype(dtype) {
-        return Err(format!("{device:?} does not compute in {dtype:?}").into());
+        return Err(format!("{device:?} does not support {dtype:?}").into());
     }
     let parts = Parts::load(&model, dtype, &device)?;
     println!("ready");
@@ -114,9 +116,9 @@ impl Parts {
                 let x = self.normal([batch, 10, 1024, 1024]);
                 self.warm(|| softmax(x.clone()))
             }
-            "double" => {
+            "upsample" => {
                 let x = self.normal([batch, 128, 256, 256]);
-                self.warm(|| double(x.clone()))
+                self.warm(|| upsample_nearest_2x(x.clone()))
             }
             "text_encoder" => {
                 let tokens = Tensor::<2, Int>::ones([batch, 77], device);
@@ -132,7 +134,7 @@ impl Parts {
             }
             "kl" => self.seconds(|| self.kl.decode(latents.clone())),
             "taesd" => self.seconds(|| self.tiny.decode(latents.clone())),
-            _ => Err(format!("there is no part {part}").into()),
+            _ => Err(format!("unknown part {part}").into()),
         }
     }
 }

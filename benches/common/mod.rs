@@ -1,13 +1,20 @@
-//! What the benches share: the device, inputs, and waiting for a result.
+//! Shared by the benches: device, inputs, and waiting for a result.
 #![allow(dead_code, reason = "each bench uses a part")]
-#![allow(clippy::print_stderr, reason = "what runs benches talks to its user")]
+#![allow(clippy::print_stderr, reason = "a benchmark talks to its user")]
 
 use burn::tensor::{Device, Distribution, Tensor};
 use swiftbrush_checkpoint::Model;
 
-/// The first backend of this build.
+/// The device of this build: CUDA, else wgpu, else the CPU, with the vectors that `SWIFTBRUSH_VECTORS` names (`avx2` or `portable`).
 pub(crate) fn device() -> Device {
     swiftbrush_kernels::keep_compiled_kernels();
+    #[cfg(feature = "flex")]
+    match std::env::var("SWIFTBRUSH_VECTORS").as_deref() {
+        Err(_) => {}
+        Ok("avx2") => swiftbrush_kernels::set_vectors(swiftbrush_kernels::Vectors::Avx2),
+        Ok("portable") => swiftbrush_kernels::set_vectors(swiftbrush_kernels::Vectors::Portable),
+        Ok(other) => panic!("SWIFTBRUSH_VECTORS is {other:?}: expected avx2 or portable"),
+    }
     #[cfg(feature = "cuda")]
     return Device::cuda(0);
     #[cfg(all(feature = "wgpu", not(feature = "cuda")))]
@@ -16,11 +23,11 @@ pub(crate) fn device() -> Device {
     Device::flex()
 }
 
-/// Says what computed what was measured.
+/// Prints the code paths that were measured.
 pub(crate) fn report() {
     #[cfg(feature = "flex")]
     {
-        let kernels = swiftbrush_kernels::kernels_that_ran();
+        let kernels = swiftbrush_kernels::kernel_calls();
         let kernels = kernels
             .iter()
             .map(|(kernel, calls)| format!("{calls} × {kernel}"));
@@ -28,10 +35,10 @@ pub(crate) fn report() {
         eprintln!("With {}: {kernels}.", swiftbrush_kernels::vectors());
     }
     #[cfg(not(feature = "flex"))]
-    eprintln!("With burn's kernels for GPUs, and our own for normalisation.");
+    eprintln!("With burn's GPU kernels, and normalisation by swiftbrush-kernels.");
 }
 
-/// The model that ships with the examples.
+/// The model in the repository.
 pub(crate) fn miniature() -> Model {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/miniature/model");
     Model::open(path).expect("it is part of the repository")
@@ -41,7 +48,7 @@ pub(crate) fn normal<const D: usize>(shape: [usize; D], device: &Device) -> Tens
     Tensor::random(shape, Distribution::Normal(0.0, 1.0), device)
 }
 
-/// Reads one element, which cannot be had before the rest is computed.
+/// Waits for a tensor by reading one element.
 pub(crate) fn sync<const D: usize>(tensor: Tensor<D>) -> f32 {
     let flat = tensor.flatten::<1>(0, D - 1).narrow(0, 0, 1);
     flat.into_data().iter::<f32>().sum()

@@ -51,7 +51,7 @@ OPERATIONS = {
     "group_norm_silu": ([128, 512, 512], lambda x: F.silu(F.group_norm(x, 32, x.new_ones(128), x.new_zeros(128)))),
     "silu": ([128, 512, 512], F.silu),
     "softmax": ([10, 1024, 1024], lambda x: F.softmax(x, -1)),
-    "double": ([128, 256, 256], lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest")),
+    "upsample": ([128, 256, 256], lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest")),
 }
 
 class Decoder(torch.nn.Module):

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
-use swiftbrush_kernels::as_convolutions_read;
+use swiftbrush_kernels::to_conv_layout;
 
 use crate::convert::converted;
 use crate::error::{Error, Mismatch};
@@ -182,7 +182,7 @@ where
             Some(data) => {
                 let (id, dtype) = (param.id, data.dtype());
                 let tensor = Tensor::from_data(data, (&param.lazy_device(), dtype));
-                param.transform_for_load(as_convolutions_read(tensor), id)
+                param.transform_for_load(to_conv_layout(tensor), id)
             }
         }
     }

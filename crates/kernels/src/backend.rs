@@ -1,23 +1,14 @@
-//! The operations as an extension of burn's `Backend`, and the hand-written gradients.
+//! The operations as an extension of burn's `Backend`: what a backend may do in its own way.
 
-use burn::backend::autodiff::{
-    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
-    grads::Gradients,
-    ops::{Backward, Ops, OpsKind},
-};
-use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, backend_extension};
+use burn::backend::{Backend, backend_extension};
+use burn::tensor::Shape;
 
-use crate::Window;
-use crate::attention::{self, Mask};
-use crate::convolution;
-use crate::group_norm::{self, Activation};
-use crate::training::{self, AdamWUpdate};
-use crate::{gelu, layer_norm, linear};
+use crate::composed;
+use crate::options::{AdamWUpdate, Extras, GroupNormOptions, Mask, Window};
 
-/// What a backend has to offer; every method has a body that works on all of them. Weights of linear layers and of
-/// convolutions may be in another element type than the input, which is the one that is computed in.
+/// The operations. Every method has a body that works on all backends. Weights of linear layers and convolutions may have
+/// another element type than the input, whose type is computed in.
 #[backend_extension(
     Autodiff,
     Flex: cfg(feature = "flex"),
@@ -33,148 +24,59 @@ pub(crate) trait Kernels: Backend {
         value: FloatTensor<Self>,
         mask: Mask,
     ) -> FloatTensor<Self> {
-        attention::forward::<Self>(query, key, value, mask)
+        composed::attention::forward::<Self>(query, key, value, mask)
     }
 
-    /// `x·Wᵀ` of `[rows, inputs]` and `[outputs, inputs]`.
+    /// `r + x·Wᵀ + b` of `[rows, inputs]` and `[outputs, inputs]`.
     #[fusion(default)]
-    fn linear(input: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        let weight = linear::alike::<Self>(weight, &input);
-        Self::float_matmul(input, Self::float_transpose(weight))
-    }
-
-    /// Gradient of [`linear`](Self::linear) for its input.
-    #[fusion(default)]
-    fn linear_input_grad(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::float_matmul(grad, weight)
-    }
-
-    /// Gradient of [`linear`](Self::linear) for its weight.
-    #[fusion(default)]
-    fn linear_weight_grad(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::float_matmul(Self::float_transpose(grad), input)
-    }
-
-    /// `x·Wᵀ + b` with `[outputs]`; its gradients, and those of the one below, are those of what it is composed of.
-    #[fusion(default)]
-    fn linear_with_bias(
+    fn linear(
         input: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
+        #[extension_type] extras: Extras<Self>,
     ) -> FloatTensor<Self> {
-        linear::biased::<Self>(<Self as Kernels>::linear(input, weight), bias)
+        composed::linear::forward::<Self>(input, weight, extras)
     }
 
-    /// `r + x·Wᵀ + b` with `[rows, outputs]`.
-    #[fusion(default)]
-    fn linear_added(
-        input: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        residual: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        Self::float_add(residual, Self::linear_with_bias(input, weight, bias))
-    }
-
-    /// `[rows, 2·width]` → `[rows, width]`: the first half times the GELU of the second.
-    #[fusion(default)]
-    fn gated_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
-        gelu::gated::<Self>(input)
-    }
-
-    /// See [`crate::conv2d()`]; without its bias.
+    /// See [`crate::conv2d()`] and [`Epilogue`](crate::Epilogue); with `relu`, negative values become 0 last.
     #[fusion(default)]
     fn convolution(
         input: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        #[extension_type] extras: Extras<Self>,
         window: Window,
+        relu: bool,
     ) -> FloatTensor<Self> {
-        let weight = linear::alike::<Self>(weight, &input);
-        Self::conv2d(input, weight, None, window.options())
+        composed::convolution::forward::<Self>(input, weight, extras, window, relu)
     }
 
-    /// See [`Epilogue`](crate::Epilogue): with a bias `[batch or 1, channels]`; its gradients, and those of the one below,
-    /// are those of what it is composed of.
+    /// [`convolution`](Self::convolution) of the [upsampled](Self::upsample_nearest_2x) input.
     #[fusion(default)]
-    fn convolution_with_bias(
+    fn upsampled_convolution(
         input: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        window: Window,
-        is_rectified: bool,
-    ) -> FloatTensor<Self> {
-        convolution::with_bias::<Self>(input, weight, bias, window, is_rectified)
-    }
-
-    /// The same with a residual of the output's shape.
-    #[fusion(default)]
-    fn convolution_added(
-        input: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        residual: FloatTensor<Self>,
-        window: Window,
-        is_rectified: bool,
-    ) -> FloatTensor<Self> {
-        let output = convolution::with_bias::<Self>(input, weight, bias, window, false);
-        let output = Self::float_add(residual, output);
-        if is_rectified {
-            Self::relu(output)
-        } else {
-            output
-        }
-    }
-
-    /// [`convolution_with_bias`](Self::convolution_with_bias) of what is [`doubled`](Self::doubled).
-    #[fusion(default)]
-    fn convolution_of_doubled(
-        input: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
+        #[extension_type] extras: Extras<Self>,
         window: Window,
     ) -> FloatTensor<Self> {
-        let input = <Self as Kernels>::doubled(input);
-        Self::convolution_with_bias(input, weight, bias, window, false)
+        let input = <Self as Kernels>::upsample_nearest_2x(input);
+        Self::convolution(input, weight, extras, window, false)
     }
 
     /// See [`crate::join_channels()`].
-    #[fusion(dtype = first, shape = convolution::joined_shape(first, second))]
-    fn channels_joined(first: FloatTensor<Self>, second: FloatTensor<Self>) -> FloatTensor<Self> {
+    #[fusion(dtype = first, shape = composed::convolution::joined_shape(first, second))]
+    fn join_channels(first: FloatTensor<Self>, second: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_cat(vec![first, second], 1)
     }
 
-    /// See [`crate::double()`].
-    #[fusion(dtype = input, shape = convolution::doubled_shape(input))]
-    fn doubled(input: FloatTensor<Self>) -> FloatTensor<Self> {
-        convolution::doubled::<Self>(input)
+    /// See [`crate::upsample_nearest_2x()`].
+    #[fusion(dtype = input, shape = composed::convolution::upsampled_shape(input))]
+    fn upsample_nearest_2x(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::convolution::upsample_nearest_2x::<Self>(input)
     }
 
-    /// See [`crate::as_convolutions_read()`].
+    /// See [`crate::to_conv_layout()`].
     #[fusion(dtype = weight, shape = weight)]
-    fn as_convolutions_read(weight: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn to_conv_layout(weight: FloatTensor<Self>) -> FloatTensor<Self> {
         weight
-    }
-
-    /// Gradient of [`convolution`](Self::convolution) for its input.
-    #[fusion(default)]
-    fn convolution_input_grad(
-        input: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        window: Window,
-    ) -> FloatTensor<Self> {
-        Self::conv2d_x_backward(input, weight, grad, window.options())
-    }
-
-    /// Gradient of [`convolution`](Self::convolution) for its weight.
-    #[fusion(default)]
-    fn convolution_weight_grad(
-        input: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        window: Window,
-    ) -> FloatTensor<Self> {
-        Self::conv2d_weight_backward(input, weight, grad, window.options())
     }
 
     /// See [`crate::group_norm()`].
@@ -183,25 +85,9 @@ pub(crate) trait Kernels: Backend {
         input: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
-        groups: usize,
-        epsilon: f64,
-        activation: Activation,
+        options: GroupNormOptions,
     ) -> FloatTensor<Self> {
-        group_norm::forward::<Self>(input, gamma, beta, groups, epsilon, activation)
-    }
-
-    /// Gradients of [`fused_group_norm`](Self::fused_group_norm) for input, gamma and beta.
-    #[fusion(default)]
-    fn fused_group_norm_backward(
-        input: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        groups: usize,
-        epsilon: f64,
-        activation: Activation,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        group_norm::backward::<Self>(input, gamma, beta, grad, groups, epsilon, activation)
+        composed::group_norm::forward::<Self>(input, gamma, beta, options)
     }
 
     /// See [`crate::layer_norm()`].
@@ -212,30 +98,31 @@ pub(crate) trait Kernels: Backend {
         beta: FloatTensor<Self>,
         epsilon: f64,
     ) -> FloatTensor<Self> {
-        layer_norm::forward::<Self>(input, gamma, beta, epsilon)
+        composed::layer_norm::forward::<Self>(input, gamma, beta, epsilon)
     }
 
-    /// Gradients of [`fused_layer_norm`](Self::fused_layer_norm) for input, gamma and beta.
+    /// See [`crate::softmax()`]; of `[rows, width]`.
     #[fusion(default)]
-    fn fused_layer_norm_backward(
-        input: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        epsilon: f64,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        layer_norm::backward::<Self>(input, gamma, grad, epsilon)
-    }
-
-    /// See [`crate::softmax()`], of `[rows, width]`; its gradient is that of burn's.
-    #[fusion(default)]
-    fn softmax_of_rows(input: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn softmax_rows(input: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::softmax(input, 1)
     }
 
-    /// See [`crate::silu()`]; its gradient is that of what it is composed of.
+    /// See [`crate::silu()`].
     #[fusion(default)]
     fn silu(input: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::float_mul(input.clone(), Self::sigmoid(input))
+        composed::pointwise::silu::<Self>(input)
+    }
+
+    /// See [`crate::gelu()`].
+    #[fusion(default)]
+    fn exact_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::gelu(input)
+    }
+
+    /// See [`crate::gated_gelu()`]; `[rows, 2·width]` → `[rows, width]`.
+    #[fusion(default)]
+    fn gated_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::pointwise::gated_gelu::<Self>(input, Self::exact_gelu)
     }
 
     /// See [`crate::adamw()`]: weight, first and second moment.
@@ -247,407 +134,84 @@ pub(crate) trait Kernels: Backend {
         second: FloatTensor<Self>,
         update: AdamWUpdate,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        training::composed_adamw::<Self>(weight, grad, first, second, update)
+        composed::update::adamw::<Self>(weight, grad, first, second, update)
     }
 
-    /// See [`crate::moved_towards()`].
+    /// See [`crate::lerp()`].
     #[fusion(default)]
-    fn moved_towards(
-        from: FloatTensor<Self>,
-        to: FloatTensor<Self>,
-        share: f64,
-    ) -> FloatTensor<Self> {
-        training::composed_moved_towards::<Self>(from, to, share)
+    fn lerp(start: FloatTensor<Self>, end: FloatTensor<Self>, factor: f64) -> FloatTensor<Self> {
+        composed::update::lerp::<Self>(start, end, factor)
     }
 
     /// See [`crate::sum_of_squares()`].
     #[fusion(default)]
     fn sum_of_squares(values: FloatTensor<Self>) -> FloatTensor<Self> {
-        training::composed_sum_of_squares::<Self>(values)
-    }
-
-    /// See [`crate::gelu()`].
-    #[fusion(default)]
-    fn exact_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::gelu(input)
-    }
-
-    /// Gradient of [`exact_gelu`](Self::exact_gelu).
-    #[fusion(default)]
-    fn exact_gelu_backward(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        gelu::backward::<Self>(input, grad)
+        composed::update::sum_of_squares::<Self>(values)
     }
 }
 
-impl<B: Backend + Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
-    fn blockwise_attention(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        mask: Mask,
-    ) -> FloatTensor<Self> {
-        match AttentionBackward
-            .prepare::<C>([query.node(), key.node(), value.node()])
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prepared) => {
-                let inputs = [query, key, value].map(|tensor| tensor.into_primitive());
-                let [q, k, v] = inputs.clone();
-                let output = B::blockwise_attention(q, k, v, mask);
-                prepared.finish((inputs, output.clone(), mask), output)
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(B::blockwise_attention(
-                query.into_primitive(),
-                key.into_primitive(),
-                value.into_primitive(),
-                mask,
-            )),
-        }
+/// Gradients of the operations of [`Kernels`] that have one written by hand. An ordinary trait, not dispatched: autodiff
+/// calls it on its inner backend, so a gradient of a gradient, which burn does not have, does not compile.
+pub(crate) trait KernelGrads: Kernels {
+    /// Gradient of [`linear`](Kernels::linear) with respect to its input.
+    fn linear_input_grad(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::linear::input_grad::<Self>(weight, grad)
     }
 
-    fn linear(input: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        let weight = linear::alike::<Self>(weight, &input);
-        match LinearBackward
-            .prepare::<C>([input.node(), weight.node()])
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prepared) => {
-                let inputs = [input, weight].map(|tensor| tensor.into_primitive());
-                let [x, w] = inputs.clone();
-                prepared.finish(inputs, <B as Kernels>::linear(x, w))
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(<B as Kernels>::linear(
-                input.into_primitive(),
-                weight.into_primitive(),
-            )),
-        }
+    /// Gradient of [`linear`](Kernels::linear) with respect to its weight.
+    fn linear_weight_grad(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::linear::weight_grad::<Self>(input, grad)
     }
 
-    fn linear_input_grad(
-        _weight: FloatTensor<Self>,
-        _grad: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        unreachable!("{FIRST_ORDER}")
-    }
-
-    fn linear_weight_grad(
-        _input: FloatTensor<Self>,
-        _grad: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        unreachable!("{FIRST_ORDER}")
-    }
-
-    fn convolution(
-        input: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        window: Window,
-    ) -> FloatTensor<Self> {
-        let weight = linear::alike::<Self>(weight, &input);
-        match ConvolutionBackward
-            .prepare::<C>([input.node(), weight.node()])
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prepared) => {
-                let inputs = [input, weight].map(|tensor| tensor.into_primitive());
-                let [x, w] = inputs.clone();
-                prepared.finish((inputs, window), B::convolution(x, w, window))
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(B::convolution(
-                input.into_primitive(),
-                weight.into_primitive(),
-                window,
-            )),
-        }
-    }
-
-    fn convolution_with_bias(
-        input: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        window: Window,
-        is_rectified: bool,
-    ) -> FloatTensor<Self> {
-        let output = Self::convolution(input, weight, window);
-        convolution::finish::<Self>(output, bias, is_rectified)
-    }
-
-    fn convolution_added(
-        input: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        residual: FloatTensor<Self>,
-        window: Window,
-        is_rectified: bool,
-    ) -> FloatTensor<Self> {
-        let output = Self::convolution(input, weight, window);
-        let output = Self::float_add(residual, output);
-        convolution::finish::<Self>(output, bias, is_rectified)
-    }
-
+    /// Gradient of [`convolution`](Kernels::convolution) with respect to its input, of the given shape.
     fn convolution_input_grad(
-        _input: FloatTensor<Self>,
-        _weight: FloatTensor<Self>,
-        _grad: FloatTensor<Self>,
-        _window: Window,
+        shape: Shape,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        window: Window,
     ) -> FloatTensor<Self> {
-        unreachable!("{FIRST_ORDER}")
+        composed::convolution::input_grad::<Self>(shape, weight, grad, window)
     }
 
+    /// Gradient of [`convolution`](Kernels::convolution) with respect to its weight, of the given shape.
     fn convolution_weight_grad(
-        _input: FloatTensor<Self>,
-        _weight: FloatTensor<Self>,
-        _grad: FloatTensor<Self>,
-        _window: Window,
+        input: FloatTensor<Self>,
+        shape: Shape,
+        grad: FloatTensor<Self>,
+        window: Window,
     ) -> FloatTensor<Self> {
-        unreachable!("{FIRST_ORDER}")
+        composed::convolution::weight_grad::<Self>(input, shape, grad, window)
     }
 
-    fn fused_group_norm(
+    /// Gradients of [`fused_group_norm`](Kernels::fused_group_norm) with respect to input, gamma and beta.
+    fn group_norm_grads(
         input: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
-        groups: usize,
-        epsilon: f64,
-        activation: Activation,
-    ) -> FloatTensor<Self> {
-        match GroupNormBackward
-            .prepare::<C>([input.node(), gamma.node(), beta.node()])
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prepared) => {
-                let inputs = [input, gamma, beta].map(|tensor| tensor.into_primitive());
-                let [x, g, b] = inputs.clone();
-                let output = B::fused_group_norm(x, g, b, groups, epsilon, activation);
-                prepared.finish((inputs, groups, epsilon, activation), output)
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(B::fused_group_norm(
-                input.into_primitive(),
-                gamma.into_primitive(),
-                beta.into_primitive(),
-                groups,
-                epsilon,
-                activation,
-            )),
-        }
+        grad: FloatTensor<Self>,
+        options: GroupNormOptions,
+    ) -> [FloatTensor<Self>; 3] {
+        composed::group_norm::backward::<Self>(input, gamma, beta, grad, options)
     }
 
-    fn fused_group_norm_backward(
-        _input: FloatTensor<Self>,
-        _gamma: FloatTensor<Self>,
-        _beta: FloatTensor<Self>,
-        _grad: FloatTensor<Self>,
-        _groups: usize,
-        _epsilon: f64,
-        _activation: Activation,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        unreachable!("{FIRST_ORDER}")
-    }
-
-    fn fused_layer_norm(
+    /// Gradients of [`fused_layer_norm`](Kernels::fused_layer_norm) with respect to input, gamma and beta.
+    fn layer_norm_grads(
         input: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
         epsilon: f64,
-    ) -> FloatTensor<Self> {
-        match LayerNormBackward
-            .prepare::<C>([input.node(), gamma.node(), beta.node()])
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prepared) => {
-                let [x, g, b] = [input, gamma, beta].map(|tensor| tensor.into_primitive());
-                let output = B::fused_layer_norm(x.clone(), g.clone(), b, epsilon);
-                prepared.finish(([x, g], epsilon), output)
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(B::fused_layer_norm(
-                input.into_primitive(),
-                gamma.into_primitive(),
-                beta.into_primitive(),
-                epsilon,
-            )),
-        }
+    ) -> [FloatTensor<Self>; 3] {
+        composed::layer_norm::backward::<Self>(input, gamma, grad, epsilon)
     }
 
-    fn fused_layer_norm_backward(
-        _input: FloatTensor<Self>,
-        _gamma: FloatTensor<Self>,
-        _grad: FloatTensor<Self>,
-        _epsilon: f64,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        unreachable!("{FIRST_ORDER}")
-    }
-
-    fn exact_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
-        match GeluBackward
-            .prepare::<C>([input.node()])
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prepared) => {
-                let input = input.into_primitive();
-                prepared.finish(input.clone(), B::exact_gelu(input))
-            }
-            OpsKind::UnTracked(prepared) => prepared.finish(B::exact_gelu(input.into_primitive())),
-        }
-    }
-
-    fn exact_gelu_backward(
-        _input: FloatTensor<Self>,
-        _grad: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        unreachable!("{FIRST_ORDER}")
+    /// Gradient of [`exact_gelu`](Kernels::exact_gelu).
+    fn gelu_grad(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::pointwise::gelu_grad::<Self>(input, grad)
     }
 }
 
-const FIRST_ORDER: &str =
-    "gradients are computed on the inner backend: burn's autodiff is first order";
-
-#[derive(Debug)]
-struct AttentionBackward;
-
-impl<B: Backend> Backward<B, 3> for AttentionBackward {
-    /// Query, key and value; the output, whose product with its gradient replaces the row sums of
-    /// the softmax's own backward; the mask.
-    type State = ([FloatTensor<B>; 3], FloatTensor<B>, Mask);
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 3>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let grad = grads.consume::<B>(&ops.node);
-        let ([query, key, value], output, mask) = ops.state;
-        let found = attention::backward::<B>(query, key, value, output, grad, mask);
-        for (parent, grad) in ops.parents.into_iter().zip(found) {
-            if let Some(node) = parent {
-                grads.register::<B>(node.id, grad);
-            }
-        }
-    }
-}
-
-#[derive(Debug)]
-struct LinearBackward;
-
-impl<B: Backend + Kernels> Backward<B, 2> for LinearBackward {
-    /// Input and weight.
-    type State = [FloatTensor<B>; 2];
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 2>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let grad = grads.consume::<B>(&ops.node);
-        let [x, w] = ops.state;
-        let [input, weight] = ops.parents;
-        if let Some(node) = input {
-            grads.register::<B>(node.id, B::linear_input_grad(w, grad.clone()));
-        }
-        if let Some(node) = weight {
-            grads.register::<B>(node.id, B::linear_weight_grad(x, grad));
-        }
-    }
-}
-
-#[derive(Debug)]
-struct ConvolutionBackward;
-
-impl<B: Backend + Kernels> Backward<B, 2> for ConvolutionBackward {
-    /// Input and weight, and how the kernel moves.
-    type State = ([FloatTensor<B>; 2], Window);
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 2>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let grad = grads.consume::<B>(&ops.node);
-        let ([x, w], window) = ops.state;
-        let [input, weight] = ops.parents;
-        if let Some(node) = input {
-            let grad = B::convolution_input_grad(x.clone(), w.clone(), grad.clone(), window);
-            grads.register::<B>(node.id, grad);
-        }
-        if let Some(node) = weight {
-            let grad = B::convolution_weight_grad(x, w, grad, window);
-            grads.register::<B>(node.id, grad);
-        }
-    }
-}
-
-#[derive(Debug)]
-struct GroupNormBackward;
-
-impl<B: Backend + Kernels> Backward<B, 3> for GroupNormBackward {
-    /// Input, gamma and beta (the statistics are cheaper to recompute than to keep), and the options.
-    type State = ([FloatTensor<B>; 3], usize, f64, Activation);
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 3>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let grad = grads.consume::<B>(&ops.node);
-        let ([input, gamma, beta], groups, epsilon, activation) = ops.state;
-        let (input, gamma, beta) =
-            B::fused_group_norm_backward(input, gamma, beta, grad, groups, epsilon, activation);
-        for (parent, grad) in ops.parents.into_iter().zip([input, gamma, beta]) {
-            if let Some(node) = parent {
-                grads.register::<B>(node.id, grad);
-            }
-        }
-    }
-}
-
-#[derive(Debug)]
-struct LayerNormBackward;
-
-impl<B: Backend + Kernels> Backward<B, 3> for LayerNormBackward {
-    /// Input and gamma, and epsilon.
-    type State = ([FloatTensor<B>; 2], f64);
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 3>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let grad = grads.consume::<B>(&ops.node);
-        let ([input, gamma], epsilon) = ops.state;
-        let (input, gamma, beta) = B::fused_layer_norm_backward(input, gamma, grad, epsilon);
-        for (parent, grad) in ops.parents.into_iter().zip([input, gamma, beta]) {
-            if let Some(node) = parent {
-                grads.register::<B>(node.id, grad);
-            }
-        }
-    }
-}
-
-#[derive(Debug)]
-struct GeluBackward;
-
-impl<B: Backend + Kernels> Backward<B, 1> for GeluBackward {
-    type State = FloatTensor<B>;
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 1>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let grad = grads.consume::<B>(&ops.node);
-        let [parent] = ops.parents;
-        if let Some(node) = parent {
-            grads.register::<B>(node.id, B::exact_gelu_backward(ops.state, grad));
-        }
-    }
+#[cfg(feature = "fusion")]
+impl<B: burn::backend::fusion::FusionBackend + Kernels> KernelGrads
+    for burn::backend::fusion::Fusion<B>
+{
 }

@@ -1,10 +1,10 @@
-/// Lets CUDA keep the kernels that are compiled for it from one run to the next, beside what autotuning found, which all CubeCL
-/// backends keep (cubecl 0.11.3; WGSL is compiled by the driver in every run, if it has no cache of its own). A program calls
-/// it before it names a device.
+//! The cache of compiled GPU kernels.
+
+/// Makes CUDA keep compiled kernels between runs, beside the autotuning results that all CubeCL backends keep (cubecl 0.11.3;
+/// WGSL is compiled by the driver, which may have a cache of its own). Call it before a program names a device.
 ///
-/// Both lie where `cubecl.toml` says, or else in `target/environment` of the workspace that a program is started in, or in
-/// the user's folder of caches. Does nothing without the feature `persistence`, or if the configuration has been read
-/// already.
+/// The folder is the one of `cubecl.toml`, else `target/environment` of the workspace that a program is started in, else the
+/// user's cache folder. Does nothing without the feature `persistence`, or if cubecl has already read its configuration.
 pub fn keep_compiled_kernels() {
     #[cfg(feature = "persistence")]
     {

@@ -1,41 +1,19 @@
-//! Two-dimensional convolution.
+//! Two-dimensional convolution, and the operations on images between convolutions.
 
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, TensorMetadata};
+use burn::backend::Dispatch;
 use burn::config::Config;
 use burn::module::{Module, Param};
-use burn::tensor::activation::relu;
-use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Device, Shape, Tensor, assert_shape};
+use burn::tensor::{Device, Tensor, assert_shape};
 
 use crate::backend::Kernels;
-use crate::linear::{alike, random_param, value};
+use crate::options::{Extras, Window};
+use crate::params::{random_param, value};
 
-/// How the kernel moves over the image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// Distance between two applications of the kernel.
-    pub stride: usize,
-    /// Zeros around the input: above and to the left, below and to the right.
-    pub padding: (usize, usize),
-}
-
-impl Window {
-    /// Height or width of the output for that of the input and of the kernel.
-    pub(crate) fn output(self, size: usize, kernel: usize) -> usize {
-        (size + self.padding.0 + self.padding.1 - kernel) / self.stride + 1
-    }
-
-    pub(crate) fn options(self) -> ConvOptions<2> {
-        ConvOptions::new_with_padding([self.stride; 2], [self.padding; 2], [1, 1], 1)
-    }
-}
-
-/// Convolution of a batch of images, the call behind every [`Conv2d`].
+/// Convolution of a batch of images; the call behind every [`Conv2d`].
 ///
-/// It computes in the element type of the input; the weight may be in another.
-/// The gradient of the weight is computed only where the weight is trained. On the CPU in f32 the
-/// kernels are our own, elsewhere burn's.
+/// Computes in the element type of the input; the weight may have another. The gradient of the weight is computed only if
+/// the weight is trained, and the input is kept only for that gradient. The kernels are this crate's on the CPU in f32 and
+/// burn's elsewhere.
 ///
 /// # Shapes
 ///
@@ -47,156 +25,132 @@ impl Window {
 /// # Panics
 ///
 /// If the shapes do not agree, or input and bias differ in dtype.
+///
+/// # Examples
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use swiftbrush_kernels::{Window, conv2d};
+///
+/// let device = Device::flex();
+/// let window = Window { stride: 2, padding: (1, 1) };
+/// let (image, weight) = (Tensor::ones([1, 3, 8, 8], &device), Tensor::ones([4, 3, 3, 3], &device));
+/// assert_eq!(conv2d(image, weight, None, window).dims(), [1, 4, 4, 4]);
+/// ```
 pub fn conv2d(
     input: Tensor<4>,
     weight: Tensor<4>,
     bias: Option<Tensor<1>>,
     window: Window,
 ) -> Tensor<4> {
-    check(&input, &weight, window);
-    convolve(
-        input,
-        weight,
-        bias.map(Tensor::unsqueeze),
-        None,
-        window,
-        false,
-    )
+    let bias = bias.map(Tensor::unsqueeze);
+    convolve(input, weight, bias, Epilogue::default(), window)
 }
 
-fn check(input: &Tensor<4>, weight: &Tensor<4>, window: Window) {
-    let ([_, found, height, width], [_, expected, rows, columns]) = (input.dims(), weight.dims());
-    let padding = window.padding.0 + window.padding.1;
-    assert_eq!(found, expected, "the kernel takes {expected} channels");
-    assert!(
-        height + padding >= rows && width + padding >= columns,
-        "the image is smaller than the kernel"
-    );
-}
-
-/// With what follows, in one call if there is a bias.
+/// Convolution with an epilogue, whose shift is already in the bias, `[batch or 1, channels]`.
 fn convolve(
     input: Tensor<4>,
     weight: Tensor<4>,
     bias: Option<Tensor<2>>,
-    residual: Option<Tensor<4>>,
+    epilogue: Epilogue,
     window: Window,
-    is_rectified: bool,
 ) -> Tensor<4> {
-    check(&input, &weight, window);
+    let Epilogue { residual, relu, .. } = epilogue;
+    check_input(&input, &weight, window);
+    check_extras(&input, &weight, &bias, &residual, window);
+    let extras = Extras::new(
+        bias.map(Tensor::into_dispatch),
+        residual.map(Tensor::into_dispatch),
+    );
+    let (input, weight) = (input.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as Kernels>::convolution(
+        input, weight, extras, window, relu,
+    ))
+}
+
+fn check_input(input: &Tensor<4>, weight: &Tensor<4>, window: Window) {
+    let ([_, found, height, width], [_, expected, rows, columns]) = (input.dims(), weight.dims());
+    let padding = window.padding.0 + window.padding.1;
+    assert_eq!(
+        found, expected,
+        "expected an input of {expected} channels, found {found}"
+    );
+    assert!(
+        height + padding >= rows && width + padding >= columns,
+        "the image is smaller than the kernel: {height}×{width}"
+    );
+}
+
+fn check_extras(
+    input: &Tensor<4>,
+    weight: &Tensor<4>,
+    bias: &Option<Tensor<2>>,
+    residual: &Option<Tensor<4>>,
+    window: Window,
+) {
     let ([batch, _, height, width], [channels, _, rows, columns]) = (input.dims(), weight.dims());
-    if let Some(residual) = &residual {
+    if let Some(residual) = residual {
         let size = [window.output(height, rows), window.output(width, columns)];
-        let dims = [batch, channels, size[0], size[1]];
-        assert_eq!(residual.dims(), dims, "the residual has another shape");
+        assert_shape!(residual, [batch, channels, size[0], size[1]]);
         let [found, expected] = [residual.dtype(), input.dtype()];
         assert_eq!(found, expected, "input and residual differ in dtype");
     }
-    if let Some(bias) = &bias {
-        let [images, shifts] = bias.dims();
-        let is_alike = shifts == channels && (images == 1 || images == batch);
-        assert!(is_alike, "bias or shift has another shape");
-        assert_eq!(
-            bias.dtype(),
-            input.dtype(),
-            "input and bias differ in dtype"
-        );
-    }
-    let (input, weight) = (input.into_dispatch(), weight.into_dispatch());
-    let output = match (bias.map(Tensor::into_dispatch), residual) {
-        (Some(bias), Some(residual)) => {
-            let residual = residual.into_dispatch();
-            <Dispatch as Kernels>::convolution_added(
-                input,
-                weight,
-                bias,
-                residual,
-                window,
-                is_rectified,
-            )
-        }
-        (Some(bias), None) => {
-            <Dispatch as Kernels>::convolution_with_bias(input, weight, bias, window, is_rectified)
-        }
-        (None, residual) => {
-            let output = <Dispatch as Kernels>::convolution(input, weight, window);
-            let output = Tensor::from_dispatch(output);
-            let output = match residual {
-                Some(residual) => residual + output,
-                None => output,
-            };
-            return if is_rectified { relu(output) } else { output };
-        }
-    };
-    Tensor::from_dispatch(output)
-}
-
-/// Burn's convolution with a bias `[batch or 1, channels]`, which it adds itself where that is one for all images.
-pub(crate) fn with_bias<B: Backend>(
-    input: FloatTensor<B>,
-    weight: FloatTensor<B>,
-    bias: FloatTensor<B>,
-    window: Window,
-    is_rectified: bool,
-) -> FloatTensor<B> {
-    let weight = alike::<B>(weight, &input);
-    let [of, channels] = bias.shape().dims::<2>();
-    if of > 1 {
-        let output = B::conv2d(input, weight, None, window.options());
-        return finish::<B>(output, bias, is_rectified);
-    }
-    let bias = B::float_reshape(bias, Shape::new([channels]));
-    let output = B::conv2d(input, weight, Some(bias), window.options());
-    if is_rectified {
-        B::relu(output)
-    } else {
-        output
+    if let Some(bias) = bias {
+        let [images, _] = bias.dims();
+        assert_shape!(bias, [if images == 1 { 1 } else { batch }, channels]);
+        let [found, expected] = [bias.dtype(), input.dtype()];
+        assert_eq!(found, expected, "input and bias differ in dtype");
     }
 }
 
-/// Adds a bias, and makes negative numbers 0 if asked to; composed of burn's operations.
-pub(crate) fn finish<B: Backend>(
-    output: FloatTensor<B>,
-    bias: FloatTensor<B>,
-    is_rectified: bool,
-) -> FloatTensor<B> {
-    let [batch, channels] = bias.shape().dims::<2>();
-    let bias = B::float_reshape(bias, Shape::new([batch, channels, 1, 1]));
-    let output = B::float_add(output, bias);
-    if is_rectified {
-        B::relu(output)
-    } else {
-        output
-    }
-}
-
-/// The same weight, in the order of memory in which the convolutions of its device read it: what is used often is brought
-/// into it once. Tensors of other than four axes are returned as they are.
+/// The same weight in the memory layout that convolutions on its device read fastest. Use it for weights that are used often:
+/// convolutions convert other layouts at each call. Tensors of other than four axes are returned unchanged.
 ///
 /// # Shapes
 ///
 /// - weight: `[channels_out, channels_in, height, width]`
 /// - returns: the same
-pub fn as_convolutions_read<const D: usize>(weight: Tensor<D>) -> Tensor<D> {
+pub fn to_conv_layout<const D: usize>(weight: Tensor<D>) -> Tensor<D> {
     if D != 4 {
         return weight;
     }
     let weight = weight.into_dispatch();
-    Tensor::from_dispatch(<Dispatch as Kernels>::as_convolutions_read(weight))
+    Tensor::from_dispatch(<Dispatch as Kernels>::to_conv_layout(weight))
 }
 
-/// What follows a convolution, done while its output is at hand.
+/// The steps after a convolution, computed while its output is in registers or cache: `relu(output + shift + residual)`.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Epilogue {
     /// Added to every pixel, `[batch, channels_out]`.
     pub shift: Option<Tensor<2>>,
     /// Added to the output, of its shape.
     pub residual: Option<Tensor<4>>,
-    /// Whether negative numbers then become 0.
-    pub is_rectified: bool,
+    /// Whether negative values then become 0.
+    pub relu: bool,
 }
 
-/// The channels of some images and, after them, those of others.
+impl Epilogue {
+    /// Adds a value per image and channel, `[batch, channels_out]`.
+    pub fn with_shift(mut self, shift: Tensor<2>) -> Self {
+        self.shift = Some(shift);
+        self
+    }
+
+    /// Adds a tensor of the output's shape.
+    pub fn with_residual(mut self, residual: Tensor<4>) -> Self {
+        self.residual = Some(residual);
+        self
+    }
+
+    /// Sets negative values to 0, last.
+    pub fn with_relu(mut self) -> Self {
+        self.relu = true;
+        self
+    }
+}
+
+/// Concatenation along the channels, in the memory layout that convolutions on the device read fastest.
 ///
 /// # Shapes
 ///
@@ -211,38 +165,18 @@ pub fn join_channels(first: Tensor<4>, second: Tensor<4>) -> Tensor<4> {
     let ([batch, _, height, width], [_, more, _, _]) = (first.dims(), second.dims());
     assert_shape!(second, [batch, more, height, width]);
     let (first, second) = (first.into_dispatch(), second.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as Kernels>::channels_joined(first, second))
+    Tensor::from_dispatch(<Dispatch as Kernels>::join_channels(first, second))
 }
 
-/// Every pixel four times: nearest upsampling to twice the height and width.
+/// Nearest-neighbour upsampling to twice the height and width.
 ///
 /// # Shapes
 ///
 /// - input: `[batch, channels, height, width]`
 /// - returns: `[batch, channels, 2·height, 2·width]`
-pub fn double(input: Tensor<4>) -> Tensor<4> {
-    Tensor::from_dispatch(<Dispatch as Kernels>::doubled(input.into_dispatch()))
-}
-
-/// Composed of burn's operations, for every backend without a kernel of its own.
-pub(crate) fn doubled<B: Backend>(input: FloatTensor<B>) -> FloatTensor<B> {
-    let shape = doubled_shape(&input.shape());
-    let [batch, channels, height, width] = input.shape().dims::<4>();
-    let apart = Shape::new([batch, channels, height, 1, width, 1]);
-    let twice = Shape::new([batch, channels, height, 2, width, 2]);
-    let input = B::float_expand(B::float_reshape(input, apart), twice);
-    B::float_reshape(input, shape)
-}
-
-pub(crate) fn doubled_shape(input: &Shape) -> Shape {
-    let [batch, channels, height, width] = input.dims::<4>();
-    Shape::new([batch, channels, 2 * height, 2 * width])
-}
-
-#[cfg(feature = "fusion")]
-pub(crate) fn joined_shape(first: &Shape, second: &Shape) -> Shape {
-    let ([batch, channels, height, width], [_, more, _, _]) = (first.dims(), second.dims());
-    Shape::new([batch, channels + more, height, width])
+pub fn upsample_nearest_2x(input: Tensor<4>) -> Tensor<4> {
+    let input = input.into_dispatch();
+    Tensor::from_dispatch(<Dispatch as Kernels>::upsample_nearest_2x(input))
 }
 
 /// Configuration of a [`Conv2d`] with a square kernel.
@@ -254,7 +188,7 @@ pub struct Conv2dConfig {
     pub channels_out: usize,
     /// Side of the kernel.
     pub kernel: usize,
-    /// Distance between two applications of the kernel.
+    /// Distance between two applications of the kernel, in pixels.
     #[config(default = 1)]
     pub stride: usize,
     /// Zeros around the input: above and to the left, below and to the right.
@@ -266,12 +200,12 @@ pub struct Conv2dConfig {
 }
 
 impl Conv2dConfig {
-    /// The 3×3 convolution that keeps height and width.
+    /// A 3×3 convolution that keeps height and width.
     pub fn same3x3(channels_in: usize, channels_out: usize) -> Self {
         Self::new(channels_in, channels_out, 3).with_padding((1, 1))
     }
 
-    /// A layer initialised as PyTorch's: uniform within `1/√(channels_in·kernel²)`.
+    /// A layer initialised as in PyTorch: uniform within `±1/√(channels_in·kernel²)`.
     pub fn init(&self, device: &Device) -> Conv2d {
         let Self {
             channels_in,
@@ -298,7 +232,7 @@ pub struct Conv2d {
     pub weight: Param<Tensor<4>>,
     /// `[channels_out]`
     pub bias: Option<Param<Tensor<1>>>,
-    /// Distance between two applications of the kernel.
+    /// Distance between two applications of the kernel, in pixels.
     pub stride: usize,
     /// Zeros around the input: above and to the left, below and to the right.
     pub padding: (usize, usize),
@@ -309,31 +243,50 @@ impl Conv2d {
     ///
     /// # Panics
     ///
-    /// If the input has other channels.
+    /// If the input has another number of channels.
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
-        self.forward_then(input, Epilogue::default())
+        self.forward_with(input, Epilogue::default())
     }
 
-    /// [`forward`](Self::forward) of [`double`] of the input:
+    /// [`forward`](Self::forward) of the [upsampled](upsample_nearest_2x) input, which on the CPU never exists in memory:
     /// `[batch, channels_in, height, width]` → `[batch, channels_out, (2·height)', (2·width)']`
     ///
     /// # Panics
     ///
-    /// If the input has other channels.
-    pub fn forward_doubled(&self, input: Tensor<4>) -> Tensor<4> {
+    /// If the input has another number of channels.
+    pub fn forward_upsampled(&self, input: Tensor<4>) -> Tensor<4> {
         let (window, dtype) = (self.window(), input.dtype());
         let weight = self.weight.val();
-        check(&input, &weight, window);
-        let bias = match &self.bias {
-            Some(bias) => value(bias, dtype).unsqueeze::<2>(),
-            None => Tensor::zeros([1, weight.dims()[0]], (&input.device(), dtype)),
-        };
-        Tensor::from_dispatch(<Dispatch as Kernels>::convolution_of_doubled(
+        check_input(&input, &weight, window);
+        let bias = self
+            .bias
+            .as_ref()
+            .map(|bias| value(bias, dtype).unsqueeze::<2>().into_dispatch());
+        Tensor::from_dispatch(<Dispatch as Kernels>::upsampled_convolution(
             input.into_dispatch(),
             weight.into_dispatch(),
-            bias.into_dispatch(),
+            Extras::new(bias, None),
             window,
         ))
+    }
+
+    /// [`forward`](Self::forward), then the steps of the epilogue:
+    /// `[batch, channels_in, height, width]` → `[batch, channels_out, height', width']`
+    ///
+    /// # Panics
+    ///
+    /// If the shapes do not agree, or input, shift and residual differ in dtype.
+    pub fn forward_with(&self, input: Tensor<4>, epilogue: Epilogue) -> Tensor<4> {
+        let (window, dtype) = (self.window(), input.dtype());
+        let bias = self
+            .bias
+            .as_ref()
+            .map(|bias| value(bias, dtype).unsqueeze());
+        let bias = match (bias, epilogue.shift.clone()) {
+            (Some(bias), Some(shift)) => Some(shift + bias),
+            (bias, shift) => bias.or(shift),
+        };
+        convolve(input, self.weight.val(), bias, epilogue, window)
     }
 
     fn window(&self) -> Window {
@@ -342,36 +295,11 @@ impl Conv2d {
             padding: self.padding,
         }
     }
-
-    /// [`forward`](Self::forward), then a shift, a residual and a rectification, of those that are asked for:
-    /// `[batch, channels_in, height, width]` → `[batch, channels_out, height', width']`
-    ///
-    /// # Panics
-    ///
-    /// If the shapes do not agree, or input, shift and residual differ in dtype.
-    pub fn forward_then(&self, input: Tensor<4>, epilogue: Epilogue) -> Tensor<4> {
-        let window = self.window();
-        let dtype = input.dtype();
-        let Epilogue {
-            shift,
-            residual,
-            is_rectified,
-        } = epilogue;
-        let bias = self
-            .bias
-            .as_ref()
-            .map(|bias| value(bias, dtype).unsqueeze());
-        let bias = match (bias, shift) {
-            (Some(bias), Some(shift)) => Some(shift + bias),
-            (bias, shift) => bias.or(shift),
-        };
-        let weight = self.weight.val();
-        convolve(input, weight, bias, residual, window, is_rectified)
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::activation::relu;
     use burn::tensor::{DType, FloatDType, module};
     use swiftbrush_testing::{assert_close, device, random};
 
@@ -403,7 +331,7 @@ mod tests {
             Some(bias.clone()),
             window.options(),
         ));
-        // Without a gradient to be taken, some backends have a way of their own.
+        // Without gradients, some backends take another path.
         let (input, weight) = (input.clone().inner(), weight.clone().inner());
         let plain = conv2d(input, weight, Some(bias.inner()), window);
         assert_close(plain, expected.0.clone(), 1e-5);
@@ -413,15 +341,15 @@ mod tests {
     }
 
     #[test]
-    fn every_pixel_comes_four_times() {
+    fn upsampling_repeats_every_pixel_four_times() {
         let device = device().autodiff();
         let input = random([2, 3, 5, 4], 0, &device).require_grad();
         let weight = random([2, 3, 10, 8], 1, &device);
-        let output = double(input.clone());
+        let output = upsample_nearest_2x(input.clone());
         let grads = (output.clone() * weight.clone()).sum().backward();
         let (input_grad, weight) = (input.grad(&grads).unwrap(), weight.inner());
         let (input, output) = (input.inner(), output.inner());
-        assert_close(double(input.clone()), output.clone(), 0.0);
+        assert_close(upsample_nearest_2x(input.clone()), output.clone(), 0.0);
         for (row, column) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
             let every_second = |tensor: &Tensor<4>| {
                 let halves = tensor.clone().reshape([2, 3, 5, 2, 4, 2]);
@@ -434,7 +362,7 @@ mod tests {
         assert_close(input_grad, sum.reshape([2, 3, 5, 4]), 1e-6);
     }
 
-    /// What a layer does in one call, beside the same in steps, with gradients and without.
+    /// Compares a layer's single call with the same in steps, with gradients and without.
     fn check_steps(
         layer: &Conv2d,
         input: Tensor<4>,
@@ -456,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_is_done_in_the_same_call() {
+    fn the_epilogue_equals_separate_steps() {
         let device = device().autodiff();
         // By tiles, with few and with many pixels, and by unfolding, with and without a bias.
         for (size, channels, bias) in [
@@ -474,41 +402,37 @@ mod tests {
                 true => tensor.clone(),
                 false => tensor.clone().inner(),
             };
-            for is_rectified in [false, true] {
+            for rectifies in [false, true] {
                 let all = |layer: &Conv2d, input: Tensor<4>| {
                     let shift = on(layer, &shift.clone().unsqueeze_dims(&[2, 3]));
                     let epilogue = Epilogue {
                         shift: Some(shift.reshape([2, channels + 1])),
                         residual: Some(on(layer, &residual)),
-                        is_rectified,
+                        relu: rectifies,
                     };
-                    layer.forward_then(input, epilogue)
+                    layer.forward_with(input, epilogue)
                 };
                 check_steps(&layer, input.clone(), all, |layer, input| {
                     let shift = shift.clone().unsqueeze_dims::<4>(&[2, 3]);
                     let output = layer.forward(input) + shift + residual.clone();
-                    if is_rectified { relu(output) } else { output }
+                    if rectifies { relu(output) } else { output }
                 });
             }
             let rectified = |layer: &Conv2d, input: Tensor<4>| {
-                let epilogue = Epilogue {
-                    is_rectified: true,
-                    ..Epilogue::default()
-                };
-                layer.forward_then(input, epilogue)
+                layer.forward_with(input, Epilogue::default().with_relu())
             };
             check_steps(&layer, input.clone(), rectified, |layer, input| {
                 relu(layer.forward(input))
             });
-            let doubled = |layer: &Conv2d, input: Tensor<4>| layer.forward_doubled(input);
-            check_steps(&layer, input, doubled, |layer, input| {
-                layer.forward(double(input))
+            let upsampled = |layer: &Conv2d, input: Tensor<4>| layer.forward_upsampled(input);
+            check_steps(&layer, input, upsampled, |layer, input| {
+                layer.forward(upsample_nearest_2x(input))
             });
         }
     }
 
     #[test]
-    fn weights_in_half_precision_are_computed_with_in_that_of_the_input() {
+    fn weights_in_half_precision_are_widened() {
         let device = device();
         for dtype in [FloatDType::F16, FloatDType::BF16] {
             if !device.supports_dtype(DType::from(dtype)) {
@@ -531,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn agrees_with_burns_own_and_so_do_its_gradients() {
+    fn convolution_and_its_gradients_equal_those_of_burn() {
         check([2, 3, 5, 7], [4, 3, 3, 3], 1, (1, 1));
         check([3, 5, 8, 8], [6, 5, 3, 3], 2, (1, 1));
         check([2, 4, 6, 8], [3, 4, 3, 3], 2, (0, 1));
@@ -540,11 +464,11 @@ mod tests {
         check([9, 16, 16, 16], [8, 16, 3, 3], 1, (1, 1));
         check([1, 2, 1, 1], [2, 2, 3, 3], 1, (1, 1));
         check([2, 3, 6, 5], [4, 3, 3, 3], 1, (0, 2));
-        // Several blocks of rows, some of which begin in one image and end in the next.
+        // Several blocks of rows, some of which span two images.
         check([3, 2, 20, 32], [3, 2, 3, 3], 1, (1, 1));
         check([3, 2, 23, 70], [3, 2, 3, 3], 2, (1, 1));
         check([40, 3, 4, 4], [5, 3, 3, 3], 1, (1, 1));
-        // Large enough for tiles, whole and sticking out, in several blocks, of one image and of several.
+        // Large enough for Winograd: whole tiles and tiles beyond the edge, several panels, one image and several.
         check([1, 32, 24, 24], [40, 32, 3, 3], 1, (1, 1));
         check([2, 33, 23, 30], [35, 33, 3, 3], 1, (1, 1));
         check([3, 32, 12, 70], [32, 32, 3, 3], 1, (0, 2));
@@ -556,25 +480,25 @@ mod tests {
     }
 
     #[test]
-    fn channels_are_joined_and_pixels_doubled_wherever_they_lie() {
+    fn joining_and_upsampling_work_in_every_memory_layout() {
         let device = device();
         let plain = |seed| random([2, 3, 4, 5], seed, &device);
-        // The same numbers, pixel by pixel.
-        let by_pixels = |tensor: Tensor<4>| {
+        // The same values in NHWC.
+        let nhwc = |tensor: Tensor<4>| {
             let data = tensor.permute([0, 2, 3, 1]).into_data();
             Tensor::from_data(data, &device).permute([0, 3, 1, 2])
         };
         let (first, second) = (plain(0), plain(1));
         let joined = Tensor::cat(vec![first.clone(), second.clone()], 1);
-        let doubled = double(first.clone());
+        let doubled = upsample_nearest_2x(first.clone());
         for (first, second) in [
             (first.clone(), second.clone()),
-            (by_pixels(first.clone()), second.clone()),
-            (by_pixels(first.clone()), by_pixels(second.clone())),
+            (nhwc(first.clone()), second.clone()),
+            (nhwc(first.clone()), nhwc(second.clone())),
         ] {
             assert_close(join_channels(first.clone(), second), joined.clone(), 1e-7);
-            assert_close(double(first.clone()), doubled.clone(), 1e-7);
-            assert_close(as_convolutions_read(first.clone()), first, 1e-7);
+            assert_close(upsample_nearest_2x(first.clone()), doubled.clone(), 1e-7);
+            assert_close(to_conv_layout(first.clone()), first, 1e-7);
         }
     }
 }

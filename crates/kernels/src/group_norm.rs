@@ -1,27 +1,17 @@
-//! Group normalisation, with the activation that follows it.
+//! Group normalisation with an activation.
 
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, TensorMetadata};
+use burn::backend::Dispatch;
 use burn::config::Config;
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, FloatDType, Shape, Tensor, assert_shape};
+use burn::tensor::{Device, Tensor, assert_shape};
 
 use crate::backend::Kernels;
-use crate::linear::value;
-
-/// What follows a normalisation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// Nothing.
-    Identity,
-    /// `x · sigmoid(x)` (also called swish).
-    Silu,
-}
+use crate::options::{Activation, GroupNormOptions};
+use crate::params::value;
 
 /// Group normalisation (Wu and He, arXiv 1803.08494) followed by an activation.
 ///
-/// Statistics are taken in f32 whatever the dtype of the input. Under autodiff only the input and
-/// the parameters are kept.
+/// Statistics are computed in f32, whatever the dtype of the input. Under autodiff only the input and the parameters are kept.
 ///
 /// # Shapes
 ///
@@ -58,16 +48,18 @@ pub fn group_norm(
         input.into_dispatch(),
         gamma.into_dispatch(),
         beta.into_dispatch(),
-        groups,
-        epsilon,
-        activation,
+        GroupNormOptions {
+            groups,
+            epsilon,
+            activation,
+        },
     ))
 }
 
 /// Configuration of a [`GroupNorm`].
 #[derive(Config, Debug)]
 pub struct GroupNormConfig {
-    /// Into how many groups the channels are split.
+    /// Number of groups that the channels are split into.
     pub groups: usize,
     /// Channels of the input; a multiple of `groups`.
     pub channels: usize,
@@ -77,7 +69,7 @@ pub struct GroupNormConfig {
 }
 
 impl GroupNormConfig {
-    /// A layer that scales by one and shifts by nothing.
+    /// A layer with a scale of one and a shift of zero.
     ///
     /// # Panics
     ///
@@ -109,14 +101,14 @@ pub struct GroupNorm {
     pub weight: Param<Tensor<1>>,
     /// Shift, `[channels]`.
     pub bias: Param<Tensor<1>>,
-    /// Into how many groups the channels are split.
+    /// Number of groups that the channels are split into.
     pub groups: usize,
     /// Added to the variance.
     pub epsilon: f64,
 }
 
 impl GroupNorm {
-    /// Normalises images, and nothing else. Shapes as in [`group_norm`].
+    /// Normalises images. Shapes as in [`group_norm`].
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
         self.apply(input, Activation::Identity)
     }
@@ -133,128 +125,10 @@ impl GroupNorm {
     }
 }
 
-/// The input seen as `[batch, groups, elements]`, centred and scaled, in at least f32.
-struct Normalized<B: Backend> {
-    values: FloatTensor<B>,
-    reciprocal_deviation: FloatTensor<B>,
-}
-
-fn normalize<B: Backend>(input: FloatTensor<B>, groups: usize, epsilon: f64) -> Normalized<B> {
-    let [batch, channels, height, width] = input.shape().dims::<4>();
-    let elements = channels / groups * height * width;
-    let x = B::float_reshape(widen::<B>(input), Shape::new([batch, groups, elements]));
-    let mean = B::float_mean_dim(x.clone(), 2);
-    let centred = B::float_sub(x, mean);
-    let variance = B::float_mean_dim(B::float_mul(centred.clone(), centred.clone()), 2);
-    let deviation = B::float_sqrt(B::float_add_scalar(variance, epsilon.into()));
-    let reciprocal_deviation = B::float_recip(deviation);
-    let values = B::float_mul(centred, reciprocal_deviation.clone());
-    Normalized {
-        values,
-        reciprocal_deviation,
-    }
-}
-
-pub(crate) fn widen<B: Backend>(tensor: FloatTensor<B>) -> FloatTensor<B> {
-    match tensor.dtype() {
-        DType::F16 | DType::BF16 => B::float_cast(tensor, FloatDType::F32),
-        _ => tensor,
-    }
-}
-
-fn per_channel<B: Backend>(tensor: FloatTensor<B>) -> FloatTensor<B> {
-    let channels = tensor.shape().num_elements();
-    B::float_reshape(widen::<B>(tensor), Shape::new([1, channels, 1, 1]))
-}
-
-/// `γ·x̂ + β` from the normalised values.
-fn affine<B: Backend>(
-    normalized: FloatTensor<B>,
-    gamma: FloatTensor<B>,
-    beta: FloatTensor<B>,
-) -> FloatTensor<B> {
-    let scaled = B::float_mul(normalized, per_channel::<B>(gamma));
-    B::float_add(scaled, per_channel::<B>(beta))
-}
-
-/// Composed of burn's operations, for every backend without a kernel of its own.
-pub(crate) fn forward<B: Backend>(
-    input: FloatTensor<B>,
-    gamma: FloatTensor<B>,
-    beta: FloatTensor<B>,
-    groups: usize,
-    epsilon: f64,
-    activation: Activation,
-) -> FloatTensor<B> {
-    let (shape, dtype) = (input.shape(), FloatDType::from(input.dtype()));
-    let normalized = normalize::<B>(input, groups, epsilon).values;
-    let y = affine::<B>(B::float_reshape(normalized, shape), gamma, beta);
-    let y = match activation {
-        Activation::Identity => y,
-        Activation::Silu => B::float_mul(y.clone(), B::sigmoid(y)),
-    };
-    if y.dtype() == dtype.into() {
-        y
-    } else {
-        B::float_cast(y, dtype)
-    }
-}
-
-/// Gradients for input, gamma and beta.
-///
-/// With `x̂` the normalised input and `dx̂ = γ·dy`, the means taken over a group:
-/// `dx = (dx̂ − mean(dx̂) − x̂·mean(dx̂·x̂)) / deviation`.
-pub(crate) fn backward<B: Backend>(
-    input: FloatTensor<B>,
-    gamma: FloatTensor<B>,
-    beta: FloatTensor<B>,
-    grad: FloatTensor<B>,
-    groups: usize,
-    epsilon: f64,
-    activation: Activation,
-) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-    let (shape, dtype) = (input.shape(), FloatDType::from(input.dtype()));
-    let [batch, channels, height, width] = shape.dims::<4>();
-    let grouped = Shape::new([batch, groups, channels / groups * height * width]);
-    let Normalized {
-        values,
-        reciprocal_deviation,
-    } = normalize::<B>(input, groups, epsilon);
-    let normalized = B::float_reshape(values.clone(), shape.clone());
-
-    let grad = match activation {
-        Activation::Identity => widen::<B>(grad),
-        Activation::Silu => {
-            // silu'(y) = s·(1 + y·(1 − s)) with s = sigmoid(y)
-            let y = affine::<B>(normalized.clone(), gamma.clone(), beta);
-            let s = B::sigmoid(y.clone());
-            let rest = B::float_add_scalar(B::float_neg(s.clone()), 1.0.into());
-            let slope = B::float_add_scalar(B::float_mul(y, rest), 1.0.into());
-            B::float_mul(widen::<B>(grad), B::float_mul(s, slope))
-        }
-    };
-
-    let channel_sum = |tensor: FloatTensor<B>| {
-        let sum = B::float_sum_dims(tensor, &[0, 2, 3]);
-        B::float_cast(B::float_reshape(sum, Shape::new([channels])), dtype)
-    };
-    let gamma_grad = channel_sum(B::float_mul(grad.clone(), normalized));
-    let beta_grad = channel_sum(grad.clone());
-
-    let grad = B::float_mul(grad, per_channel::<B>(gamma));
-    let grad = B::float_reshape(grad, grouped);
-    let mean = B::float_mean_dim(grad.clone(), 2);
-    let projection = B::float_mean_dim(B::float_mul(grad.clone(), values.clone()), 2);
-    let grad = B::float_sub(B::float_sub(grad, mean), B::float_mul(values, projection));
-    let grad = B::float_mul(grad, reciprocal_deviation);
-    let input_grad = B::float_cast(B::float_reshape(grad, shape), dtype);
-    (input_grad, gamma_grad, beta_grad)
-}
-
 #[cfg(test)]
 mod tests {
     use burn::tensor::activation::silu;
-    use swiftbrush_testing::{assert_close, device, random};
+    use swiftbrush_testing::{assert_close, assert_values_close, device, random};
 
     use super::*;
 
@@ -360,5 +234,46 @@ mod tests {
         let input = (input * 256.0).round() / 256.0;
         // The mean itself is an f32.
         assert_close(run(input.clone() + 4096.0), run(input), 1e-4);
+    }
+
+    #[test]
+    fn an_outlier_costs_no_precision_wherever_it_is() {
+        let device = device();
+        let shape = [1, 4, 128, 96];
+        let (gamma, beta) = (random([4], 1, &device), random([4], 2, &device));
+        for at in [0, 7, 24_575] {
+            let mut values = swiftbrush_testing::values(random(shape, 0, &device));
+            values[at] = 1e4;
+            // The definition in f64, on the group of the outlier.
+            let group: Vec<f64> = values[..24_576].iter().map(|x| f64::from(*x)).collect();
+            let mean = group.iter().sum::<f64>() / group.len() as f64;
+            let variance = group.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+            let deviation = (variance / group.len() as f64 + EPSILON).sqrt();
+            let affine = [&gamma, &beta].map(|tensor| swiftbrush_testing::values(tensor.clone()));
+            let expected = group.iter().enumerate().map(|(i, x)| {
+                let channel = i / (128 * 96);
+                let [gamma, beta] =
+                    [&affine[0], &affine[1]].map(|values| f64::from(values[channel]));
+                ((x - mean) / deviation * gamma + beta) as f32
+            });
+            let input = Tensor::from_data(burn::tensor::TensorData::new(values, shape), &device);
+            let found = group_norm(
+                input,
+                gamma.clone(),
+                beta.clone(),
+                2,
+                EPSILON,
+                Activation::Identity,
+            );
+            let found = swiftbrush_testing::values(found.narrow(1, 0, 2));
+            // Without the outlier itself, which would hide errors of all others.
+            let without = |values: Vec<f32>| {
+                let values = values.into_iter().enumerate();
+                values.filter(|(i, _)| *i != at).map(|(_, x)| x).collect()
+            };
+            let (found, expected): (Vec<f32>, Vec<f32>) =
+                (without(found), without(expected.collect()));
+            assert_values_close(&found, &expected, 1e-5);
+        }
     }
 }

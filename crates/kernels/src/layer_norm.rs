@@ -1,16 +1,14 @@
 //! Layer normalisation over the last axis.
 
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, TensorMetadata};
+use burn::backend::Dispatch;
 use burn::config::Config;
 use burn::module::{Module, Param};
-use burn::tensor::{Device, FloatDType, Shape, Tensor, assert_shape};
+use burn::tensor::{Device, Tensor, assert_shape};
 
 use crate::backend::Kernels;
-use crate::group_norm::widen;
-use crate::linear::value;
+use crate::params::value;
 
-/// Layer normalisation (Ba et al., arXiv 1607.06450), statistics in f32 whatever the dtype.
+/// Layer normalisation (Ba et al., arXiv 1607.06450); statistics are computed in f32, whatever the dtype of the input.
 ///
 /// # Shapes
 ///
@@ -39,70 +37,6 @@ pub fn layer_norm(input: Tensor<3>, gamma: Tensor<1>, beta: Tensor<1>, epsilon: 
     ))
 }
 
-/// Normalised values and the reciprocal of the deviation, in at least f32.
-fn normalize<B: Backend>(input: FloatTensor<B>, epsilon: f64) -> (FloatTensor<B>, FloatTensor<B>) {
-    let x = widen::<B>(input);
-    let centred = B::float_sub(x.clone(), B::float_mean_dim(x, 2));
-    let variance = B::float_mean_dim(B::float_mul(centred.clone(), centred.clone()), 2);
-    let deviation = B::float_sqrt(B::float_add_scalar(variance, epsilon.into()));
-    let reciprocal = B::float_recip(deviation);
-    (B::float_mul(centred, reciprocal.clone()), reciprocal)
-}
-
-fn per_element<B: Backend>(tensor: FloatTensor<B>) -> FloatTensor<B> {
-    let width = tensor.shape().num_elements();
-    B::float_reshape(widen::<B>(tensor), Shape::new([1, 1, width]))
-}
-
-/// Composed of burn's operations, for every backend without a kernel of its own.
-pub(crate) fn forward<B: Backend>(
-    input: FloatTensor<B>,
-    gamma: FloatTensor<B>,
-    beta: FloatTensor<B>,
-    epsilon: f64,
-) -> FloatTensor<B> {
-    let dtype = FloatDType::from(input.dtype());
-    let (normalized, _) = normalize::<B>(input, epsilon);
-    let scaled = B::float_mul(normalized, per_element::<B>(gamma));
-    let output = B::float_add(scaled, per_element::<B>(beta));
-    if output.dtype() == dtype.into() {
-        output
-    } else {
-        B::float_cast(output, dtype)
-    }
-}
-
-/// Gradients for input, gamma and beta: `dx = (dx̂ − mean(dx̂) − x̂·mean(dx̂·x̂)) / deviation` with
-/// `dx̂ = γ·dy`, the means over a row.
-pub(crate) fn backward<B: Backend>(
-    input: FloatTensor<B>,
-    gamma: FloatTensor<B>,
-    grad: FloatTensor<B>,
-    epsilon: f64,
-) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-    let dtype = FloatDType::from(input.dtype());
-    let [_, _, width] = input.shape().dims::<3>();
-    let (normalized, reciprocal) = normalize::<B>(input, epsilon);
-    let grad = widen::<B>(grad);
-
-    let row_sum = |tensor: FloatTensor<B>| {
-        let sum = B::float_sum_dims(tensor, &[0, 1]);
-        B::float_cast(B::float_reshape(sum, Shape::new([width])), dtype)
-    };
-    let gamma_grad = row_sum(B::float_mul(grad.clone(), normalized.clone()));
-    let beta_grad = row_sum(grad.clone());
-
-    let grad = B::float_mul(grad, per_element::<B>(gamma));
-    let mean = B::float_mean_dim(grad.clone(), 2);
-    let projection = B::float_mean_dim(B::float_mul(grad.clone(), normalized.clone()), 2);
-    let grad = B::float_sub(
-        B::float_sub(grad, mean),
-        B::float_mul(normalized, projection),
-    );
-    let input_grad = B::float_cast(B::float_mul(grad, reciprocal), dtype);
-    (input_grad, gamma_grad, beta_grad)
-}
-
 /// Configuration of a [`LayerNorm`].
 #[derive(Config, Debug)]
 pub struct LayerNormConfig {
@@ -114,7 +48,7 @@ pub struct LayerNormConfig {
 }
 
 impl LayerNormConfig {
-    /// A layer that scales by one and shifts by nothing.
+    /// A layer with a scale of one and a shift of zero.
     pub fn init(&self, device: &Device) -> LayerNorm {
         LayerNorm {
             weight: Param::from_tensor(Tensor::ones([self.width], device)),
@@ -136,7 +70,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// `[batch, tokens, width]` → the same, each token normalised.
+    /// Normalises each token: `[batch, tokens, width]` → the same.
     pub fn forward(&self, input: Tensor<3>) -> Tensor<3> {
         let dtype = input.dtype();
         let (weight, bias) = (value(&self.weight, dtype), value(&self.bias, dtype));

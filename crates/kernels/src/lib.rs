@@ -1,56 +1,82 @@
-//! The one door through which the networks of this workspace call attention, group normalisation
-//! and 3×3 convolution.
+//! Attention, convolution, linear layers and normalisation for diffusion models on burn.
 //!
-//! Use it instead of burn's own functions when a network is *trained*: burn's autodiff keeps several
-//! copies of the `[batch, heads, queries, keys]` score matrix of every attention, and splits a group
-//! normalisation into a dozen elementwise passes. Here each is one operation with a gradient written
-//! by hand; [`attention`] needs memory linear in the number of tokens, forwards and backwards.
+//! Use it instead of burn's own functions when a network is *trained*: burn's autodiff keeps several copies of the
+//! `[batch, heads, queries, keys]` score matrix of every attention and splits a group normalisation into a dozen elementwise
+//! passes. Here each is one operation with a gradient written by hand; [`attention`] needs memory linear in the number of
+//! tokens, forwards and backwards. Use it as well for *inference on a CPU*: the kernels for f32 are this crate's own.
 //!
-//! [`Linear`], [`Conv2d`], [`GroupNorm`] and [`LayerNorm`] are the layers that call them. Their fields
-//! are named and shaped as PyTorch names and shapes them (`weight` of a linear layer is
-//! `[outputs, inputs]`), so that a checkpoint loads without renaming or transposing anything.
+//! [`Linear`], [`Conv2d`], [`GroupNorm`] and [`LayerNorm`] have parameters named and shaped as in PyTorch (`weight` of a linear
+//! layer is `[outputs, inputs]`), so a checkpoint loads without renaming or transposing anything.
 //!
-//! The operations are written once over burn's `Backend` operations, so they run wherever burn does;
-//! on the CPU, in f32, they are our own, with weights that may be stored in f16 or bf16: 3×3 convolutions by Winograd's
-//! F(4×4), attention in blocks, linear layers, normalisation, and what follows a layer in the layer's own call
-//! ([`Epilogue`]). On GPUs normalisation is, in CubeCL, and images stay in the order of memory that convolutions there
-//! want. A program that paints on a CPU calls [`keep_freed_memory`] first, one on a GPU [`keep_compiled_kernels`]. This is the only crate of the
-//! workspace that knows burn's backends by name, because the macro behind backend extensions needs
-//! to; enable the features with the same names that you enable on burn.
+//! | backend | own kernels | composed of burn's operations |
+//! |---|---|---|
+//! | CPU (`flex`), f32, weights in f32, f16 or bf16 | all | – |
+//! | CPU, other element types | – | all |
+//! | GPU (CubeCL) | normalisation; memory layouts between convolutions | the rest, which burn's fusion joins |
 //!
-//! | feature | passes on |
+//! Programs call [`keep_freed_memory`] first on a CPU and [`keep_compiled_kernels`] on a GPU. [`supports`] tells whether this
+//! crate was compiled with the backend of a device.
+//!
+//! # Features
+//!
+//! burn's backend-extension macro needs the backends by name, so enable the same features here as on burn:
+//!
+//! | feature | enables |
 //! |---|---|
-//! | `flex`, `cuda`, `wgpu`, `metal` | burn's feature of the same name |
-//! | `fusion` | burn's `fusion`, which fuses what the operations are composed of |
-//! | `persistence` | burn's `persistence`: what autotuning found on a GPU is kept, see [`keep_compiled_kernels`] |
+//! | `flex`, `cuda`, `wgpu`, `metal` | burn's backend of the same name |
+//! | `fusion` | burn's `fusion`, which fuses the operations that kernels are composed of |
+//! | `persistence` | burn's `persistence`, which keeps autotuning results, see [`keep_compiled_kernels`] |
+//!
+//! # Layers of this crate
+//!
+//! ```text
+//! public functions and layers (attention, convolution, linear, …)
+//!     │
+//! backend.rs  the trait that backends implement  ◄── autodiff.rs, cpu/, cube/
+//!     │
+//! composed/   every operation in burn's operations
+//!     │
+//! options.rs  plain values
+//! ```
 
+mod activation;
 mod attention;
+mod autodiff;
 mod backend;
 mod cache;
+mod composed;
 mod convolution;
 #[cfg(feature = "flex")]
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
-mod gelu;
+mod device;
 mod group_norm;
 mod layer_norm;
 mod linear;
 mod mapped;
 mod memory;
-mod training;
+mod options;
+mod params;
+mod update;
 
-pub use attention::{Mask, attention, softmax};
+pub use activation::{gated_gelu, gelu, silu};
+pub use attention::{attention, softmax};
 pub use cache::keep_compiled_kernels;
 pub use convolution::{
-    Conv2d, Conv2dConfig, Epilogue, Window, as_convolutions_read, conv2d, double, join_channels,
+    Conv2d, Conv2dConfig, Epilogue, conv2d, join_channels, to_conv_layout, upsample_nearest_2x,
 };
 #[cfg(feature = "flex")]
-pub use cpu::{kernels_that_ran, vectors};
-pub use gelu::{gated_gelu, gelu, silu};
-pub use group_norm::{Activation, GroupNorm, GroupNormConfig, group_norm};
+pub use cpu::{Vectors, kernel_calls, set_vectors, vectors};
+pub use device::{Error, supports};
+pub use group_norm::{GroupNorm, GroupNormConfig, group_norm};
 pub use layer_norm::{LayerNorm, LayerNormConfig, layer_norm};
-pub use linear::{Linear, LinearConfig};
+pub use linear::{Linear, LinearConfig, linear};
 pub use mapped::{Access, MappedFile, WeightFile};
 pub use memory::keep_freed_memory;
-pub use training::{AdamWUpdate, adamw, moved_towards, sum_of_squares};
+pub use options::{Activation, AdamWUpdate, Mask, Window};
+pub use update::{adamw, lerp, sum_of_squares};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

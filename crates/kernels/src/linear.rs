@@ -1,12 +1,13 @@
 //! The linear layer, with and without a low-rank adapter.
 
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, TensorMetadata};
+use burn::backend::Dispatch;
 use burn::config::Config;
-use burn::module::{Module, Param, ParamId};
-use burn::tensor::{DType, Device, Distribution, FloatDType, Shape, Tensor};
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
 
 use crate::backend::Kernels;
+use crate::options::Extras;
+use crate::params::{cast, random_param, value};
 
 /// Configuration of a [`Linear`].
 #[derive(Config, Debug)]
@@ -21,7 +22,7 @@ pub struct LinearConfig {
 }
 
 impl LinearConfig {
-    /// A layer initialised as PyTorch's: uniform within `1/√inputs`.
+    /// A layer initialised as in PyTorch: uniform within `±1/√inputs`.
     pub fn init(&self, device: &Device) -> Linear {
         let Self {
             inputs,
@@ -42,8 +43,21 @@ impl LinearConfig {
 /// `B: [rank, inputs]`), the layer computes `x·Wᵀ + s·(x·Bᵀ)·Aᵀ` and never composes the dense matrix,
 /// whose gradient alone would cost as much as the frozen layer.
 ///
-/// Like all layers here it computes in the element type of its input; parameters stored in another are converted at
-/// each use, so a network can be kept in half precision and compute in f32.
+/// Like all layers of this crate it computes in the element type of its input and converts parameters stored in another at
+/// each use, so a network can be stored in half precision and compute in f32. The input is kept for the backward pass only
+/// if the weight is trained.
+///
+/// # Examples
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use swiftbrush_kernels::LinearConfig;
+///
+/// let device = Device::flex();
+/// let layer = LinearConfig::new(8, 4).init(&device);
+/// let tokens = Tensor::<3>::ones([2, 5, 8], &device);
+/// assert_eq!(layer.forward(tokens).dims(), [2, 5, 4]);
+/// ```
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `[outputs, inputs]`
@@ -62,12 +76,12 @@ impl Linear {
         self.compute(input, None)
     }
 
-    /// The residual plus the layer's output: `[…, inputs]`, `[…, outputs]` → `[…, outputs]`
+    /// The layer's output plus a residual: `[…, inputs]`, `[…, outputs]` → `[…, outputs]`
     ///
     /// # Panics
     ///
     /// If the shapes do not agree, or input and residual differ in dtype.
-    pub fn forward_added<const D: usize>(
+    pub fn forward_residual<const D: usize>(
         &self,
         input: Tensor<D>,
         residual: Tensor<D>,
@@ -78,114 +92,99 @@ impl Linear {
     fn compute<const D: usize>(&self, input: Tensor<D>, residual: Option<Tensor<D>>) -> Tensor<D> {
         let mut dims = input.dims();
         let [outputs, inputs] = self.weight.lazy_shape().dims::<2>();
-        assert_eq!(dims[D - 1], inputs, "the layer takes {inputs} features");
+        check_inputs(dims[D - 1], inputs);
         dims[D - 1] = outputs;
         if let Some(residual) = &residual {
-            assert_eq!(residual.dims(), dims, "the residual has another shape");
+            let found = (residual.dims(), residual.dtype());
+            let expected = (dims, input.dtype());
             assert_eq!(
-                residual.dtype(),
-                input.dtype(),
-                "input and residual differ in dtype"
+                found, expected,
+                "the residual has another shape or dtype than the output"
             );
         }
         let rows = input.reshape([-1, inputs as i32]);
-        let dtype = rows.dtype();
         let residual = residual.map(|residual| residual.reshape([-1, outputs as i32]));
-        let residual = match self.weight.adapter() {
-            None => residual,
-            Some(adapter) => {
-                let down = linear(rows.clone(), value(&adapter.b, dtype), None, None);
-                let up = linear(down * adapter.scale, value(&adapter.a, dtype), None, None);
-                Some(match residual {
-                    Some(residual) => residual + up,
-                    None => up,
-                })
-            }
+        let residual = self.with_adapter(&rows, residual);
+        let bias = self.bias.as_ref().map(|bias| value(bias, rows.dtype()));
+        product(rows, self.weight.base(), bias, residual).reshape(dims)
+    }
+
+    /// Adds the low-rank path, if an adapter is attached, to what the layer adds.
+    fn with_adapter(&self, rows: &Tensor<2>, residual: Option<Tensor<2>>) -> Option<Tensor<2>> {
+        let Some(adapter) = self.weight.adapter() else {
+            return residual;
         };
-        let bias = self.bias.as_ref().map(|bias| value(bias, dtype));
-        linear(rows, self.weight.base(), bias, residual).reshape(dims)
+        let dtype = rows.dtype();
+        let down = product(rows.clone(), value(&adapter.b, dtype), None, None);
+        let up = value(&adapter.a, dtype);
+        Some(product(down * adapter.scale, up, None, residual))
     }
 }
 
+/// `x·Wᵀ + b`; the call behind [`Linear`] without an adapter, for weights that are parameters of something else, such as a 1×1
+/// convolution.
+///
+/// Computes in the element type of the input; weight and bias may have another.
+///
+/// # Shapes
+///
+/// - input: `[…, inputs]`
+/// - weight: `[outputs, inputs]`
+/// - bias: `[outputs]`
+/// - returns: `[…, outputs]`
+///
+/// # Panics
+///
+/// If the shapes do not agree.
+pub fn linear<const D: usize>(
+    input: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    let mut dims = input.dims();
+    let [outputs, inputs] = weight.dims();
+    check_inputs(dims[D - 1], inputs);
+    dims[D - 1] = outputs;
+    let rows = input.reshape([-1, inputs as i32]);
+    let bias = bias.map(|bias| cast(bias, rows.dtype()));
+    product(rows, weight, bias, None).reshape(dims)
+}
+
+fn check_inputs(found: usize, expected: usize) {
+    assert_eq!(
+        found, expected,
+        "expected an input of {expected} features, found {found}"
+    );
+}
+
 /// `r + x·Wᵀ + b`
-fn linear(
+fn product(
     input: Tensor<2>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
     residual: Option<Tensor<2>>,
 ) -> Tensor<2> {
-    let (input, weight) = (input.into_dispatch(), weight.into_dispatch());
-    let output = match (bias.map(Tensor::into_dispatch), residual) {
-        (Some(bias), Some(residual)) => {
-            let residual = residual.into_dispatch();
-            <Dispatch as Kernels>::linear_added(input, weight, bias, residual)
-        }
-        (Some(bias), None) => <Dispatch as Kernels>::linear_with_bias(input, weight, bias),
-        (None, None) => <Dispatch as Kernels>::linear(input, weight),
-        (None, Some(residual)) => {
-            let output = <Dispatch as Kernels>::linear(input, weight);
-            return residual + Tensor::from_dispatch(output);
-        }
-    };
-    Tensor::from_dispatch(output)
-}
-
-/// A parameter in the element type that a layer computes in, which is that of its input: weights may be stored in
-/// another, narrower one.
-pub(crate) fn value<const D: usize>(param: &Param<Tensor<D>>, dtype: DType) -> Tensor<D> {
-    cast(param.val(), dtype)
-}
-
-/// A bias `[outputs]` added to each row.
-pub(crate) fn biased<B: Backend>(rows: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
-    let outputs = bias.shape().num_elements();
-    B::float_add(rows, B::float_reshape(bias, Shape::new([1, outputs])))
-}
-
-/// A weight in the element type of the input.
-pub(crate) fn alike<B: Backend>(weight: FloatTensor<B>, input: &FloatTensor<B>) -> FloatTensor<B> {
-    let dtype = input.dtype();
-    if weight.dtype() == dtype {
-        return weight;
-    }
-    B::float_cast(weight, FloatDType::from(dtype))
-}
-
-fn cast<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
-    if tensor.dtype() == dtype {
-        return tensor;
-    }
-    tensor.cast(FloatDType::from(dtype))
-}
-
-/// A trainable parameter, uniform within `bound`; drawn when it is first read, so that a network which
-/// is loaded from a file never draws it.
-pub(crate) fn random_param<const D: usize>(
-    shape: [usize; D],
-    bound: f64,
-    device: &Device,
-) -> Param<Tensor<D>> {
-    let uniform = Distribution::Uniform(-bound, bound);
-    let draw = move |device: &Device, is_trained: bool| {
-        let tensor = Tensor::random(shape, uniform, device);
-        if is_trained {
-            tensor.require_grad()
-        } else {
-            tensor
-        }
-    };
-    Param::uninitialized(ParamId::new(), draw, device.clone(), true, shape.into())
+    let extras = Extras::new(
+        bias.map(Tensor::into_dispatch),
+        residual.map(Tensor::into_dispatch),
+    );
+    Tensor::from_dispatch(<Dispatch as Kernels>::linear(
+        input.into_dispatch(),
+        weight.into_dispatch(),
+        extras,
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use burn::module::Lora;
+    use burn::tensor::FloatDType;
     use swiftbrush_testing::{assert_close, device, random};
 
     use super::*;
 
     #[test]
-    fn few_rows_and_many_are_multiplied_alike() {
+    fn products_and_gradients_equal_those_of_burn() {
         let device = device().autodiff();
         for (rows, inputs, outputs) in [
             (1, 7, 3),
@@ -207,7 +206,7 @@ mod tests {
             };
             let ((of_input, of_weight), expected_grads) =
                 (grad(output.clone()), grad(expected.clone()));
-            // Without a gradient to be taken, some backends have a way of their own.
+            // Without gradients, some backends take another path.
             let plain = layer.clone().valid().forward(input.inner());
             assert_close(plain, expected.clone().inner(), 1e-5);
             assert_close(output.inner(), expected.inner(), 1e-5);
@@ -226,7 +225,7 @@ mod tests {
                 let layer = LinearConfig::new(inputs, outputs)
                     .with_bias(bias)
                     .init(&device);
-                let found = layer.forward_added(input.clone(), residual.clone());
+                let found = layer.forward_residual(input.clone(), residual.clone());
                 assert_close(found, residual.clone() + layer.forward(input.clone()), 1e-5);
             }
         }
@@ -255,9 +254,9 @@ mod tests {
         );
     }
 
-    /// Lazily drawn weights once forgot that they are trained, and only biases learned.
+    /// Lazily drawn weights once lost the flag that they are trained, and only biases learned.
     #[test]
-    fn new_layers_are_trained_whole() {
+    fn all_parameters_of_new_layers_are_trained() {
         let device = device().autodiff();
         let linear = LinearConfig::new(3, 2).init(&device);
         let conv = crate::Conv2dConfig::same3x3(2, 2).init(&device);
@@ -271,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_in_half_precision_are_computed_with_in_that_of_the_input() {
+    fn weights_in_half_precision_are_widened() {
         let device = device();
         let half = |weight: Tensor<2>| weight.cast(FloatDType::F16);
         let layer = LinearConfig::new(8, 4).with_bias(false).init(&device);

@@ -1,20 +1,24 @@
-//! Attention's memory grows linearly with the number of tokens, backward pass and all. On the CPU
-//! backend, where every byte is counted by the allocator.
+//! Memory of the forward and the backward pass, counted byte by byte by an allocator on the CPU backend: attention's grows
+//! linearly with the number of tokens, and frozen layers keep no inputs.
 #![cfg(feature = "flex")]
 #![allow(unsafe_code, reason = "an allocator that counts")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use burn::tensor::{Device, Distribution, Tensor};
-use swiftbrush_kernels::{Mask, attention};
+use burn::module::Module;
+use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
+use swiftbrush_kernels::{Conv2dConfig, LinearConfig, Mask, attention};
 
 struct Counting;
 
+/// Held by the test that is counting.
+static COUNTING: Mutex<()> = Mutex::new(());
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: everything is passed on to the system's allocator.
+// SAFETY: every call is passed on to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let now = NOW.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
@@ -33,7 +37,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Bytes at the peak of a forward and a backward pass, above what was there before.
+/// Bytes at the peak of a forward and a backward pass, beyond those allocated before.
 fn peak(tokens: usize) -> usize {
     let device = Device::flex().autodiff();
     let random = || {
@@ -51,6 +55,7 @@ fn peak(tokens: usize) -> usize {
 
 #[test]
 fn twice_the_tokens_take_twice_the_memory() {
+    let _counting = COUNTING.lock().unwrap_or_else(PoisonError::into_inner);
     let (small, large) = (peak(2048), peak(4096));
     let ratio = large as f64 / small as f64;
     assert!(
@@ -59,4 +64,69 @@ fn twice_the_tokens_take_twice_the_memory() {
     );
     // One score matrix alone would be 2 heads × 4096² × 4 bytes.
     assert!(large < 2 * 4096 * 4096 * 4 / 2, "{large} bytes");
+}
+
+/// Bytes that eight applications of a layer keep for the backward pass, and the last output.
+fn kept<const D: usize>(input: &Tensor<D>, layer: impl Fn(Tensor<D>) -> Tensor<D>) -> usize {
+    // Scratch buffers are allocated by the first call.
+    drop(layer(input.clone()));
+    let before = NOW.load(Ordering::Relaxed);
+    let output = (0..8).fold(input.clone(), |hidden, _| layer(hidden));
+    let kept = NOW.load(Ordering::Relaxed) - before;
+    let grads = output.sum().backward();
+    assert!(input.grad(&grads).is_some());
+    kept
+}
+
+#[test]
+fn frozen_layers_keep_no_inputs() {
+    let _counting = COUNTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let device = Device::flex().autodiff();
+    let random = Distribution::Normal(0.0, 1.0);
+    const SIZE: usize = 1 << 20;
+
+    let layer = LinearConfig::new(256, 256).init(&device);
+    let frozen = layer.clone().no_grad();
+    let rows = Tensor::<2>::random([1024, 256], random, &device).require_grad();
+    let (trained, frozen) = (
+        kept(&rows, |x| layer.forward(x)),
+        kept(&rows, |x| frozen.forward(x)),
+    );
+    assert!(trained >= 7 * SIZE, "{trained} bytes");
+    assert!(frozen < 2 * SIZE, "{frozen} bytes");
+
+    let layer = Conv2dConfig::same3x3(64, 64).init(&device);
+    let frozen = layer.clone().no_grad();
+    let images = Tensor::<4>::random([1, 64, 64, 64], random, &device).require_grad();
+    let (trained, frozen) = (
+        kept(&images, |x| layer.forward(x)),
+        kept(&images, |x| frozen.forward(x)),
+    );
+    assert!(trained >= 7 * SIZE, "{trained} bytes");
+    assert!(frozen < 2 * SIZE, "{frozen} bytes");
+}
+
+#[test]
+fn frozen_weights_in_half_precision_are_not_copied() {
+    let _counting = COUNTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let device = Device::flex().autodiff();
+    // The weight has 4 MiB in f32, an activation 64 KiB.
+    let layer = LinearConfig::new(1024, 1024).with_bias(false).init(&device);
+    let narrow = |dtype| layer.weight.val().detach().cast(dtype);
+    let (half, wide) = (
+        narrow(FloatDType::F16),
+        narrow(FloatDType::F16).cast(FloatDType::F32),
+    );
+    let rows = Tensor::<2>::random([16, 1024], Distribution::Normal(0.0, 1.0), &device);
+    let rows = rows.require_grad();
+    let product =
+        |weight: &Tensor<2>| swiftbrush_kernels::linear(rows.clone(), weight.clone(), None);
+    assert_eq!(half.dtype(), DType::F16);
+    let bytes = kept(&rows, |x| swiftbrush_kernels::linear(x, half.clone(), None));
+    assert!(bytes < 1 << 20, "{bytes} bytes");
+    let grad = |weight: &Tensor<2>| {
+        let grads = product(weight).powi_scalar(2).sum().backward();
+        rows.grad(&grads).unwrap()
+    };
+    swiftbrush_testing::assert_close(grad(&half), grad(&wide), 1e-6);
 }

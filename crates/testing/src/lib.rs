@@ -27,6 +27,7 @@ pub const F32: f64 = 1e-5;
 ///
 /// If the name is unknown or its backend is not compiled in.
 pub fn device() -> Device {
+    limit_vectors();
     let name = std::env::var("SWIFTBRUSH_TEST_DEVICE").unwrap_or_else(|_| "flex".to_owned());
     match name.as_str() {
         #[cfg(feature = "flex")]
@@ -38,6 +39,23 @@ pub fn device() -> Device {
         other => {
             panic!("SWIFTBRUSH_TEST_DEVICE={other}: no such device is compiled into these tests")
         }
+    }
+}
+
+/// Limits the CPU kernels to the vectors that `SWIFTBRUSH_VECTORS` names (`avx2` or `portable`), once per process.
+fn limit_vectors() {
+    #[cfg(feature = "flex")]
+    {
+        use std::sync::Once;
+        use swiftbrush_kernels::{Vectors, set_vectors};
+
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| match std::env::var("SWIFTBRUSH_VECTORS").as_deref() {
+            Err(_) => {}
+            Ok("avx2") => set_vectors(Vectors::Avx2),
+            Ok("portable") => set_vectors(Vectors::Portable),
+            Ok(other) => panic!("SWIFTBRUSH_VECTORS is {other:?}: expected avx2 or portable"),
+        });
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use swiftbrush_checkpoint::{ModulePath, read};
-use swiftbrush_kernels::moved_towards;
+use swiftbrush_kernels::lerp;
 
 /// A running average of a module's parameters, in f32.
 ///
@@ -36,7 +36,7 @@ impl Ema {
         };
         for (name, weight) in flat_tensors(module) {
             let average = match self.averages.remove(&name) {
-                Some(average) => moved_towards(average, weight, 1.0 - decay),
+                Some(average) => lerp(average, weight, 1.0 - decay),
                 None => weight,
             };
             self.averages.insert(name, average);

@@ -51,7 +51,7 @@ impl DownBlock {
         }
     }
 
-    /// Returns the result; what each layer left on the way is pushed onto `skips`.
+    /// Returns the output, and pushes the output of each layer onto `skips`.
     pub(crate) fn forward(
         &self,
         mut hidden: Tensor<4>,
@@ -119,7 +119,7 @@ pub(crate) struct UpBlock {
 }
 
 impl UpBlock {
-    /// Blocks are counted from the coarsest.
+    /// A block of the decoder, counted from the coarsest.
     pub(crate) fn new(config: &UNetConfig, block: usize, device: &Device) -> Self {
         let last = config.block_out_channels.len() - 1;
         let channels = |block: usize| config.block_out_channels[last - block.min(last)];
@@ -150,7 +150,7 @@ impl UpBlock {
         }
     }
 
-    /// Takes one of `skips` for each layer, the newest first.
+    /// Pops a skip connection for each layer.
     pub(crate) fn forward(
         &self,
         mut hidden: Tensor<4>,
@@ -161,7 +161,7 @@ impl UpBlock {
         for (layer, resnet) in self.resnets.iter().enumerate() {
             let skip = skips
                 .pop()
-                .expect("there is a skip for each layer on the way up");
+                .expect("the encoder pushes a skip for each layer of the decoder");
             hidden = resnet.forward(join_channels(hidden, skip), time.clone());
             if let Some(attentions) = &self.attentions {
                 hidden = attentions[layer].forward(hidden, context.clone());
@@ -178,18 +178,18 @@ impl UpBlock {
     }
 }
 
-/// The convolution before or after a change of resolution.
+/// The convolution of a down- or upsampler.
 #[derive(Module, Debug)]
 struct Resampler {
     conv: Conv2d,
 }
 
 impl Resampler {
-    /// After nearest upsampling to a given height and width (twice the input's own, except for odd sizes).
+    /// The convolution after nearest-neighbour upsampling to a height and width (twice the input's, except for odd sizes).
     fn forward(&self, input: Tensor<4>, to: [usize; 2]) -> Tensor<4> {
         let [_, _, height, width] = input.dims();
         if to == [2 * height, 2 * width] {
-            return self.conv.forward_doubled(input);
+            return self.conv.forward_upsampled(input);
         }
         let nearest = InterpolateOptions::new(InterpolateMode::Nearest).with_output_size(to);
         self.conv.forward(interpolate(input, nearest))

@@ -6,7 +6,7 @@ use swiftbrush_kernels::{
 
 use crate::UNetConfig;
 
-/// Residual block that is told the time.
+/// A residual block conditioned on the timestep.
 #[derive(Module, Debug)]
 pub(crate) struct Resnet {
     norm1: GroupNorm,
@@ -38,21 +38,15 @@ impl Resnet {
 
     /// `[batch, inputs, height, width]`, `[batch, time width]` → `[batch, outputs, height, width]`
     pub(crate) fn forward(&self, input: Tensor<4>, time: Tensor<2>) -> Tensor<4> {
-        let shifted = Epilogue {
-            shift: Some(self.time_emb_proj.forward(silu(time))),
-            ..Epilogue::default()
-        };
+        let shift = Epilogue::default().with_shift(self.time_emb_proj.forward(silu(time)));
         let hidden = self.norm1.forward_silu(input.clone());
-        let hidden = self.conv1.forward_then(hidden, shifted);
+        let hidden = self.conv1.forward_with(hidden, shift);
         let skip = match &self.conv_shortcut {
             Some(shortcut) => shortcut.forward(input),
             None => input,
         };
-        let added = Epilogue {
-            residual: Some(skip),
-            ..Epilogue::default()
-        };
+        let residual = Epilogue::default().with_residual(skip);
         self.conv2
-            .forward_then(self.norm2.forward_silu(hidden), added)
+            .forward_with(self.norm2.forward_silu(hidden), residual)
     }
 }

@@ -3,15 +3,15 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, FloatDType, Tensor};
 use swiftbrush_kernels::{
     Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig, Linear,
-    LinearConfig, Mask, attention, gated_gelu,
+    LinearConfig, Mask, attention, gated_gelu, linear,
 };
 
 use crate::UNetConfig;
 
-/// Epsilon of the group normalisation in front of a transformer; fixed in diffusers.
+/// Epsilon of the group normalisation before a transformer; a constant in diffusers.
 const GROUP_NORM_EPSILON: f64 = 1e-6;
 
-/// `Transformer2DModel`: pixels as tokens that attend to one another and to the text.
+/// `Transformer2DModel`: pixels as tokens that attend to each other and to the text.
 #[derive(Module, Debug)]
 pub(crate) struct Transformer {
     norm: GroupNorm,
@@ -51,7 +51,8 @@ impl Transformer {
     }
 }
 
-/// From channels to channels, token by token: a linear layer, or a 1×1 convolution in 1.x checkpoints.
+/// The projection of tokens before and after the transformer blocks. In 1.x checkpoints it is stored as a 1×1 convolution, which is
+/// computed as the linear layer that it is: pixels are tokens here already, and the product needs no unfolding.
 #[derive(Module, Debug)]
 enum Projection {
     Linear(Linear),
@@ -71,11 +72,10 @@ impl Projection {
         match self {
             Self::Linear(linear) => linear.forward(tokens),
             Self::Convolution(convolution) => {
-                let pixels = tokens.swap_dims(1, 2).unsqueeze_dim::<4>(3);
-                convolution
-                    .forward(pixels)
-                    .squeeze_dim::<3>(3)
-                    .swap_dims(1, 2)
+                let weight = convolution.weight.val();
+                let [outputs, inputs, _, _] = weight.dims();
+                let bias = convolution.bias.as_ref().map(|bias| bias.val());
+                linear(tokens, weight.reshape([outputs, inputs]), bias)
             }
         }
     }
@@ -120,7 +120,7 @@ struct Attention {
     to_q: Linear,
     to_k: Linear,
     to_v: Linear,
-    /// The checkpoint's `to_out.0`, and the dropout of rate 0 that follows it there.
+    /// The checkpoint's `to_out.0`, and its `to_out.1`, a dropout of rate 0.
     to_out: (Linear, Dropout),
     heads: usize,
     upcast: bool,
@@ -152,7 +152,7 @@ impl Attention {
         }
     }
 
-    /// The residual, plus what the tokens take from the context.
+    /// `residual + attention(tokens, context)`
     fn forward(&self, tokens: Tensor<3>, context: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
         let [batch, length, channels] = tokens.dims();
         let dtype = FloatDType::from(tokens.dtype());
@@ -173,11 +173,11 @@ impl Attention {
         } else {
             mixed.cast(dtype)
         };
-        self.to_out.0.forward_added(mixed, residual)
+        self.to_out.0.forward_residual(mixed, residual)
     }
 }
 
-/// `net.0` is the gated projection, `net.1` a dropout of rate 0, `net.2` the way back.
+/// `net.0` is the gated projection, `net.1` a dropout of rate 0, `net.2` the output projection.
 #[derive(Module, Debug)]
 struct FeedForward {
     net: (GatedGelu, Dropout, Linear),
@@ -192,15 +192,15 @@ impl FeedForward {
         }
     }
 
-    /// The residual, plus what the layer makes of the tokens.
+    /// `residual + feed_forward(tokens)`
     fn forward(&self, tokens: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
         self.net
             .2
-            .forward_added(self.net.0.forward(tokens), residual)
+            .forward_residual(self.net.0.forward(tokens), residual)
     }
 }
 
-/// GEGLU (Shazeer, arXiv 2002.05202): one half of the projection gated by the GELU of the other.
+/// GEGLU (Shazeer, arXiv 2002.05202): one half of the projection, gated by the GELU of the other.
 #[derive(Module, Debug)]
 struct GatedGelu {
     proj: Linear,
@@ -220,7 +220,7 @@ mod tests {
 
     use super::*;
 
-    /// Weights so large that products of queries and keys leave the range of f16.
+    /// Weights so large that products of queries and keys overflow f16.
     struct Large;
 
     impl ModuleMapper for Large {
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn attention_in_f32_stands_what_half_precision_cannot() {
+    fn upcast_attention_does_not_overflow_in_half_precision() {
         let device = device();
         if !device.supports_dtype(DType::F16) {
             return;

@@ -43,12 +43,9 @@ impl Resnet {
             Some(shortcut) => shortcut.forward(input),
             None => input,
         };
-        let added = Epilogue {
-            residual: Some(skip),
-            ..Epilogue::default()
-        };
+        let residual = Epilogue::default().with_residual(skip);
         self.conv2
-            .forward_then(self.norm2.forward_silu(hidden), added)
+            .forward_with(self.norm2.forward_silu(hidden), residual)
     }
 }
 
@@ -136,7 +133,7 @@ impl Level {
             hidden = downsampler.conv.forward(hidden);
         }
         for upsampler in self.upsamplers.iter().flatten() {
-            hidden = upsampler.conv.forward_doubled(hidden);
+            hidden = upsampler.conv.forward_upsampled(hidden);
         }
         hidden
     }

@@ -3,12 +3,12 @@ use burn::nn::Relu;
 use burn::tensor::activation::relu;
 use burn::tensor::{DType, Device, Tensor};
 use swiftbrush_checkpoint::{Error, Model, Weights, load};
-use swiftbrush_kernels::{Conv2d, Conv2dConfig, Epilogue, double};
+use swiftbrush_kernels::{Conv2d, Conv2dConfig, Epilogue, upsample_nearest_2x};
 
 use crate::AutoencoderTinyConfig;
 use crate::names::of_taesd;
 
-/// Latents beyond this are squashed before decoding.
+/// Latents are squashed to within ±this before decoding.
 const LATENT_MAGNITUDE: f64 = 3.0;
 
 /// TAESD, a small stand-in for [`AutoencoderKl`](crate::AutoencoderKl) on the same latents
@@ -65,7 +65,7 @@ impl AutoencoderTinyConfig {
             let conv = if stage == last {
                 Conv2dConfig::same3x3(channels, self.out_channels)
             } else {
-                layers.push(Layer::Double(Double));
+                layers.push(Layer::Upsample(Upsample));
                 Conv2dConfig::same3x3(channels, channels).with_bias(false)
             };
             layers.push(Layer::Convolution(conv.init(device)));
@@ -114,7 +114,7 @@ impl AutoencoderTiny {
 
     /// How many pixels a latent stands for, along each axis; 8 for TAESD.
     pub fn scale(&self) -> usize {
-        let doubles = |layer: &&Layer| matches!(layer, Layer::Double(_));
+        let doubles = |layer: &&Layer| matches!(layer, Layer::Upsample(_));
         1 << self.decoder.layers.iter().filter(doubles).count()
     }
 
@@ -150,16 +150,7 @@ impl AutoencoderTiny {
     }
 }
 
-/// A residual, if there is one, and no negative numbers.
-fn rectified(residual: Option<Tensor<4>>) -> Epilogue {
-    Epilogue {
-        residual,
-        is_rectified: true,
-        ..Epilogue::default()
-    }
-}
-
-/// Layers one after the other, at the places that checkpoints give them.
+/// Layers in sequence, indexed as in checkpoints.
 #[derive(Module, Debug)]
 struct Sequence {
     layers: Vec<Layer>,
@@ -168,21 +159,21 @@ struct Sequence {
 impl Sequence {
     fn forward(&self, input: Tensor<4>) -> Tensor<4> {
         let (mut hidden, mut layers) = (input, self.layers.as_slice());
-        // A convolution does what stands before or behind it in one call.
+        // A convolution fuses the upsampling before it or the ReLU after it.
         while let Some((layer, mut rest)) = layers.split_first() {
             hidden = match (layer, rest) {
                 (Layer::Convolution(convolution), [Layer::Relu(_), after @ ..]) => {
                     rest = after;
-                    convolution.forward_then(hidden, rectified(None))
+                    convolution.forward_with(hidden, Epilogue::default().with_relu())
                 }
-                (Layer::Double(_), [Layer::Convolution(convolution), after @ ..]) => {
+                (Layer::Upsample(_), [Layer::Convolution(convolution), after @ ..]) => {
                     rest = after;
-                    convolution.forward_doubled(hidden)
+                    convolution.forward_upsampled(hidden)
                 }
                 (Layer::Convolution(convolution), _) => convolution.forward(hidden),
                 (Layer::Block(block), _) => block.forward(hidden),
                 (Layer::Relu(_), _) => relu(hidden),
-                (Layer::Double(_), _) => double(hidden),
+                (Layer::Upsample(_), _) => upsample_nearest_2x(hidden),
             };
             layers = rest;
         }
@@ -199,12 +190,12 @@ enum Layer {
     Convolution(Conv2d),
     Block(Block),
     Relu(Relu),
-    Double(Double),
+    Upsample(Upsample),
 }
 
-/// Doubles height and width; has no parameters.
+/// Nearest-neighbour upsampling by 2; has no parameters.
 #[derive(Module, Debug)]
-struct Double;
+struct Upsample;
 
 /// Three convolutions on a residual path.
 #[derive(Module, Debug)]
@@ -222,8 +213,9 @@ impl Block {
 
     fn forward(&self, input: Tensor<4>) -> Tensor<4> {
         let (first, _, second, _, third) = &self.conv;
-        let hidden = first.forward_then(input.clone(), rectified(None));
-        let hidden = second.forward_then(hidden, rectified(None));
-        third.forward_then(hidden, rectified(Some(input)))
+        let relu = Epilogue::default().with_relu();
+        let hidden = first.forward_with(input.clone(), relu.clone());
+        let hidden = second.forward_with(hidden, relu.clone());
+        third.forward_with(hidden, relu.with_residual(input))
     }
 }

@@ -1,37 +1,47 @@
-//! Attention on the CPU, a block of queries after another, with the softmax taken as the keys come (Milakov & Gimelshein,
-//! arXiv 1805.02867; FlashAttention, arXiv 2205.14135): of the scores only a block is ever there.
+//! Attention in blocks of queries, with an online softmax (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention,
+//! arXiv 2205.14135): only a block of the score matrix exists at a time.
+//!
+//! ```text
+//!              keys, packed in strips of STRIP columns
+//!             ├──── KEYS at a time ────┤
+//!             ┌─────┬─────┬─────┬─────┬─────┬─ ─        scores of a task: QUERIES × KEYS (96 KiB).
+//!   QUERIES ┌ │     │     │     │     │     │           Each row keeps its largest score so far and the sum
+//!   (a task)└ │     │     │     │     │     │           of its weights; when the largest grows, sum and output
+//!             └─────┴─────┴─────┴─────┴─────┴─ ─        row are rescaled. The division comes last.
+//! ```
 #![allow(
     unsafe_code,
-    reason = "threads write queries and heads of their own into one output"
+    reason = "threads write disjoint rows and heads of one output"
 )]
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
-use crate::Mask;
-use crate::cpu::loops::{exp, for_this_machine};
+use crate::cpu::counters::Kernel;
+use crate::cpu::loops::{exp, vectorized};
 use crate::cpu::multiply::multiply;
 use crate::cpu::product::Matrix;
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::target::Target;
-use crate::cpu::tensor;
+use crate::cpu::tensor::tensor;
 use crate::cpu::transpose::transpose;
+use crate::options::Mask;
 
-/// Queries of a block: enough to pay for reading the keys.
+/// Queries per task: enough to pay for reading the keys and values once each.
 const QUERIES: usize = 128;
-/// Keys that lie side by side for the products: a strip of [`multiply`].
+/// Keys per packed strip: three AVX-512 or six AVX2 vectors, whole tiles of [`multiply`].
 const STRIP: usize = 48;
-/// Keys whose scores are there at once.
+/// Keys whose scores exist at a time.
 const KEYS: usize = 4 * STRIP;
-/// Numbers that are summed, or whose largest is sought, side by side.
+/// Partial maxima and sums that a row is reduced through: the lanes of an AVX-512 vector.
 const LANES: usize = 16;
 
-/// Rows of heads, `[batch, heads, rows, width]`, of which each lies in one piece.
+/// Heads as matrices, `[batch, heads, rows, width]`, each row contiguous.
 pub(crate) struct Heads(FlexTensor);
 
 impl Heads {
-    /// Takes the tensor as it lies, if the numbers of a row lie side by side.
+    /// The tensor in place if its rows are contiguous, else a copy.
     pub(crate) fn new(tensor: FlexTensor) -> Self {
         let layout = tensor.layout();
         let is_readable = layout.strides()[3] == 1 && layout.strides().iter().all(|&s| s >= 0);
@@ -46,7 +56,7 @@ impl Heads {
         self.0.layout().shape().dims()
     }
 
-    /// Rows of one head of one image from the first on.
+    /// `count` rows of one head of one image, from row `first` on.
     fn rows(&self, head: usize, first: usize, count: usize) -> Matrix<'_> {
         let [_, heads, _, width] = self.dims();
         let layout = self.0.layout();
@@ -54,58 +64,74 @@ impl Heads {
         let start = head / heads * stride(0) + head % heads * stride(1) + first * stride(2);
         let values: &[f32] = self.0.storage();
         let values = &values[layout.start_offset() + start..];
-        Matrix::spaced(values, count, width, stride(2))
+        Matrix::strided(values, count, width, stride(2))
     }
 }
 
-/// `[batch, heads, queries, width]` with keys and values `[batch, heads, keys, width]`, none of them empty; with a causal
-/// mask there are as many keys as queries. The output lies as `[batch, queries, heads, width]`.
+/// `[batch, heads, queries, width]` with keys and values `[batch, heads, keys, width]`, none of them empty. A causal mask
+/// needs as many keys as queries. The memory of the output is in the order `[batch, queries, heads, width]`.
 pub(crate) fn forward(query: &Heads, key: &Heads, value: &Heads, mask: Mask) -> FlexTensor {
+    Kernel::Attention.count();
     let [batch, heads, queries, width] = query.dims();
     let [_, _, keys, _] = key.dims();
     let count = batch * heads;
-
-    // All keys, in strips: `[heads, strips, width, STRIP]`.
-    let strips = keys.div_ceil(STRIP);
-    let mut turned = vec![0.0; count * strips * width * STRIP];
-    let of_strips = turned.par_chunks_mut(width * STRIP).enumerate();
-    of_strips.for_each(|(index, strip)| {
-        let (head, first) = (index / strips, index % strips * STRIP);
-        let rows = key.rows(head, first, STRIP.min(keys - first));
-        transpose(rows.values, rows.stride, [rows.rows, width], strip, STRIP);
-    });
-
-    let mut output = vec![0.0; count * queries * width];
+    let mut output = Vec::with_capacity(count * queries * width);
     let target = Target::of(&mut output);
-    let blocks = queries.div_ceil(QUERIES);
-    (0..count * blocks).into_par_iter().for_each(|index| {
-        let (head, first) = (index / blocks, index % blocks * QUERIES);
-        let block = Block {
-            first,
-            query: query.rows(head, first, QUERIES.min(queries - first)),
-            keys: &turned[head * strips * width * STRIP..][..strips * width * STRIP],
-            value: value.rows(head, 0, keys),
-            is_causal: mask == Mask::Causal,
-        };
-        let at = ((head / heads * queries + first) * heads + head % heads) * width;
-        let output = Output {
-            at: target.at(at),
-            row: heads * width,
-        };
-        // SAFETY: these rows of this head are of the output, are zero, and no other block touches them.
-        unsafe { block.attend(output) };
+    with_scratch(|[packed]| {
+        // All keys, `[heads, strips, width, STRIP]`.
+        let strips = keys.div_ceil(STRIP);
+        let packed = packed.values(count * strips * width * STRIP);
+        let of_strips = packed.par_chunks_mut(width * STRIP).enumerate();
+        of_strips.for_each(|(index, strip)| {
+            let (head, first) = (index / strips, index % strips * STRIP);
+            let rows = key.rows(head, first, STRIP.min(keys - first));
+            transpose(rows.values, rows.stride, [rows.rows, width], strip, STRIP);
+        });
+
+        let blocks = queries.div_ceil(QUERIES);
+        (0..count * blocks).into_par_iter().for_each(|index| {
+            let (head, first) = (index / blocks, index % blocks * QUERIES);
+            let block = Block {
+                first,
+                query: query.rows(head, first, QUERIES.min(queries - first)),
+                keys: &packed[head * strips * width * STRIP..][..strips * width * STRIP],
+                value: value.rows(head, 0, keys),
+                is_causal: mask == Mask::Causal,
+            };
+            let at = ((head / heads * queries + first) * heads + head % heads) * width;
+            let output = Output {
+                at: target.at(at),
+                row: heads * width,
+            };
+            // SAFETY: these rows of this head are of the output, and no other block touches them.
+            unsafe { block.attend(output) };
+        });
     });
+    // SAFETY: the capacity suffices, and the blocks wrote every row of every head.
+    unsafe { output.set_len(count * queries * width) };
     tensor(output, Shape::new([batch, queries, heads, width])).transpose(1, 2)
 }
 
-/// Rows of the output, apart from one another.
+/// Rows of the output, `row` elements apart.
 #[derive(Clone, Copy)]
 struct Output {
     at: *mut f32,
     row: usize,
 }
 
-/// Some queries of a head.
+impl Output {
+    /// A row.
+    ///
+    /// # Safety
+    ///
+    /// It is of the output and initialised, and nobody else touches it meanwhile.
+    unsafe fn row<'a>(self, row: usize, width: usize) -> &'a mut [f32] {
+        // SAFETY: as the caller has promised.
+        unsafe { std::slice::from_raw_parts_mut(self.at.add(row * self.row), width) }
+    }
+}
+
+/// A block of queries of one head.
 struct Block<'a> {
     first: usize,
     query: Matrix<'a>,
@@ -114,8 +140,11 @@ struct Block<'a> {
     is_causal: bool,
 }
 
+/// The largest score of a query so far, and the sum of the weights relative to it.
+type State = (f32, f32);
+
 impl Block<'_> {
-    /// Adds to what is zero.
+    /// Writes the output of the block.
     ///
     /// # Safety
     ///
@@ -124,8 +153,8 @@ impl Block<'_> {
         let (count, width) = (self.query.rows, self.query.columns);
         let scale = 1.0 / (width as f32).sqrt();
         with_scratch(|[queries, scores]| {
-            let queries = queries.numbers(count * width);
-            let scores = scores.numbers(count * KEYS);
+            let queries = queries.values(count * width);
+            let scores = scores.values(count * KEYS);
             for (row, scaled) in queries.chunks_mut(width).enumerate() {
                 let query = &self.query.values[row * self.query.stride..][..width];
                 scaled
@@ -134,61 +163,83 @@ impl Block<'_> {
                     .for_each(|(to, x)| *to = x * scale);
             }
             let queries = Matrix::new(queries, width);
-            // The largest score of each query so far, and the sum of the weights under it.
-            let mut state = [(f32::NEG_INFINITY, 0.0f32); QUERIES];
+            let mut states = [(f32::NEG_INFINITY, 0.0f32); QUERIES];
             for first in (0..self.value.rows).step_by(KEYS) {
                 if self.is_causal && first >= self.first + count {
                     break;
                 }
                 let keys = KEYS.min(self.value.rows - first);
-                for strip in (0..keys).step_by(STRIP) {
-                    let columns = STRIP.min(keys - strip);
-                    let right = Matrix::spaced(
-                        &self.keys[(first + strip) * width..][..width * STRIP],
-                        width,
-                        columns,
-                        STRIP,
-                    );
-                    let target = scores[strip..].as_mut_ptr();
-                    // SAFETY: the columns are of the scores, which are this thread's.
-                    unsafe { multiply(target, KEYS, queries, right, false) };
+                self.score(queries, first, keys, scores);
+                // SAFETY: the caller vouches for the rows, which are initialised from the second round on.
+                unsafe {
+                    self.weigh(first, keys, scores, &mut states, output);
+                    let weights = Matrix::strided(scores, count, keys, KEYS);
+                    let values = &self.value.values[first * self.value.stride..];
+                    let values = Matrix::strided(values, keys, width, self.value.stride);
+                    multiply(output.at, output.row, weights, values, first > 0);
                 }
-                let rows = scores.chunks_mut(KEYS).zip(&mut state).enumerate();
-                for (row, (scores, state)) in rows {
-                    let seen = match self.is_causal {
-                        true => (self.first + row + 1).saturating_sub(first).min(keys),
-                        false => keys,
-                    };
-                    let (seen, unseen) = scores[..keys].split_at_mut(seen);
-                    // SAFETY: the row is of the output; the rest is the caller's.
-                    let output = unsafe {
-                        std::slice::from_raw_parts_mut(output.at.add(row * output.row), width)
-                    };
-                    weigh(seen, output, state);
-                    unseen.fill(0.0);
-                }
-                let weights = Matrix::spaced(scores, count, keys, KEYS);
-                let stride = self.value.stride;
-                let values =
-                    Matrix::spaced(&self.value.values[first * stride..], keys, width, stride);
-                // SAFETY: the rows are of the output; the rest is the caller's.
-                unsafe { multiply(output.at, output.row, weights, values, true) };
             }
-            for (row, (_, sum)) in state[..count].iter().enumerate() {
-                // SAFETY: as above.
-                let output = unsafe {
-                    std::slice::from_raw_parts_mut(output.at.add(row * output.row), width)
-                };
-                let reciprocal = 1.0 / sum;
-                output.iter_mut().for_each(|x| *x *= reciprocal);
+            for (row, (_, sum)) in states[..count].iter().enumerate() {
+                // SAFETY: as above, and there is at least one key.
+                let output = unsafe { output.row(row, width) };
+                scale_row(output, 1.0 / sum);
             }
         });
     }
+
+    /// Writes the scores of `keys` keys from `first` on, in lines of KEYS.
+    fn score(&self, queries: Matrix<'_>, first: usize, keys: usize, scores: &mut [f32]) {
+        let width = queries.columns;
+        for strip in (0..keys).step_by(STRIP) {
+            let columns = STRIP.min(keys - strip);
+            let packed = &self.keys[(first + strip) * width..][..width * STRIP];
+            let right = Matrix::strided(packed, width, columns, STRIP);
+            let target = scores[strip..].as_mut_ptr();
+            // SAFETY: there is a line of KEYS scores for each query, and the columns are of these.
+            unsafe { multiply(target, KEYS, queries, right, false) };
+        }
+    }
+
+    /// Turns scores into weights, and rescales the output where the largest score has grown.
+    ///
+    /// # Safety
+    ///
+    /// As [`attend`](Self::attend); unless `first` is 0, the rows are initialised.
+    unsafe fn weigh(
+        &self,
+        first: usize,
+        keys: usize,
+        scores: &mut [f32],
+        states: &mut [State],
+        output: Output,
+    ) {
+        for (row, (scores, state)) in scores.chunks_mut(KEYS).zip(states).enumerate() {
+            let seen = match self.is_causal {
+                true => (self.first + row + 1).saturating_sub(first).min(keys),
+                false => keys,
+            };
+            let (seen, unseen) = scores[..keys].split_at_mut(seen);
+            let factor = to_weights(seen, state);
+            unseen.fill(0.0);
+            if first > 0 && factor != 1.0 {
+                // SAFETY: as the caller has promised.
+                let output = unsafe { output.row(row, self.query.columns) };
+                scale_row(output, factor);
+            }
+        }
+    }
 }
 
-for_this_machine! {
-    /// Turns scores of a query into weights under the largest so far, and what was summed up before to the same measure.
-    fn weigh(scores: &mut [f32], output: &mut [f32], state: &mut (f32, f32)) {
+vectorized! {
+    fn scale_row(row: &mut [f32], factor: f32) {
+        row.iter_mut().for_each(|x| *x *= factor);
+    }
+}
+
+vectorized! {
+    /// Turns scores of a query into weights relative to its largest score so far; returns the factor that brings former
+    /// weights to the same measure.
+    fn to_weights(scores: &mut [f32], state: &mut State) -> f32 {
         let (before, sum) = *state;
         let mut lanes = [f32::NEG_INFINITY; LANES];
         let (chunks, rest) = scores.as_chunks::<LANES>();
@@ -212,8 +263,6 @@ for_this_machine! {
         }
         let factor = exp(before - largest);
         *state = (largest, sum * factor + sums.iter().sum::<f32>());
-        if factor != 1.0 {
-            output.iter_mut().for_each(|x| *x *= factor);
-        }
+        factor
     }
 }

@@ -1,39 +1,49 @@
-//! Convolution on the CPU as matrix products over unfolded rows of the images.
+//! Convolution as matrix products over unfolded rows of the images (im2col, a block at a time), and its gradients.
 //!
-//! Output rows are counted over the whole batch and taken a block at a time: the patches under a block are laid out as the
-//! columns of a matrix that stays in cache, and its product with the weights gives the block. Blocks go to the threads, or,
-//! if there are too few, the outputs of each; no sum depends on which, so results are the same on every machine size.
-#![allow(
-    unsafe_code,
-    reason = "threads write rows of their own into one output, which holds nothing before that"
-)]
+//! ```text
+//!                                patches: taps × columns         output rows of the whole batch, taken in blocks
+//!                                ┌───────────────┐               of about COLUMNS columns
+//!                                │ one block,    │
+//!                                │ in cache      │
+//!   weight: outputs × taps       └───────────────┘
+//!   ┌───────────┐  GROUP outputs ┌───────────────┐
+//!   ├───────────┤                │ sums of a     │  → epilogue → output rows
+//!   │           │                │ group         │
+//! ```
+//!
+//! Blocks go to the threads; if there are fewer of them than threads, the groups of each block do. No sum depends on which,
+//! so results do not depend on the number of threads. Most 3×3 convolutions go to [`winograd`] instead.
+#![allow(unsafe_code, reason = "threads write disjoint rows of one output")]
 
 use std::ops::Range;
 
+use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
-use crate::Window;
-use crate::cpu::epilogue::Epilogue;
+use crate::cpu::counters::Kernel;
+use crate::cpu::epilogue::{Added, Epilogue};
 use crate::cpu::multiply::multiply;
 use crate::cpu::product::{Matrix, add_product_with_transposed};
-use crate::cpu::ran::Kernel;
 use crate::cpu::scratch::{Scratch, with_scratch};
 use crate::cpu::stored::{Stored, Weight};
 use crate::cpu::target::Target;
+use crate::cpu::tensor::{F32, tensor, written_in_chunks};
 use crate::cpu::winograd;
-use crate::cpu::{Contiguous, tensor};
+use crate::options::Window;
 
-/// Columns of the patch matrix aimed at: as many as a strip of [`multiply`] has, where more rows take them together.
+/// Columns of the patch matrix aimed at: the widest strip of [`multiply`], four AVX-512 vectors, for which rows of the weight
+/// are read least often.
 const COLUMNS: usize = 64;
-/// The same for the gradient of the weights, where more pay.
+/// The same for the weight gradient, whose sums run over the columns: `gemm` packs both operands, which pays for long sums.
 const GRAD_COLUMNS: usize = 512;
-/// Rows of the patch matrix whose products are summed before the next are read.
+/// Rows of the patch matrix that are multiplied at a time: 512 × 64 values are 128 KiB, a quarter of a second cache of 512 KiB.
 const INNER: usize = 512;
-/// Outputs that a thread takes at a time.
+/// Outputs per task: whole tiles of 6, 8, 12 and 16 rows of [`multiply`], and 48 × 64 sums (12 KiB) stay in the first cache.
 const GROUP: usize = 48;
-/// Parts at most that the sum over a batch is split into for the gradient of the weights.
+/// Most parts that the sum over a batch is split into for the weight gradient; a constant, so that the order of summation does not
+/// depend on the number of threads.
 const PARTS: usize = 8;
 
 /// Sizes of one convolution.
@@ -75,20 +85,20 @@ impl Geometry {
         self.inputs * self.kernel.0 * self.kernel.1
     }
 
-    /// Output rows over the whole batch.
+    /// Output rows of the whole batch.
     fn rows(&self) -> usize {
         self.batch * self.out_height
     }
 
-    /// Output rows in a block.
+    /// Output rows in a block of about `columns` columns.
     fn rows_per_block(&self, columns: usize) -> usize {
         (columns / self.out_width.max(1)).clamp(1, self.rows().max(1))
     }
 
-    /// Lays a channel's patches under some output rows out as columns, `[taps, rows·out_width]`.
+    /// Writes a channel's patches under some output rows as columns, `[taps, rows·out_width]`.
     fn unfold(&self, input: &[f32], channel: usize, layout: &Framed, patches: &mut [f32]) {
         with_scratch(|[framed]| {
-            let framed = framed.numbers(layout.height * layout.width);
+            let framed = framed.values(layout.height * layout.width);
             framed.fill(0.0);
             for &(to, image, y) in &layout.filled {
                 let from = ((image * self.inputs + channel) * self.height + y) * self.width;
@@ -113,13 +123,13 @@ impl Geometry {
     }
 }
 
-/// Where the input rows under a block of output rows lie when they are set in a frame of zeros.
+/// The input rows under a block of output rows, padded: a frame of zeros around the rows of each image.
 struct Framed {
     height: usize,
     width: usize,
-    /// Row in the frame, image, and row of that image.
+    /// Row of the frame, image, and row of that image.
     filled: Vec<(usize, usize, usize)>,
-    /// For each output row the row in the frame under the first row of the kernel.
+    /// The row of the frame under the first kernel row, for each output row.
     starts: Vec<usize>,
 }
 
@@ -153,7 +163,7 @@ impl Framed {
     }
 }
 
-/// Copies a line of `width` numbers, `stride` apart, from each start.
+/// Copies a line of `width` values, `stride` apart, from each start.
 fn copy_lines(
     to: &mut [f32],
     width: usize,
@@ -161,7 +171,7 @@ fn copy_lines(
     starts: impl Iterator<Item = usize>,
     stride: usize,
 ) {
-    // Short lines are the rule in a U-Net; of a length known beforehand they are a load and a store.
+    // A U-Net has mostly short lines; with a length known at compile time a line is one load and one store.
     fn fixed<const N: usize>(to: &mut [f32], from: &[f32], starts: impl Iterator<Item = usize>) {
         let (lines, _) = to.as_chunks_mut::<N>();
         for (line, start) in lines.iter_mut().zip(starts) {
@@ -184,34 +194,40 @@ fn copy_lines(
     }
 }
 
-pub(crate) fn forward(
-    input: &Contiguous,
+/// `[batch, inputs, height, width]` with weights `[outputs, inputs, rows, columns]` → `[batch, outputs, height', width']`.
+pub(crate) fn forward(input: &F32, weight: &Weight, added: &Added, window: Window) -> FlexTensor {
+    let shapes = (&input.shape(), &weight.shape());
+    let (input, weight, epilogue) = (input.values(), weight.stored(), added.epilogue());
+    convolve(input, weight, epilogue, shapes, window)
+}
+
+/// Whether [`forward_upsampled`] computes this convolution.
+pub(crate) fn fuses_upsampling(input: &FlexTensor, weight: &FlexTensor, window: Window) -> bool {
+    F32::is_supported(input)
+        && Weight::is_supported(weight)
+        && winograd::suits(&input.shape(), &weight.shape(), window, true)
+}
+
+/// The convolution of the input upsampled by 2, which never exists in memory.
+///
+/// # Panics
+///
+/// If it does not [fuse](fuses_upsampling).
+pub(crate) fn forward_upsampled(
+    input: &F32,
     weight: &Weight,
-    epilogue: Epilogue<'_>,
+    added: &Added,
     window: Window,
 ) -> FlexTensor {
     let shapes = (&input.shape(), &weight.shape());
-    convolve(input.values(), weight.stored(), epilogue, shapes, window)
-}
-
-/// Of what is doubled, if there is a way that is better than doubling it.
-pub(crate) fn forward_doubled(
-    input: &Contiguous,
-    weight: &Weight,
-    epilogue: Epilogue<'_>,
-    window: Window,
-) -> Option<FlexTensor> {
-    let shapes = (&input.shape(), &weight.shape());
-    winograd::suits(shapes.0, shapes.1, window, true).then(|| {
-        let ([batch, _, height, width], [outputs, _, _, _]) = (shapes.0.dims(), shapes.1.dims());
-        let (input, weight) = (input.values(), weight.stored());
-        let values = winograd::convolve(input, weight, epilogue, shapes, window, true);
-        let out = |size: usize| window.output(2 * size, 3);
-        tensor(
-            values,
-            Shape::new([batch, outputs, out(height), out(width)]),
-        )
-    })
+    let ([batch, _, height, width], [outputs, _, _, _]) = (shapes.0.dims(), shapes.1.dims());
+    let (input, weight, epilogue) = (input.values(), weight.stored(), added.epilogue());
+    let values = winograd::convolve(input, weight, epilogue, shapes, window, true);
+    let out = |size: usize| window.output(2 * size, 3);
+    tensor(
+        values,
+        Shape::new([batch, outputs, out(height), out(width)]),
+    )
 }
 
 fn convolve(
@@ -228,9 +244,15 @@ fn convolve(
         geometry.out_height,
         geometry.out_width,
     ]);
+    let unfolded = Unfolded {
+        geometry,
+        input,
+        weight,
+        epilogue,
+    };
     let values = match winograd::suits(shapes.0, shapes.1, window, false) {
         true => winograd::convolve(input, weight, epilogue, shapes, window, false),
-        false => Unfolded::new(geometry, input, weight, epilogue).convolve(),
+        false => unfolded.convolve(),
     };
     tensor(values, shape)
 }
@@ -243,68 +265,64 @@ struct Unfolded<'a> {
     epilogue: Epilogue<'a>,
 }
 
-impl<'a> Unfolded<'a> {
-    fn new(
-        geometry: Geometry,
-        input: &'a [f32],
-        weight: Stored<'a>,
-        epilogue: Epilogue<'a>,
-    ) -> Self {
-        Self {
-            geometry,
-            input,
-            weight,
-            epilogue,
-        }
-    }
-
+impl Unfolded<'_> {
     fn convolve(&self) -> Vec<f32> {
-        Kernel::Unfolded.runs();
+        Kernel::Unfolded.count();
         let geometry = &self.geometry;
-        let (inputs, rows) = (geometry.inputs, geometry.rows());
+        let rows = geometry.rows();
         let count = rows * geometry.outputs * geometry.out_width;
         let mut output = Vec::with_capacity(count);
         let target = Target::of(&mut output);
         let rows_per_block = geometry.rows_per_block(COLUMNS);
         let blocks = (0..rows).step_by(rows_per_block);
         let blocks = blocks.map(|start| start..(start + rows_per_block).min(rows));
-        let of_channel = |rows: usize| geometry.taps() * rows * geometry.out_width;
         if rows.div_ceil(rows_per_block) >= rayon::current_num_threads() {
             let blocks: Vec<_> = blocks.collect();
-            blocks.into_par_iter().for_each(|rows| {
-                with_scratch(|[patches]| {
-                    let layout = Framed::new(geometry, rows.clone());
-                    let of_channel = of_channel(rows.len());
-                    let patches = patches.numbers(inputs * of_channel);
-                    let channels = patches.chunks_mut(of_channel).enumerate();
-                    channels.for_each(|(channel, patches)| {
-                        geometry.unfold(self.input, channel, &layout, patches);
-                    });
-                    for first in (0..geometry.outputs).step_by(GROUP) {
-                        self.group(first, patches, &rows, target);
-                    }
-                });
-            });
+            blocks
+                .into_par_iter()
+                .for_each(|rows| self.block(&rows, target));
         } else {
-            let mut patches = Scratch::default();
-            for rows in blocks {
-                let layout = Framed::new(geometry, rows.clone());
-                let of_channel = of_channel(rows.len());
-                let patches = patches.numbers(inputs * of_channel);
-                let channels = patches.par_chunks_mut(of_channel).enumerate();
-                channels.for_each(|(channel, patches)| {
-                    geometry.unfold(self.input, channel, &layout, patches);
-                });
-                let groups = (0..geometry.outputs).into_par_iter().step_by(GROUP);
-                groups.for_each(|first| self.group(first, patches, &rows, target));
-            }
+            blocks.for_each(|rows| self.shared_block(&rows, target));
         }
-        // SAFETY: so many fit, and the groups of all blocks have written every row of every output.
+        // SAFETY: the capacity suffices, and the groups of all blocks wrote every row of every output.
         unsafe { output.set_len(count) };
         output
     }
 
-    /// Some outputs at some output rows.
+    /// A block on this thread.
+    fn block(&self, rows: &Range<usize>, target: Target) {
+        let geometry = &self.geometry;
+        with_scratch(|[patches]| {
+            let layout = Framed::new(geometry, rows.clone());
+            let per_channel = geometry.taps() * rows.len() * geometry.out_width;
+            let patches = patches.values(geometry.inputs * per_channel);
+            let channels = patches.chunks_mut(per_channel).enumerate();
+            channels.for_each(|(channel, patches)| {
+                geometry.unfold(self.input, channel, &layout, patches);
+            });
+            for first in (0..geometry.outputs).step_by(GROUP) {
+                self.group(first, patches, rows, target);
+            }
+        });
+    }
+
+    /// A block on all threads: channels are unfolded in parallel, then groups of outputs are computed in parallel.
+    fn shared_block(&self, rows: &Range<usize>, target: Target) {
+        let geometry = &self.geometry;
+        with_scratch(|[patches]| {
+            let layout = Framed::new(geometry, rows.clone());
+            let per_channel = geometry.taps() * rows.len() * geometry.out_width;
+            let patches = patches.values(geometry.inputs * per_channel);
+            let channels = patches.par_chunks_mut(per_channel).enumerate();
+            channels.for_each(|(channel, patches)| {
+                geometry.unfold(self.input, channel, &layout, patches);
+            });
+            let groups = (0..geometry.outputs).into_par_iter().step_by(GROUP);
+            groups.for_each(|first| self.group(first, patches, rows, target));
+        });
+    }
+
+    /// A group of outputs at the output rows of a block.
     fn group(&self, first: usize, patches: &[f32], rows: &Range<usize>, target: Target) {
         let Geometry {
             outputs,
@@ -315,14 +333,14 @@ impl<'a> Unfolded<'a> {
         let (patch, columns) = (self.geometry.patch(), rows.len() * out_width);
         let count = GROUP.min(outputs - first);
         with_scratch(|[sums, widened]| {
-            let sums = sums.numbers(count * columns);
+            let sums = sums.values(count * columns);
             for from in (0..patch).step_by(INNER) {
                 let inner = INNER.min(patch - from);
                 let place = first * patch + from;
                 let (left, row) = self.weight.rows(place, patch, [count, inner], widened);
-                let left = Matrix::spaced(left, count, inner, row);
+                let left = Matrix::strided(left, count, inner, row);
                 let right = Matrix::new(&patches[from * columns..][..inner * columns], columns);
-                // SAFETY: the sums are of just this size, and this thread's.
+                // SAFETY: the sums have exactly this size, and are this thread's.
                 unsafe { multiply(sums.as_mut_ptr(), columns, left, right, from > 0) };
             }
             for (output, sums) in (first..).zip(sums.chunks(columns)) {
@@ -338,82 +356,74 @@ impl<'a> Unfolded<'a> {
     }
 }
 
-/// Whether the gradient for the input is a convolution with the kernel turned by half a turn.
-pub(crate) fn can_turn(weight: &Shape, window: Window) -> bool {
+/// Whether the gradient of the input is a convolution with the kernel rotated by 180°, which [`input_grad`] computes.
+pub(crate) fn flips(weight: &Shape, window: Window) -> bool {
     let [_, _, rows, columns] = weight.dims::<4>();
     let (before, after) = window.padding;
     window.stride == 1 && rows == columns && before < rows && after < rows
 }
 
-/// Inputs whose kernels, which lie side by side, are turned together.
-const INPUTS_TURNED: usize = 16;
+/// Inputs whose kernels, which are adjacent in memory, are rotated together.
+const INPUTS_PER_TASK: usize = 16;
 
-pub(crate) fn input_grad(weight: &Contiguous, grad: &Contiguous, window: Window) -> FlexTensor {
+/// The gradient of the input: the output's gradient convolved with the rotated kernels, inputs and outputs exchanged.
+///
+/// # Panics
+///
+/// If the kernel does not [flip](flips).
+pub(crate) fn input_grad(weight: &Weight, grad: &F32, window: Window) -> FlexTensor {
     let [outputs, inputs, rows, columns] = weight.shape().dims::<4>();
-    let taps = rows * columns;
-    let source = weight.values();
-    let mut turned = vec![0.0; source.len()];
-    let groups = turned.par_chunks_mut(INPUTS_TURNED * outputs * taps);
-    groups.enumerate().for_each(|(group, turned)| {
-        for output in 0..outputs {
-            let first = output * inputs + group * INPUTS_TURNED;
-            let kernels = source[first * taps..].chunks_exact(taps);
-            let lines = turned.chunks_exact_mut(outputs * taps);
-            for (line, kernel) in lines.zip(kernels) {
-                let to = &mut line[output * taps..][..taps];
-                let pairs = to.iter_mut().zip(kernel.iter().rev());
-                pairs.for_each(|(to, from)| *to = *from);
-            }
-        }
-    });
+    let rotated = rotated_kernels(weight.stored(), [outputs, inputs, rows * columns]);
     let (before, after) = window.padding;
     let window = Window {
         stride: 1,
         padding: (rows - 1 - before, rows - 1 - after),
     };
-    let turned_shape = Shape::new([inputs, outputs, rows, columns]);
     convolve(
         grad.values(),
-        Stored::F32(&turned),
+        Stored::F32(&rotated),
         Epilogue::default(),
-        (&grad.shape(), &turned_shape),
+        (&grad.shape(), &Shape::new([inputs, outputs, rows, columns])),
         window,
     )
 }
 
-pub(crate) fn weight_grad(
-    input: &Contiguous,
-    grad: &Contiguous,
-    shape: Shape,
-    window: Window,
-) -> FlexTensor {
+/// `[outputs, inputs, taps]` → `[inputs, outputs, taps]`, the taps in reverse.
+fn rotated_kernels(weight: Stored<'_>, [outputs, inputs, taps]: [usize; 3]) -> Vec<f32> {
+    let line = outputs * taps;
+    // SAFETY: for each input the kernels of all outputs are written.
+    unsafe {
+        written_in_chunks(weight.len(), INPUTS_PER_TASK * line, |group, rotated| {
+            let count = rotated.len() / line;
+            with_scratch(|[widened]| {
+                for output in 0..outputs {
+                    let first = output * inputs + group * INPUTS_PER_TASK;
+                    let kernels = weight.read(first * taps, count * taps, widened);
+                    let lines = rotated.chunks_exact_mut(line);
+                    for (line, kernel) in lines.zip(kernels.chunks_exact(taps)) {
+                        let to = &mut line[output * taps..][..taps];
+                        for (to, from) in to.iter_mut().zip(kernel.iter().rev()) {
+                            to.write(*from);
+                        }
+                    }
+                }
+            });
+        })
+    }
+}
+
+/// The gradient of the weight, of the given shape.
+pub(crate) fn weight_grad(input: &F32, grad: &F32, shape: Shape, window: Window) -> FlexTensor {
     let geometry = Geometry::new(&input.shape(), &shape, window);
     let (patch, outputs) = (geometry.patch(), geometry.outputs);
-    let rows_per_part = geometry.rows().div_ceil(PARTS);
     let rows_per_block = geometry.rows_per_block(GRAD_COLUMNS);
-    let rows_per_part = rows_per_part.max(rows_per_block);
+    let rows_per_part = geometry.rows().div_ceil(PARTS).max(rows_per_block);
     let parts: Vec<_> = (0..geometry.rows()).step_by(rows_per_part).collect();
     let sums: Vec<Vec<f32>> = parts
         .into_par_iter()
         .map(|start| {
-            let mut sum = vec![0.0; outputs * patch];
-            let (mut patches, mut lines) = (Scratch::default(), Vec::new());
-            let end = (start + rows_per_part).min(geometry.rows());
-            for start in (start..end).step_by(rows_per_block) {
-                let rows = start..(start + rows_per_block).min(end);
-                let columns = rows.len() * geometry.out_width;
-                let layout = Framed::new(&geometry, rows.clone());
-                let patches = patches.numbers(patch * columns);
-                let channels = patches.chunks_mut(geometry.taps() * columns).enumerate();
-                channels.for_each(|(channel, patches)| {
-                    geometry.unfold(input.values(), channel, &layout, patches);
-                });
-                gather_rows(&geometry, grad.values(), rows, &mut lines);
-                let (lines, patches) =
-                    (Matrix::new(&lines, columns), Matrix::new(patches, columns));
-                add_product_with_transposed(&mut sum, lines, patches);
-            }
-            sum
+            let rows = start..(start + rows_per_part).min(geometry.rows());
+            weight_grad_of_rows(&geometry, input.values(), grad.values(), rows)
         })
         .collect();
     let mut sums = sums.into_iter();
@@ -431,7 +441,34 @@ pub(crate) fn weight_grad(
     tensor(total, shape)
 }
 
-/// The gradient at some output rows, `[outputs, rows·out_width]`.
+/// The share of some output rows in the gradient of the weight.
+fn weight_grad_of_rows(
+    geometry: &Geometry,
+    input: &[f32],
+    grad: &[f32],
+    rows: Range<usize>,
+) -> Vec<f32> {
+    let patch = geometry.patch();
+    let rows_per_block = geometry.rows_per_block(GRAD_COLUMNS);
+    let mut sum = vec![0.0; geometry.outputs * patch];
+    let (mut patches, mut lines) = (Scratch::default(), Vec::new());
+    for start in rows.clone().step_by(rows_per_block) {
+        let rows = start..(start + rows_per_block).min(rows.end);
+        let columns = rows.len() * geometry.out_width;
+        let layout = Framed::new(geometry, rows.clone());
+        let patches = patches.values(patch * columns);
+        let channels = patches.chunks_mut(geometry.taps() * columns).enumerate();
+        channels.for_each(|(channel, patches)| {
+            geometry.unfold(input, channel, &layout, patches);
+        });
+        gather_rows(geometry, grad, rows, &mut lines);
+        let (lines, patches) = (Matrix::new(&lines, columns), Matrix::new(patches, columns));
+        add_product_with_transposed(&mut sum, lines, patches);
+    }
+    sum
+}
+
+/// The output's gradient at some output rows, `[outputs, rows·out_width]`.
 fn gather_rows(geometry: &Geometry, grad: &[f32], rows: Range<usize>, lines: &mut Vec<f32>) {
     let Geometry {
         outputs,

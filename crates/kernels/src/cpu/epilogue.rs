@@ -1,24 +1,59 @@
-//! What follows a convolution or a linear layer, done while its sums are at hand.
-#![allow(unsafe_code, reason = "what is written may hold nothing before that")]
+//! The epilogue of a convolution or a linear layer: bias, residual and ReLU, applied while the sums are at hand.
+#![allow(
+    unsafe_code,
+    reason = "outputs may be uninitialised before they are written"
+)]
 
-use crate::cpu::loops::for_this_machine;
+use burn::backend::Flex;
 
-/// What becomes of sums: a bias is added, and what goes past the layer, and negative ones become 0.
+use crate::cpu::loops::vectorized;
+use crate::cpu::tensor::F32;
+use crate::options::Extras;
+
+/// The tensors of an epilogue.
+pub(crate) struct Added {
+    bias: Option<F32>,
+    residual: Option<F32>,
+    relu: bool,
+}
+
+impl Added {
+    /// Takes tensors that are known to be f32.
+    pub(crate) fn new(extras: Extras<Flex>, relu: bool) -> Self {
+        let (bias, residual) = extras.split();
+        Self {
+            bias: bias.map(F32::contiguous),
+            residual: residual.map(F32::contiguous),
+            relu,
+        }
+    }
+
+    pub(crate) fn epilogue(&self) -> Epilogue<'_> {
+        Epilogue {
+            bias: self.bias.as_ref().map(F32::values),
+            residual: self.residual.as_ref().map(F32::values),
+            relu: self.relu,
+        }
+    }
+}
+
+/// `relu(sums + bias + residual)`, each part if it is there.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Epilogue<'a> {
-    /// For each output, or for each output of each image.
+    /// One value per output, or per output of each image.
     pub(crate) bias: Option<&'a [f32]>,
-    /// For each number of the layer's output.
+    /// One value per element of the layer's output.
     pub(crate) residual: Option<&'a [f32]>,
-    pub(crate) is_rectified: bool,
+    pub(crate) relu: bool,
 }
 
 impl Epilogue<'_> {
-    /// What sums of a row begin with, from an output on, of which the first is number `at` of the layer's output.
+    /// Adds the initial values of a row's sums. The row begins with output `output`, which is element `at` of the layer's
+    /// output.
     ///
     /// # Panics
     ///
-    /// If bias or residual end before them.
+    /// If bias or residual end before the row.
     pub(crate) fn start(&self, sums: &mut [f32], output: usize, at: usize) {
         let width = sums.len();
         if let Some(bias) = self.bias {
@@ -30,49 +65,62 @@ impl Epilogue<'_> {
         }
     }
 
-    /// Writes what becomes of sums of one output of one image, the planes being counted over the batch, which begin with
-    /// number `at` of the layer's output.
+    /// Writes finished sums of one plane (an output of an image, counted over the batch). The first is element `at` of the
+    /// layer's output.
     ///
     /// # Safety
     ///
-    /// As many places can be written, and no other thread touches them meanwhile.
+    /// `to` is valid for writing `sums.len()` values, and no other thread touches them meanwhile.
     ///
     /// # Panics
     ///
-    /// If the residual ends before them.
+    /// If the residual ends before the last one.
     pub(crate) unsafe fn finish(&self, sums: &[f32], to: *mut f32, plane: usize, at: usize) {
         let bias = self.bias.map_or(0.0, |bias| bias[plane % bias.len()]);
-        let least = match self.is_rectified {
+        let least = match self.relu {
             true => 0.0,
             false => f32::NEG_INFINITY,
         };
-        match self.residual {
-            Some(residual) => add(sums, &residual[at..][..sums.len()], to, bias, least),
-            None => shift(sums, to, bias, least),
+        // SAFETY: as the caller has promised.
+        unsafe {
+            match self.residual {
+                Some(residual) => add(sums, &residual[at..][..sums.len()], to, bias, least),
+                None => shift(sums, to, bias, least),
+            }
         }
     }
 }
 
-for_this_machine! {
-    fn shift(sums: &[f32], to: *mut f32, bias: f32, least: f32) {
+vectorized! {
+    /// Writes `max(sum + bias, least)`.
+    ///
+    /// # Safety
+    ///
+    /// `to` is valid for writing as many values as there are sums.
+    unsafe fn shift(sums: &[f32], to: *mut f32, bias: f32, least: f32) {
         for (index, sum) in sums.iter().enumerate() {
-            // SAFETY: as the caller of `finish` has promised.
+            // SAFETY: as the caller has promised.
             unsafe { to.add(index).write(above(sum + bias, least)) };
         }
     }
 }
 
-for_this_machine! {
-    fn add(sums: &[f32], residual: &[f32], to: *mut f32, bias: f32, least: f32) {
+vectorized! {
+    /// Writes `max(sum + bias + residual, least)`.
+    ///
+    /// # Safety
+    ///
+    /// `to` is valid for writing as many values as there are sums.
+    unsafe fn add(sums: &[f32], residual: &[f32], to: *mut f32, bias: f32, least: f32) {
         for (index, (sum, residual)) in sums.iter().zip(residual).enumerate() {
-            // SAFETY: as above.
+            // SAFETY: as the caller has promised.
             unsafe { to.add(index).write(above(sum + bias + residual, least)) };
         }
     }
 }
 
-/// The number, or the least; NaN stays.
+/// The larger of the two; NaN stays NaN.
 #[inline(always)]
-fn above(number: f32, least: f32) -> f32 {
-    if number < least { least } else { number }
+fn above(value: f32, least: f32) -> f32 {
+    if value < least { least } else { value }
 }

@@ -1,10 +1,10 @@
-//! Loops over numbers that are compiled for what the machine has: sums, activations, normalisation and their gradients.
+//! Elementwise and reduction loops, compiled for each vector length: sums, activations, normalisation and their gradients.
 
 use std::mem::MaybeUninit;
 
-use crate::group_norm::Activation;
+use crate::options::Activation;
 
-/// What a group is normalised by.
+/// The statistics that a group is normalised by.
 #[derive(Clone, Copy)]
 pub(crate) struct Moments {
     pub(crate) mean: f32,
@@ -24,16 +24,16 @@ impl Moments {
     }
 }
 
-/// Compiles the body as it stands, for AVX2 with FMA, and for AVX-512, and takes what the machine has. Nothing in it is
-/// fused or put in another order, so all three give every bit of the same.
-macro_rules! for_this_machine {
+/// Compiles a function three times, for the default target, for AVX2 with FMA and for AVX-512, and calls the one for
+/// [`vectors`](crate::cpu::vectors::vectors). No operations are fused or reordered, so all three give the same bits.
+macro_rules! vectorized {
     ($(#[$doc:meta])* $visible:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
         $visible fn $name($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             fn body($($arg: $ty),*) $(-> $ret)? $body
 
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
             {
                 #[target_feature(enable = "avx2,fma")]
                 fn with_avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
@@ -41,28 +41,62 @@ macro_rules! for_this_machine {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
                 fn with_avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
 
-                match $crate::cpu::vectors::longest() {
+                match $crate::cpu::vectors::vectors() {
                     #[allow(unsafe_code, reason = "the function is compiled for AVX-512")]
-                    // SAFETY: the processor has them.
+                    // SAFETY: the processor has it.
                     $crate::cpu::vectors::Vectors::Avx512 => return unsafe { with_avx512($($arg),*) },
                     #[allow(unsafe_code, reason = "the function is compiled for AVX2")]
                     // SAFETY: as above.
                     $crate::cpu::vectors::Vectors::Avx2 => return unsafe { with_avx2($($arg),*) },
-                    $crate::cpu::vectors::Vectors::Any => {}
+                    $crate::cpu::vectors::Vectors::Portable => {}
                 }
             }
             body($($arg),*)
         }
     };
+    ($(#[$doc:meta])* $visible:vis unsafe fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
+        $(#[$doc])*
+        $visible unsafe fn $name($($arg: $ty),*) {
+            #[inline(always)]
+            unsafe fn body($($arg: $ty),*) $body
+
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                unsafe fn with_avx2($($arg: $ty),*) {
+                    // SAFETY: as the caller has promised.
+                    unsafe { body($($arg),*) }
+                }
+
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                unsafe fn with_avx512($($arg: $ty),*) {
+                    // SAFETY: as the caller has promised.
+                    unsafe { body($($arg),*) }
+                }
+
+                match $crate::cpu::vectors::vectors() {
+                    // SAFETY: the processor has AVX-512; the rest is the caller's.
+                    $crate::cpu::vectors::Vectors::Avx512 => return unsafe { with_avx512($($arg),*) },
+                    // SAFETY: the processor has AVX2; the rest is the caller's.
+                    $crate::cpu::vectors::Vectors::Avx2 => return unsafe { with_avx2($($arg),*) },
+                    $crate::cpu::vectors::Vectors::Portable => {}
+                }
+            }
+            // SAFETY: as the caller has promised.
+            unsafe { body($($arg),*) }
+        }
+    };
 }
 
-pub(crate) use for_this_machine;
+pub(crate) use vectorized;
 
-/// Elements summed side by side; their sums are then added in f64.
+/// Partial sums in f32, of two AVX-512 or four AVX2 vectors, so that one addition does not wait for another.
 const LANES: usize = 32;
-/// Elements after which the f32 lanes are emptied into the f64 total.
+/// Elements after which the f32 lanes are emptied into the f64 total: 128 additions per lane, so a lane's rounding error stays
+/// below 1e-5 of it.
 const BLOCK: usize = 4096;
 
+/// Sums that `add` accumulates in lanes, given the position and width of each step.
 #[inline(always)]
 fn lanewise<const N: usize>(
     len: usize,
@@ -85,7 +119,8 @@ fn lanewise<const N: usize>(
     totals
 }
 
-for_this_machine! {
+vectorized! {
+    /// The sum of the values, in f64.
     pub(crate) fn sum(values: &[f32]) -> f64 {
         lanewise::<1>(values.len(), |at, width, lanes| {
             for (lane, value) in lanes[0].iter_mut().zip(&values[at..at + width]) {
@@ -95,7 +130,8 @@ for_this_machine! {
     }
 }
 
-for_this_machine! {
+vectorized! {
+    /// The sum of squared differences from a mean, in f64.
     pub(crate) fn sum_of_squares(values: &[f32], mean: f32) -> f64 {
         lanewise::<1>(values.len(), |at, width, lanes| {
             for (lane, value) in lanes[0].iter_mut().zip(&values[at..at + width]) {
@@ -105,7 +141,7 @@ for_this_machine! {
     }
 }
 
-for_this_machine! {
+vectorized! {
     /// `activation(scale·x + shift)`.
     pub(crate) fn apply(
         output: &mut [MaybeUninit<f32>],
@@ -131,7 +167,7 @@ for_this_machine! {
     }
 }
 
-for_this_machine! {
+vectorized! {
     /// Writes `dy`, the gradient before the activation, and returns `(Σ dy·x̂, Σ dy)`.
     pub(crate) fn grad_before_affine(
         output: &mut [f32],
@@ -165,8 +201,8 @@ for_this_machine! {
     }
 }
 
-for_this_machine! {
-    /// `dx` from the `dy` that `output` holds.
+vectorized! {
+    /// Replaces the `dy` in `output` by `dx`.
     pub(crate) fn grad_of_input(
         output: &mut [f32],
         input: &[f32],
@@ -183,28 +219,31 @@ for_this_machine! {
     }
 }
 
-for_this_machine! {
-    pub(crate) fn layer_norm_rows(output: &mut [f32], input: &[f32], gamma: &[f32], beta: &[f32], epsilon: f64) {
+vectorized! {
+    /// `γ·x̂ + β` of each row.
+    pub(crate) fn layer_norm_rows(output: &mut [MaybeUninit<f32>], input: &[f32], gamma: &[f32], beta: &[f32], epsilon: f64) {
+        assert_eq!(output.len(), input.len(), "every element is written");
         let width = gamma.len();
         for (output, input) in output.chunks_mut(width).zip(input.chunks(width)) {
             let moments = Moments::of(input, epsilon);
             for (((output, input), gamma), beta) in output.iter_mut().zip(input).zip(gamma).zip(beta) {
-                *output = (input - moments.mean) * moments.reciprocal_deviation * gamma + beta;
+                output.write((input - moments.mean) * moments.reciprocal_deviation * gamma + beta);
             }
         }
     }
 }
 
-for_this_machine! {
+vectorized! {
+    /// Writes the gradient of the rows and adds to the gradients of the parameters, gamma's and beta's.
     pub(crate) fn layer_norm_rows_grad(
         output: &mut [f32],
         input: &[f32],
         grad: &[f32],
         gamma: &[f32],
         epsilon: f64,
-        gamma_grad: &mut [f32],
-        beta_grad: &mut [f32],
+        parameters: [&mut [f32]; 2],
     ) {
+        let [gamma_grad, beta_grad] = parameters;
         let width = gamma.len();
         let rows = output.chunks_mut(width).zip(input.chunks(width)).zip(grad.chunks(width));
         for ((output, input), grad) in rows {
@@ -232,8 +271,8 @@ for_this_machine! {
     }
 }
 
-for_this_machine! {
-    /// `eˣ` over the sum of all of them.
+vectorized! {
+    /// The softmax of a row.
     pub(crate) fn softmax(output: &mut [MaybeUninit<f32>], input: &[f32]) {
         assert_eq!(output.len(), input.len(), "every element is written");
         let (chunks, rest) = input.as_chunks::<LANES>();
@@ -252,35 +291,41 @@ for_this_machine! {
         }
         let reciprocal = 1.0 / sums.iter().sum::<f32>();
         for output in output {
-            #[allow(unsafe_code, reason = "what was written is read")]
-            // SAFETY: all were written just now.
+            #[allow(unsafe_code, reason = "elements are read after they were written")]
+            // SAFETY: the loop above wrote every element.
             let weight = unsafe { output.assume_init_mut() };
             *weight *= reciprocal;
         }
     }
 }
 
-for_this_machine! {
-    pub(crate) fn gelu_values(output: &mut [f32], input: &[f32]) {
+vectorized! {
+    /// `x·Φ(x)`
+    pub(crate) fn gelu_values(output: &mut [MaybeUninit<f32>], input: &[f32]) {
+        assert_eq!(output.len(), input.len(), "every element is written");
         for (output, &x) in output.iter_mut().zip(input) {
-            *output = x * normal_cdf(x, exp(-0.5 * x * x));
+            output.write(x * normal_cdf(x, exp(-0.5 * x * x)));
         }
     }
 }
 
-for_this_machine! {
-    pub(crate) fn gated_gelu_values(output: &mut [f32], values: &[f32], gates: &[f32]) {
+vectorized! {
+    /// `values·gelu(gates)`
+    pub(crate) fn gated_gelu_values(output: &mut [MaybeUninit<f32>], values: &[f32], gates: &[f32]) {
+        assert_eq!([output.len(); 2], [values.len(), gates.len()], "every element is written");
         for ((output, value), &x) in output.iter_mut().zip(values).zip(gates) {
-            *output = value * (x * normal_cdf(x, exp(-0.5 * x * x)));
+            output.write(value * (x * normal_cdf(x, exp(-0.5 * x * x))));
         }
     }
 }
 
-for_this_machine! {
-    pub(crate) fn gelu_grads(output: &mut [f32], input: &[f32], grad: &[f32]) {
+vectorized! {
+    /// `dy·(Φ(x) + x·φ(x))`
+    pub(crate) fn gelu_grads(output: &mut [MaybeUninit<f32>], input: &[f32], grad: &[f32]) {
+        assert_eq!([output.len(); 2], [input.len(), grad.len()], "every element is written");
         for ((output, &x), grad) in output.iter_mut().zip(input).zip(grad) {
             let bell = exp(-0.5 * x * x);
-            *output = grad * (normal_cdf(x, bell) + x * bell * 0.398_942_3);
+            output.write(grad * (normal_cdf(x, bell) + x * bell * 0.398_942_3));
         }
     }
 }
@@ -297,17 +342,19 @@ fn normal_cdf(x: f32, bell: f32) -> f32 {
     if x < 0.0 { tail } else { 1.0 - tail }
 }
 
+/// σ(x)
 #[inline(always)]
 fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// eˣ without a branch or a call, so that loops over it vectorise; within 2 units in the last place.
+/// eˣ without branches or calls, so that loops over it vectorise; within 2 units in the last place for −87.3 ≤ x ≤ 88.3, clamped
+/// beyond.
 ///
-/// x = n·ln 2 + r with n whole; the polynomial for eʳ is Cephes' `expf`.
+/// x = n·ln 2 + r with n an integer; the polynomial for eʳ is that of Cephes' `expf`.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding it rounds to a whole number
+    const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding it rounds to an integer
     let x = x.clamp(-87.3, 88.3);
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;

@@ -1,26 +1,44 @@
-//! Products of matrices on one thread, for matrices that lie as the registers want them: the left one with its rows along
-//! the numbers that are summed, the right one with its columns side by side.
+//! The matrix product on one thread, of operands that need no packing: the left matrix has its rows along the summed axis, the
+//! right one its columns side by side.
 //!
-//! Nothing is laid out anew here. A tile of the product stays in registers while its sums run, each in one chain of fused
-//! multiplications and additions; AVX2 and AVX-512 therefore give every bit of the same.
+//! ```text
+//!                         right: inner × columns, row-major;
+//!                         a strip should fit the second cache
+//!                         ┌─────────────┬──────
+//!                         │             │
+//!            k →          │      k ↓    │
+//!                         └─────────────┴──────
+//!  left:    ┌─────────┐   ┌──┬──┬──┬──┐┬──────
+//!  rows ×   │─────────│   │  tile in    │  strip: VECTORS vectors wide, all rows
+//!  inner    │─────────│   │  registers  │
+//!           │─────────│   │ ROWS×VECTORS│   one step of k: load VECTORS vectors of the right matrix,
+//!           ├─────────┤   ├──┴──┴──┴──┤┤   splat ROWS values of the left, ROWS·VECTORS multiply-adds
+//!           │prefetch │   │  next tile  │
+//! ```
+//!
+//! A tile of the product stays in registers while k runs over the whole inner axis. Each sum is one chain of fused
+//! multiply-adds in the order of k, so AVX2 and AVX-512 give the same bits.
+//!
+//! Tile sizes fill the registers: with 32 AVX-512 registers, 6×4, 8×3, 12×2 or 16×1 sums (24 or 16) and the vectors that they
+//! are multiplied by; with 16 AVX2 registers, 6×2 or 8×1. Measured (docs/log.md, 2026-11-25, U-Net of SD-Turbo): 6 rows of 64
+//! columns beat 12 of 32 by a tenth and more, because the left matrix is read half as often; with AVX2, 6×2 takes 2.7 s
+//! where 4×3 takes 4.45 s. A left matrix packed into panels of ROWS rows was up to a fifth slower than rows in place.
 #![allow(
     unsafe_code,
-    reason = "vectors are loaded and stored by address, in functions compiled for what was detected"
+    reason = "vector loads and stores by address, in functions compiled for detected features"
 )]
 
-use crate::cpu::fetch::{LINE, fetch};
+use crate::cpu::prefetch::{LINE, prefetch};
 use crate::cpu::product::Matrix;
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::vectors::{Vectors, longest};
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+use crate::cpu::vectors::{Vectors, vectors};
 
-/// `target (+)= left·right`, for a target whose rows begin `target_row` apart.
-///
-/// The left matrix is best read through once for each 64 columns, and a strip of the right one should fit the second cache.
+/// `target = left·right`, or `target += left·right` with `add`, for a target whose rows begin `target_row` apart.
 ///
 /// # Safety
 ///
-/// Elements `i·target_row + j` of the target, for each row i and column j of the product, can be written (and read, if it
-/// is added to them), and no other thread touches them meanwhile.
+/// Elements `i·target_row + j` of the target, for each row i and column j of the product, are valid for writing (with `add`,
+/// also initialised), and no other thread touches them meanwhile.
 ///
 /// # Panics
 ///
@@ -45,21 +63,21 @@ pub(crate) unsafe fn multiply(
         inner: left.columns,
         add,
     };
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
-        match longest() {
-            // SAFETY: the processor has them; matrices are no longer than their values; the caller vouches for the target.
+        match vectors() {
+            // SAFETY: the processor has AVX-512; matrices are no longer than their values; the target is the caller's.
             Vectors::Avx512 => return unsafe { x86::with_avx512(product) },
-            // SAFETY: as above.
+            // SAFETY: the processor has AVX2; the rest as above.
             Vectors::Avx2 => return unsafe { x86::with_avx2(product) },
-            Vectors::Any => {}
+            Vectors::Portable => {}
         }
     }
-    // SAFETY: as above, and there is nothing to detect.
+    // SAFETY: as above, without a feature to detect.
     unsafe { product.portable() };
 }
 
-/// What is multiplied, and where it goes.
+/// Operands and target.
 #[derive(Clone, Copy)]
 struct Product {
     left: *const f32,
@@ -74,12 +92,13 @@ struct Product {
     add: bool,
 }
 
-/// A vector of some processor.
+/// A vector register. Every method needs the processor feature that its implementation is compiled for; loads and stores need
+/// the addresses of the lanes that they touch.
 trait Vector: Copy {
     const LANES: usize;
-    /// Vectors at most in a strip, 2 or 4 (5, if no more are left): with sixteen registers more would leave none for the sums.
+    /// Most vectors in a strip, 2 or 4 (5 for the last one): with sixteen registers more would leave none for the sums.
     const WIDEST: usize;
-    /// Says which lanes are loaded or stored.
+    /// Selects the lanes that are loaded or stored.
     type Mask: Copy;
 
     unsafe fn zero() -> Self;
@@ -94,13 +113,21 @@ trait Vector: Copy {
 }
 
 impl Product {
-    /// For processors without vectors that are known here.
+    /// Loops that the compiler vectorises.
+    ///
+    /// # Safety
+    ///
+    /// As [`multiply`].
     unsafe fn portable(self) {
-        // SAFETY: the caller vouches for the matrices.
+        // SAFETY: as the caller has promised.
         unsafe { self.run::<[f32; 8], 8, 6, 4, 2>() };
     }
 
-    /// Strip by strip, with as many rows in a tile as leave registers for the sums: `R1` of strips of one vector, and so on.
+    /// Strip by strip: tiles have `R1` rows in strips of one vector, `R2` in strips of two, and so on.
+    ///
+    /// # Safety
+    ///
+    /// As [`multiply`], with the feature of the vector.
     #[inline(always)]
     unsafe fn run<V: Vector, const R1: usize, const R2: usize, const R3: usize, const R4: usize>(
         self,
@@ -108,7 +135,7 @@ impl Product {
         let mut first = 0;
         while first < self.columns {
             let left = (self.columns - first).div_ceil(V::LANES);
-            // SAFETY: strips begin within the columns; the rest is the caller's.
+            // SAFETY: a strip begins within the columns; the rest is the caller's.
             first += unsafe {
                 match left {
                     1 => self.strip::<V, R1, 1>(first),
@@ -122,7 +149,11 @@ impl Product {
         }
     }
 
-    /// All rows of up to `VECTORS` vectors of columns; returns how many columns these are.
+    /// All rows of a strip of up to `VECTORS` vectors; returns its number of columns.
+    ///
+    /// # Safety
+    ///
+    /// As [`run`](Self::run); there are columns from `first` on.
     #[inline(always)]
     unsafe fn strip<V: Vector, const ROWS: usize, const VECTORS: usize>(
         &self,
@@ -146,7 +177,11 @@ impl Product {
         columns
     }
 
-    /// Up to `ROWS` rows of a strip, whose last vector is whole, or has so many columns.
+    /// A tile: up to `ROWS` rows of a strip, whose last vector is whole or has `last` columns.
+    ///
+    /// # Safety
+    ///
+    /// As [`strip`](Self::strip); `right` and `target` point to the strip, the target to row `row` of it.
     #[inline(always)]
     unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize, const WHOLE: bool>(
         &self,
@@ -156,10 +191,10 @@ impl Product {
         target: *mut f32,
         last: usize,
     ) {
-        // SAFETY: all addresses are of rows and columns that are there; of the last vector only what the mask names.
+        // SAFETY: all addresses are of existing rows and columns; of the last vector only the lanes of the mask are touched.
         unsafe {
             let mask = V::first(last);
-            // At the edge the last row is taken more than once.
+            // In the last tile the last row is repeated, so that the inner loop has no branch.
             let left: [*const f32; ROWS] =
                 std::array::from_fn(|i| self.left.add((row + i.min(rows - 1)) * self.left_row));
             let mut sums = [[V::zero(); VECTORS]; ROWS];
@@ -172,8 +207,9 @@ impl Product {
             let next = left.map(|left| left.wrapping_add(ROWS * self.left_row));
             for k in 0..self.inner {
                 if k % LINE == 0 {
+                    // One line of each row of the next tile per line of k: an even stream from memory.
                     next.iter()
-                        .for_each(|next| fetch(next.wrapping_add(k), LINE));
+                        .for_each(|next| prefetch(next.wrapping_add(k), LINE));
                 }
                 let right = load::<V, VECTORS, WHOLE>(right.add(k * self.right_row), mask);
                 for (sums, left) in sums.iter_mut().zip(left) {
@@ -200,13 +236,17 @@ impl Product {
     }
 }
 
-/// Vectors side by side, of the last one, if it is not whole, what the mask names.
+/// Adjacent vectors, the last one masked unless it is whole.
+///
+/// # Safety
+///
+/// The lanes can be read.
 #[inline(always)]
 unsafe fn load<V: Vector, const VECTORS: usize, const WHOLE: bool>(
     from: *const f32,
     mask: V::Mask,
 ) -> [V; VECTORS] {
-    // SAFETY: the caller vouches for the numbers.
+    // SAFETY: as the caller has promised.
     std::array::from_fn(|j| unsafe {
         if WHOLE || j + 1 < VECTORS {
             V::load(from.add(j * V::LANES))
@@ -216,7 +256,7 @@ unsafe fn load<V: Vector, const VECTORS: usize, const WHOLE: bool>(
     })
 }
 
-/// For processors without vectors that are known here; the compiler finds what it can.
+/// Eight values that the compiler puts into whatever vectors the target has.
 impl Vector for [f32; 8] {
     const LANES: usize = 8;
     const WIDEST: usize = 2;
@@ -239,13 +279,13 @@ impl Vector for [f32; 8] {
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller vouches for eight numbers.
+        // SAFETY: as the caller has promised.
         unsafe { from.cast::<Self>().read_unaligned() }
     }
 
     #[inline(always)]
     unsafe fn load_part(from: *const f32, count: usize) -> Self {
-        // SAFETY: the caller vouches for so many.
+        // SAFETY: as the caller has promised.
         std::array::from_fn(|i| match i < count {
             true => unsafe { *from.add(i) },
             false => 0.0,
@@ -254,13 +294,13 @@ impl Vector for [f32; 8] {
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller vouches for eight places.
+        // SAFETY: as the caller has promised.
         unsafe { to.cast::<Self>().write_unaligned(self) };
     }
 
     #[inline(always)]
     unsafe fn store_part(self, to: *mut f32, count: usize) {
-        // SAFETY: the caller vouches for so many.
+        // SAFETY: as the caller has promised.
         unsafe { to.copy_from_nonoverlapping(self.as_ptr(), count) };
     }
 
@@ -270,21 +310,27 @@ impl Vector for [f32; 8] {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 mod x86 {
     use std::arch::x86_64::*;
 
     use super::{Product, Vector};
 
+    /// # Safety
+    ///
+    /// As [`super::multiply`].
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn with_avx512(product: Product) {
-        // SAFETY: the caller vouches for the matrices.
+        // SAFETY: as the caller has promised.
         unsafe { product.run::<__m512, 16, 12, 8, 6>() };
     }
 
+    /// # Safety
+    ///
+    /// As [`super::multiply`].
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn with_avx2(product: Product) {
-        // SAFETY: the caller vouches for the matrices.
+        // SAFETY: as the caller has promised.
         unsafe { product.run::<__m256, 8, 6, 4, 2>() };
     }
 
@@ -295,7 +341,7 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn zero() -> Self {
-            // SAFETY: here and below the processor has the feature, or `with_avx512` had not been called.
+            // SAFETY: here and below the processor has AVX-512, which `with_avx512` requires.
             unsafe { _mm512_setzero_ps() }
         }
 
@@ -312,25 +358,25 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: as above; the caller vouches for the numbers.
+            // SAFETY: as above; the address is the caller's.
             unsafe { _mm512_loadu_ps(from) }
         }
 
         #[inline(always)]
         unsafe fn load_part(from: *const f32, mask: __mmask16) -> Self {
-            // SAFETY: as above; only what the mask names is read.
+            // SAFETY: as above; only the lanes of the mask are read.
             unsafe { _mm512_maskz_loadu_ps(mask, from) }
         }
 
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
-            // SAFETY: as above; the caller vouches for the places.
+            // SAFETY: as above; the address is the caller's.
             unsafe { _mm512_storeu_ps(to, self) };
         }
 
         #[inline(always)]
         unsafe fn store_part(self, to: *mut f32, mask: __mmask16) {
-            // SAFETY: as above; only what the mask names is written.
+            // SAFETY: as above; only the lanes of the mask are written.
             unsafe { _mm512_mask_storeu_ps(to, mask, self) };
         }
 
@@ -341,7 +387,7 @@ mod x86 {
         }
     }
 
-    /// Eight numbers of which the sign is set, and eight others: a window on them is a mask.
+    /// Eight lanes that are on, then eight that are off; a window of eight is a mask.
     static MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
 
     impl Vector for __m256 {
@@ -351,7 +397,7 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn zero() -> Self {
-            // SAFETY: here and below the processor has the features, or `with_avx2` had not been called.
+            // SAFETY: here and below the processor has AVX2 and FMA, which `with_avx2` requires.
             unsafe { _mm256_setzero_ps() }
         }
 
@@ -363,31 +409,31 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn first(count: usize) -> __m256i {
-            // SAFETY: as above, and the window is within the masks, for a count of at most eight.
+            // SAFETY: as above; the window lies within the masks, because the count is at most eight.
             unsafe { _mm256_loadu_si256(MASKS[8 - count..].as_ptr().cast()) }
         }
 
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: as above; the caller vouches for the numbers.
+            // SAFETY: as above; the address is the caller's.
             unsafe { _mm256_loadu_ps(from) }
         }
 
         #[inline(always)]
         unsafe fn load_part(from: *const f32, mask: __m256i) -> Self {
-            // SAFETY: as above; only what the mask names is read.
+            // SAFETY: as above; only the lanes of the mask are read.
             unsafe { _mm256_maskload_ps(from, mask) }
         }
 
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
-            // SAFETY: as above; the caller vouches for the places.
+            // SAFETY: as above; the address is the caller's.
             unsafe { _mm256_storeu_ps(to, self) };
         }
 
         #[inline(always)]
         unsafe fn store_part(self, to: *mut f32, mask: __m256i) {
-            // SAFETY: as above; only what the mask names is written.
+            // SAFETY: as above; only the lanes of the mask are written.
             unsafe { _mm256_maskstore_ps(to, mask, self) };
         }
 
@@ -406,9 +452,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_vectors_gives_the_product() {
+    fn all_vectors_give_the_product() {
         let mut kinds: Vec<unsafe fn(Product)> = vec![|product| unsafe { product.portable() }];
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 kinds.push(|product| unsafe { x86::with_avx2(product) });
@@ -417,7 +463,7 @@ mod tests {
                 kinds.push(|product| unsafe { x86::with_avx512(product) });
             }
         }
-        // Strips of every number of vectors, whole and not, and rows that tiles come out even with and not.
+        // Strips of every width, with whole and masked last vectors, and rows that do and do not fill the last tile.
         for columns in [1, 8, 15, 16, 17, 33, 48, 50, 64, 79, 96, 113, 130] {
             for (rows, inner, add) in [(1, 1, false), (7, 33, true), (24, 20, false)] {
                 let [left_row, right_row, target_row] = [inner + 3, columns + 5, columns + 2];

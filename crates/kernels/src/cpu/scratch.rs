@@ -1,39 +1,39 @@
-//! Memory to work in, which each thread keeps from one call to the next.
+//! Thread-local scratch buffers, reused between calls.
 
 use std::cell::RefCell;
 
-/// As many numbers as a cache line and the longest vectors hold.
+/// f32 values in a cache line, and in the longest vector.
 const LINE: usize = 16;
 
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line(#[expect(dead_code, reason = "read as numbers")] [f32; LINE]);
+struct Line(#[expect(dead_code, reason = "read as values")] [f32; LINE]);
 
-/// Numbers that begin with a cache line, and are whatever the last use has left.
+/// A buffer aligned to a cache line. It holds whatever its last use left in it.
 #[derive(Default)]
 pub(crate) struct Scratch(Vec<Line>);
 
 impl Scratch {
-    /// The first `length`; more memory is taken if there are not so many.
-    pub(crate) fn numbers(&mut self, length: usize) -> &mut [f32] {
+    /// The first `length` values; the buffer grows to that if it is shorter.
+    pub(crate) fn values(&mut self, length: usize) -> &mut [f32] {
         let lines = length.div_ceil(LINE);
         if self.0.len() < lines {
             self.0.resize(lines, Line([0.0; LINE]));
         }
-        #[allow(unsafe_code, reason = "lines are numbers without gaps")]
-        // SAFETY: a line is sixteen numbers, as long as it is aligned, and there are enough of them.
+        #[allow(unsafe_code, reason = "lines are values without gaps")]
+        // SAFETY: a line is sixteen values, as long as it is aligned, and there are enough of them.
         unsafe {
             std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), length)
         }
     }
 }
 
-/// Gives the work memory of this thread's own, other than what work around it has.
+/// Calls `work` with buffers of this thread that no caller up the stack is using.
 pub(crate) fn with_scratch<const N: usize, T>(work: impl FnOnce(&mut [Scratch; N]) -> T) -> T {
     let mut own: [Scratch; N] =
         std::array::from_fn(|_| KEPT.with_borrow_mut(Vec::pop).unwrap_or_default());
     let result = work(&mut own);
-    // The last first, so that next time each is what it was.
+    // Last first, so that each buffer has the same role, and so the right size, in the next call.
     KEPT.with_borrow_mut(|kept| kept.extend(own.into_iter().rev()));
     result
 }

@@ -1,8 +1,8 @@
-//! Weights as they are stored: in f32, or in half of that, to be widened a little at a time where they are used.
+//! Weights in their storage type: f32, or f16 and bf16, which are widened a strip at a time where they are used.
 
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
-use burn::tensor::{DType, bf16, f16};
+use burn::tensor::{DType, Shape, bf16, f16};
 use half::slice::HalfFloatSliceExt;
 
 use crate::cpu::scratch::Scratch;
@@ -11,34 +11,35 @@ use crate::cpu::scratch::Scratch;
 pub(crate) struct Weight(FlexTensor);
 
 impl Weight {
-    /// Whether its numbers can be read here.
-    pub(crate) fn is_readable(tensor: &FlexTensor) -> bool {
-        matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16)
+    /// Whether the kernels can read its type, and it is not empty.
+    pub(crate) fn is_supported(tensor: &FlexTensor) -> bool {
+        let is_readable = matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16);
+        is_readable && tensor.shape().num_elements() > 0
     }
 
-    pub(crate) fn of(tensor: &FlexTensor) -> Self {
+    pub(crate) fn new(tensor: &FlexTensor) -> Self {
         Self(tensor.to_contiguous())
     }
 
-    pub(crate) fn shape(&self) -> burn::tensor::Shape {
+    pub(crate) fn shape(&self) -> Shape {
         self.0.shape()
     }
 
     /// # Panics
     ///
-    /// If they are not [readable](Self::is_readable).
+    /// If the type is not [supported](Self::is_supported).
     pub(crate) fn stored(&self) -> Stored<'_> {
         const WHOLE: &str = "the tensor is contiguous and of its dtype";
         match self.0.dtype() {
             DType::F32 => Stored::F32(self.0.as_slice().expect(WHOLE)),
             DType::F16 => Stored::F16(self.0.as_slice().expect(WHOLE)),
             DType::BF16 => Stored::Bf16(self.0.as_slice().expect(WHOLE)),
-            other => panic!("weights in {other:?} are not read here"),
+            other => panic!("weights in {other:?} are left to burn"),
         }
     }
 }
 
-/// Numbers of a weight.
+/// The values of a weight.
 #[derive(Clone, Copy)]
 pub(crate) enum Stored<'a> {
     F32(&'a [f32]),
@@ -55,20 +56,20 @@ impl<'a> Stored<'a> {
         }
     }
 
-    /// As many numbers from one on, in f32: as they lie, or widened.
+    /// `count` values in f32, in place or widened into the scratch buffer.
     ///
     /// # Panics
     ///
-    /// If there are not so many.
+    /// If there are fewer.
     pub(crate) fn read(self, first: usize, count: usize, scratch: &'a mut Scratch) -> &'a [f32] {
         self.rows(first, count, [1, count], scratch).0
     }
 
-    /// Rows of a matrix that begin `stride` apart, in f32, and how far apart they begin there.
+    /// Rows of a matrix that begin `stride` apart, in f32, and the distance of their beginnings in what is returned.
     ///
     /// # Panics
     ///
-    /// If there are not so many.
+    /// If there are fewer.
     pub(crate) fn rows(
         self,
         first: usize,
@@ -80,7 +81,7 @@ impl<'a> Stored<'a> {
             let length = (rows - 1) * stride + columns;
             return (&values[first..][..length], stride);
         }
-        let widened = scratch.numbers(rows * columns);
+        let widened = scratch.values(rows * columns);
         for (row, to) in widened.chunks_exact_mut(columns).enumerate() {
             let from = first + row * stride;
             match self {

@@ -1,58 +1,62 @@
-//! Where several threads write to at once.
+//! An output pointer shared by threads that write disjoint ranges.
 #![allow(
     unsafe_code,
-    reason = "threads write parts of their own to one array, which may hold nothing before that"
+    reason = "threads write disjoint ranges of one array, which may be uninitialised"
 )]
 
-/// An array that threads write parts of their own to.
+/// An array of which each thread writes ranges of its own.
 #[derive(Clone, Copy)]
 pub(crate) struct Target(*mut f32);
 
-// SAFETY: whoever writes vouches that nobody else touches the same place.
+// SAFETY: every access is unsafe, and its caller vouches that no other thread touches the same range.
 unsafe impl Send for Target {}
 // SAFETY: as above.
 unsafe impl Sync for Target {}
 
 impl Target {
-    /// The memory that an array has room for, whether it holds anything or not.
+    /// The memory that a vector has allocated, initialised or not.
     pub(crate) fn of(array: &mut Vec<f32>) -> Self {
         Self(array.as_mut_ptr())
     }
 
-    /// Numbers that are there.
-    pub(crate) fn of_slice(numbers: &mut [f32]) -> Self {
-        Self(numbers.as_mut_ptr())
+    /// The memory of a slice.
+    pub(crate) fn of_slice(values: &mut [f32]) -> Self {
+        Self(values.as_mut_ptr())
     }
 
-    /// The address of a number, or one beyond.
+    /// The address of an element, or of one past the end.
     pub(crate) fn at(self, index: usize) -> *mut f32 {
         self.0.wrapping_add(index)
     }
 
+    /// Copies values to the array.
+    ///
     /// # Safety
     ///
-    /// The numbers lie within the array, and no other thread touches them meanwhile.
-    pub(crate) unsafe fn write(self, index: usize, numbers: &[f32]) {
+    /// The range lies within the array, and no other thread touches it meanwhile.
+    pub(crate) unsafe fn write(self, index: usize, values: &[f32]) {
         // SAFETY: as the caller has promised.
         unsafe {
             let to = self.at(index);
-            to.copy_from_nonoverlapping(numbers.as_ptr(), numbers.len());
+            to.copy_from_nonoverlapping(values.as_ptr(), values.len());
         }
     }
 
-    /// The same, for a length known beforehand.
+    /// [`write`](Self::write) of a length known at compile time.
     ///
     /// # Safety
     ///
-    /// The same.
-    pub(crate) unsafe fn write_line<const N: usize>(self, index: usize, numbers: &[f32; N]) {
+    /// As there.
+    pub(crate) unsafe fn write_line<const N: usize>(self, index: usize, values: &[f32; N]) {
         // SAFETY: as the caller has promised.
-        unsafe { self.at(index).cast::<[f32; N]>().write_unaligned(*numbers) };
+        unsafe { self.at(index).cast::<[f32; N]>().write_unaligned(*values) };
     }
 
+    /// A range of the array.
+    ///
     /// # Safety
     ///
-    /// The numbers lie within the array and are written, and nobody writes to them meanwhile.
+    /// The range lies within the array and is initialised, and nobody writes to it meanwhile.
     pub(crate) unsafe fn read<'a>(self, index: usize, length: usize) -> &'a [f32] {
         // SAFETY: as the caller has promised.
         unsafe { std::slice::from_raw_parts(self.at(index), length) }

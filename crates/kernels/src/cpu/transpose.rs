@@ -1,20 +1,23 @@
-//! Rows into columns.
+//! Transposition, in squares that fit registers.
 #![allow(
     unsafe_code,
-    reason = "vectors are loaded and stored by address, in a function compiled for what was detected"
+    reason = "vector loads and stores by address, in functions compiled for detected features"
 )]
 
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::vectors::{Vectors, longest};
+use std::mem::MaybeUninit;
 
-/// Every fourth of 66 numbers, from the first to the sixth on.
-pub(crate) fn part(from: &[f32; 66], to: &mut [[f32; 16]; 6]) {
-    #[cfg(target_arch = "x86_64")]
-    if longest() == Vectors::Avx512 {
-        // SAFETY: the processor has them.
-        return unsafe { x86::part(from, to) };
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+use crate::cpu::vectors::{Vectors, vectors};
+
+/// De-interleaves a row under sixteen tiles by the position in their patches: line `i` takes every fourth value from the
+/// i-th on.
+pub(crate) fn deinterleave(from: &[f32; 66], to: &mut [[f32; 16]; 6]) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if vectors() == Vectors::Avx512 {
+        // SAFETY: the processor has AVX-512.
+        return unsafe { x86::deinterleave(from, to) };
     }
-    // Four are turned faster than two, so two of them are turned twice.
+    // Four lines are transposed faster than two, so two of the six are written twice.
     for first in [0, 2] {
         transpose(
             &from[first..],
@@ -26,12 +29,12 @@ pub(crate) fn part(from: &[f32; 66], to: &mut [[f32; 16]; 6]) {
     }
 }
 
-/// Four rows as the columns of 64 numbers.
-pub(crate) fn join(from: &[[f32; 16]; 4], to: &mut [f32; 64]) {
-    #[cfg(target_arch = "x86_64")]
-    if longest() == Vectors::Avx512 {
-        // SAFETY: the processor has them.
-        return unsafe { x86::join(from, to) };
+/// Interleaves four lines: pixels of sixteen tiles, by their column in the tile, become a row of the image.
+pub(crate) fn interleave(from: &[[f32; 16]; 4], to: &mut [f32; 64]) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if vectors() == Vectors::Avx512 {
+        // SAFETY: the processor has AVX-512.
+        return unsafe { x86::interleave(from, to) };
     }
     transpose(from.as_flattened(), 16, [4, 16], to, 4);
 }
@@ -44,8 +47,25 @@ pub(crate) fn join(from: &[[f32; 16]; 4], to: &mut [f32; 64]) {
 pub(crate) fn transpose(
     from: &[f32],
     from_row: usize,
-    [rows, columns]: [usize; 2],
+    size: [usize; 2],
     to: &mut [f32],
+    to_row: usize,
+) {
+    // SAFETY: `f32` and `MaybeUninit<f32>` have the same layout, and nothing but f32 is written.
+    let to = unsafe { &mut *(std::ptr::from_mut(to) as *mut [MaybeUninit<f32>]) };
+    transpose_into(from, from_row, size, to, to_row);
+}
+
+/// [`transpose`] into memory that may be uninitialised.
+///
+/// # Panics
+///
+/// As there.
+pub(crate) fn transpose_into(
+    from: &[f32],
+    from_row: usize,
+    [rows, columns]: [usize; 2],
+    to: &mut [MaybeUninit<f32>],
     to_row: usize,
 ) {
     if rows * columns == 0 {
@@ -53,23 +73,16 @@ pub(crate) fn transpose(
     }
     assert!((rows - 1) * from_row + columns <= from.len());
     assert!((columns - 1) * to_row + rows <= to.len());
-    #[allow(unused_mut, reason = "other processors turn nothing at once")]
+    #[allow(unused_mut, reason = "other processors have no squares")]
     let mut whole = [0, 0];
-    #[cfg(target_arch = "x86_64")]
-    if longest() >= Vectors::Avx2 {
-        // SAFETY: the processor has them, and all rows and columns lie within both.
-        whole = unsafe {
-            x86::turn(
-                from.as_ptr(),
-                from_row,
-                [rows, columns],
-                to.as_mut_ptr(),
-                to_row,
-            )
-        };
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if vectors() >= Vectors::Avx2 {
+        let (from, to) = (from.as_ptr(), to.as_mut_ptr().cast());
+        // SAFETY: the processor has AVX2, and all rows and columns lie within both.
+        whole = unsafe { x86::transpose(from, from_row, [rows, columns], to, to_row) };
     }
     let mut copy = |row: usize, column: usize| {
-        to[column * to_row + row] = from[row * from_row + column];
+        to[column * to_row + row].write(from[row * from_row + column]);
     };
     for column in whole[1]..columns {
         (0..whole[0]).for_each(|row| copy(row, column));
@@ -79,17 +92,21 @@ pub(crate) fn transpose(
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 mod x86 {
     use std::arch::x86_64::*;
 
-    /// Rows and columns of the squares that are turned at once; what is over is turned by halves of these.
+    /// Side of the squares that registers hold; the rest is transposed by halves of these.
     const SIDE: usize = 8;
     const HALF: usize = SIDE / 2;
 
-    /// Turns what comes in squares and halves, and returns how many rows and columns that was.
+    /// Transposes whole squares and halves, and returns the number of rows and columns in them.
+    ///
+    /// # Safety
+    ///
+    /// All rows and columns lie within both arrays.
     #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn turn(
+    pub(super) unsafe fn transpose(
         from: *const f32,
         from_row: usize,
         [rows, columns]: [usize; 2],
@@ -102,7 +119,7 @@ mod x86 {
         };
         for row in (0..rows).step_by(SIDE) {
             for column in (0..columns).step_by(SIDE) {
-                // SAFETY: what is turned lies within both, as the caller vouches for.
+                // SAFETY: the square lies within both arrays, as the caller has promised.
                 unsafe {
                     let from = from.add(row * from_row + column);
                     let to = to.add(column * to_row + row);
@@ -118,12 +135,12 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f")]
-    pub(super) fn part(from: &[f32; 66], to: &mut [[f32; 16]; 6]) {
-        // SAFETY: so many numbers lie behind each place, and lines have sixteen.
+    pub(super) fn deinterleave(from: &[f32; 66], to: &mut [[f32; 16]; 6]) {
+        // SAFETY: sixteen values follow each of these positions, and a line has sixteen.
         unsafe {
             let sixteen = |at: usize| _mm512_loadu_ps(from[at..].as_ptr());
-            let near = woven_quarters([0, 16, 32, 48].map(sixteen));
-            let far = woven_quarters([2, 18, 34, 50].map(sixteen));
+            let near = transposed_quarters([0, 16, 32, 48].map(sixteen));
+            let far = transposed_quarters([2, 18, 34, 50].map(sixteen));
             let columns = near.iter().chain(&far[2..]);
             for (to, column) in to.iter_mut().zip(columns) {
                 let column = _mm512_permutexvar_ps(every_fourth(), *column);
@@ -133,31 +150,31 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f")]
-    pub(super) fn join(from: &[[f32; 16]; 4], to: &mut [f32; 64]) {
-        // SAFETY: rows have sixteen numbers, and so many places lie behind each.
+    pub(super) fn interleave(from: &[[f32; 16]; 4], to: &mut [f32; 64]) {
+        // SAFETY: a line has sixteen values, and so has each chunk.
         unsafe {
             let rows = from.each_ref().map(|row| {
                 let row = _mm512_loadu_ps(row.as_ptr());
                 _mm512_permutexvar_ps(every_fourth(), row)
             });
             let (to, _) = to.as_chunks_mut::<16>();
-            for (to, columns) in to.iter_mut().zip(woven_quarters(rows)) {
+            for (to, columns) in to.iter_mut().zip(transposed_quarters(rows)) {
                 _mm512_storeu_ps(to.as_mut_ptr(), columns);
             }
         }
     }
 
-    /// Numbers 0, 4, 8, 12, then 1, 5, and so on; twice it is the order as it was.
+    /// Lanes 0, 4, 8, 12, then 1, 5, and so on; its own inverse.
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn every_fourth() -> __m512i {
         _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)
     }
 
-    /// Of each quarter the rows become columns.
+    /// Transposes the 4×4 squares in each quarter of the registers.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn woven_quarters([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
+    fn transposed_quarters([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
         let (low, high) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
         let (below_low, below_high) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
         [
@@ -169,13 +186,17 @@ mod x86 {
     }
 
     /// Eight rows of four.
+    ///
+    /// # Safety
+    ///
+    /// Four values of eight rows can be read, and eight of four written.
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn narrow(from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
-        // SAFETY: the caller vouches for four numbers of eight rows, and eight places of four.
+        // SAFETY: as the caller has promised.
         unsafe {
-            // Of each register the halves are four rows apart.
-            let columns = woven(std::array::from_fn(|row| {
+            // The halves of each register are four rows apart.
+            let columns = transposed_halves(std::array::from_fn(|row| {
                 let upper = _mm_loadu_ps(from.add(row * from_row));
                 let lower = _mm_loadu_ps(from.add((row + 4) * from_row));
                 _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(upper), lower)
@@ -187,14 +208,18 @@ mod x86 {
     }
 
     /// Four rows of eight.
+    ///
+    /// # Safety
+    ///
+    /// Eight values of four rows can be read, and four of eight written.
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn low(from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
-        // SAFETY: the caller vouches for eight numbers of four rows, and four places of eight.
+        // SAFETY: as the caller has promised.
         unsafe {
             let rows = std::array::from_fn(|row| _mm256_loadu_ps(from.add(row * from_row)));
-            // Of each register the halves are four columns apart.
-            for (column, values) in woven(rows).into_iter().enumerate() {
+            // The halves of each register are four columns apart.
+            for (column, values) in transposed_halves(rows).into_iter().enumerate() {
                 let near = _mm256_castps256_ps128(values);
                 let far = _mm256_extractf128_ps::<1>(values);
                 _mm_storeu_ps(to.add(column * to_row), near);
@@ -203,10 +228,10 @@ mod x86 {
         }
     }
 
-    /// Of either half the rows become columns.
+    /// Transposes the 4×4 squares in each half of the registers.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn woven([a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
+    fn transposed_halves([a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
         let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
         let (below_low, below_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
         [
@@ -218,15 +243,22 @@ mod x86 {
     }
 
     /// Eight rows of eight.
+    ///
+    /// # Safety
+    ///
+    /// Eight values of eight rows can be read, and as many written.
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn square(from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
-        // SAFETY: the caller vouches for eight numbers of eight rows on either side.
+        // SAFETY: as the caller has promised.
         unsafe {
             let rows: [__m256; 8] =
                 std::array::from_fn(|row| _mm256_loadu_ps(from.add(row * from_row)));
             let [r0, r1, r2, r3, r4, r5, r6, r7] = rows;
-            let (upper, lower) = (woven([r0, r1, r2, r3]), woven([r4, r5, r6, r7]));
+            let (upper, lower) = (
+                transposed_halves([r0, r1, r2, r3]),
+                transposed_halves([r4, r5, r6, r7]),
+            );
             for i in 0..4 {
                 let (left, right) = (upper[i], lower[i]);
                 let low = _mm256_permute2f128_ps::<0x20>(left, right);
@@ -243,16 +275,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fours_are_parted_and_joined() {
+    fn rows_are_deinterleaved_and_interleaved() {
         let from = std::array::from_fn(|i| i as f32);
-        let mut parted = [[0.0; 16]; 6];
-        part(&from, &mut parted);
-        for (place, line) in parted.iter().enumerate() {
+        let mut lines = [[0.0; 16]; 6];
+        deinterleave(&from, &mut lines);
+        for (place, line) in lines.iter().enumerate() {
             assert_eq!(*line, std::array::from_fn(|t| (4 * t + place) as f32));
         }
-        let mut joined = [0.0; 64];
-        join(parted.first_chunk().unwrap(), &mut joined);
-        assert_eq!(joined, from[..64]);
+        let mut row = [0.0; 64];
+        interleave(lines.first_chunk().unwrap(), &mut row);
+        assert_eq!(row, from[..64]);
     }
 
     #[test]

@@ -1,33 +1,59 @@
-//! Which vectors of the processor the kernels compute with.
+//! The vector instructions that the kernels use.
 
-use std::sync::OnceLock;
+use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
 
-/// From none that are known here to the longest.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Vectors {
-    /// What the compiler finds.
-    Any,
-    /// AVX2 with fused multiplication and addition.
+/// Vector instructions of a processor, shortest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Vectors {
+    /// None in particular: loops as the compiler vectorises them.
+    Portable,
+    /// AVX2 with fused multiply-add.
     Avx2,
     /// AVX-512 with its extensions F, BW, DQ and VL.
     Avx512,
 }
 
-/// The longest that the processor has; `SWIFTBRUSH_VECTORS`, which is `avx2` or `any`, asks for shorter ones.
-pub(crate) fn longest() -> Vectors {
-    static LONGEST: OnceLock<Vectors> = OnceLock::new();
-    *LONGEST.get_or_init(|| {
-        let at_most = match std::env::var("SWIFTBRUSH_VECTORS").as_deref() {
-            Ok("avx2") => Vectors::Avx2,
-            Ok("any") => Vectors::Any,
-            _ => Vectors::Avx512,
-        };
-        at_most.min(of_processor())
-    })
+impl fmt::Display for Vectors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "portable loops",
+            Self::Avx2 => "AVX2",
+            Self::Avx512 => "AVX-512",
+        })
+    }
+}
+
+/// The choice, as [`code`] has it; 0 until it is first read.
+static CHOSEN: AtomicU8 = AtomicU8::new(0);
+
+fn code(vectors: Vectors) -> u8 {
+    vectors as u8 + 1
+}
+
+/// The vectors that this crate's CPU kernels compute with: the longest that the processor has, or shorter ones after
+/// [`set_vectors`].
+pub fn vectors() -> Vectors {
+    match CHOSEN.load(Ordering::Relaxed) {
+        1 => Vectors::Portable,
+        2 => Vectors::Avx2,
+        3 => Vectors::Avx512,
+        _ => {
+            let longest = of_processor();
+            CHOSEN.store(code(longest), Ordering::Relaxed);
+            longest
+        }
+    }
+}
+
+/// Makes this crate's CPU kernels compute with these vectors, or with the longest that the processor has if those are
+/// shorter; for tests and benchmarks. AVX2 and AVX-512 give the same bits, except in gradients of convolution weights.
+pub fn set_vectors(at_most: Vectors) {
+    CHOSEN.store(code(at_most.min(of_processor())), Ordering::Relaxed);
 }
 
 fn of_processor() -> Vectors {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
         let is_long = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -39,15 +65,5 @@ fn of_processor() -> Vectors {
             Vectors::Avx2
         };
     }
-    Vectors::Any
-}
-
-/// The vectors that this crate's kernels for the CPU compute with: the longest of those known here that the processor has,
-/// or shorter ones if the environment variable `SWIFTBRUSH_VECTORS` is `avx2` or `any`.
-pub fn vectors() -> &'static str {
-    match longest() {
-        Vectors::Any => "what the compiler found",
-        Vectors::Avx2 => "AVX2",
-        Vectors::Avx512 => "AVX-512",
-    }
+    Vectors::Portable
 }

@@ -1,8 +1,8 @@
-//! The operations on burn's CubeCL backends (CUDA, Metal, wgpu): normalisation in kernels of our own, everything else
-//! composed of burn's operations.
+//! The operations on burn's CubeCL backends (CUDA, Metal, wgpu): normalisation in kernels of this crate, everything else composed
+//! of burn's operations.
 //!
-//! Convolutions there take and leave images pixel by pixel, all channels of one side by side. What is between two of them
-//! keeps images so, and nothing is copied into another order.
+//! Convolutions of these backends compute in NHWC (channels last) and copy images in any other layout. Operations between two
+//! convolutions therefore keep NHWC, and nothing is copied into another order.
 
 mod normalize;
 
@@ -14,21 +14,23 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::{permute_nchw_to_nhwc, permute_nhwc_to_nchw};
 
-use crate::backend::Kernels;
-use crate::group_norm::{self, Activation};
-use crate::layer_norm;
+use crate::backend::{KernelGrads, Kernels};
+use crate::composed;
+use crate::options::GroupNormOptions;
+
+impl KernelGrads for CubeBackend {}
 
 impl Kernels for CubeBackend {
-    fn as_convolutions_read(weight: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn to_conv_layout(weight: FloatTensor<Self>) -> FloatTensor<Self> {
         permute_nhwc_to_nchw(into_contiguous(permute_nchw_to_nhwc(weight)))
     }
 
-    fn channels_joined(first: FloatTensor<Self>, second: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn join_channels(first: FloatTensor<Self>, second: FloatTensor<Self>) -> FloatTensor<Self> {
         let pixels = [first, second].map(permute_nchw_to_nhwc);
         permute_nhwc_to_nchw(Self::float_cat(pixels.into(), 3))
     }
 
-    fn doubled(input: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn upsample_nearest_2x(input: FloatTensor<Self>) -> FloatTensor<Self> {
         let [batch, channels, height, width] = input.shape().dims::<4>();
         let apart = Shape::new([batch, height, 1, width, 1, channels]);
         let twice = Shape::new([batch, height, 2, width, 2, channels]);
@@ -42,14 +44,12 @@ impl Kernels for CubeBackend {
         input: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
-        groups: usize,
-        epsilon: f64,
-        activation: Activation,
+        options: GroupNormOptions,
     ) -> FloatTensor<Self> {
-        if groups > normalize::MOST_GROUPS || input.shape().num_elements() == 0 {
-            return group_norm::forward::<Self>(input, gamma, beta, groups, epsilon, activation);
+        if options.groups > normalize::MOST_GROUPS || input.shape().num_elements() == 0 {
+            return composed::group_norm::forward::<Self>(input, gamma, beta, options);
         }
-        normalize::group_norm(input, gamma, beta, groups, epsilon, activation)
+        normalize::group_norm(input, gamma, beta, options)
     }
 
     fn fused_layer_norm(
@@ -59,7 +59,7 @@ impl Kernels for CubeBackend {
         epsilon: f64,
     ) -> FloatTensor<Self> {
         if input.shape().num_elements() == 0 {
-            return layer_norm::forward::<Self>(input, gamma, beta, epsilon);
+            return composed::layer_norm::forward::<Self>(input, gamma, beta, epsilon);
         }
         normalize::layer_norm(input, gamma, beta, epsilon)
     }

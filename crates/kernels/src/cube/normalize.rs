@@ -1,7 +1,15 @@
-//! Group and layer normalisation on a GPU: two launches and one, where burn's operations take up to five and four, and images
-//! stay in the order of memory that convolutions leave them in.
+//! Group and layer normalisation on a GPU: two launches and one, where burn's operations take up to five and four. Images keep
+//! their memory layout.
 //!
-//! All arithmetic is in f32. Sums are taken of differences to one of the numbers, so a large mean costs no precision.
+//! ```text
+//!  group norm:  group_moments  (parts × groups × batch cubes)      normalize_groups  (blocks × batch cubes)
+//!               each cube: count, mean and squared deviations      each cube merges the parts of all groups of its image,
+//!               of its part of a group                             then normalises its share of the elements
+//!  layer norm:  normalize_rows (a cube per row)
+//! ```
+//!
+//! All arithmetic is in f32. Moments are accumulated by Welford's method (Technometrics 4, 1962) and merged pairwise (Chan,
+//! Golub and LeVeque, 1979), so neither a large mean nor an outlier costs precision.
 
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -12,49 +20,48 @@ use burn_cubecl::ops::{permute_nchw_to_nhwc, permute_nhwc_to_nchw};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use crate::group_norm::Activation;
+use crate::options::{Activation, GroupNormOptions};
 
-/// Units of a cube, which share their sums.
+/// Units (threads) of a cube: the most that WebGPU guarantees.
 const UNITS: usize = 256;
-/// Groups at most whose moments a cube has at hand.
+/// Most groups: each unit merges the moments of one.
 pub(super) const MOST_GROUPS: usize = UNITS;
-/// Numbers that a unit is to have before more units share a group or an image.
-const NUMBERS: usize = 8;
-/// Cubes at most that the sums of a group are taken by, so that adding these up costs little.
+/// Elements per unit before a group or an image is split over more cubes.
+const ELEMENTS: usize = 8;
+/// Most parts of a group, so that merging them costs little.
 const MOST_PARTS: usize = 32;
-/// Cubes at most that an image is written by.
+/// Most cubes that write an image.
 const MOST_BLOCKS: usize = 4096;
-/// Cubes at most along one axis of a launch (WebGPU).
+/// Most cubes along one axis of a launch (WebGPU).
 const MOST_CUBES: usize = 65_535;
 
-/// See [`crate::group_norm()`]; the output lies in memory as the input does.
+/// See [`crate::group_norm()`]; the output has the memory layout of the input.
 pub(super) fn group_norm(
     input: CubeTensor,
     gamma: CubeTensor,
     beta: CubeTensor,
-    groups: usize,
-    epsilon: f64,
-    activation: Activation,
+    options: GroupNormOptions,
 ) -> CubeTensor {
+    let groups = options.groups;
     let [batch, channels, height, width] = input.shape().dims();
-    let by_pixels = permute_nchw_to_nhwc(input.clone());
-    let channels_last = by_pixels.is_contiguous() && !input.is_contiguous();
+    let nhwc = permute_nchw_to_nhwc(input.clone());
+    let channels_last = nhwc.is_contiguous() && !input.is_contiguous();
     let input = match channels_last {
-        true => by_pixels,
+        true => nhwc,
         false => into_contiguous(input),
     };
     let dtype = input.dtype;
-    let (image, units) = (channels * height * width, UNITS * NUMBERS);
+    let (image, units) = (channels * height * width, UNITS * ELEMENTS);
     let sizes = || SizesLaunch::new(channels, height * width, groups);
 
     let parts = (image / groups).div_ceil(units).min(MOST_PARTS);
-    let sums = empty_like(&input, Shape::new([batch, groups, parts, 2]), DType::F32);
-    group_sums::launch(
+    let moments = empty_like(&input, Shape::new([batch, groups, parts, 3]), DType::F32);
+    group_moments::launch(
         &input.client,
         CubeCount::Static(parts as u32, groups as u32, batch as u32),
         CubeDim::new_1d(UNITS as u32),
         input.clone().into_tensor_arg(),
-        sums.clone().into_tensor_arg(),
+        moments.clone().into_tensor_arg(),
         sizes(),
         channels_last,
         dtype_to_storage_type(dtype),
@@ -67,14 +74,14 @@ pub(super) fn group_norm(
         CubeCount::Static(blocks as u32, batch as u32, 1),
         CubeDim::new_1d(UNITS as u32),
         input.into_tensor_arg(),
-        sums.into_tensor_arg(),
+        moments.into_tensor_arg(),
         into_contiguous(gamma).into_tensor_arg(),
         into_contiguous(beta).into_tensor_arg(),
         output.clone().into_tensor_arg(),
         sizes(),
-        epsilon as f32,
+        options.epsilon as f32,
         channels_last,
-        activation == Activation::Silu,
+        options.activation == Activation::Silu,
         dtype_to_storage_type(dtype),
     );
     match channels_last {
@@ -115,11 +122,10 @@ fn empty_like(tensor: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
     empty_device_contiguous_dtype(tensor.client.clone(), tensor.device.clone(), shape, dtype)
 }
 
-/// How a batch of images is split.
+/// The split of an image into channels, pixels and groups.
 #[derive(CubeLaunch, CubeType, Clone, Copy)]
 struct Sizes {
     channels: usize,
-    /// Pixels of an image.
     pixels: usize,
     groups: usize,
 }
@@ -134,17 +140,17 @@ impl Sizes {
         self.channels / self.groups
     }
 
-    /// Where a number of a group lies in its image.
-    fn place(&self, group: usize, number: usize, #[comptime] channels_last: bool) -> usize {
+    /// The position of an element of a group in its image.
+    fn place(&self, group: usize, element: usize, #[comptime] channels_last: bool) -> usize {
         let channels = self.channels_of_group();
         if channels_last {
-            number / channels * self.channels + group * channels + number % channels
+            element / channels * self.channels + group * channels + element % channels
         } else {
-            group * channels * self.pixels + number
+            group * channels * self.pixels + element
         }
     }
 
-    /// The channel of a number of an image.
+    /// The channel of an element of an image.
     fn channel(&self, place: usize, #[comptime] channels_last: bool) -> usize {
         if channels_last {
             place % self.channels
@@ -154,40 +160,71 @@ impl Sizes {
     }
 }
 
-/// What all units of a cube have, added up.
+/// Moments with one more value: its count, mean and sum of squared deviations (Welford).
 #[cube]
-fn total(value: f32, shared: &mut Shared<[f32]>) -> f32 {
+fn with_value(count: f32, mean: f32, deviations: f32, value: f32) -> (f32, f32, f32) {
+    let count = count + 1.0f32;
+    let difference = value - mean;
+    let mean = mean + difference / count;
+    (count, mean, deviations + difference * (value - mean))
+}
+
+/// Moments of two sets of values together (Chan, Golub and LeVeque); either may be empty.
+#[cube]
+fn merged(
+    count: f32,
+    mean: f32,
+    deviations: f32,
+    other_count: f32,
+    other_mean: f32,
+    other_deviations: f32,
+) -> (f32, f32, f32) {
+    let total = count + other_count;
+    let share = other_count / total.max(1.0f32);
+    let difference = other_mean - mean;
+    let between = difference * difference * count * share;
+    (
+        total,
+        mean + difference * share,
+        deviations + other_deviations + between,
+    )
+}
+
+/// Moments of the values of all units of a cube.
+#[cube]
+fn of_cube(count: f32, mean: f32, deviations: f32, shared: &mut Shared<[f32]>) -> (f32, f32, f32) {
     let unit = UNIT_POS as usize;
-    // Nobody reads the last sum any longer.
-    sync_cube();
-    shared[unit] = value;
+    shared[unit] = count;
+    shared[unit + UNITS] = mean;
+    shared[unit + 2 * UNITS] = deviations;
     sync_cube();
     let mut half = CUBE_DIM as usize / 2;
     while half > 0 {
         if unit < half {
-            let other = shared[unit + half];
-            shared[unit] += other;
+            let other = unit + half;
+            let (count, mean, deviations) = merged(
+                shared[unit],
+                shared[unit + UNITS],
+                shared[unit + 2 * UNITS],
+                shared[other],
+                shared[other + UNITS],
+                shared[other + 2 * UNITS],
+            );
+            shared[unit] = count;
+            shared[unit + UNITS] = mean;
+            shared[unit + 2 * UNITS] = deviations;
         }
         sync_cube();
         half /= 2;
     }
-    shared[0]
+    (shared[0], shared[UNITS], shared[2 * UNITS])
 }
 
-/// Mean and reciprocal deviation from the sums of differences to a number and of their squares.
-#[cube]
-fn moments(first: f32, sum: f32, squares: f32, count: usize, epsilon: f32) -> (f32, f32) {
-    let count = f32::cast_from(count);
-    let shift = sum / count;
-    let variance = (squares / count - shift * shift).max(0.0f32);
-    (first + shift, (variance + epsilon).sqrt().recip())
-}
-
-/// The sums of a part of each group: of the differences to the group's first number, and of their squares.
+/// Moments of a part of each group.
 #[cube(launch)]
-fn group_sums<F: Float>(
+fn group_moments<F: Float>(
     input: &Tensor<F>,
-    sums: &mut Tensor<f32>,
+    moments: &mut Tensor<f32>,
     sizes: Sizes,
     #[comptime] channels_last: bool,
     #[define(F)] _dtype: ElemType,
@@ -199,35 +236,36 @@ fn group_sums<F: Float>(
     );
     let units = CUBE_DIM as usize;
     let parts = CUBE_COUNT_X as usize;
-    let count = sizes.image() / sizes.groups;
+    let elements = sizes.image() / sizes.groups;
     let start = image * sizes.image();
-    let first = f32::cast_from(input[start + sizes.place(group, 0, channels_last)]);
 
-    let mut sum = 0.0f32;
-    let mut squares = 0.0f32;
-    let mut number = part * units + UNIT_POS as usize;
-    while number < count {
-        let value = input[start + sizes.place(group, number, channels_last)];
-        let difference = f32::cast_from(value) - first;
-        sum += difference;
-        squares += difference * difference;
-        number += units * parts;
+    let mut count = 0.0f32;
+    let mut mean = 0.0f32;
+    let mut deviations = 0.0f32;
+    let mut element = part * units + UNIT_POS as usize;
+    while element < elements {
+        let value = f32::cast_from(input[start + sizes.place(group, element, channels_last)]);
+        let (new_count, new_mean, new_deviations) = with_value(count, mean, deviations, value);
+        count = new_count;
+        mean = new_mean;
+        deviations = new_deviations;
+        element += units * parts;
     }
-    let mut shared = Shared::new_slice(UNITS);
-    let sum = total(sum, &mut shared);
-    let squares = total(squares, &mut shared);
+    let mut shared = Shared::new_slice(3 * UNITS);
+    let (count, mean, deviations) = of_cube(count, mean, deviations, &mut shared);
     if UNIT_POS == 0 {
-        let at = ((image * sizes.groups + group) * parts + part) * 2;
-        sums[at] = sum;
-        sums[at + 1] = squares;
+        let at = ((image * sizes.groups + group) * parts + part) * 3;
+        moments[at] = count;
+        moments[at + 1] = mean;
+        moments[at + 2] = deviations;
     }
 }
 
-/// `activation(γ·x̂ + β)` for the numbers of an image, in the order of memory.
+/// `activation(γ·x̂ + β)` of the elements of an image, in memory order.
 #[cube(launch)]
 fn normalize_groups<F: Float>(
     input: &Tensor<F>,
-    sums: &Tensor<f32>,
+    moments: &Tensor<f32>,
     gamma: &Tensor<F>,
     beta: &Tensor<F>,
     output: &mut Tensor<F>,
@@ -243,17 +281,25 @@ fn normalize_groups<F: Float>(
     let mut means = Shared::new_slice(UNITS);
     let mut reciprocals = Shared::new_slice(UNITS);
     if unit < sizes.groups {
-        let parts = sums.shape(2);
-        let mut sum = 0.0f32;
-        let mut squares = 0.0f32;
+        let parts = moments.shape(2);
+        let mut count = 0.0f32;
+        let mut mean = 0.0f32;
+        let mut deviations = 0.0f32;
         for part in 0..parts {
-            let at = ((image * sizes.groups + unit) * parts + part) * 2;
-            sum += sums[at];
-            squares += sums[at + 1];
+            let at = ((image * sizes.groups + unit) * parts + part) * 3;
+            let (new_count, new_mean, new_deviations) = merged(
+                count,
+                mean,
+                deviations,
+                moments[at],
+                moments[at + 1],
+                moments[at + 2],
+            );
+            count = new_count;
+            mean = new_mean;
+            deviations = new_deviations;
         }
-        let first = f32::cast_from(input[start + sizes.place(unit, 0, channels_last)]);
-        let count = sizes.image() / sizes.groups;
-        let (mean, reciprocal) = moments(first, sum, squares, count, epsilon);
+        let reciprocal = (deviations / count + epsilon).sqrt().recip();
         means[unit] = mean;
         reciprocals[unit] = reciprocal;
     }
@@ -275,7 +321,7 @@ fn normalize_groups<F: Float>(
     }
 }
 
-/// `γ·x̂ + β` for a row.
+/// `γ·x̂ + β` of a row.
 #[cube(launch)]
 fn normalize_rows<F: Float>(
     input: &Tensor<F>,
@@ -293,20 +339,21 @@ fn normalize_rows<F: Float>(
     }
     let (units, unit) = (CUBE_DIM as usize, UNIT_POS as usize);
     let start = row * width;
-    let first = f32::cast_from(input[start]);
-    let mut sum = 0.0f32;
-    let mut squares = 0.0f32;
+    let mut count = 0.0f32;
+    let mut mean = 0.0f32;
+    let mut deviations = 0.0f32;
     let mut at = unit;
     while at < width {
-        let difference = f32::cast_from(input[start + at]) - first;
-        sum += difference;
-        squares += difference * difference;
+        let value = f32::cast_from(input[start + at]);
+        let (new_count, new_mean, new_deviations) = with_value(count, mean, deviations, value);
+        count = new_count;
+        mean = new_mean;
+        deviations = new_deviations;
         at += units;
     }
-    let mut shared = Shared::new_slice(UNITS);
-    let sum = total(sum, &mut shared);
-    let squares = total(squares, &mut shared);
-    let (mean, reciprocal) = moments(first, sum, squares, width, epsilon);
+    let mut shared = Shared::new_slice(3 * UNITS);
+    let (count, mean, deviations) = of_cube(count, mean, deviations, &mut shared);
+    let reciprocal = (deviations / count + epsilon).sqrt().recip();
     let mut at = unit;
     while at < width {
         let normalized = (f32::cast_from(input[start + at]) - mean) * reciprocal;

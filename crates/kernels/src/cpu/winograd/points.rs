@@ -1,40 +1,41 @@
-//! The transforms of F(4×4, 3×3), of sixteen tiles side by side.
+//! The transforms of Winograd's F(4×4, 3×3), vectorised over sixteen tiles.
 //!
-//! The points of interpolation are 0, ±5/8, ±3/2 and infinity instead of the usual 0, ±1, ±2: exact in binary, and with a
-//! third of the error (1.4e-6 of the output's root mean square instead of 3.1e-6, at most 1.1e-5 instead of 4.2e-5, over
-//! 256 channels of normal numbers; a direct sum has about 3e-7 and 2e-6).
+//! The interpolation points are 0, ±5/8, ±3/2 and ∞ instead of the usual 0, ±1, ±2, ∞. They are exact in binary and have a
+//! third of the error: 1.4e-6 of the output's root mean square instead of 3.1e-6, at most 1.1e-5 instead of 4.2e-5, over
+//! 256 channels of normal values (a direct sum has about 3e-7 and 2e-6; numpy, f32, the best of thirteen pairs,
+//! docs/log.md, 2026-11-25).
 #![allow(
     unsafe_code,
-    reason = "patches are written to where several threads write"
+    reason = "patches are written to a buffer that threads share"
 )]
 #![allow(
     clippy::needless_range_loop,
-    reason = "lanes, rows and columns are counted over several arrays at once"
+    reason = "lanes, rows and columns index several arrays at once"
 )]
 
-use crate::cpu::loops::for_this_machine;
+use crate::cpu::loops::vectorized;
 
-/// Side of a tile of the output.
-pub(crate) const TILE: usize = 4;
-/// Side of the part of the input that it depends on.
-pub(crate) const PATCH: usize = TILE + 2;
-/// Products of each pair of channels for a tile.
-pub(crate) const POINTS: usize = PATCH * PATCH;
-/// Tiles that are transformed side by side.
-pub(crate) const LANES: usize = 16;
-/// The points, which lie on both sides of 0.
+/// Side of an output tile.
+pub(super) const TILE: usize = 4;
+/// Side of the input patch that a tile depends on.
+pub(super) const PATCH: usize = TILE + 2;
+/// Interpolation points in two dimensions: products per tile and pair of channels.
+pub(super) const POINTS: usize = PATCH * PATCH;
+/// Tiles that are transformed together: the lanes of one AVX-512 or two AVX2 vectors.
+pub(super) const LANES: usize = 16;
+/// The interpolation points are ±A and ±B besides 0 and ∞.
 const A: f32 = 0.625;
 const B: f32 = 1.5;
 const A2: f32 = A * A;
 const B2: f32 = B * B;
 
-/// A tile's numbers at all points or places, of sixteen tiles side by side.
-pub(crate) type Unit = [[f32; LANES]; POINTS];
+/// Values at all points, of sixteen tiles or kernels.
+pub(super) type Unit = [[f32; LANES]; POINTS];
 
-for_this_machine! {
-    /// Weights at all points, `G·g·Gᵀ`, of sixteen kernels.
-    pub(crate) fn kernels_at_points(taps: &[[f32; LANES]; 9], points: &mut Unit) {
-        // The first of each row of G is its share of all three taps.
+vectorized! {
+    /// Kernels at all points, `G·g·Gᵀ`, sixteen at a time.
+    pub(super) fn kernels_at_points(taps: &[[f32; LANES]; 9], points: &mut Unit) {
+        // The rows of G, up to the powers of ±A and ±B that its columns add.
         let at_zero = 1.0 / (A2 * B2);
         let at_a = 1.0 / (2.0 * A2 * (A2 - B2));
         let at_b = 1.0 / (2.0 * B2 * (B2 - A2));
@@ -64,7 +65,7 @@ for_this_machine! {
     }
 }
 
-/// Six numbers in a row at the six points: `Bᵀ·d`.
+/// Six values of a row or column at the six points, `Bᵀ·d`.
 #[inline(always)]
 fn patch_at_points([d0, d1, d2, d3, d4, d5]: [f32; PATCH]) -> [f32; PATCH] {
     let (even_a, odd_a) = (d4 - B2 * d2, A * (d3 - B2 * d1));
@@ -79,7 +80,7 @@ fn patch_at_points([d0, d1, d2, d3, d4, d5]: [f32; PATCH]) -> [f32; PATCH] {
     ]
 }
 
-/// Four pixels in a row of six points: `Aᵀ·m`.
+/// Four pixels of a row or column from six points, `Aᵀ·m`.
 #[inline(always)]
 fn pixels_at([m0, a, minus_a, b, minus_b, m5]: [f32; PATCH]) -> [f32; TILE] {
     let (even_a, odd_a) = (a + minus_a, a - minus_a);
@@ -92,9 +93,13 @@ fn pixels_at([m0, a, minus_a, b, minus_b, m5]: [f32; PATCH]) -> [f32; TILE] {
     ]
 }
 
-for_this_machine! {
-    /// Writes patches at all points, `Bᵀ·d·B`, of sixteen tiles, to lines that lie apart.
-    pub(crate) fn patches_at_points(under: &[[[f32; LANES]; PATCH]; PATCH], first: *mut f32, apart: usize) {
+vectorized! {
+    /// Writes sixteen patches at all points, `Bᵀ·d·B`: the line of point `p` to `first + p·apart`.
+    ///
+    /// # Safety
+    ///
+    /// Each of these [`POINTS`] addresses is valid for writing [`LANES`] values, which no other thread touches meanwhile.
+    pub(super) unsafe fn patches_at_points(under: &[[[f32; LANES]; PATCH]; PATCH], first: *mut f32, apart: usize) {
         let mut across = [[[0.0f32; LANES]; PATCH]; PATCH];
         for (across, under) in across.iter_mut().zip(under) {
             for t in 0..LANES {
@@ -114,16 +119,16 @@ for_this_machine! {
             }
             for (row, line) in lines.iter().enumerate() {
                 let to = first.wrapping_add((PATCH * row + column) * apart);
-                // SAFETY: the caller of `Patches::write` vouches for the lines.
+                // SAFETY: as the caller has promised.
                 unsafe { to.cast::<[f32; LANES]>().write_unaligned(*line) };
             }
         }
     }
 }
 
-for_this_machine! {
-    /// The pixels of sixteen tiles, `Aᵀ·m·A`: four columns of each of four rows, from lines that lie apart.
-    pub(crate) fn pixels_of_points(
+vectorized! {
+    /// Pixels of sixteen tiles, `Aᵀ·m·A`, as four columns of each of four rows; the line of point `p` begins at `p·apart`.
+    pub(super) fn pixels_of_points(
         points: &[f32],
         apart: usize,
         pixels: &mut [[[f32; LANES]; TILE]; TILE],

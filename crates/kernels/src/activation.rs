@@ -1,16 +1,13 @@
-//! The Gaussian error linear unit with its exact gradient, and what is like it.
+//! GELU with its exact gradient, GEGLU and SiLU.
 
-use std::f64::consts::{FRAC_1_SQRT_2, PI};
-
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, TensorMetadata};
+use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
 use crate::backend::Kernels;
 
 /// `x·Φ(x)` with Φ the normal distribution function (Hendrycks and Gimpel, arXiv 1606.08415).
 ///
-/// burn's own operation has the same value but the gradient of the tanh approximation.
+/// burn's own operation has the same value, but the gradient of the tanh approximation.
 ///
 /// # Shapes
 ///
@@ -49,27 +46,6 @@ pub fn gated_gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
     Tensor::<2>::from_dispatch(<Dispatch as Kernels>::gated_gelu(rows)).reshape(dims)
 }
 
-/// Composed of other operations, for every backend without a kernel of its own.
-pub(crate) fn gated<B: Backend + Kernels>(input: FloatTensor<B>) -> FloatTensor<B> {
-    let [rows, twice] = input.shape().dims::<2>();
-    let half = |half: usize| {
-        let columns = half * twice / 2..(half + 1) * twice / 2;
-        B::float_slice(input.clone(), &[(0..rows).into(), columns.into()])
-    };
-    B::float_mul(half(0), B::exact_gelu(half(1)))
-}
-
-/// `dx = dy·(Φ(x) + x·φ(x))`
-pub(crate) fn backward<B: Backend>(input: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
-    let erf = B::float_erf(B::float_mul_scalar(input.clone(), FRAC_1_SQRT_2.into()));
-    let cumulative = B::float_mul_scalar(B::float_add_scalar(erf, 1.0.into()), 0.5.into());
-    let square = B::float_mul(input.clone(), input.clone());
-    let density = B::float_exp(B::float_mul_scalar(square, (-0.5).into()));
-    let density = B::float_mul_scalar(density, (1.0 / (2.0 * PI).sqrt()).into());
-    let slope = B::float_add(cumulative, B::float_mul(input, density));
-    B::float_mul(grad, slope)
-}
-
 #[cfg(test)]
 mod tests {
     use burn::tensor::activation;
@@ -88,7 +64,7 @@ mod tests {
     ];
 
     #[test]
-    fn silu_is_burns_and_so_is_its_gradient() {
+    fn silu_and_its_gradient_equal_those_of_burn() {
         let device = device().autodiff();
         let input = (random([3, 7000], 0, &device) * 5.0).require_grad();
         let (found, expected) = (silu(input.clone()), activation::silu(input.clone()));
@@ -100,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn one_half_gates_the_other() {
+    fn geglu_gates_one_half_by_the_other() {
         let device = device().autodiff();
         for width in [1, 5, 40] {
             let input = random([2, 3, 2 * width], 0, &device).require_grad();
@@ -119,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn value_and_gradient_are_the_exact_ones() {
+    fn gelu_and_its_gradient_are_exact() {
         let input = Tensor::<1>::from_data(KNOWN.map(|(x, _, _)| x as f32), &device().autodiff())
             .require_grad();
         let output = gelu(input.clone());

@@ -1,0 +1,13 @@
+//! Every operation and gradient composed of burn's own operations: what runs where a backend has no kernel of its own.
+
+pub(crate) mod attention;
+pub(crate) mod convolution;
+pub(crate) mod group_norm;
+pub(crate) mod layer_norm;
+pub(crate) mod linear;
+pub(crate) mod pointwise;
+pub(crate) mod update;
+
+mod cast;
+
+pub(crate) use cast::{cast_like, narrow, widen};
