@@ -1,6 +1,6 @@
-//! The text encoder, and both towers.
+//! The text encoder and the vision tower.
 //!
-//! `cargo bench --bench clip -- miniature` or `-- sd-2.1`; without a filter both.
+//! `cargo bench --bench clip -- miniature` or `-- sd-2.1`; both without a filter.
 
 use burn::tensor::{Int, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};

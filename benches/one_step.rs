@@ -1,6 +1,6 @@
-//! From states of a prompt to a picture in one step: denoiser and tiny decoder.
+//! From text states to an image in one step: denoiser and tiny decoder.
 //!
-//! `cargo bench --bench one_step -- miniature` or `-- sd-2.1`; without a filter both.
+//! `cargo bench --bench one_step -- miniature` or `-- sd-2.1`; both without a filter.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 

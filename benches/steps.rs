@@ -1,8 +1,7 @@
-//! Takes steps of distillation on request, for `peers/train_step.py`: for each line of input it takes one and prints the
-//! seconds.
+//! Takes distillation steps on request, for `peers/train_step.py`: for each input line it takes one and prints the seconds.
 //!
-//! `cargo run --release -p benches --bin steps -- FOLDER a|b BATCH f32|bf16`, where FOLDER is a model as
-//! `peers/make_model.py --clip` writes it. Teacher and student begin alike.
+//! `cargo run --release -p benches --bin steps -- FOLDER a|b BATCH f32|bf16`, where FOLDER is a model
+//! written by `peers/make_model.py --clip`. Teacher and student start equal.
 #![allow(clippy::print_stdout, reason = "a program talks to its user")]
 
 use std::io::{BufRead, Write};
@@ -32,7 +31,7 @@ fn main() -> Result<(), Failure> {
     let scheme = match scheme.as_str() {
         "a" => Recipe::full(),
         "b" => Recipe::efficient(),
-        _ => return Err(format!("there is no scheme {scheme}").into()),
+        _ => return Err(format!("unknown scheme {scheme}; expected a or b").into()),
     };
     let recipe = Recipe {
         batch: batch.parse()?,
@@ -40,7 +39,7 @@ fn main() -> Result<(), Failure> {
         precision: match precision.as_str() {
             "f32" => Precision::F32,
             "bf16" => Precision::Bf16,
-            _ => return Err(format!("networks are not trained in {precision}").into()),
+            _ => return Err(format!("unknown precision {precision}; expected f32 or bf16").into()),
         },
         ..scheme
     };

@@ -1,7 +1,7 @@
-//! Gradients of one training step: a whole network, and adapters on a frozen one by the low-rank path
-//! beside the composed weight.
+//! Gradients of one training step: of a whole network, and of adapters on a frozen one, by the low-rank path and by the composed
+//! weight.
 //!
-//! `cargo bench --bench train_step -- miniature` or `-- sd-2.1` (over 20 GB); without a filter both.
+//! `cargo bench --bench train_step -- miniature` or `-- sd-2.1` (over 20 GB); both without a filter.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};

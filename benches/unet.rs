@@ -1,6 +1,6 @@
 //! One call of the denoiser.
 //!
-//! `cargo bench --bench unet -- miniature` or `-- sd-2.1`; without a filter both.
+//! `cargo bench --bench unet -- miniature` or `-- sd-2.1`; both without a filter.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 

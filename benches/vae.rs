@@ -1,6 +1,6 @@
 //! Decoding latents, with the full autoencoder and the tiny one.
 //!
-//! `cargo bench --bench vae -- miniature` or `-- sd-2.1`; without a filter both.
+//! `cargo bench --bench vae -- miniature` or `-- sd-2.1`; both without a filter.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 

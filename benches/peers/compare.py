@@ -1,12 +1,12 @@
-"""Loads a model and paints a picture in turn with the example `generate` and with diffusers, and prints ratios.
+"""Loads a model and generates a picture in turn with the example `generate` and with diffusers, and prints ratios.
 
     cargo build --release --example generate
     python compare.py FOLDER [--runs 5] [--dtype f32] [--device cpu|cuda] [--binary target/release/examples/generate] [--tiny]
                       [--cold] [--steps N] [--guidance G] [--image FILE --strength S] [--json FILE] [-- options of generate]
 
-With --cold the system is asked to forget the files before each run, which needs to be its administrator. Each run is a process of its own on the same files (in the cache of the operating system after the first, which is not
-counted, but printed); memory is the peak of the process as the operating system counts it. Prints the median of the runs and, in
-brackets, the least and the greatest.
+Each run is a process of its own on the same files. They are in the operating system's cache after the first run, which is
+printed but not counted; --cold drops that cache before each run, which needs root. Memory is the peak resident size of the
+process. Prints the median of the runs, with minimum and maximum in brackets.
 """
 import argparse, json, os, pathlib, platform, re, statistics, subprocess, sys, tempfile, time
 

@@ -3,7 +3,7 @@
     python generate.py FOLDER [--dtype f32|f16|bf16] [--device cpu|cuda] [--tiny] [--seed N] [--save FILE]
                        [--steps N] [--guidance G] [--image FILE --strength S]
 
-The decoder is in PyTorch's layout of channels last and the denoiser is not, each in the one that is faster.
+The decoder runs in channels-last layout and the denoiser does not, each in its faster layout.
 """
 import argparse, resource, time
 begun = time.perf_counter()

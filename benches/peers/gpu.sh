@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What only a GPU can show, beside PyTorch on the same card: parts of a picture, steps of distillation, whole pictures.
+# Benchmarks on a GPU, beside PyTorch on the same card: parts of a model, distillation steps, whole pictures.
 #
 #     cargo build --release -p benches --bins -p examples --example generate \
 #         --no-default-features --features benches/cuda,examples/cuda
 #     benches/peers/gpu.sh BINARIES RESULTS
 #
-# BINARIES is the folder with `parts`, `steps` and `generate`. Needs diffusers, peft and 20 GiB; each table goes into RESULTS as
-# JSON and on the screen. The model is made there first, if it is not there.
+# BINARIES is the folder with `parts`, `steps` and `generate`. Needs diffusers, peft and 20 GiB. Each table is printed, and written
+# to RESULTS as JSON. The model is created there if it is missing.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 binaries=$(cd "$1" && pwd)
@@ -22,11 +22,11 @@ for dtype in bf16 f16 f32; do
     done
 done
 for scheme in a b; do
-    echo "== a step of scheme $scheme, bf16"
+    echo "== one step of scheme $scheme, bf16"
     python3 "$here/train_step.py" model --device cuda --binary "$binaries/steps" --scheme $scheme --precision bf16 --batch 8 \
         --rounds 10 --warm-up 3 --json "step-$scheme.json"
 done
 for dtype in bf16 f16; do
-    echo "== whole pictures, $dtype: the first run, which finds the fastest kernels, and those after it"
+    echo "== whole pictures, $dtype: the first run, which autotunes, and the later ones"
     python3 "$here/compare.py" model --device cuda --binary "$binaries/generate" --dtype $dtype --runs 3 --json "picture-$dtype.json"
 done

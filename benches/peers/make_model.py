@@ -1,4 +1,4 @@
-"""Writes a model of SD-Turbo's true size with random weights, as diffusers saves it: 866 M + 340 M + 84 M parameters.
+"""Writes a model of SD-Turbo's size with random weights, as diffusers saves it: 866 M + 340 M + 84 M parameters.
 
     python make_model.py FOLDER [--dtype f16|f32] [--family turbo|sd15] [--clip] [--halved] [--vocabulary bpe_simple_vocab_16e6.txt.gz]
 

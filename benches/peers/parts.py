@@ -1,16 +1,16 @@
-"""Times the parts of SD-Turbo in turn: ours, PyTorch's in both of its layouts, and other peers'; prints ratios.
+"""Times the parts of SD-Turbo in turn: swiftbrush, PyTorch in both memory layouts, and other peers; prints ratios.
 
     cargo build --release --workspace --bins
     (cd benches/peers/candle && RUSTFLAGS="-C target-cpu=native" cargo build --release)
     python parts.py FOLDER [--rounds 5] [--batch 1] [--dtype f32] [--device cpu] [--binary target/release/parts]
                     [--peers candle compile graphs openvino] [--json FILE]
 
-All wait for one another, a part at a time, so that every round meets the same machine; the first rounds are not counted.
-FOLDER is a model as make_model.py writes it; parts are networks, and single operations at their shapes. `compile` is
-torch.compile with its default backend, `graphs` that with mode="max-autotune" (on CUDA with graphs of launches), `openvino`
-what OpenVINO makes of the PyTorch module, with f32 arithmetic. On a CPU `--dtype` is PyTorch's alone; ours, candle and OpenVINO
-compute in f32. With `--device cuda` ours computes in `--dtype` too, and `--binary` is one that was built for CUDA. Seconds are medians, the least and the greatest in brackets;
-ratios are of medians, ours to the better of PyTorch's layouts, and to each peer.
+The programs take turns, one part at a time, so that every round meets the same machine; warm-up rounds are not counted.
+FOLDER is a model written by make_model.py. Parts are networks, and single operations at their shapes. `compile` is torch.compile
+with its default backend, `graphs` with mode="max-autotune" (CUDA graphs), `openvino` the PyTorch module converted to OpenVINO in
+f32. On a CPU, `--dtype` applies to PyTorch alone; swiftbrush, candle and OpenVINO compute in f32. With `--device cuda`,
+swiftbrush computes in `--dtype` too, and `--binary` must have been built for CUDA. Times are medians, with minimum and maximum
+in brackets; ratios are of medians, PyTorch's better layout and each peer over swiftbrush.
 """
 import argparse, gc, json, os, pathlib, statistics, subprocess, time
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -44,7 +44,7 @@ class Process:
         return float(self.process.stdout.readline())
 
 DTYPE = dict(f32=torch.float32, f16=torch.float16, bf16=torch.bfloat16)[args.dtype]
-# At shapes of Stable Diffusion: self-attention and its scores at 64x64, normalisation and activation at 512x512 in the decoder.
+# Shapes of Stable Diffusion: self-attention and its scores at 64x64, normalisation and activation at 512x512 in the decoder.
 OPERATIONS = {
     "attention": ([5, 4096, 64], lambda x: F.scaled_dot_product_attention(x, x, x)),
     "group_norm": ([128, 512, 512], lambda x: F.group_norm(x, 32, x.new_ones(128), x.new_zeros(128))),
@@ -144,7 +144,7 @@ if "candle" in args.peers:
     processes["candle"] = Process(HERE / "candle/target/release/candle-parts", args.folder)
 
 def variants(part):
-    """Each peer with what makes it ready, which is done when its turn begins, so that one model is there at a time."""
+    """Each peer with a function that prepares it, called when its turn begins, so that one model is in memory at a time."""
     yield "PyTorch", lambda: pytorch(part, torch.contiguous_format)
     if part not in ("text_encoder", "softmax", "attention"):
         yield "PyTorch, channels last", lambda: pytorch(part, torch.channels_last)
@@ -175,7 +175,7 @@ for part in args.parts:
         ratio = statistics.median(v) / ours
         print(f"{part:15} {who:23} {statistics.median(v):8.4f} s [{min(v):.4f}, {max(v):.4f}]  {ratio:5.2f}", flush=True)
     best = min(statistics.median(v) for who, v in times.items() if who in ("PyTorch", "PyTorch, channels last"))
-    print(f"{part:15} ours is {best / ours:.2f} times as fast as PyTorch's better layout", flush=True)
+    print(f"{part:15} swiftbrush is {best / ours:.2f} times as fast as PyTorch's better layout", flush=True)
 for name, process in processes.items():
     process.process.stdin.close()
     process.process.wait()

@@ -1,12 +1,13 @@
-"""Paints a picture in one step in turn with the example `generate` and with stable-diffusion.cpp, and prints ratios.
+"""Generates a picture in one step in turn with the example `generate` and with stable-diffusion.cpp, and prints ratios.
 
-    pip download --no-deps --no-binary stable-diffusion-cpp-python stable-diffusion-cpp-python  # has its sources
+    pip download --no-deps --no-binary stable-diffusion-cpp-python stable-diffusion-cpp-python  # includes the sources
     cmake -S vendor/stable-diffusion.cpp -B build -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON && cmake --build build
     cargo build --release --workspace --examples
     python stable_diffusion_cpp.py build/bin/sd-cli FILE [--runs 3] [--json FILE] [-- options of sd-cli]
 
-FILE is a single file in the names of the original training code, of SD 2.1's size. Both compute from the same file in two
-threads; the first run of each is not counted. Medians, the least and the greatest in brackets, of what both say themselves.
+FILE is a single file of SD 2.1's size, with the tensor names of the original training code. Both programs run from the same file
+in two threads; the first run of each is not counted. Prints medians of the times that the programs report, with minimum and
+maximum in brackets.
 """
 import argparse, json, os, pathlib, re, statistics, subprocess, sys, tempfile, time
 

@@ -1,14 +1,14 @@
-"""Times one step of SwiftBrush v2's distillation, ours and a plain PyTorch loop that does the same work, in turn.
+"""Times one distillation step of SwiftBrush v2, by swiftbrush and by a plain PyTorch loop that does the same work, in turn.
 
     cargo build --release --workspace --bins
     python make_model.py FOLDER --clip [--halved]
     python train_step.py FOLDER [--scheme a|b] [--batch 1] [--precision f32|bf16] [--device cpu|cuda] [--rounds 5] [--json FILE]
 
-Both have weights, gradients, AdamW and its averages in f32 and compute networks in --precision, which is torch.autocast
-there. A step is an update of the student (scheme A: all weights; B: adapters, with the clamped CLIP loss through the tiny
-decoder) and one of the fake teacher's adapters, without checkpointing of activations. Attention is PyTorch's
-scaled_dot_product_attention, AdamW its fused one. The first rounds are not counted. Prints medians, the least and the
-greatest in brackets, the ratio of the medians and the peak of the GPU's memory in PyTorch.
+Both keep weights, gradients, AdamW's moments and averaged weights in f32 and compute networks in --precision (torch.autocast in
+PyTorch). A step updates the student (scheme A: all weights; B: adapters, with the clamped CLIP loss through the tiny decoder) and
+the fake teacher's adapters, without activation checkpointing. PyTorch uses scaled_dot_product_attention and the fused AdamW.
+Warm-up rounds are not counted. Prints medians with minimum and maximum in brackets, the ratio of the medians, and PyTorch's peak
+of GPU memory.
 """
 import argparse, contextlib, copy, json, os, pathlib, statistics, subprocess, time
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

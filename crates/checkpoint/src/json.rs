@@ -24,7 +24,8 @@ pub fn read_json<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T, Error
 /// Reads a component's `config.json` into `T`; missing options are taken from `defaults`.
 ///
 /// Options that `T` lacks are unsupported, unless their value is null or one that `accepted` lists, at which the
-/// component works as if the option did not exist. Keys that begin with an underscore are notes and ignored.
+/// component works as if the option did not exist. Keys that begin with an underscore, and those
+/// that averaged weights leave behind, are notes and ignored.
 ///
 /// # Errors
 ///
@@ -69,9 +70,24 @@ where
     })
 }
 
+/// Keys that describe a training run or a file instead of a network: those of diffusers' averaged weights (`EMAModel`), and the
+/// element type.
+const NOTES: [&str; 9] = [
+    "decay",
+    "dtype",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "torch_dtype",
+    "update_after_step",
+    "use_ema_warmup",
+];
+
 fn passes(name: &str, value: &Value, accepted: &[(&str, Value)]) -> bool {
     let mut accepted = accepted.iter();
     name.starts_with('_')
+        || NOTES.contains(&name)
         || value.is_null()
         || accepted.any(|(option, accepted)| *option == name && same(accepted, value))
 }

@@ -126,7 +126,7 @@ pub struct Epilogue {
     pub shift: Option<Tensor<2>>,
     /// Added to the output, of its shape.
     pub residual: Option<Tensor<4>>,
-    /// Whether negative values then become 0.
+    /// Sets negative values to 0, last.
     pub relu: bool,
 }
 
@@ -194,7 +194,7 @@ pub struct Conv2dConfig {
     /// Zeros around the input: above and to the left, below and to the right.
     #[config(default = "(0, 0)")]
     pub padding: (usize, usize),
-    /// Whether there is a bias.
+    /// Adds a bias.
     #[config(default = true)]
     pub bias: bool,
 }

@@ -16,7 +16,7 @@ pub struct LinearConfig {
     pub inputs: usize,
     /// Features of the output.
     pub outputs: usize,
-    /// Whether there is a bias.
+    /// Adds a bias.
     #[config(default = true)]
     pub bias: bool,
 }
@@ -39,8 +39,7 @@ impl LinearConfig {
 
 /// `x·Wᵀ + b`.
 ///
-/// When burn's LoRA is attached to the weight (`W + s·A·B`, `A: [outputs, rank]`,
-/// `B: [rank, inputs]`), the layer computes `x·Wᵀ + s·(x·Bᵀ)·Aᵀ` and never composes the dense matrix,
+/// With burn's LoRA attached to the weight (`W + s·A·B`, `A: [outputs, rank]`, `B: [rank, inputs]`), the layer computes `x·Wᵀ + s·(x·Bᵀ)·Aᵀ` and never composes the dense matrix,
 /// whose gradient alone would cost as much as the frozen layer.
 ///
 /// Like all layers of this crate it computes in the element type of its input and converts parameters stored in another at

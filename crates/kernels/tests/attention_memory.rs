@@ -86,7 +86,7 @@ fn frozen_layers_keep_no_inputs() {
     const SIZE: usize = 1 << 20;
 
     let layer = LinearConfig::new(256, 256).init(&device);
-    let frozen = layer.clone().no_grad();
+    let frozen = LinearConfig::new(256, 256).init(&device).no_grad();
     let rows = Tensor::<2>::random([1024, 256], random, &device).require_grad();
     let (trained, frozen) = (
         kept(&rows, |x| layer.forward(x)),
@@ -96,7 +96,7 @@ fn frozen_layers_keep_no_inputs() {
     assert!(frozen < 2 * SIZE, "{frozen} bytes");
 
     let layer = Conv2dConfig::same3x3(64, 64).init(&device);
-    let frozen = layer.clone().no_grad();
+    let frozen = Conv2dConfig::same3x3(64, 64).init(&device).no_grad();
     let images = Tensor::<4>::random([1, 64, 64, 64], random, &device).require_grad();
     let (trained, frozen) = (
         kept(&images, |x| layer.forward(x)),
@@ -111,12 +111,10 @@ fn frozen_weights_in_half_precision_are_not_copied() {
     let _counting = COUNTING.lock().unwrap_or_else(PoisonError::into_inner);
     let device = Device::flex().autodiff();
     // The weight has 4 MiB in f32, an activation 64 KiB.
-    let layer = LinearConfig::new(1024, 1024).with_bias(false).init(&device);
-    let narrow = |dtype| layer.weight.val().detach().cast(dtype);
-    let (half, wide) = (
-        narrow(FloatDType::F16),
-        narrow(FloatDType::F16).cast(FloatDType::F32),
-    );
+    let random = Distribution::Normal(0.0, 0.03);
+    let weight = Tensor::<2>::random([1024, 1024], random, &device.clone().inner());
+    let half = weight.cast(FloatDType::F16).autodiff();
+    let wide = half.clone().cast(FloatDType::F32);
     let rows = Tensor::<2>::random([16, 1024], Distribution::Normal(0.0, 1.0), &device);
     let rows = rows.require_grad();
     let product =

@@ -4,7 +4,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use swiftbrush_checkpoint::{NamedMapper, NamedVisitor, map_named, visit_named};
-use swiftbrush_kernels::as_convolutions_read;
+use swiftbrush_kernels::to_conv_layout;
 
 use crate::{Adapter, Adapters, Error};
 
@@ -215,7 +215,7 @@ fn fused<const D: usize>(
         match fused.is_autodiff() {
             true => fused.set_require_grad_if(requires_grad),
             // As loading leaves the weights of convolutions.
-            false => as_convolutions_read(fused),
+            false => to_conv_layout(fused),
         }
     })
 }

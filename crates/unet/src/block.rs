@@ -51,26 +51,26 @@ impl DownBlock {
         }
     }
 
-    /// Returns the output, and pushes the output of each layer onto `skips`.
+    /// The outputs of all layers, the skip connections. The last one is the output of the block.
     pub(crate) fn forward(
         &self,
         mut hidden: Tensor<4>,
         time: &Tensor<2>,
         context: &Tensor<3>,
-        skips: &mut Vec<Tensor<4>>,
-    ) -> Tensor<4> {
+    ) -> Vec<Tensor<4>> {
+        let mut outputs = Vec::new();
         for (layer, resnet) in self.resnets.iter().enumerate() {
             hidden = resnet.forward(hidden, time.clone());
             if let Some(attentions) = &self.attentions {
                 hidden = attentions[layer].forward(hidden, context.clone());
             }
-            skips.push(hidden.clone());
+            outputs.push(hidden.clone());
         }
         for downsampler in self.downsamplers.iter().flatten() {
             hidden = downsampler.conv.forward(hidden);
-            skips.push(hidden.clone());
+            outputs.push(hidden.clone());
         }
-        hidden
+        outputs
     }
 }
 
@@ -150,29 +150,30 @@ impl UpBlock {
         }
     }
 
-    /// Pops a skip connection for each layer.
+    /// Skip connections that the block takes: one per layer.
+    pub(crate) fn n_skips(&self) -> usize {
+        self.resnets.len()
+    }
+
+    /// The output for skip connections in the order in which the encoder left them; upsampled to the height and width `to` unless
+    /// this is the last block.
     pub(crate) fn forward(
         &self,
         mut hidden: Tensor<4>,
+        skips: Vec<Tensor<4>>,
         time: &Tensor<2>,
         context: &Tensor<3>,
-        skips: &mut Vec<Tensor<4>>,
+        to: [usize; 2],
     ) -> Tensor<4> {
-        for (layer, resnet) in self.resnets.iter().enumerate() {
-            let skip = skips
-                .pop()
-                .expect("the encoder pushes a skip for each layer of the decoder");
+        for ((layer, resnet), skip) in self.resnets.iter().enumerate().zip(skips.into_iter().rev())
+        {
             hidden = resnet.forward(join_channels(hidden, skip), time.clone());
             if let Some(attentions) = &self.attentions {
                 hidden = attentions[layer].forward(hidden, context.clone());
             }
         }
         for upsampler in self.upsamplers.iter().flatten() {
-            let skip = skips
-                .last()
-                .expect("a block that upsamples is followed by another");
-            let [_, _, height, width] = skip.dims();
-            hidden = upsampler.forward(hidden, [height, width]);
+            hidden = upsampler.forward(hidden, to);
         }
         hidden
     }

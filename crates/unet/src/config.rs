@@ -1,11 +1,13 @@
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
-/// `unet/config.json`. [`Default`] is SD-Turbo's and Stable Diffusion 2.1-base's; what a file does not say is as
-/// diffusers takes it, which is 1.x mostly.
+/// `unet/config.json`. [`Default`] has the values of SD-Turbo and Stable Diffusion 2.1-base. Options that a file leaves out have
+/// the defaults of diffusers, mostly those of 1.x.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UNetConfig {
-    /// Side of the latents that the model was trained on; it takes others.
+    /// Side of the latents that the model was trained on; it accepts others.
+    #[serde(deserialize_with = "side")]
     pub sample_size: usize,
     /// Channels of the latents.
     pub in_channels: usize,
@@ -17,32 +19,32 @@ pub struct UNetConfig {
     pub up_block_types: Vec<BlockType>,
     /// Channels of each block on the way down.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks in each block on the way down; there is one more on the way up.
+    /// Residual blocks per block on the way down; there is one more on the way up.
     pub layers_per_block: OneOrMany,
-    /// **Number of heads** of each block, in spite of its name (diffusers keeps it for compatibility).
+    /// The **number of heads** of each block, despite its name, which diffusers keeps for compatibility.
     pub attention_head_dim: OneOrMany,
-    /// Number of heads under its proper name; where present it wins.
+    /// The number of heads under its proper name; takes precedence.
     pub num_attention_heads: Option<OneOrMany>,
     /// Width of the text states.
+    #[serde(deserialize_with = "uniform")]
     pub cross_attention_dim: usize,
-    /// Whether transformers project with linear layers (2.x) or 1×1 convolutions (1.x).
+    /// Transformers project with linear layers (2.x) instead of 1×1 convolutions (1.x).
     pub use_linear_projection: bool,
-    /// Groups of every group normalisation.
+    /// Number of groups of every group normalisation.
     pub norm_num_groups: usize,
-    /// Epsilon of the residual blocks' normalisation; transformers use 1e-6.
+    /// Epsilon of the normalisation in residual blocks; transformers use 1e-6.
     pub norm_eps: f64,
-    /// Whether the cosines come first in the sinusoidal embedding.
+    /// Cosines precede sines in the sinusoidal embedding.
     pub flip_sin_to_cos: bool,
     /// Shift of the frequencies of the sinusoidal embedding.
     pub freq_shift: f64,
-    /// Zeros around the input of a downsampling convolution.
+    /// Padding of downsampling convolutions.
     pub downsample_padding: usize,
-    /// Whether attention computes in f32 where the rest does not: the products of queries and keys of 2.1 leave the range
-    /// of f16.
+    /// Attention computes in f32, whatever the rest does: products of queries and keys of 2.1 overflow f16.
     pub upcast_attention: bool,
 }
 
-/// What one entry of `down_block_types` or `up_block_types` may say.
+/// An entry of `down_block_types` or `up_block_types`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BlockType {
     /// Residual blocks, each followed by a transformer, on the way down.
@@ -61,28 +63,66 @@ impl BlockType {
     }
 }
 
-/// A number for all blocks, or one for each.
+/// One value for all blocks, or one per block.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum OneOrMany {
-    /// The same everywhere.
+    /// The same for all.
     One(usize),
-    /// One for each block on the way down.
+    /// One per block on the way down.
     Many(Vec<usize>),
 }
 
 impl OneOrMany {
-    /// What holds for a block, counted on the way down.
+    /// The value of a block, counted on the way down.
     ///
     /// # Panics
     ///
-    /// If there is one value for each block and the block is not among them.
+    /// If there is a value per block and none for this one.
     pub fn get(&self, block: usize) -> usize {
         match self {
             Self::One(value) => *value,
             Self::Many(values) => values[block],
         }
     }
+}
+
+/// Most blocks for which lists of neutral values are accepted.
+const MOST_BLOCKS: usize = 8;
+
+/// A number, or a list of equal numbers, which diffusers accepts where all blocks (or axes) have the same value.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Uniform {
+    One(usize),
+    Many(Vec<usize>),
+}
+
+impl Uniform {
+    fn value<E: serde::de::Error>(self) -> Result<usize, E> {
+        match self {
+            Self::One(value) => Ok(value),
+            Self::Many(values) => match values.as_slice() {
+                [first, rest @ ..] if rest.iter().all(|value| value == first) => Ok(*first),
+                _ => Err(E::custom(
+                    "expected a number, or a list of equal numbers; different values per block or axis are not supported",
+                )),
+            },
+        }
+    }
+}
+
+fn uniform<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let uniform = Uniform::deserialize(deserializer)
+        .map_err(|_| D::Error::custom("expected a number, or a list of equal numbers"))?;
+    uniform.value()
+}
+
+/// The side of a square; null, which diffusers accepts, is the default.
+fn side<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let uniform = Option::<Uniform>::deserialize(deserializer)
+        .map_err(|_| D::Error::custom("expected a number, or a list of equal numbers"))?;
+    uniform.map_or(Ok(UNetConfig::default().sample_size), Uniform::value)
 }
 
 impl Default for UNetConfig {
@@ -137,8 +177,8 @@ impl UNetConfig {
         }
     }
 
-    /// What diffusers takes for options that a file leaves out.
-    pub(crate) fn unsaid() -> Self {
+    /// diffusers' defaults, for options that a file leaves out.
+    pub(crate) fn diffusers_defaults() -> Self {
         Self {
             attention_head_dim: OneOrMany::One(8),
             cross_attention_dim: 1280,
@@ -147,9 +187,11 @@ impl UNetConfig {
         }
     }
 
-    /// Options of diffusers that are accepted at the value that changes nothing.
+    /// Options of diffusers that are accepted at the value that changes nothing. Where diffusers takes one value per block, a list
+    /// of such values is accepted too.
     pub(crate) fn accepted() -> Vec<(&'static str, Value)> {
-        vec![
+        const PER_BLOCK: [&str; 2] = ["only_cross_attention", "transformer_layers_per_block"];
+        let mut accepted = vec![
             ("act_fn", json!("silu")),
             ("addition_embed_type_num_heads", json!(64)),
             ("attention_type", json!("default")),
@@ -168,10 +210,19 @@ impl UNetConfig {
             ("resnet_time_scale_shift", json!("default")),
             ("time_embedding_type", json!("positional")),
             ("transformer_layers_per_block", json!(1)),
-        ]
+        ];
+        let per_block = accepted
+            .iter()
+            .filter(|(name, _)| PER_BLOCK.contains(name))
+            .flat_map(|(name, value)| {
+                (1..=MOST_BLOCKS).map(move |n| (*name, json!(vec![value; n])))
+            })
+            .collect::<Vec<_>>();
+        accepted.extend(per_block);
+        accepted
     }
 
-    /// Whether the fields agree with one another; the message names the one that does not.
+    /// Checks that the fields agree; the message names the one that does not.
     pub(crate) fn check(&self) -> Result<(), String> {
         let blocks = self.block_out_channels.len();
         let same = |name: &str, found: usize| {
@@ -232,6 +283,7 @@ impl UNetConfig {
         Ok(())
     }
 
+    /// Number of attention heads of a block, counted on the way down.
     pub(crate) fn heads(&self, block: usize) -> usize {
         self.num_attention_heads
             .as_ref()

@@ -1,15 +1,15 @@
-//! How the original training code (latent-diffusion, "LDM") names the tensors of the denoiser.
+//! Translation of the tensor names of the original training code (latent-diffusion, "LDM") into those of diffusers.
 
 use swiftbrush_checkpoint::{Error, Weights};
 
 use crate::config::{BlockType, OneOrMany, UNetConfig};
 
-/// Channels of an attention head in 2.x checkpoints.
+/// Channels per attention head in 2.x checkpoints.
 const HEAD_CHANNELS: usize = 64;
 /// Attention heads in 1.x checkpoints.
 const HEADS: usize = 8;
 
-/// The same tensors as diffusers names them; those of diffusers pass as they are.
+/// The tensors in diffusers' names; files of diffusers are returned unchanged.
 pub(crate) fn as_diffusers(weights: Weights) -> Result<Weights, Error> {
     if !weights.contains("input_blocks.0.0.weight") {
         return Ok(weights);
@@ -32,7 +32,7 @@ fn inside_block(name: &str) -> String {
         ("out_layers.0.", "norm2."),
         ("out_layers.3.", "conv2."),
         ("skip_connection.", "conv_shortcut."),
-        // A change of resolution is named after where its parts are.
+        // The convolutions of down- and upsamplers; the stem has the rest of the name.
         ("op.", ""),
         ("conv.", ""),
     ];
@@ -42,8 +42,8 @@ fn inside_block(name: &str) -> String {
     found.unwrap_or_else(|| name.to_owned())
 }
 
-/// diffusers' names of LDM's numbered parts. Which number is what, the tensors themselves say: a level ends where
-/// the resolution changes.
+/// LDM's numbered modules and their names in diffusers. The numbers are derived from the tensors: a block ends with its change of
+/// resolution.
 fn stems(weights: &Weights) -> Vec<(String, String)> {
     let mut stems: Vec<_> = [
         ("time_embed.0", "time_embedding.linear_1"),
@@ -116,9 +116,9 @@ fn stems(weights: &Weights) -> Vec<(String, String)> {
 }
 
 impl UNetConfig {
-    /// The configuration of a denoiser of Stable Diffusion 1.x or 2.x that comes without one, from the shapes of
-    /// its tensors (in diffusers' names). What shapes do not tell is as those families have it: heads of 64 channels
-    /// where transformers project with linear layers, else 8 heads.
+    /// The configuration of a denoiser of Stable Diffusion 1.x or 2.x, derived from the shapes of its tensors (in diffusers' names).
+    /// Shapes do not determine the heads: 2.x, whose transformers project with linear layers, has 64 channels per head; 1.x has 8
+    /// heads.
     pub(crate) fn from_shapes(weights: &Weights) -> Self {
         let shape = |name: &str| weights.shape(name).map(<[usize]>::to_vec);
         let size = |name: &str, axis: usize| shape(name).and_then(|shape| shape.get(axis).copied());

@@ -2,10 +2,10 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use swiftbrush_kernels::{Linear, LinearConfig, silu};
 
-/// Longest period of the sinusoids, in timesteps.
+/// The longest period of the sinusoids, in timesteps.
 const MAX_PERIOD: f64 = 10_000.0;
 
-/// A timestep as a vector: sinusoids through two linear layers.
+/// The embedding of a timestep: sinusoids, then two linear layers.
 #[derive(Module, Debug)]
 pub(crate) struct TimeEmbedding {
     linear_1: Linear,
@@ -27,10 +27,8 @@ impl TimeEmbedding {
     }
 }
 
-/// Sines and cosines of the timesteps at geometrically spaced frequencies (Vaswani et al., §3.5),
-/// computed in f32 and given in `dtype`.
-///
-/// - timesteps: `[batch]`; returns: `[batch, channels]`
+/// Sines and cosines of the timesteps at geometrically spaced frequencies (Vaswani et al., arXiv 1706.03762, §3.5), computed in f32
+/// and returned in `dtype`: `[batch]` → `[batch, channels]`.
 pub(crate) fn sinusoids(
     timesteps: Tensor<1>,
     channels: usize,

@@ -8,15 +8,28 @@ use crate::block::{DownBlock, MidBlock, UpBlock};
 use crate::names::as_diffusers;
 use crate::time_embedding::{TimeEmbedding, sinusoids};
 
-/// A denoiser conditioned on text (Rombach et al., arXiv 2112.10752; as diffusers'
-/// `UNet2DConditionModel`).
+/// A denoiser conditioned on text (Rombach et al., arXiv 2112.10752; diffusers' `UNet2DConditionModel`).
+///
+/// # Examples
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use swiftbrush_unet::UNetConfig;
+///
+/// let device = Device::flex();
+/// let unet = UNetConfig::tiny().init(&device);
+/// let latents = Tensor::<4>::ones([1, 4, 8, 8], &device);
+/// let timesteps = Tensor::<1>::from_data([999.0], &device);
+/// let context = Tensor::<3>::ones([1, 5, 12], &device);
+/// assert_eq!(unet.forward(latents, timesteps, context).dims(), [1, 4, 8, 8]);
+/// ```
 #[derive(Module, Debug)]
 pub struct UNet {
-    conv_in: Conv2d,
+    pub(crate) conv_in: Conv2d,
     time_embedding: TimeEmbedding,
-    down_blocks: Vec<DownBlock>,
-    mid_block: MidBlock,
-    up_blocks: Vec<UpBlock>,
+    pub(crate) down_blocks: Vec<DownBlock>,
+    pub(crate) mid_block: MidBlock,
+    pub(crate) up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
     cosines_first: bool,
@@ -57,7 +70,7 @@ impl UNetConfig {
         }
     }
 
-    /// Reads the `config.json` of a component of a model, usually `unet`; of a single file without one, the
+    /// Reads the `config.json` of a component of a model, usually `unet`. For a single file without one, it is derived from the
     /// shapes of the tensors.
     ///
     /// # Errors
@@ -66,7 +79,7 @@ impl UNetConfig {
     pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
         let (config, path) = match model.config(component)? {
             Some(path) => (
-                read_config(&path, &Self::unsaid(), &Self::accepted())?,
+                read_config(&path, &Self::diffusers_defaults(), &Self::accepted())?,
                 path,
             ),
             None => {
@@ -82,8 +95,8 @@ impl UNetConfig {
 }
 
 impl UNet {
-    /// Loads a component of a model, usually `unet`; with `dtype` none, as the file has it. Tensors are named
-    /// as in diffusers or as in the original training code.
+    /// Loads a component of a model, usually `unet`, in the element type `dtype` or, if none, that of the file. Tensors may be
+    /// named as in diffusers or as in the original training code.
     ///
     /// # Errors
     ///
@@ -99,49 +112,76 @@ impl UNet {
         load(config.init(device), &weights, dtype)
     }
 
-    /// The network's prediction, the noise for ε-models.
+    /// The network's prediction: the noise, for ε-models.
     ///
     /// # Shapes
     ///
     /// - latents: `[batch, in_channels, height, width]`
-    /// - timesteps: `[batch]`, 0…999, whole or not
+    /// - timesteps: `[batch]`, 0…999, integers or not
     /// - context: `[batch, length, cross_attention_dim]`
     /// - returns: `[batch, out_channels, height, width]`
     ///
     /// # Panics
     ///
-    /// If the shapes do not agree, or the dtypes differ from that of the weights.
+    /// If the shapes do not agree, or latents and context differ in dtype.
     pub fn forward(
         &self,
         latents: Tensor<4>,
         timesteps: Tensor<1>,
         context: Tensor<3>,
     ) -> Tensor<4> {
+        self.check(&latents, &timesteps, &context);
+        let time = self.embed_time(timesteps, latents.dtype());
+        let mut skips = vec![self.conv_in.forward(latents)];
+        for block in &self.down_blocks {
+            let outputs = block.forward(newest(&skips), &time, &context);
+            skips.extend(outputs);
+        }
+        let mut hidden = self.mid_block.forward(newest(&skips), &time, &context);
+        for block in &self.up_blocks {
+            let own = skips.split_off(skips.len() - block.n_skips());
+            hidden = block.forward(hidden, own, &time, &context, size(skips.last()));
+        }
+        self.predict(hidden)
+    }
+
+    pub(crate) fn check(&self, latents: &Tensor<4>, timesteps: &Tensor<1>, context: &Tensor<3>) {
         let [batch, _, _, _] = latents.dims();
         let [_, length, _] = context.dims();
         assert_shape!(timesteps, [batch]);
         assert_shape!(context, [batch, length, self.context_width]);
+    }
 
+    /// The timesteps as vectors.
+    pub(crate) fn embed_time(&self, timesteps: Tensor<1>, dtype: DType) -> Tensor<2> {
         let [channels, _, _, _] = self.conv_in.weight.lazy_shape().dims::<4>();
-        let time = sinusoids(
+        let sinusoids = sinusoids(
             timesteps,
             channels,
             self.cosines_first,
             self.freq_shift,
-            latents.dtype(),
+            dtype,
         );
-        let time = self.time_embedding.forward(time);
+        self.time_embedding.forward(sinusoids)
+    }
 
-        let mut hidden = self.conv_in.forward(latents);
-        let mut skips = vec![hidden.clone()];
-        for block in &self.down_blocks {
-            hidden = block.forward(hidden, &time, &context, &mut skips);
-        }
-        hidden = self.mid_block.forward(hidden, &time, &context);
-        for block in &self.up_blocks {
-            hidden = block.forward(hidden, &time, &context, &mut skips);
-        }
+    /// The prediction, from the output of the last block.
+    pub(crate) fn predict(&self, hidden: Tensor<4>) -> Tensor<4> {
         self.conv_out
             .forward(self.conv_norm_out.forward_silu(hidden))
     }
+}
+
+/// The newest skip connection, which is the input of the next block.
+pub(crate) fn newest(skips: &[Tensor<4>]) -> Tensor<4> {
+    let newest = skips.last().cloned();
+    newest.expect("the first convolution leaves a skip connection")
+}
+
+/// Height and width of the skip connection that the next block begins with; nothing for the last block, which does not upsample.
+pub(crate) fn size(next: Option<&Tensor<4>>) -> [usize; 2] {
+    next.map_or([0, 0], |next| {
+        let [_, _, height, width] = next.dims();
+        [height, width]
+    })
 }

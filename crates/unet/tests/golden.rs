@@ -1,4 +1,4 @@
-//! Against diffusers: `golden/make.py` writes the numbers.
+//! Comparison with diffusers; `golden/make.py` writes the files.
 
 use burn::module::Module;
 use burn::module::{ModuleVisitor, Param};
@@ -33,7 +33,7 @@ fn predicts_what_diffusers_predicts_with_convolutional_projections_and_odd_sizes
     check_forward("unet_conv");
 }
 
-/// Compares the gradients of those parameters that the golden file has.
+/// Compares the gradients of the parameters in the golden file.
 struct GradientCheck<'a> {
     path: ModulePath,
     golden: &'a Golden,

@@ -1,8 +1,5 @@
-use serde::{Deserialize, Serialize};
-use serde_json::json;
-use swiftbrush_checkpoint::{Error, Model, read_config};
-
-use crate::names::as_diffusers;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A level of an encoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,8 +15,8 @@ pub enum DecoderBlockType {
     UpDecoderBlock2D,
 }
 
-/// `vae/config.json` of an `AutoencoderKL`. [`Default`] is Stable Diffusion's; what a file does not say is as
-/// diffusers takes it.
+/// `vae/config.json` of an `AutoencoderKL`. [`Default`] has the values of Stable Diffusion. Options that a file leaves out have the
+/// defaults of diffusers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AutoencoderKlConfig {
     /// Channels of the images.
@@ -28,22 +25,41 @@ pub struct AutoencoderKlConfig {
     pub out_channels: usize,
     /// Channels of each level, finest first; every level but the last halves height and width.
     pub block_out_channels: Vec<usize>,
-    /// Levels of the encoder, as many as `block_out_channels`.
+    /// Levels of the encoder, one per entry of `block_out_channels`.
     pub down_block_types: Vec<EncoderBlockType>,
-    /// Levels of the decoder, likewise.
+    /// Levels of the decoder, one per entry of `block_out_channels`.
     pub up_block_types: Vec<DecoderBlockType>,
-    /// Residual blocks in each level of the encoder; the decoder has one more.
+    /// Residual blocks per level of the encoder; the decoder has one more.
     pub layers_per_block: usize,
     /// Channels of the latents.
     pub latent_channels: usize,
-    /// Groups of every group normalisation.
+    /// Number of groups of every group normalisation.
     pub norm_num_groups: usize,
     /// Side of the images that the model was trained on.
+    #[serde(deserialize_with = "side")]
     pub sample_size: usize,
-    /// Whether half precision is too narrow for it, so that it should compute in f32.
+    /// The network overflows half precision and should compute in f32.
     pub force_upcast: bool,
-    /// What raw latents are multiplied by to have unit variance.
+    /// Factor that gives latents unit variance.
     pub scaling_factor: f64,
+}
+
+/// The side of a square: a number, or a list of equal numbers, which diffusers accepts as well.
+fn side<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Side {
+        One(usize),
+        Many(Vec<usize>),
+    }
+    const EXPECTED: &str = "expected a number, or a list of equal numbers";
+    match Side::deserialize(deserializer).map_err(|_| D::Error::custom(EXPECTED))? {
+        Side::One(side) => Ok(side),
+        Side::Many(sides) => match sides.as_slice() {
+            [first, rest @ ..] if rest.iter().all(|side| side == first) => Ok(*first),
+            _ => Err(D::Error::custom(EXPECTED)),
+        },
+    }
 }
 
 impl Default for AutoencoderKlConfig {
@@ -59,7 +75,7 @@ impl Default for AutoencoderKlConfig {
 }
 
 impl AutoencoderKlConfig {
-    /// A small one with these channels in its levels, finest first.
+    /// A small network with these channels per level, finest first.
     pub fn with_levels(block_out_channels: impl Into<Vec<usize>>) -> Self {
         let block_out_channels = block_out_channels.into();
         let n_levels = block_out_channels.len();
@@ -87,8 +103,8 @@ impl AutoencoderKlConfig {
         }
     }
 
-    /// What diffusers takes for options that a file leaves out.
-    fn unsaid() -> Self {
+    /// diffusers' defaults, for options that a file leaves out.
+    pub(crate) fn diffusers_defaults() -> Self {
         Self {
             norm_num_groups: 32,
             scaling_factor: 0.18215,
@@ -96,32 +112,7 @@ impl AutoencoderKlConfig {
         }
     }
 
-    /// Reads the `config.json` of a component of a model, usually `vae`; of a single file without one, the shapes of
-    /// the tensors.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be read, contradicts itself, or sets an option that is not supported.
-    pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
-        let accepted = [
-            ("act_fn", json!("silu")),
-            ("mid_block_add_attention", json!(true)),
-            ("use_post_quant_conv", json!(true)),
-            ("use_quant_conv", json!(true)),
-        ];
-        let (config, path) = match model.config(component)? {
-            Some(path) => (read_config(&path, &Self::unsaid(), &accepted)?, path),
-            None => {
-                let weights = as_diffusers(model.weights(component)?)?;
-                (Self::from_shapes(&weights), model.root().to_owned())
-            }
-        };
-        config
-            .check()
-            .map_err(|reason| Error::Config { path, reason })?;
-        Ok(config)
-    }
-
+    /// Checks that the fields agree; the message names the one that does not.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.block_out_channels.is_empty()
             || self.layers_per_block == 0
@@ -155,26 +146,26 @@ impl AutoencoderKlConfig {
     }
 }
 
-/// `config.json` of an `AutoencoderTiny`. Defaults are TAESD's.
+/// `config.json` of an `AutoencoderTiny`. [`Default`] has the values of TAESD.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AutoencoderTinyConfig {
     /// Channels of the images.
     pub in_channels: usize,
     /// Channels of the decoded images.
     pub out_channels: usize,
-    /// Channels of each stage of the encoder; all the same.
+    /// Channels of each stage of the encoder; all equal.
     pub encoder_block_out_channels: Vec<usize>,
-    /// Channels of each stage of the decoder; all the same.
+    /// Channels of each stage of the decoder; all equal.
     pub decoder_block_out_channels: Vec<usize>,
-    /// Residual blocks in each stage of the encoder.
+    /// Residual blocks per stage of the encoder.
     pub num_encoder_blocks: Vec<usize>,
-    /// Residual blocks in each stage of the decoder.
+    /// Residual blocks per stage of the decoder.
     pub num_decoder_blocks: Vec<usize>,
     /// Channels of the latents.
     pub latent_channels: usize,
-    /// Repeats `decoder_block_out_channels` in files of diffusers; not read.
+    /// A repetition of `decoder_block_out_channels` in diffusers' files; not read.
     pub block_out_channels: Vec<usize>,
-    /// Its own scale of latents; 1 means that it takes them as the denoiser gives them.
+    /// Factor of the latents; 1 means that they are those of the denoiser.
     pub scaling_factor: f64,
 }
 
@@ -206,33 +197,7 @@ impl AutoencoderTinyConfig {
         }
     }
 
-    /// Reads the `config.json` of a component of a model; without one, it is TAESD's.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be read, contradicts itself, or sets an option that is not supported.
-    pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
-        let accepted = [
-            ("act_fn", json!("relu")),
-            ("force_upcast", json!(false)),
-            ("force_upcast", json!(true)),
-            ("latent_magnitude", json!(3)),
-            ("latent_shift", json!(0.5)),
-            ("shift_factor", json!(0.0)),
-            ("upsample_fn", json!("nearest")),
-            ("upsampling_scaling_factor", json!(2)),
-        ];
-        let path = model.path(&format!("{component}/config.json"));
-        let Some(path) = path.filter(|path| path.is_file()) else {
-            return Ok(Self::default());
-        };
-        let config = read_config(&path, &Self::default(), &accepted)?;
-        config
-            .check()
-            .map_err(|reason| Error::Config { path, reason })?;
-        Ok(config)
-    }
-
+    /// Checks that the fields agree; the message names the one that does not.
     pub(crate) fn check(&self) -> Result<(), String> {
         let stages = [
             (
@@ -256,7 +221,7 @@ impl AutoencoderTinyConfig {
             }
             if channels.iter().any(|&c| c == 0 || c != channels[0]) {
                 return Err(format!(
-                    "{which}_block_out_channels = {channels:?}: all must be the same"
+                    "{which}_block_out_channels = {channels:?}: different channels per stage are not supported"
                 ));
             }
         }

@@ -1,6 +1,7 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, assert_shape};
-use swiftbrush_checkpoint::{Error, Model, load};
+use serde_json::json;
+use swiftbrush_checkpoint::{Error, Model, load, read_config};
 use swiftbrush_kernels::{Conv2d, Conv2dConfig, GroupNorm};
 
 use crate::AutoencoderKlConfig;
@@ -8,6 +9,20 @@ use crate::kl_block::{Level, MidBlock, group_norm};
 use crate::names::as_diffusers;
 
 /// The variational autoencoder of Stable Diffusion (Rombach et al., arXiv 2112.10752, §3.1).
+///
+/// # Examples
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use swiftbrush_vae::AutoencoderKlConfig;
+///
+/// let device = Device::flex();
+/// let vae = AutoencoderKlConfig::tiny().init(&device);
+/// let images = Tensor::<4>::zeros([1, 3, 16, 16], &device);
+/// let latents = vae.encode(images).mode();
+/// assert_eq!(latents.dims(), [1, 4, 8, 8]);
+/// assert_eq!(vae.decode(latents).dims(), [1, 3, 16, 16]);
+/// ```
 #[derive(Module, Debug)]
 pub struct AutoencoderKl {
     encoder: Encoder,
@@ -36,14 +51,44 @@ impl AutoencoderKlConfig {
             scaling_factor: self.scaling_factor,
         }
     }
+
+    /// Reads the `config.json` of a component of a model, usually `vae`. For a single file without one, it is derived from the shapes
+    /// of the tensors.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read, contradicts itself, or sets an option that is not supported.
+    pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
+        let accepted = [
+            ("act_fn", json!("silu")),
+            ("mid_block_add_attention", json!(true)),
+            ("shift_factor", json!(0.0)),
+            ("use_post_quant_conv", json!(true)),
+            ("use_quant_conv", json!(true)),
+        ];
+        let (config, path) = match model.config(component)? {
+            Some(path) => {
+                let defaults = Self::diffusers_defaults();
+                (read_config(&path, &defaults, &accepted)?, path)
+            }
+            None => {
+                let weights = as_diffusers(model.weights(component)?)?;
+                (Self::from_shapes(&weights), model.root().to_owned())
+            }
+        };
+        config
+            .check()
+            .map_err(|reason| Error::Config { path, reason })?;
+        Ok(config)
+    }
 }
 
-/// The distribution of latents that the encoder gives for images, before scaling.
+/// The distribution of latents for encoded images, before scaling.
 #[derive(Clone, Debug)]
 pub struct Posterior {
-    /// Mean, `[batch, latent_channels, height', width']`.
+    /// The mean, `[batch, latent_channels, height', width']`.
     pub mean: Tensor<4>,
-    /// Logarithm of the variance, within −30…20, the same shape.
+    /// The logarithm of the variance, within −30…20, of the same shape.
     pub log_variance: Tensor<4>,
     scaling_factor: f64,
 }
@@ -71,8 +116,8 @@ impl Posterior {
 }
 
 impl AutoencoderKl {
-    /// Loads a component of a model, usually `vae`; with `dtype` none, as the file has it. Tensors are named as
-    /// in diffusers, now or in its first year, or as in the original training code.
+    /// Loads a component of a model, usually `vae`, in the element type `dtype` or, if none, that of the file. Tensors may be named as
+    /// in diffusers (now or in its first year) or as in the original training code.
     ///
     /// # Errors
     ///
@@ -88,13 +133,13 @@ impl AutoencoderKl {
         load(config.init(device), &weights, dtype)
     }
 
-    /// What the encoder says of images.
+    /// Encodes images.
     ///
     /// # Shapes
     ///
     /// - images: `[batch, 3, height, width]`, RGB in −1…1, sides multiples of the downsampling (8 for
     ///   Stable Diffusion)
-    /// - returns: mean and variance of `[batch, latent_channels, height/8, width/8]`
+    /// - returns: mean and variance, `[batch, latent_channels, height/8, width/8]`
     ///
     /// # Panics
     ///
@@ -111,7 +156,7 @@ impl AutoencoderKl {
     pub(crate) fn posterior(&self, moments: Tensor<4>) -> Posterior {
         let mut halves = moments.chunk(2, 1).into_iter();
         let (Some(mean), Some(log_variance)) = (halves.next(), halves.next()) else {
-            unreachable!("the encoder gives a mean and a variance for each channel")
+            unreachable!("the encoder gives a mean and a variance per channel")
         };
         let log_variance = log_variance.clamp(-30.0, 20.0);
         Posterior {
@@ -121,7 +166,7 @@ impl AutoencoderKl {
         }
     }
 
-    /// Images from latents.
+    /// Decodes latents.
     ///
     /// # Shapes
     ///
@@ -139,17 +184,17 @@ impl AutoencoderKl {
             .forward(self.post_quant_conv.forward(latents / self.scaling_factor))
     }
 
-    /// The element type of the weights, which latents and images must have.
+    /// The element type of the weights, and of latents and images.
     pub fn dtype(&self) -> DType {
         self.post_quant_conv.weight.val().dtype()
     }
 
-    /// How many pixels a latent stands for, along each axis; 8 for Stable Diffusion.
+    /// Pixels per latent along each axis; 8 for Stable Diffusion.
     pub fn scale(&self) -> usize {
         self.decoder.scale()
     }
 
-    /// What raw latents are multiplied by.
+    /// The factor of the latents.
     pub fn scaling_factor(&self) -> f64 {
         self.scaling_factor
     }
@@ -213,7 +258,7 @@ impl Decoder {
     fn new(config: &AutoencoderKlConfig, device: &Device) -> Self {
         let (groups, channels) = (config.norm_num_groups, &config.block_out_channels);
         let last = channels.len() - 1;
-        // Levels are counted from the coarsest.
+        // The decoder counts levels from the coarsest.
         let level = |level: usize| {
             let inputs = channels[last - level.saturating_sub(1)];
             let (layers, outputs) = (config.layers_per_block + 1, channels[last - level]);

@@ -6,7 +6,7 @@ use swiftbrush_kernels::{
     attention,
 };
 
-/// Epsilon of every group normalisation of the autoencoder.
+/// Epsilon of every group normalisation in the autoencoder.
 const EPSILON: f64 = 1e-6;
 
 pub(crate) fn group_norm(groups: usize, channels: usize, device: &Device) -> GroupNorm {
@@ -15,7 +15,7 @@ pub(crate) fn group_norm(groups: usize, channels: usize, device: &Device) -> Gro
         .init(device)
 }
 
-/// Residual block.
+/// A residual block.
 #[derive(Module, Debug)]
 pub(crate) struct Resnet {
     norm1: GroupNorm,
@@ -90,7 +90,7 @@ impl Level {
         halves: bool,
         device: &Device,
     ) -> Self {
-        // The encoder pads below and to the right only.
+        // The encoder pads at the bottom and right edges only.
         let conv = Conv2dConfig::new(outputs, outputs, 3)
             .with_stride(2)
             .with_padding((0, 1));
@@ -162,14 +162,14 @@ impl MidBlock {
     }
 }
 
-/// Attention of every pixel to every other, with one head.
+/// Self-attention over pixels, with one head.
 #[derive(Module, Debug)]
 struct PixelAttention {
     group_norm: GroupNorm,
     to_q: Linear,
     to_k: Linear,
     to_v: Linear,
-    /// The checkpoint's `to_out.0`, and the dropout of rate 0 that follows it there.
+    /// The checkpoint's `to_out.0`, and its `to_out.1`, a dropout of rate 0.
     to_out: (Linear, Dropout),
 }
 

@@ -1,7 +1,7 @@
-//! Between images and latents: diffusers' `AutoencoderKL` and `AutoencoderTiny` (TAESD).
+//! The autoencoders of Stable Diffusion: diffusers' `AutoencoderKL` and `AutoencoderTiny` (TAESD).
 //!
-//! Images are RGB in −1…1. Latents are always *scaled*, as the denoiser sees them: this crate alone
-//! knows the factor (0.18215 for Stable Diffusion).
+//! Images are RGB in −1…1. Latents are always *scaled*, as the denoiser sees them; only this crate knows the factor (0.18215 for
+//! Stable Diffusion).
 
 mod config;
 mod kl;
@@ -14,3 +14,7 @@ pub use config::{AutoencoderKlConfig, AutoencoderTinyConfig, DecoderBlockType, E
 pub use kl::{AutoencoderKl, Posterior};
 pub use tiling::Tiling;
 pub use tiny::AutoencoderTiny;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

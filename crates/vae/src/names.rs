@@ -1,11 +1,11 @@
-//! Other names of the autoencoders' tensors: of the original training code ("LDM"), of early diffusers, of TAESD.
+//! Translation of other tensor names into those of diffusers: from the original training code ("LDM"), early diffusers and TAESD.
 
 use swiftbrush_checkpoint::{Error, Weights};
 
 use crate::AutoencoderKlConfig;
 use crate::config::{DecoderBlockType, EncoderBlockType};
 
-/// Attention of the middle block, in early diffusers and in LDM.
+/// Layers of the attention in the middle block, in early diffusers and in LDM.
 const ATTENTION: [(&str, &str); 9] = [
     ("query", "to_q"),
     ("key", "to_k"),
@@ -18,8 +18,8 @@ const ATTENTION: [(&str, &str); 9] = [
     ("norm", "group_norm"),
 ];
 
-/// The tensors of an `AutoencoderKL` as diffusers names them now. Of a file of LDM, what belongs to its training
-/// (the discriminator, the average) is left out.
+/// The tensors of an `AutoencoderKL` as diffusers names them now. Tensors of LDM's training (discriminator, averaged weights) are
+/// left out.
 pub(crate) fn as_diffusers(weights: Weights) -> Result<Weights, Error> {
     let levels = (0..)
         .take_while(|i| weights.contains(&format!("decoder.up.{i}.block.0.conv1.weight")))
@@ -28,7 +28,7 @@ pub(crate) fn as_diffusers(weights: Weights) -> Result<Weights, Error> {
         let of_training = name.starts_with("loss.") || name.starts_with("model_ema.");
         (!of_training).then(|| attention(&block(name, levels)))
     })?;
-    // Attention was computed by 1×1 convolutions.
+    // LDM stores the linear layers of attention as 1×1 convolutions.
     let flat: Vec<_> = renamed
         .names()
         .filter(|name| name.contains("mid_block.attentions.") && name.ends_with(".weight"))
@@ -43,7 +43,7 @@ pub(crate) fn as_diffusers(weights: Weights) -> Result<Weights, Error> {
     Ok(renamed)
 }
 
-/// LDM's blocks; it counts the levels of the decoder from the finest.
+/// Renames LDM's blocks. LDM counts the levels of the decoder from the finest, diffusers from the coarsest.
 fn block(name: &str, levels: usize) -> String {
     let Some((half, rest)) = name.split_once('.') else {
         return name.to_owned();
@@ -87,8 +87,7 @@ fn attention(name: &str) -> String {
 }
 
 impl AutoencoderKlConfig {
-    /// The configuration of Stable Diffusion's autoencoder, with sizes from the shapes of its tensors (in diffusers'
-    /// names).
+    /// The configuration of Stable Diffusion's autoencoder with the sizes of these tensors (in diffusers' names).
     pub(crate) fn from_shapes(weights: &Weights) -> Self {
         let size = |name: &str| weights.shape(name).and_then(|shape| shape.first().copied());
         let level = |i: usize| size(&format!("encoder.down_blocks.{i}.resnets.0.conv1.weight"));
@@ -108,8 +107,8 @@ impl AutoencoderKlConfig {
     }
 }
 
-/// One of TAESD's own two files as diffusers names its tensors: a half of the network as numbered layers, the first
-/// of the decoder's a clamp without weights.
+/// One of TAESD's own two files, as diffusers names its tensors. Each file has half of the network as numbered layers; the decoder's
+/// first layer is a clamp without weights.
 pub(crate) fn of_taesd(weights: &Weights, half: &str) -> Result<Weights, Error> {
     let before = usize::from(half == "decoder");
     weights.rename(|name| {

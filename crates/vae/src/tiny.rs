@@ -2,7 +2,8 @@ use burn::module::Module;
 use burn::nn::Relu;
 use burn::tensor::activation::relu;
 use burn::tensor::{DType, Device, Tensor};
-use swiftbrush_checkpoint::{Error, Model, Weights, load};
+use serde_json::json;
+use swiftbrush_checkpoint::{Error, Model, Weights, load, read_config};
 use swiftbrush_kernels::{Conv2d, Conv2dConfig, Epilogue, upsample_nearest_2x};
 
 use crate::AutoencoderTinyConfig;
@@ -11,8 +12,20 @@ use crate::names::of_taesd;
 /// Latents are squashed to within ±this before decoding.
 const LATENT_MAGNITUDE: f64 = 3.0;
 
-/// TAESD, a small stand-in for [`AutoencoderKl`](crate::AutoencoderKl) on the same latents
-/// (madebyollin/taesd; diffusers' `AutoencoderTiny`).
+/// TAESD, a small stand-in for [`AutoencoderKl`](crate::AutoencoderKl) on the same latents (madebyollin/taesd; diffusers'
+/// `AutoencoderTiny`).
+///
+/// # Examples
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use swiftbrush_vae::AutoencoderTinyConfig;
+///
+/// let device = Device::flex();
+/// let vae = AutoencoderTinyConfig::tiny().init(&device);
+/// let latents = Tensor::<4>::zeros([1, 4, 8, 8], &device);
+/// assert_eq!(vae.decode(latents).dims(), [1, 3, 16, 16]);
+/// ```
 #[derive(Module, Debug)]
 pub struct AutoencoderTiny {
     encoder: Sequence,
@@ -35,6 +48,33 @@ impl AutoencoderTinyConfig {
             decoder: self.decoder(device),
             scaling_factor: self.scaling_factor,
         }
+    }
+
+    /// Reads the `config.json` of a component of a model; without one, it is that of TAESD.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read, contradicts itself, or sets an option that is not supported.
+    pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
+        let accepted = [
+            ("act_fn", json!("relu")),
+            ("force_upcast", json!(false)),
+            ("force_upcast", json!(true)),
+            ("latent_magnitude", json!(3)),
+            ("latent_shift", json!(0.5)),
+            ("shift_factor", json!(0.0)),
+            ("upsample_fn", json!("nearest")),
+            ("upsampling_scaling_factor", json!(2)),
+        ];
+        let path = model.path(&format!("{component}/config.json"));
+        let Some(path) = path.filter(|path| path.is_file()) else {
+            return Ok(Self::default());
+        };
+        let config = read_config(&path, &Self::default(), &accepted)?;
+        config
+            .check()
+            .map_err(|reason| Error::Config { path, reason })?;
+        Ok(config)
     }
 
     fn encoder(&self, device: &Device) -> Sequence {
@@ -75,8 +115,8 @@ impl AutoencoderTinyConfig {
 }
 
 impl AutoencoderTiny {
-    /// Loads a component of a model; with `dtype` none, as the file has it. It is a folder of diffusers, or
-    /// one with TAESD's own files, `taesd_encoder` and `taesd_decoder` with `.safetensors` or `.pth`.
+    /// Loads a component of a model, in the element type `dtype` or, if none, that of the file. The component is a folder of diffusers
+    /// or one with TAESD's own files, `taesd_encoder` and `taesd_decoder` with the extension `.safetensors` or `.pth`.
     ///
     /// # Errors
     ///
@@ -103,7 +143,7 @@ impl AutoencoderTiny {
         load(config.init(device), &weights, dtype)
     }
 
-    /// The element type of the weights, which latents and images must have.
+    /// The element type of the weights, and of latents and images.
     pub fn dtype(&self) -> DType {
         let convolution = self.decoder.layers.iter().find_map(|layer| match layer {
             Layer::Convolution(convolution) => Some(convolution.weight.val().dtype()),
@@ -112,13 +152,13 @@ impl AutoencoderTiny {
         convolution.unwrap_or(DType::F32)
     }
 
-    /// How many pixels a latent stands for, along each axis; 8 for TAESD.
+    /// Pixels per latent along each axis; 8 for TAESD.
     pub fn scale(&self) -> usize {
-        let doubles = |layer: &&Layer| matches!(layer, Layer::Upsample(_));
-        1 << self.decoder.layers.iter().filter(doubles).count()
+        let upsamples = |layer: &&Layer| matches!(layer, Layer::Upsample(_));
+        1 << self.decoder.layers.iter().filter(upsamples).count()
     }
 
-    /// Latents of images.
+    /// Encodes images.
     ///
     /// # Shapes
     ///
@@ -132,8 +172,7 @@ impl AutoencoderTiny {
         self.encoder.forward((images + 1.0) / 2.0) * self.scaling_factor
     }
 
-    /// Images from latents; differentiable, and the decoder of the clamped CLIP loss
-    /// (arXiv 2408.14176, §4.3).
+    /// Decodes latents. Differentiable: the decoder of the clamped CLIP loss (arXiv 2408.14176, §4.3).
     ///
     /// # Shapes
     ///
@@ -184,7 +223,7 @@ impl Sequence {
 #[derive(Module, Debug)]
 #[allow(
     clippy::large_enum_variant,
-    reason = "a handful of layers, each allocated once"
+    reason = "there are a handful of layers, each allocated once"
 )]
 enum Layer {
     Convolution(Conv2d),

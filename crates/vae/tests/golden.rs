@@ -1,4 +1,4 @@
-//! Against diffusers: `golden/make.py` writes the numbers.
+//! Comparison with diffusers; `golden/make.py` writes the files.
 
 use swiftbrush_checkpoint::Model;
 use swiftbrush_testing::{F32, Golden, assert_close, device};

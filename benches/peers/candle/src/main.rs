@@ -1,4 +1,4 @@
-//! Candle's own modules for `../parts.py`: for each line of input, a part and a batch size, runs it once and prints the seconds.
+//! Candle's own modules for `../parts.py`: for each input line `PART BATCH` it runs the part once and prints the seconds.
 
 use std::io::{BufRead, Write};
 use std::path::Path;
@@ -11,18 +11,18 @@ use candle_transformers::models::stable_diffusion::StableDiffusionConfig;
 use candle_transformers::models::stable_diffusion::clip::ClipTextTransformer;
 
 fn main() -> Result<()> {
-    let folder = std::env::args().nth(1).context("say where the model is")?;
+    let folder = std::env::args().nth(1).context("expected the folder of a model")?;
     let folder = Path::new(&folder);
     let (device, dtype) = (Device::Cpu, DType::F32);
     let config = StableDiffusionConfig::v2_1(None, Some(512), Some(512));
     let weights = |part: &str, file: &str| folder.join(part).join(file);
     let diffusion = "diffusion_pytorch_model.safetensors";
-    // SAFETY: nobody changes the file meanwhile.
+    // SAFETY: no other process writes to the file meanwhile.
     let builder = unsafe {
         let file = weights("text_encoder", "model.safetensors");
         VarBuilder::from_mmaped_safetensors(&[file], dtype, &device)?
     };
-    // transformers 5 saves it without the prefix that all before it wrote.
+    // transformers 5 saves it without the prefix of all earlier versions.
     let builder = match builder.contains_tensor("text_model.final_layer_norm.weight") {
         true => builder,
         false => builder.rename_f(|name| name.trim_start_matches("text_model.").to_owned()),

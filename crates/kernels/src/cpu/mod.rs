@@ -16,6 +16,7 @@ mod stored;
 mod target;
 mod tensor;
 mod transpose;
+mod unfold;
 mod update;
 mod vectors;
 mod winograd;

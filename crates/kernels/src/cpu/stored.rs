@@ -11,7 +11,7 @@ use crate::cpu::scratch::Scratch;
 pub(crate) struct Weight(FlexTensor);
 
 impl Weight {
-    /// Whether the kernels can read its type, and it is not empty.
+    /// Returns true if the kernels can read the type and there are values.
     pub(crate) fn is_supported(tensor: &FlexTensor) -> bool {
         let is_readable = matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16);
         is_readable && tensor.shape().num_elements() > 0

@@ -40,7 +40,7 @@ impl F32 {
         Err((input, weight))
     }
 
-    /// Whether the tensor is f32 and not empty.
+    /// Returns true if the tensor is f32 and not empty.
     pub(crate) fn is_supported(tensor: &FlexTensor) -> bool {
         tensor.dtype() == DType::F32 && tensor.shape().num_elements() > 0
     }

@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 HERE = pathlib.Path(__file__).parent
 CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 CONFIGS = {
-    # Stable Diffusion 2.x in small: linear projections, heads listed for each block.
+    # A small Stable Diffusion 2.x: linear projections, heads per block.
     "unet_linear": (dict(
         sample_size=8, block_out_channels=[8, 16], down_block_types=["CrossAttnDownBlock2D"] * 2,
         up_block_types=["CrossAttnUpBlock2D"] * 2, layers_per_block=1, attention_head_dim=[1, 2],
         cross_attention_dim=12, use_linear_projection=True, norm_num_groups=4), (8, 8)),
-    # Stable Diffusion 1.x in small: convolutions, one number of heads, a block without attention,
-    # two layers; a size that does not halve evenly.
+    # A small Stable Diffusion 1.x: convolutions, one number of heads, a block without attention, two layers;
+    # a size that is not divisible by four.
     "unet_conv": (dict(
         sample_size=8, block_out_channels=[8, 8, 16],
         down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],

@@ -14,7 +14,7 @@ pub(super) const FEW: usize = 8;
 const CHANNELS: usize = 32;
 const TILES: usize = 16;
 
-/// Whether this way is the faster one, for an input of this shape or, with `upsample`, of twice the height and width.
+/// Returns true if Winograd is the faster way, for an input of this shape or, with `upsample`, of twice the height and width.
 pub(crate) fn suits(input: &Shape, weight: &Shape, window: Window, upsample: bool) -> bool {
     let ([_, inputs, _, _], [outputs, _, rows, columns]) = (input.dims::<4>(), weight.dims::<4>());
     if [rows, columns] != [3, 3] || window.stride != 1 || inputs < CHANNELS {
@@ -39,7 +39,7 @@ pub(super) struct Sizes {
     pub(super) width: usize,
     /// Zeros above and to the left.
     pub(super) padding: usize,
-    /// Whether the input is stored with half this height and width.
+    /// The input is stored with half this height and width.
     pub(super) upsample: bool,
     pub(super) out_height: usize,
     pub(super) out_width: usize,
