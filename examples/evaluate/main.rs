@@ -18,11 +18,7 @@
 //! # A table of results; results of one name are seeds of one model:
 //! cargo run --release --example evaluate -- compare runs/*/result.json
 //! ```
-#![allow(
-    clippy::print_stderr,
-    clippy::print_stdout,
-    reason = "programs print"
-)]
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "programs print")]
 
 mod pictures;
 mod report;
@@ -222,7 +218,12 @@ fn result(
     let orientation = plan.protocol.orientation;
     let mut notes = pictures.notes(&plan.protocol);
     notes.extend(generated.changes.notes(generated.count(), orientation));
-    notes.extend(reference.notes.into_iter().map(|note| format!("reference: {note}")));
+    notes.extend(
+        reference
+            .notes
+            .into_iter()
+            .map(|note| format!("reference: {note}")),
+    );
     notes.extend(measured.notes);
     Evaluation {
         subject: args.name.clone().unwrap_or_else(|| pictures.name()),
@@ -312,9 +313,7 @@ fn weights(args: &Args) -> Result<BTreeMap<String, PathBuf>> {
         let (name, path) = network
             .split_once('=')
             .with_context(|| format!("--network {network}: expected NAME=PATH"))?;
-        let is_known = NETWORKS
-            .iter()
-            .any(|known| base(known) == name);
+        let is_known = NETWORKS.iter().any(|known| base(known) == name);
         ensure!(
             is_known,
             "--network {name}: expected inception, clip or efficientnet-lite0"
@@ -384,7 +383,11 @@ fn reference(args: &Args, plan: &Plan, stop: &AtomicBool) -> Result<Compared> {
         }
         false => extractor.open(path)?,
     };
-    notes.extend(found.changes.notes(found.count(), plan.protocol.orientation));
+    notes.extend(
+        found
+            .changes
+            .notes(found.count(), plan.protocol.orientation),
+    );
     Ok(Compared {
         count: Some(found.count()),
         hash: Some(found.hash()),
@@ -396,7 +399,7 @@ fn reference(args: &Args, plan: &Plan, stop: &AtomicBool) -> Result<Compared> {
     })
 }
 
-/// Means and covariances of another program, or of ours, which names the network.
+/// Means and covariances of another program, or with the name of their network.
 fn statistics(path: &Path, plan: &Plan) -> Result<Compared> {
     let Statistics { gaussian, network } = Statistics::open(path)?;
     let networks = plan.protocol.reference_networks();
@@ -447,8 +450,12 @@ fn keep_settings(args: &Args, plan: &Plan, pictures: &Pictures) -> Result<()> {
     });
     if path.is_file() {
         let text = std::fs::read_to_string(&path)?;
-        let before: Json = serde_json::from_str(&text)
-            .with_context(|| format!("{} is damaged: remove it, or take another --output", path.display()))?;
+        let before: Json = serde_json::from_str(&text).with_context(|| {
+            format!(
+                "{} is damaged: remove it, or take another --output",
+                path.display()
+            )
+        })?;
         let found = differences(&before, &settings);
         if !found.is_empty() {
             bail!(

@@ -69,7 +69,9 @@ impl Changes {
     /// A note for each kind of change to `count` pictures.
     pub(crate) fn notes(self, count: usize, orientation: Orient) -> Vec<String> {
         let treatment = match orientation {
-            Orient::Upright => "were turned upright; pytorch-fid and clean-fid measure them as stored",
+            Orient::Upright => {
+                "were turned upright; pytorch-fid and clean-fid measure them as stored"
+            }
             Orient::AsStored => "were measured as stored, as the protocol's own program does",
         };
         let notes = [
@@ -165,7 +167,11 @@ impl Pictures {
         };
         let mut notes = Vec::new();
         if !listed.skipped.is_empty() {
-            let names: Vec<_> = listed.skipped.iter().map(|path| name(path, folder)).collect();
+            let names: Vec<_> = listed
+                .skipped
+                .iter()
+                .map(|path| name(path, folder))
+                .collect();
             notes.push(format!(
                 "skipped {} files of {} that are no pictures: {}",
                 names.len(),
@@ -260,7 +266,11 @@ impl Files {
 impl Generator {
     fn new(args: &Args, plan: &Plan, prompts: Vec<String>) -> Result<Self> {
         let last = args.seed.checked_add(prompts.len() as u64);
-        ensure!(last.is_some(), "--seed {} is too large: each picture takes the next", args.seed);
+        ensure!(
+            last.is_some(),
+            "--seed {} is too large: each picture takes the next",
+            args.seed
+        );
         let source = args.model.source()?;
         let loader = crate::ModelArgs::loader(&source, &plan.device)?;
         let scheduler = loader.scheduler()?;

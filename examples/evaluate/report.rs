@@ -106,8 +106,8 @@ pub(crate) fn sheet(
         Some(scores) => scores.clone(),
         None => {
             let networks = plan.protocol.networks().into_iter();
-            let mut pairs =
-                networks.filter_map(|name| Some((features.get(name)?, reference.features.get(name)?)));
+            let mut pairs = networks
+                .filter_map(|name| Some((features.get(name)?, reference.features.get(name)?)));
             let Some((of, among)) = pairs.next() else {
                 return Ok(());
             };

@@ -89,7 +89,10 @@ impl Extractor<'_> {
             folder: place.with_extension("parts"),
             count: batches.len(),
         };
-        for folder in [Some(&parts.folder), self.keep.as_ref()].into_iter().flatten() {
+        for folder in [Some(&parts.folder), self.keep.as_ref()]
+            .into_iter()
+            .flatten()
+        {
             std::fs::create_dir_all(folder)
                 .with_context(|| format!("cannot create {}", folder.display()))?;
         }
@@ -152,7 +155,8 @@ impl Extractor<'_> {
     pub(crate) fn open(&self, path: &Path) -> Result<Extracted> {
         let metadata = Archive::open(path)?.metadata();
         let before = metadata.get("conditions");
-        let before = before.with_context(|| format!("{} has no features of a run", path.display()))?;
+        let before =
+            before.with_context(|| format!("{} has no features of a run", path.display()))?;
         let before: Json =
             serde_json::from_str(before).with_context(|| path.display().to_string())?;
         // The earlier run may have used more networks.
@@ -182,7 +186,9 @@ impl Extractor<'_> {
         let mut sets = extracted.features.values();
         let is_whole = sets.all(|features| features.len() == count);
         ensure!(is_whole, "{} is damaged", path.display());
-        extracted.features.retain(|_, features| !features.is_empty());
+        extracted
+            .features
+            .retain(|_, features| !features.is_empty());
         Ok(extracted)
     }
 
@@ -268,7 +274,10 @@ fn write(path: &Path, extracted: &Extracted, conditions: Option<Json>) -> Result
     });
     let mut metadata = HashMap::from([
         ("hashes".to_owned(), extracted.hashes.join(" ")),
-        ("changes".to_owned(), serde_json::to_string(&extracted.changes)?),
+        (
+            "changes".to_owned(),
+            serde_json::to_string(&extracted.changes)?,
+        ),
     ]);
     if let Some(conditions) = conditions {
         metadata.insert("conditions".to_owned(), conditions.to_string());

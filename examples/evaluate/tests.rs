@@ -532,7 +532,9 @@ fn prompts_are_paired_in_natural_order_of_names() -> Result<()> {
             ("--network", own.clone()),
             ("--sheet", "0".to_owned()),
         ];
-        pairs.map(|(option, value)| [option.to_owned(), value]).concat()
+        pairs
+            .map(|(option, value)| [option.to_owned(), value])
+            .concat()
     };
     let evaluate = |folder: &Path| {
         let args = args(folder);
@@ -543,7 +545,10 @@ fn prompts_are_paired_in_natural_order_of_names() -> Result<()> {
 
     std::fs::rename(plain.path().join("7.png"), plain.path().join("08.png"))?;
     let error = format!("{:#}", evaluate(plain.path()).expect_err("two pictures 8"));
-    assert!(error.contains("the order of 08.png and 8.png is ambiguous"), "{error}");
+    assert!(
+        error.contains("the order of 08.png and 8.png is ambiguous"),
+        "{error}"
+    );
     Ok(())
 }
 
@@ -566,22 +571,46 @@ fn every_picture_is_counted_and_everything_else_reported() -> Result<()> {
     let protocol = distance_alone(settings.path());
     let [pictures, path, own] = [text(mixed.path()), text(reference.path()), clip()];
     let args = [
-        "--pictures", &pictures, "--reference", &path, "--protocol", &protocol, "--network", &own,
-        "--sheet", "0",
+        "--pictures",
+        &pictures,
+        "--reference",
+        &path,
+        "--protocol",
+        &protocol,
+        "--network",
+        &own,
+        "--sheet",
+        "0",
     ];
     let found = measure(&args)?;
     assert_eq!(found.pictures, 12);
-    assert!(value(&found, "Fréchet distance") < 1e-6, "{:?}", found.values);
     assert!(
-        notes(&found, "that are no pictures: ._00.png, .DS_Store, Thumbs.db"),
+        value(&found, "Fréchet distance") < 1e-6,
+        "{:?}",
+        found.values
+    );
+    assert!(
+        notes(
+            &found,
+            "that are no pictures: .DS_Store, ._00.png, Thumbs.db"
+        ),
         "{:?}",
         found.notes
     );
 
     // Transparency is dropped in every colour type, and orientations are followed.
-    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/images/tests/golden/pictures/");
-    for (index, name) in ["rgba.png", "la.png", "palette-clear.png", "exif6.jpg"].iter().enumerate() {
-        std::fs::copy(format!("{golden}{name}"), mixed.path().join(format!("1{index}0-{name}")))?;
+    let golden = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../crates/images/tests/golden/pictures/"
+    );
+    for (index, name) in ["rgba.png", "la.png", "palette-clear.png", "exif6.jpg"]
+        .iter()
+        .enumerate()
+    {
+        std::fs::copy(
+            format!("{golden}{name}"),
+            mixed.path().join(format!("1{index}0-{name}")),
+        )?;
     }
     let found = measure(&args)?;
     assert_eq!(found.pictures, 16);
@@ -605,8 +634,16 @@ fn stored_features_follow_the_content_of_files() -> Result<()> {
     let run = |reference: &TempDir| {
         let [pictures, path, own] = [text(pictures.path()), text(reference.path()), clip()];
         let args = [
-            "--pictures", &pictures, "--reference", &path, "--protocol", &protocol, "--network",
-            &own, "--sheet", "0",
+            "--pictures",
+            &pictures,
+            "--reference",
+            &path,
+            "--protocol",
+            &protocol,
+            "--network",
+            &own,
+            "--sheet",
+            "0",
         ];
         measured(&args, output.path(), &AtomicBool::new(false))
     };
@@ -643,11 +680,26 @@ fn statistics_without_a_network_are_noted() -> Result<()> {
     let protocol = distance_alone(settings.path());
     let [path, npz_text, own] = [text(pictures.path()), text(&npz), clip()];
     let args = [
-        "--pictures", &path, "--reference", &npz_text, "--protocol", &protocol, "--network", &own,
-        "--sheet", "0",
+        "--pictures",
+        &path,
+        "--reference",
+        &npz_text,
+        "--protocol",
+        &protocol,
+        "--network",
+        &own,
+        "--sheet",
+        "0",
     ];
     let found = measure(&args)?;
-    assert!(notes(&found, "does not name the network of its statistics; taken for clip/crop"), "{:?}", found.notes);
+    assert!(
+        notes(
+            &found,
+            "does not name the network of its statistics; taken for clip/crop"
+        ),
+        "{:?}",
+        found.notes
+    );
     statistics.network = Some("clip/crop".to_owned());
     statistics.save(&npz)?;
     assert!(!notes(&measure(&args)?, "does not name"));

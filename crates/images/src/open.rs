@@ -68,7 +68,8 @@ pub enum Error {
 pub struct Decoded {
     /// The picture, RGB with eight bits a channel.
     pub image: RgbImage,
-    /// Exif's number of the orientation that the file names, 1 to 8; 1 is upright or unnamed.
+    /// Exif's number of the orientation that the file names, 1 to 8; 1 is upright or unnamed. It is 1 for TIFF, whose readers
+    /// always follow the orientation, Pillow's included.
     pub orientation: u8,
     /// True if a pixel was not opaque. Colours are kept, transparency is dropped, as Pillow's `convert("RGB")` does.
     pub had_transparency: bool,
@@ -192,13 +193,18 @@ fn decode_picture(bytes: &[u8], orient: Orient) -> Result<Decoded, Fault> {
         ));
     }
     let mut image = DynamicImage::from_decoder(decoder)?;
-    if orient == Orient::Upright {
+    let is_tiff = image::guess_format(bytes)? == ImageFormat::Tiff;
+    if orient == Orient::Upright || is_tiff {
         image.apply_orientation(turn);
     }
+    let named = match is_tiff {
+        true => Orientation::NoTransforms,
+        false => turn,
+    };
     Ok(Decoded {
         had_transparency: has_transparency(&image),
         image: image.into_rgb8(),
-        orientation: turn.to_exif(),
+        orientation: named.to_exif(),
     })
 }
 

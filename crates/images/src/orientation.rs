@@ -10,7 +10,7 @@ pub enum Orient {
     /// diffusers' `load_image`.
     #[default]
     Upright,
-    /// Ignores the tag: pytorch-fid, clean-fid, torch-fidelity.
+    /// Ignores the tag, except in TIFF: pytorch-fid, clean-fid, torch-fidelity.
     AsStored,
 }
 

@@ -27,7 +27,7 @@ fn pictures_are_listed_in_natural_order_and_the_rest_is_reported() {
         "b/10.jpeg",
         "c.PNG",
     ];
-    let others = ["._0.png", ".hidden", "12.gif", "prompts.txt"];
+    let others = ["12.gif", "._0.png", ".hidden", "prompts.txt"];
     for name in pictures
         .iter()
         .chain(&others)

@@ -1,6 +1,7 @@
 //! Shared parts of the programs: devices by name, prompts, pictures as files, options of models.
 #![allow(clippy::print_stderr, reason = "programs print")]
 
+mod adapter;
 pub mod model;
 mod pictures;
 

@@ -11,7 +11,7 @@ use swiftbrush_pipeline::{
     DecoderKind, Error, Family, LoadOptions, Loader, Method, Request, Rng, Source,
 };
 
-use crate::{Wanted, find, miniature, named};
+use crate::{Wanted, adapter, find, miniature, named};
 
 /// The model and the device.
 #[derive(Debug, Args)]
@@ -113,12 +113,16 @@ impl ModelArgs {
             None => miniature(),
         });
         source.options = options;
+        if let Some(variant) = &self.variant {
+            adapter::check_variant(&source.model, variant)?;
+        }
         source.configs.clone_from(&self.configs);
         source.variant.clone_from(&self.variant);
         for component in &self.component {
             let (name, path) = component
                 .split_once('=')
                 .with_context(|| format!("--component {component}: expected NAME=PATH"))?;
+            adapter::check_component(name, &self.unet)?;
             let path = find(path, Wanted::Component)?;
             source.components.insert(name.to_owned(), path);
         }
@@ -131,16 +135,9 @@ impl ModelArgs {
             source.components.insert(denoiser.clone(), path);
         }
         for lora in &self.lora {
-            let (file, weight) = match lora.rsplit_once('=') {
-                Some((file, weight)) => (
-                    file,
-                    weight.parse().with_context(|| format!("--lora {lora}"))?,
-                ),
-                None => (lora.as_str(), 1.0),
-            };
-            source
-                .adapters
-                .push((find(file, Wanted::Component)?, weight));
+            let (file, weight) = adapter::with_weight(lora)?;
+            let file = adapter::in_folder(find(file, Wanted::Component)?)?;
+            source.adapters.push((file, weight));
         }
         Ok(source)
     }
