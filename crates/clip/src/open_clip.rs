@@ -105,12 +105,12 @@ impl From<OpenClipConfig> for ClipConfig {
     }
 }
 
-/// Whether the tensors are named as in open_clip.
+/// True if the tensors are named as in open_clip.
 pub(crate) fn is_open_clip(weights: &Weights) -> bool {
     weights.contains("ln_final.weight")
 }
 
-/// Whether these are the weights of the text encoder of Stable Diffusion 2.x.
+/// True for the weights of the text encoder of Stable Diffusion 2.x.
 pub(crate) fn is_of_2(weights: &Weights) -> bool {
     let norm = "text_model.final_layer_norm.weight";
     is_open_clip(weights) || weights.shape(norm) == Some(&[SD2.0])

@@ -122,7 +122,7 @@ impl SelfAttention {
 struct Mlp {
     fc1: Linear,
     fc2: Linear,
-    /// Whether the activation is `quick_gelu` instead of `gelu`.
+    /// Selects `quick_gelu` instead of `gelu`.
     quick: bool,
 }
 

@@ -38,7 +38,7 @@ pub struct LoadOptions {
     /// Element type in which the denoiser's weights are stored; `None` for that of the arithmetic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage: Option<DType>,
-    /// Whether the denoiser's weights are stored as in the file, where `storage` is `None` and the arithmetic is f32.
+    /// Stores the denoiser's weights as in the file, if `storage` is `None` and the arithmetic is f32.
     #[serde(skip_serializing_if = "is_false")]
     pub weights_as_stored: bool,
     /// The autoencoder.
@@ -49,7 +49,7 @@ pub struct LoadOptions {
     /// The family of a single file that does not tell it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub family: Option<Family>,
-    /// Whether guidance calls the denoiser twice instead of once with twice the batch.
+    /// Calls the denoiser twice for guidance instead of once with twice the batch.
     #[serde(skip_serializing_if = "is_false")]
     pub split_guidance: bool,
 }

@@ -56,7 +56,7 @@ impl StartRecord {
     }
 }
 
-/// How an image was made: everything that is needed to make it again, and to know whether that can succeed.
+/// The settings of an image: everything that is needed to generate it again, and to know whether that can succeed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Record {

@@ -183,7 +183,7 @@ impl Request {
         self
     }
 
-    /// Whether classifier-free guidance is on: above a scale of 1, as in diffusers.
+    /// True if classifier-free guidance is on: above a scale of 1, as in diffusers.
     pub fn is_guided(&self) -> bool {
         self.guidance > 1.0
     }

@@ -89,7 +89,7 @@ fn a_requested_sampler_brings_its_own_defaults() {
 }
 
 /// diffusers' pipeline sets `steps_offset` to 1 and `clip_sample` to false in files that are silent about them, but a
-/// sampler that is asked for has its own defaults again.
+/// requested sampler has its own defaults again.
 #[test]
 fn outdated_schedulers_are_corrected_as_in_diffusers() {
     let betas = r#""beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085"#;
@@ -183,10 +183,10 @@ fn embeddings_give_what_their_prompts_give() {
     let error = pipeline.generate_encoded(&plain, &request, &mut seeds(), watch);
     let error = error.expect_err("guidance needs two").to_string();
     assert!(error.contains("negative prompt"), "{error}");
-    let misshapen = plain.with_negative(context.narrow(1, 0, 2));
+    let short = plain.with_negative(context.narrow(1, 0, 2));
     assert!(
         pipeline
-            .generate_encoded(&misshapen, &request, &mut seeds(), watch)
+            .generate_encoded(&short, &request, &mut seeds(), watch)
             .is_err()
     );
 }

@@ -8,7 +8,9 @@ use serde_json::{Map, Value, json};
 
 use crate::{ConfigError, SamplerKind, class};
 
-/// How the betas run from `beta_start` to `beta_end`.
+mod check;
+
+/// The interpolation of betas between `beta_start` and `beta_end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BetaSchedule {
@@ -67,23 +69,23 @@ pub struct SchedulerConfig {
     pub timestep_spacing: TimestepSpacing,
     /// Added to every timestep of [`TimestepSpacing::Leading`].
     pub steps_offset: usize,
-    /// Whether the last step of DDIM and PNDM ends at ᾱ = 1 instead of ᾱ₀.
+    /// Ends the last step of DDIM and PNDM at ᾱ = 1 instead of ᾱ₀.
     pub set_alpha_to_one: bool,
-    /// Whether the schedule is rescaled to end in pure noise, ᾱ_T = 0 (Lin et al., arXiv 2305.08891, algorithm 1).
+    /// Rescales the schedule to end in pure noise, ᾱ_T = 0 (Lin et al., arXiv 2305.08891, algorithm 1).
     /// Not for networks that predict noise, whose output says nothing there.
     pub rescale_betas_zero_snr: bool,
     /// Number of steps of the grid on which a latent consistency model was trained.
     pub original_inference_steps: usize,
     /// Factor of timesteps in the boundary conditions of a latent consistency model.
     pub timestep_scaling: f64,
-    /// Whether DDIM clips x₀ to ±[`clip_sample_range`](Self::clip_sample_range). Latents are not bounded, so only
+    /// Clips x₀ to ±[`clip_sample_range`](Self::clip_sample_range) in DDIM. Latents are not bounded, so only
     /// models of pixels want it.
     pub clip_sample: bool,
     /// The bound of clipped x₀.
     pub clip_sample_range: f64,
-    /// Whether PNDM starts without Runge-Kutta steps; nothing else is supported.
+    /// Starts PNDM without Runge-Kutta steps; nothing else is supported.
     pub skip_prk_steps: bool,
-    /// Whether the model is a one-step student: `"_swiftbrush_sampler": "one-step"`, which diffusers ignores as it
+    /// Marks a one-step student: `"_swiftbrush_sampler": "one-step"`, which diffusers ignores as it
     /// does every key that starts with an underscore.
     pub is_one_step: bool,
     /// Names of the fields that the file omits.
@@ -98,8 +100,6 @@ pub struct SchedulerConfig {
 const SAMPLER: (&str, &str) = ("_swiftbrush_sampler", "one-step");
 /// Names of the fields that the file omits, where a configuration is written with its defaults.
 const UNSET: &str = "_use_default_values";
-/// Bound on `num_train_timesteps`, so that no file asks for tables of any size.
-const MAX_TIMESTEPS: usize = 100_000;
 
 impl Default for SchedulerConfig {
     fn default() -> Self {
@@ -191,7 +191,7 @@ impl SchedulerConfig {
             })
     }
 
-    /// Whether [`sampler`](Self::sampler) is another one than the class names.
+    /// True if [`sampler`](Self::sampler) is another one than the class names.
     pub fn is_substituted(&self) -> bool {
         SamplerKind::of_class(&self.class_name).is_none()
     }
@@ -332,89 +332,6 @@ impl SchedulerConfig {
             None => self.unknown.push(name),
         }
         Ok(())
-    }
-
-    /// Checks the noise schedule, which every sampler reads.
-    fn check(&self) -> Result<(), ConfigError> {
-        let check = |holds: bool, name: &str, value: String, expected: &str| match holds {
-            true => Ok(()),
-            false => Err(ConfigError::unsupported(name, value, expected)),
-        };
-        check(
-            (2..=MAX_TIMESTEPS).contains(&self.num_train_timesteps),
-            "num_train_timesteps",
-            self.num_train_timesteps.to_string(),
-            "2 to 100000",
-        )?;
-        check(
-            0.0 < self.beta_start && self.beta_start <= self.beta_end && self.beta_end < 1.0,
-            "beta_start..beta_end",
-            format!("{}..{}", self.beta_start, self.beta_end),
-            "0 < start ≤ end < 1",
-        )?;
-        check(
-            !self.rescale_betas_zero_snr || self.prediction_type != PredictionType::Epsilon,
-            "prediction_type",
-            "epsilon".to_owned(),
-            "v_prediction or sample with rescale_betas_zero_snr",
-        )?;
-        check(
-            self.steps_offset <= self.num_train_timesteps,
-            "steps_offset",
-            self.steps_offset.to_string(),
-            "at most num_train_timesteps",
-        )?;
-        check(
-            (1..=self.num_train_timesteps).contains(&self.original_inference_steps),
-            "original_inference_steps",
-            self.original_inference_steps.to_string(),
-            "1 to num_train_timesteps",
-        )?;
-        let scales = [self.timestep_scaling, self.clip_sample_range];
-        check(
-            scales.iter().all(|scale| scale.is_finite() && *scale > 0.0),
-            "timestep_scaling, clip_sample_range",
-            format!("{scales:?}"),
-            "positive numbers",
-        )?;
-        match self.unsupported.get("use_flow_sigmas") {
-            Some(value) => check(false, "use_flow_sigmas", value.to_string(), "false"),
-            None => Ok(()),
-        }
-    }
-
-    /// Checks the fields and options that one sampler reads.
-    fn check_for(&self, kind: SamplerKind) -> Result<(), ConfigError> {
-        let refuse = |name: &str, value: String, expected: &str| {
-            Err(ConfigError::unsupported(name, value, expected))
-        };
-        let mut options = self.unsupported.iter();
-        let option = options.find_map(|(name, value)| {
-            let option = class::switched_off(name).filter(|option| option.concerns(kind))?;
-            Some((option, value))
-        });
-        if let Some((option, value)) = option {
-            return refuse(option.name, value.to_string(), &option.expected());
-        }
-        let is_sample = self.prediction_type == PredictionType::Sample;
-        match kind {
-            SamplerKind::Pndm if !self.skip_prk_steps => {
-                let expected = "true for pndm (false is the default of PNDMScheduler); or choose another sampler";
-                refuse("skip_prk_steps", "false".to_owned(), expected)
-            }
-            SamplerKind::Pndm if self.rescale_betas_zero_snr => {
-                let expected = "false for pndm, which divides by zero where the schedule ends in pure noise; or choose another sampler";
-                refuse("rescale_betas_zero_snr", "true".to_owned(), expected)
-            }
-            SamplerKind::Pndm | SamplerKind::EulerAncestral if is_sample => {
-                let expected = format!("epsilon or v_prediction for {kind}");
-                refuse("prediction_type", "sample".to_owned(), &expected)
-            }
-            SamplerKind::Lcm if self.clip_sample => {
-                refuse("clip_sample", "true".to_owned(), "false for lcm")
-            }
-            _ => Ok(()),
-        }
     }
 }
 

@@ -84,7 +84,7 @@ impl NoiseSchedule {
         self.alphas_cumprod.len()
     }
 
-    /// Whether there are no timesteps; never, since configurations have at least two.
+    /// False: configurations have at least two timesteps.
     pub fn is_empty(&self) -> bool {
         self.alphas_cumprod.is_empty()
     }

@@ -1,0 +1,96 @@
+//! Checks before anything is loaded.
+
+use swiftbrush_clip::TextConfig;
+use swiftbrush_vae::{AutoencoderKlConfig, AutoencoderTinyConfig, Tiling};
+
+use super::Loader;
+use super::scheduler::SCHEDULER;
+use crate::source::check_strengths;
+use crate::{DecoderKind, Error, Request, limits};
+
+impl Loader {
+    /// Checks everything that can be checked without reading weights: the options, the adapters' strengths, and that
+    /// the parts fit together, which those from different models may not.
+    ///
+    /// # Errors
+    ///
+    /// If a part is missing or not supported, or parts or options contradict each other.
+    pub fn check(&self) -> Result<(), Error> {
+        self.options.check()?;
+        check_strengths(self.adapters.iter().map(|(_, strength)| *strength))?;
+        self.check_is_whole()?;
+        let unet = self.unet_config()?;
+        let text = TextConfig::from_model(&self.model, "text_encoder")?;
+        let latents = match self.options.decoder {
+            DecoderKind::Kl => AutoencoderKlConfig::from_model(&self.model, "vae")?.latent_channels,
+            DecoderKind::Tiny => {
+                AutoencoderTinyConfig::from_model(&self.model, "taesd")?.latent_channels
+            }
+        };
+        let (channels, outputs) = (unet.in_channels, unet.out_channels);
+        if channels != outputs {
+            return Err(self.contradiction(format!(
+                "the denoiser reads {channels} channels and predicts {outputs}: models for inpainting or with depth are not supported"
+            )));
+        }
+        if channels != latents {
+            return Err(self.contradiction(format!(
+                "the denoiser reads latents of {channels} channels, the autoencoder has {latents}"
+            )));
+        }
+        let (context, states) = (unet.cross_attention_dim, text.hidden_size);
+        if context != states {
+            return Err(self.contradiction(format!(
+                "the denoiser reads text states of width {context}, the text encoder gives {states}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Checks a request before anything is loaded, as [`TextToImage::check`] does afterwards.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check), or if the request contradicts itself or the model.
+    pub fn check_request(&self, request: &Request) -> Result<(), Error> {
+        self.check()?;
+        let config = self.scheduler()?;
+        self.denoising(&config)?
+            .check(request, request.prompts.len())
+    }
+
+    /// An estimate of the bytes that the activations of a request take at their peak, in the decoder; weights are not
+    /// counted.
+    ///
+    /// # Errors
+    ///
+    /// If a configuration cannot be used.
+    pub fn memory(&self, request: &Request) -> Result<u64, Error> {
+        let config = self.scheduler()?;
+        let denoising = self.denoising(&config)?;
+        let batch = request.prompts.len();
+        let size = match self.options.tiling {
+            Some(Tiling { side, .. }) => denoising
+                .size(request)
+                .map(|pixels| pixels.min(side.saturating_mul(denoising.scale))),
+            None => denoising.size(request),
+        };
+        Ok(limits::decoding_memory(size, batch, denoising.width))
+    }
+
+    /// Recognises a denoiser that is given as if it were a whole model.
+    pub(super) fn check_is_whole(&self) -> Result<(), Error> {
+        let root = self.model.root();
+        let is_denoiser = match self.model.single_file() {
+            None => root.join("config.json").is_file() && !root.join(SCHEDULER).exists(),
+            Some(_) => !self.model.has("text_encoder") && !self.model.has("vae"),
+        };
+        match is_denoiser && !self.model.has("text_encoder") {
+            false => Ok(()),
+            true => Err(self.contradiction(
+                "a single network and not a whole model; to use it as the denoiser of another model, give it as that model's component `unet` (--unet)"
+                    .to_owned(),
+            )),
+        }
+    }
+}
