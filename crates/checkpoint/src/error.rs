@@ -2,6 +2,9 @@ use std::fmt::{self, Display};
 use std::io;
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "hub")]
+use crate::hub::HubError;
+
 /// Errors of files of weights and of model folders.
 ///
 /// Messages contain their causes; [`source`](std::error::Error::source) is therefore always empty.
@@ -80,15 +83,23 @@ pub enum Error {
         /// The expected file or files.
         wanted: String,
     },
-    /// A model of the Hugging Face hub cannot be downloaded.
+    /// A path that does not exist but reads as a name on the Hugging Face hub.
+    #[error(
+        "{name}: no such file or folder; as a name on the Hugging Face hub it is opened by `Model::find`, which needs \
+        the feature `hub` of swiftbrush-checkpoint"
+    )]
+    HubName {
+        /// The name.
+        name: String,
+    },
+    /// A model of the Hugging Face hub cannot be used.
+    #[cfg(feature = "hub")]
     #[error("{id}: {reason}")]
     Hub {
-        /// Its name.
+        /// Name of the model, or of an invalid environment variable.
         id: String,
-        /// The reason, and what to try.
-        reason: String,
-        /// Whether the hub says that it does not exist.
-        is_missing: bool,
+        /// Reason, with a remedy.
+        reason: HubError,
     },
     /// The file has no tensor of a given name.
     #[error("{path} has no tensor {name}")]

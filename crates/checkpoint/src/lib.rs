@@ -14,7 +14,6 @@ mod edit;
 mod error;
 mod finite;
 mod float8;
-#[cfg(feature = "hub")]
 mod hub;
 mod json;
 mod kind;
@@ -33,7 +32,7 @@ pub use archive::Archive;
 pub use error::{Error, Mismatch, abridged};
 pub use finite::is_finite;
 #[cfg(feature = "hub")]
-pub use hub::{Download, Hub};
+pub use hub::{Download, Event, Hub, HubError};
 pub use json::{read_config, read_json};
 pub use model::Model;
 pub use module::{is_buffer, load, n_parameters, named_tensors, read, save, with_tensors};
@@ -43,6 +42,6 @@ pub use text::{Line, Lines, TextError, read_lines, read_text};
 pub use weights::Weights;
 pub use write::{LazyTensor, sha256, write_atomically, write_json, write_tensors};
 
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "hub"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,10 +1,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind::NotFound;
 use std::path::{Path, PathBuf};
 
 use swiftbrush_kernels::Access;
 
 use crate::error::{Error, abridged};
+use crate::hub::is_hub_name;
 use crate::select::{HALF, Library, is_of_variant, weight_names};
 use crate::weights::Weights;
 
@@ -72,7 +74,12 @@ impl Model {
     /// If it does not exist, or is a damaged file.
     pub fn open(root: impl AsRef<Path>) -> Result<Self, Error> {
         let root = root.as_ref();
-        let metadata = fs::metadata(root).map_err(|error| Error::read(root, error))?;
+        let metadata = fs::metadata(root).map_err(|error| match root.to_str() {
+            Some(name) if error.kind() == NotFound && is_hub_name(name) => Error::HubName {
+                name: name.to_owned(),
+            },
+            _ => Error::read(root, error),
+        })?;
         let file = match metadata.is_dir() {
             true => None,
             false => Some(Weights::open(root)?),

@@ -5,13 +5,14 @@ mod adapter;
 pub mod model;
 mod pictures;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::de::DeserializeOwned;
-use swiftbrush_checkpoint::{Download, Hub, read_lines, read_text};
+use swiftbrush_checkpoint::{Event, Hub, read_lines, read_text};
 
 pub use pictures::{enlarged, grid, image, pictures, read_image, tensor, write_picture, write_png};
 
@@ -118,17 +119,17 @@ pub fn print_warnings() {
         .init();
 }
 
-/// The wanted part of a repository on the Hugging Face hub.
+/// Files of a repository on the Hugging Face hub.
 #[derive(Clone, Copy, Debug)]
 pub enum Wanted<'a> {
-    /// A model with these components.
+    /// These components of a model, in a variant.
     Model(&'a [&'a str], Option<&'a str>),
-    /// The one component that it is.
+    /// The single component that the repository holds, or one of its files.
     Component,
 }
 
-/// A file or folder of this machine, or one out of the hub: `owner/name` (with `@revision`, if it is not `main`), and
-/// `owner/name/file` for a file. What is here goes first.
+/// Finds a file or folder on this machine, or downloads it from the hub: `owner/name`, with `@revision` unless it is
+/// `main`, and for a component also `owner/name/file`. A path that exists takes precedence.
 pub fn find(name: &str, wanted: Wanted<'_>) -> Result<PathBuf> {
     let path = PathBuf::from(name);
     let parts: Vec<_> = name.split('/').collect();
@@ -138,32 +139,48 @@ pub fn find(name: &str, wanted: Wanted<'_>) -> Result<PathBuf> {
     if path.exists() || !is_id || parts.len() < 2 {
         return Ok(path);
     }
+    let hub = Hub::from_env()?;
     let bar = ProgressBar::hidden();
-    let template = "{msg} {bar:30} {bytes} of {total_bytes}, {eta} left";
-    bar.set_style(ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar()));
-    let mut told = |download: Download| {
-        if bar.is_hidden() || bar.message() != download.file {
-            bar.set_draw_target(ProgressDrawTarget::stderr());
-            bar.reset();
-            bar.set_message(download.file);
-        }
-        bar.set_length(download.size as u64);
-        bar.set_position(download.done as u64);
-    };
-    let hub = Hub::from_env();
+    let mut watch = |event| show(&bar, event);
     let found = match (parts.as_slice(), wanted) {
-        ([_, _], Wanted::Model(components, variant)) => {
-            let model = hub.model(name, components, variant, &mut told);
+        (_, Wanted::Model(components, variant)) => {
+            let model = hub.model(name, components, variant, &mut watch);
             model.map(|model| model.root().to_owned())
         }
-        ([_, _], Wanted::Component) => hub.component(name, &mut told),
-        ([owner, name, file @ ..], _) => {
-            hub.file(&format!("{owner}/{name}"), &file.join("/"), &mut told)
+        ([owner, name, file @ ..], Wanted::Component) if !file.is_empty() => {
+            hub.file(&format!("{owner}/{name}"), &file.join("/"), &mut watch)
         }
-        _ => return Ok(path),
+        (_, Wanted::Component) => hub.component(name, &mut watch),
     };
     bar.finish_and_clear();
-    found.with_context(|| {
-        format!("{name} is neither a file or folder here nor to be had from the hub")
-    })
+    found.with_context(|| format!("{name}: no such file or folder, and not available from the hub"))
+}
+
+/// Shows a download in a progress bar, and warnings above it.
+fn show(bar: &ProgressBar, event: Event) -> ControlFlow<()> {
+    let line = match &event {
+        Event::Progress(download) => download.file.clone(),
+        event => event.to_string(),
+    };
+    if event.is_warning() {
+        bar.suspend(|| eprintln!("warning: {event}"));
+        return ControlFlow::Continue(());
+    }
+    if bar.is_hidden() || bar.message() != line {
+        bar.set_draw_target(ProgressDrawTarget::stderr());
+        let template = match event {
+            Event::Progress(_) => "{msg} {bar:30} {bytes} of {total_bytes}, {eta} left",
+            _ => "{msg}",
+        };
+        let style = ProgressStyle::with_template(template);
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.reset();
+        bar.set_message(line);
+    }
+    if let Event::Progress(download) = event {
+        bar.set_length(download.size);
+        bar.set_position(download.done);
+    }
+    bar.tick();
+    ControlFlow::Continue(())
 }
