@@ -47,6 +47,8 @@ mod event;
 mod options;
 #[cfg(feature = "hub")]
 mod session;
+#[cfg(feature = "hub")]
+mod url;
 
 #[cfg(feature = "hub")]
 pub use error::HubError;
