@@ -45,6 +45,9 @@ pub enum Error {
         /// The cause.
         reason: String,
     },
+    /// The device's backend has no kernels in this build.
+    #[error(transparent)]
+    Device(#[from] swiftbrush_kernels::Error),
     /// Options of the loader that contradict each other or the device.
     #[error("{0}")]
     Options(String),

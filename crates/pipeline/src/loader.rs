@@ -218,8 +218,14 @@ impl Loader {
         let options = &self.options;
         let is_as_stored =
             options.weights_as_stored && options.dtype == DType::F32 && self.adapters.is_empty();
-        let dtype = options.storage.or((!is_as_stored).then_some(options.dtype));
-        let mut network = UNet::from_model(&self.model, &options.denoiser, dtype, &self.device)?;
+        let (model, component, device) = (&self.model, &options.denoiser, &self.device);
+        let mut network = match options.storage {
+            None if is_as_stored => UNet::from_model_as_stored(model, component, device)?,
+            storage => {
+                let dtype = storage.unwrap_or(options.dtype);
+                UNet::from_model(model, component, Some(dtype), device)?
+            }
+        };
         for (file, strength) in &self.adapters {
             network = fuse(network, &file.unet, *strength)?;
         }

@@ -95,8 +95,8 @@ impl UNetConfig {
 }
 
 impl UNet {
-    /// Loads a component of a model, usually `unet`, in the element type `dtype` or, if none, that of the file. Tensors may be
-    /// named as in diffusers or as in the original training code.
+    /// Loads a component of a model, usually `unet`, in the element type `dtype`; `None` is f32. Tensors may be named as in
+    /// diffusers or as in the original training code.
     ///
     /// # Errors
     ///
@@ -109,7 +109,27 @@ impl UNet {
     ) -> Result<Self, Error> {
         let config = UNetConfig::from_model(model, component)?;
         let weights = as_diffusers(model.weights(component)?)?;
-        load(config.init(device), &weights, dtype)
+        load(
+            config.init(device),
+            &weights,
+            Some(dtype.unwrap_or(DType::F32)),
+        )
+    }
+
+    /// [`from_model`](Self::from_model) with the weights in the element types of the file, which are cast where they are
+    /// used.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_model`](Self::from_model).
+    pub fn from_model_as_stored(
+        model: &Model,
+        component: &str,
+        device: &Device,
+    ) -> Result<Self, Error> {
+        let config = UNetConfig::from_model(model, component)?;
+        let weights = as_diffusers(model.weights(component)?)?;
+        load(config.init(device), &weights, None)
     }
 
     /// The network's prediction: the noise, for ε-models.

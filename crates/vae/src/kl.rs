@@ -116,8 +116,8 @@ impl Posterior {
 }
 
 impl AutoencoderKl {
-    /// Loads a component of a model, usually `vae`, in the element type `dtype` or, if none, that of the file. Tensors may be named as
-    /// in diffusers (now or in its first year) or as in the original training code.
+    /// Loads a component of a model, usually `vae`, in the element type `dtype`; `None` is f32. Tensors may be named as in
+    /// diffusers (now or in its first year) or as in the original training code.
     ///
     /// # Errors
     ///
@@ -130,7 +130,11 @@ impl AutoencoderKl {
     ) -> Result<Self, Error> {
         let config = AutoencoderKlConfig::from_model(model, component)?;
         let weights = as_diffusers(model.weights(component)?)?;
-        load(config.init(device), &weights, dtype)
+        load(
+            config.init(device),
+            &weights,
+            Some(dtype.unwrap_or(DType::F32)),
+        )
     }
 
     /// Encodes images.

@@ -115,8 +115,8 @@ impl AutoencoderTinyConfig {
 }
 
 impl AutoencoderTiny {
-    /// Loads a component of a model, in the element type `dtype` or, if none, that of the file. The component is a folder of diffusers
-    /// or one with TAESD's own files, `taesd_encoder` and `taesd_decoder` with the extension `.safetensors` or `.pth`.
+    /// Loads a component of a model in the element type `dtype`; `None` is f32. The component is a folder of diffusers or
+    /// one with TAESD's own files, `taesd_encoder` and `taesd_decoder` with the extension `.safetensors` or `.pth`.
     ///
     /// # Errors
     ///
@@ -140,7 +140,11 @@ impl AutoencoderTiny {
             }
             _ => model.weights(component)?,
         };
-        load(config.init(device), &weights, dtype)
+        load(
+            config.init(device),
+            &weights,
+            Some(dtype.unwrap_or(DType::F32)),
+        )
     }
 
     /// The element type of the weights, and of latents and images.

@@ -9,14 +9,15 @@ use crate::source::check_strengths;
 use crate::{DecoderKind, Error, Request, limits};
 
 impl Loader {
-    /// Checks everything that can be checked without reading weights: the options, the adapters' strengths, and that
-    /// the parts fit together, which those from different models may not.
+    /// Checks everything that can be checked without reading weights: the options, the device's kernels, the adapters'
+    /// strengths, and that the parts fit together, which those from different models may not.
     ///
     /// # Errors
     ///
     /// If a part is missing or not supported, or parts or options contradict each other.
     pub fn check(&self) -> Result<(), Error> {
         self.options.check()?;
+        swiftbrush_kernels::supports(&self.device)?;
         check_strengths(self.adapters.iter().map(|(_, strength)| *strength))?;
         self.check_is_whole()?;
         let unet = self.unet_config()?;
