@@ -163,7 +163,7 @@ pub struct Mismatch {
 }
 
 impl Mismatch {
-    /// Whether nothing differs.
+    /// Returns whether nothing differs.
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty()
             && self.unused.is_empty()

@@ -2,7 +2,7 @@ use burn::tensor::{DType, TensorData};
 
 use crate::parallel::n_threads;
 
-/// Whether a tensor holds neither a NaN nor an infinity. Tensors of integers never do.
+/// Returns whether a tensor holds neither a NaN nor an infinity. Tensors of integers never do.
 pub fn is_finite(data: &TensorData) -> bool {
     // Both have all bits of their exponent set, and without its sign a larger value has larger bits.
     match data.dtype() {
@@ -26,7 +26,7 @@ pub fn is_finite(data: &TensorData) -> bool {
     }
 }
 
-/// Whether all values are below a bound.
+/// Returns whether all values are below a bound.
 fn all_below<const N: usize, T: Ord + Copy + Default + Send + Sync>(
     bytes: &[u8],
     value: impl Fn([u8; N]) -> T + Sync,

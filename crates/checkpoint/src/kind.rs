@@ -5,7 +5,7 @@ use crate::archive::MAX_HEADER;
 /// Bytes that [`describe`] looks at.
 pub(crate) const SNIFFED: u64 = 512;
 
-/// Whether the file begins like a zip archive or a pickle, as `torch.save` writes them.
+/// Returns whether the file begins like a zip archive or a pickle, as `torch.save` writes them.
 ///
 /// A safetensors file begins with the length of its header, whose bytes may be the same by chance; only lengths within
 /// the format's limit count.

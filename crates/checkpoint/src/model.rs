@@ -164,7 +164,7 @@ impl Model {
             .unwrap_or_default()
     }
 
-    /// Whether the weights of a component can be opened.
+    /// Returns whether the weights of a component can be opened.
     pub fn has(&self, component: &str) -> bool {
         self.weights(component).is_ok()
     }

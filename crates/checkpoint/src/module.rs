@@ -81,7 +81,7 @@ pub fn with_tensors<M: Module>(
     fill(module, source, names, read, |_, data| data)
 }
 
-/// Whether a tensor is a buffer, by the end of its name: modules compute it themselves, and only some versions of
+/// Returns whether a tensor is a buffer, by the end of its name: modules compute it themselves, and only some versions of
 /// PyTorch's libraries save it. No result depends on it, whatever its element type.
 pub fn is_buffer(name: &str) -> bool {
     const BUFFERS: [&str; 2] = ["position_ids", "num_batches_tracked"];

@@ -107,7 +107,7 @@ pub(crate) fn weight_names(library: Library, variant: Option<&str>) -> Vec<Strin
     names.collect()
 }
 
-/// Whether a file of weights belongs to a variant.
+/// Returns whether a file of weights belongs to a variant.
 pub(crate) fn is_of_variant(name: &str, variant: &str) -> bool {
     let is_weights = [".safetensors", ".bin", ".json"]
         .iter()

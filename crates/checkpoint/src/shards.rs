@@ -11,7 +11,7 @@ use crate::{Error, read_json};
 /// Part of an index's name, before its variant if it has one.
 const INDEX: &str = ".index.";
 
-/// Whether a path has the name of an index: `model.safetensors.index.json`, `model.safetensors.index.fp16.json` or
+/// Returns whether a path has the name of an index: `model.safetensors.index.json`, `model.safetensors.index.fp16.json` or
 /// `model.safetensors.fp16.index.json`.
 pub(crate) fn is_index(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());

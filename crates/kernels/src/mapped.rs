@@ -146,7 +146,7 @@ impl WeightFile {
         }
     }
 
-    /// Whether the file is empty; never true, as an empty file cannot be opened.
+    /// Returns whether the file is empty; never true, as an empty file cannot be opened.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -91,7 +91,7 @@ impl Adapters {
         adapters.collect()
     }
 
-    /// Whether there are no adapters.
+    /// Returns whether there are no adapters.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -156,7 +156,7 @@ impl Config {
         }
     }
 
-    /// Whether PEFT would load an adapter of this rank into the module; otherwise the reason.
+    /// Returns whether PEFT would load an adapter of this rank into the module; otherwise the reason.
     pub(crate) fn check_adapter(&self, module: &str, rank: usize) -> Result<(), String> {
         let Some((base, _)) = self.base else {
             return Ok(());
@@ -188,7 +188,7 @@ fn first_match(patterns: &[(Regex, f64)], module: &str) -> Option<f64> {
     found.map(|(_, value)| *value)
 }
 
-/// Whether an option is supported at its value.
+/// Returns whether an option is supported at its value.
 fn check(key: &str, field: &Field) -> Result<(), String> {
     let refused = |expected: &str| Err(format!("unsupported `{key}` = {field}; {expected}"));
     match (key, field.value()) {
@@ -275,7 +275,7 @@ impl Field {
         }
     }
 
-    /// Whether it is null, false or empty, the defaults of all options that switch something on.
+    /// Returns whether it is null, false or empty, the defaults of all options that switch something on.
     fn is_off(&self) -> bool {
         match self {
             Self::Map(entries) => entries.0.is_empty(),

@@ -193,7 +193,7 @@ impl AdapterFile {
             config.insert(key.to_owned(), value);
         }
         let beside = path.with_file_name(PEFT_CONFIG);
-        // Where the file itself is PEFT's, so is the configuration beside it.
+        // The configuration beside a file of PEFT is its own.
         let is_own = Weights::open(path).is_ok_and(|weights| weights.names().any(is_peft));
         if beside.exists() && !is_own {
             let existing = read_json::<Map<String, Value>>(&beside);

@@ -94,7 +94,7 @@ pub(crate) fn decode(flat: &str) -> Option<String> {
     }
 }
 
-/// Whether the first `len` bytes are a complete word or number.
+/// Returns whether the first `len` bytes are a complete word or number.
 fn is_part(rest: &str, len: usize) -> bool {
     let Some(part) = rest.get(..len) else {
         return false;

@@ -27,7 +27,7 @@ pub enum Layout {
 }
 
 impl Layout {
-    /// Whether α is stored, in tensors or in a configuration.
+    /// Returns whether α is stored, in tensors or in a configuration.
     pub(crate) fn has_alpha(self) -> bool {
         match self {
             Self::DiffusersLora | Self::DiffusersProcessor => false,
@@ -90,7 +90,7 @@ pub(crate) fn other_kind(name: &str) -> Option<&'static str> {
 /// PEFT's prefix of all modules.
 const PEFT_PREFIX: &str = "base_model.model.";
 
-/// Whether a name is one of PEFT's own files.
+/// Returns whether a name is one of PEFT's own files.
 pub(crate) fn is_peft(name: &str) -> bool {
     name.starts_with(PEFT_PREFIX)
 }

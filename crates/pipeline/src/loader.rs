@@ -128,7 +128,11 @@ impl Loader {
     /// As [`check`](Self::check), or if a part is damaged.
     pub fn load(&self) -> Result<TextToImage, Error> {
         self.check()?;
-        let Scheduler { config, warnings } = self.resolve_scheduler()?;
+        let Scheduler {
+            config,
+            mut warnings,
+        } = self.resolve_scheduler()?;
+        warnings.extend(self.file_notes());
         let (latents, width) = (self.latents()?, self.width()?);
         // Reading a vocabulary keeps one core as busy as reading weights keeps the memory.
         std::thread::scope(|scope| {

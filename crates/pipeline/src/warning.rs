@@ -34,6 +34,8 @@ pub enum Warning {
     },
     /// DDIM clips latents, because the model's scheduler does not set `clip_sample` to false.
     LatentsClipped,
+    /// Something about a file of weights or adapters: values that are widened, a substitute for a missing file.
+    File(String),
 }
 
 impl Warning {
@@ -80,6 +82,7 @@ impl fmt::Display for Warning {
                 f,
                 "{source} says {prediction_type}, which replaces the prediction type of the model's scheduler"
             ),
+            Self::File(note) => f.write_str(note),
             Self::LatentsClipped => write!(
                 f,
                 "ddim clips latents, as DDIMScheduler does unless scheduler_config.json sets clip_sample to false"

@@ -56,7 +56,7 @@ impl Tree {
         self.nodes.len()
     }
 
-    /// What persistent identifiers refer to.
+    /// The identifiers that the file gives a meaning.
     pub(super) fn persistent(&self) -> impl Iterator<Item = Id> {
         self.nodes.iter().filter_map(|node| match node {
             Node::Persistent(id) => Some(*id),

@@ -191,7 +191,7 @@ impl Storage {
     }
 }
 
-/// Where the storages of a file lie, by key.
+/// The byte ranges of the storages of a file, by key.
 pub(super) type Places = BTreeMap<String, Range<u64>>;
 
 /// Builds the tensor of a call of `torch._utils._rebuild_tensor*`: storage, offset, shape, strides, and the element

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use swiftbrush_scheduler::{PredictionType, SchedulerConfig};
 
 use super::Loader;
-use crate::{Error, Family, Method, Warning};
+use crate::{DecoderKind, Error, Family, Method, Warning};
 
 /// Path of the scheduler's configuration in a model folder.
 pub(super) const SCHEDULER: &str = "scheduler/scheduler_config.json";
@@ -25,7 +25,23 @@ impl Loader {
     ///
     /// As [`scheduler`](Self::scheduler).
     pub fn warnings(&self) -> Result<Vec<Warning>, Error> {
-        Ok(self.resolve_scheduler()?.warnings)
+        let mut warnings = self.resolve_scheduler()?.warnings;
+        warnings.extend(self.file_notes());
+        Ok(warnings)
+    }
+
+    /// The notes of the files of all components and adapters.
+    pub(super) fn file_notes(&self) -> Vec<Warning> {
+        let decoder = match self.options.decoder {
+            DecoderKind::Kl => "vae",
+            DecoderKind::Tiny => "taesd",
+        };
+        let components = ["text_encoder", &self.options.denoiser, decoder];
+        let weights = components.map(|component| self.model.weights(component));
+        let notes = weights.into_iter().flatten().flat_map(|it| it.notes());
+        let adapters = self.adapters.iter();
+        let of_adapters = adapters.flat_map(|(file, _)| file.notes.iter().cloned());
+        notes.chain(of_adapters).map(Warning::File).collect()
     }
 
     /// The default method of the model's scheduler; see [`Method::of_scheduler`].
