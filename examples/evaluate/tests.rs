@@ -19,7 +19,7 @@ const SIDE: usize = 32;
 fn truth(seed: u64, count: usize) -> (Vec<RgbImage>, Vec<String>) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let draw = |_| {
-        let scene = world::Scene::random(&mut rng, false);
+        let scene = world::Scene::random(&mut rng, world::HeldOut::None);
         let bytes = scene.draw(SIDE, &mut rng);
         let picture = RgbImage::from_raw(SIDE as u32, SIDE as u32, bytes).unwrap();
         (picture, scene.caption())
