@@ -221,7 +221,11 @@ impl Tokenizer {
             .collect();
         ids.resize(self.length, self.pad);
         let cut = encoding.get_offsets().get(room);
-        let lost = cut.map(|&(start, _)| prompt.get(start..).unwrap_or_default());
+        // A token may begin inside a character.
+        let lost = cut.map(|&(start, _)| {
+            let whole = (0..=start).rev().find(|&at| prompt.is_char_boundary(at));
+            prompt.get(whole.unwrap_or_default()..).unwrap_or_default()
+        });
         Tokens {
             ids,
             n_dropped: encoding.len().saturating_sub(room),

@@ -20,15 +20,17 @@ use crate::{DecoderKind, Error, Family, Generation, LoadOptions, Noise, Request,
 
 /// Loads a model, or parts of it.
 ///
-/// ```no_run
+/// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use burn::tensor::{DType, Device};
 /// use swiftbrush_pipeline::{DecoderKind, Loader, Model};
 ///
-/// let pipeline = Loader::new(Model::open("models/sd-turbo")?, &Device::default())
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/model");
+/// let pipeline = Loader::new(Model::open(folder)?, &Device::default())
 ///     .with_storage(DType::F16)
 ///     .with_decoder(DecoderKind::Tiny)
 ///     .load()?;
+/// assert!(pipeline.warnings().is_empty());
 /// # Ok(())
 /// # }
 /// ```

@@ -1,11 +1,11 @@
-//! Logarithm, sine and cosine in f32 as PyTorch's vector code for x86 takes them (AVX2 with fused
-//! multiplication): the polynomials of the Cephes library (S. L. Moshier, 1992), in its order of operations.
+//! Logarithm, sine and cosine in f32 as in PyTorch's vectorised code for x86 (AVX2 with FMA): the polynomials of the
+//! Cephes library (S. L. Moshier, 1992), in its order of operations.
 //!
-//! The last bits of a picture's noise depend on them, so each multiplication is fused, or not, as there.
+//! The last bits of the noise depend on them, so the same multiplications are fused.
 
 /// Natural logarithm of a positive normal number.
 pub(crate) fn ln(x: f32) -> f32 {
-    /// ln 2, as a number of few bits and the small rest.
+    /// ln 2, as the sum of a number of few bits and a small remainder.
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     const COEFFICIENTS: [f32; 9] = [
         7.037_683_6e-2,
@@ -34,13 +34,13 @@ pub(crate) fn ln(x: f32) -> f32 {
     exponent.mul_add(LN_2[0], m + rest)
 }
 
-/// Sine and cosine of a small angle that is not negative.
+/// Sine and cosine of a small non-negative angle.
 pub(crate) fn sin_cos(x: f32) -> (f32, f32) {
-    /// −π/4, as two numbers of few bits and the small rest.
+    /// −π/4, as the sum of two numbers of few bits and a small remainder.
     const QUARTER: [f32; 3] = [-0.785_156_25, -2.418_756_5e-4, -3.774_895e-8];
     const SIN: [f32; 3] = [-1.951_529_6e-4, 8.332_161e-3, -1.666_665_5e-1];
     const COS: [f32; 3] = [2.443_315_7e-5, -1.388_731_6e-3, 4.166_664_6e-2];
-    // The nearest even multiple of π/4 is taken off.
+    // Subtracts the nearest even multiple of π/4.
     let octant = ((x * std::f32::consts::FRAC_2_PI * 2.0) as i32 + 1) & !1;
     let x = QUARTER
         .into_iter()
@@ -57,7 +57,7 @@ pub(crate) fn sin_cos(x: f32) -> (f32, f32) {
     }
 }
 
-/// Highest power first, by fused multiplications.
+/// Horner's rule with fused multiplications, highest power first.
 fn polynomial(coefficients: &[f32], x: f32) -> f32 {
     let terms = coefficients.iter().copied();
     terms
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_are_logarithm_sine_and_cosine() {
+    fn they_approximate_logarithm_sine_and_cosine() {
         for i in 1..=10_000 {
             let share = i as f32 / 10_000.0;
             assert!((ln(share) - share.ln()).abs() <= 2.0 * f32::EPSILON * share.ln().abs());

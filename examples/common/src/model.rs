@@ -251,3 +251,89 @@ fn size(text: &str) -> Result<[usize; 2], String> {
         .and_then(|(width, height)| Some([height.parse().ok()?, width.parse().ok()?]));
     size.ok_or_else(|| "expected WIDTHxHEIGHT, such as 768x512".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Program {
+        #[command(flatten)]
+        method: MethodArgs,
+    }
+
+    fn request(
+        arguments: &[&str],
+        default: Result<Method, Error>,
+        strength: Option<f64>,
+    ) -> Result<Request> {
+        let arguments = ["program"].iter().chain(arguments);
+        let program = Program::try_parse_from(arguments)?;
+        program.method.request(default, strength)
+    }
+
+    #[test]
+    fn the_method_is_the_models_unless_an_argument_says_otherwise() -> Result<()> {
+        let turbo = Method::Sampler(SamplerKind::Euler, 1);
+        for (arguments, default, expected) in [
+            (&[][..], turbo, turbo),
+            (
+                &["--steps", "4"],
+                turbo,
+                Method::Sampler(SamplerKind::Euler, 4),
+            ),
+            (
+                &["--steps", "4"],
+                Method::OneStep,
+                Method::Sampler(SamplerKind::Ddim, 4),
+            ),
+            (
+                &["--sampler", "lcm"],
+                turbo,
+                Method::Sampler(SamplerKind::Lcm, 4),
+            ),
+            (
+                &["--sampler", "pndm"],
+                turbo,
+                Method::Sampler(SamplerKind::Pndm, 25),
+            ),
+            (&["--sampler", "one-step"], turbo, Method::OneStep),
+        ] {
+            let found = request(arguments, Ok(default), None)?.method;
+            assert_eq!(found, expected, "{arguments:?}");
+        }
+        assert!(request(&["--sampler", "one-step", "--steps", "2"], Ok(turbo), None).is_err());
+        let unknown = request(&["--sampler", "heun"], Ok(turbo), None);
+        let error = unknown.expect_err("there is none").to_string();
+        assert!(error.contains("one-step, ddim, euler"), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn image_to_image_takes_a_step_by_default() -> Result<()> {
+        let turbo = Method::Sampler(SamplerKind::Euler, 1);
+        let steps = |arguments: &[&str]| Ok(request(arguments, Ok(turbo), Some(0.8))?.method);
+        let found: Result<_> = steps(&[]);
+        assert_eq!(found?, Method::Sampler(SamplerKind::Euler, 2));
+        let asked: Result<_> = steps(&["--steps", "1"]);
+        assert_eq!(asked?, turbo, "which the library rejects");
+        Ok(())
+    }
+
+    #[test]
+    fn a_model_without_a_default_method_needs_a_sampler() -> Result<()> {
+        let unknown = || Err(Error::Request("unknown scheduler class".to_owned()));
+        assert!(request(&[], unknown(), None).is_err());
+        let method = request(&["--sampler", "ddim"], unknown(), None)?.method;
+        assert_eq!(method, Method::Sampler(SamplerKind::Ddim, 25));
+        let spaced = request(
+            &["--sampler", "ddim", "--spacing", "trailing"],
+            unknown(),
+            None,
+        )?;
+        assert_eq!(spaced.spacing, Some(TimestepSpacing::Trailing));
+        Ok(())
+    }
+}
