@@ -1,17 +1,37 @@
-//! The clamped CLIP loss (SwiftBrush v2, arXiv 2408.14176, §4.3): a pure function on embeddings.
+//! The clamped CLIP loss (SwiftBrush v2, arXiv 2408.14176, §4.3): pure functions on embeddings.
+//!
+//! ```
+//! use burn::tensor::{Device, Tensor};
+//! use swiftbrush_clamped_clip_loss::{DEFAULT_THRESHOLD, clamped_clip_loss, linear_decay};
+//!
+//! let device = Device::flex();
+//! let images = Tensor::<2>::from_data([[0.0f32, 3.0], [2.0, 0.0]], &device);
+//! let texts = Tensor::<2>::from_data([[1.0f32, 0.0], [5.0, 0.0]], &device);
+//! // Cosines of 0 and 1: the second image is beyond the threshold.
+//! let loss = clamped_clip_loss(images, texts, DEFAULT_THRESHOLD);
+//! assert!((loss.into_scalar::<f32>() - 0.35 / 2.0).abs() < 1e-6);
+//! assert_eq!(linear_decay(0.1, 20_000, 40_000), 0.05);
+//! ```
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
 use burn::tensor::{FloatDType, Tensor, assert_shape};
 
 /// τ of the paper, for ViT-B/32. Other encoders have other ranges of cosines.
 pub const DEFAULT_THRESHOLD: f64 = 0.35;
 
-/// `mean(max(0, τ − cos(image, text)))`: the clamp is taken for each sample, so one that fits well
-/// receives no gradient whatever the others do.
+/// Smallest length by which a vector is divided, as in PyTorch's `cosine_similarity`.
+const LEAST_LENGTH: f64 = 1e-8;
+
+/// `mean(max(0, τ − cos(image, text)))`, with the vectors normalised here.
+///
+/// The clamp applies to each sample, so a sample beyond the threshold receives no gradient whatever
+/// the others do. For embeddings that already have length one, [`clamped_loss`] of their products
+/// saves the normalisation.
 ///
 /// # Shapes
 ///
-/// - image_embeds, text_embeds: `[batch, width]`, of length one
-/// - returns: `[1]`
+/// - image_embeds, text_embeds: `[batch, width]`, of any length
+/// - returns: `[1]`, between 0 and τ + 1
 ///
 /// # Panics
 ///
@@ -23,13 +43,29 @@ pub fn clamped_clip_loss(
 ) -> Tensor<1> {
     let [batch, width] = image_embeds.dims();
     assert_shape!(text_embeds, [batch, width]);
-    let images = image_embeds.cast(FloatDType::F32);
-    let cosine = (images * text_embeds.cast(FloatDType::F32)).sum_dim(1);
-    (cosine.neg() + threshold).clamp_min(0.0).mean()
+    let cosine = (normalize(image_embeds) * normalize(text_embeds)).sum_dim(1);
+    clamped_loss(cosine, threshold)
 }
 
-/// The loss's weight in a run: from `initial` at the first step linearly to 0 at the last
-/// (0.1 in the paper, which does not give the shape).
+/// `mean(max(0, τ − cos))` of cosines, or of any score that grows with quality.
+///
+/// # Shapes
+///
+/// - cosines: `[batch, 1]`
+/// - returns: `[1]`
+pub fn clamped_loss(cosines: Tensor<2>, threshold: f64) -> Tensor<1> {
+    let cosines = cosines.cast(FloatDType::F32);
+    (cosines.neg() + threshold).clamp_min(0.0).mean()
+}
+
+fn normalize(embeds: Tensor<2>) -> Tensor<2> {
+    let embeds = embeds.cast(FloatDType::F32);
+    let length = embeds.clone().powi_scalar(2).sum_dim(1).sqrt();
+    embeds / length.clamp_min(LEAST_LENGTH)
+}
+
+/// Weight of the loss at a step: linear from `initial` at step 0 to 0 at the last step (0.1 in the
+/// paper, which does not give the shape).
 ///
 /// # Panics
 ///
@@ -53,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn only_samples_below_the_threshold_count_and_are_pulled() {
+    fn only_samples_below_the_threshold_receive_a_gradient() {
         let device = device().autodiff();
         let (images, texts) = embeddings(&device);
         let images = images.require_grad();
@@ -69,19 +105,34 @@ mod tests {
         assert_eq!(
             grad[2..],
             [0.0, 0.0],
-            "the second image fits and must be left alone"
+            "the second image is beyond the threshold"
         );
         assert!(
-            (grad[0] + 0.5).abs() < 1e-6,
-            "descent must raise the first cosine, gradient {grad:?}"
+            (grad[0] + 0.5 * 0.96).abs() < 1e-6,
+            "descent must raise the first cosine by turning its image, gradient {grad:?}"
         );
     }
 
     #[test]
-    fn the_weight_falls_to_nothing() {
+    fn the_weight_decays_to_zero() {
         assert_eq!(linear_decay(0.1, 0, 10), 0.1);
         assert_eq!(linear_decay(0.1, 5, 10), 0.05);
         assert_eq!(linear_decay(0.1, 10, 10), 0.0);
         assert_eq!(linear_decay(0.1, 11, 10), 0.0);
+    }
+
+    /// PyTorch 2.15: `(0.35 - F.cosine_similarity(images, texts)).clamp(min=0).mean()`.
+    #[test]
+    fn vectors_of_any_length_are_normalized() {
+        let device = device();
+        let images = Tensor::from_data([[3.0f32, 4.0], [-2.0, 0.0], [0.0, 0.0]], &device);
+        let texts = Tensor::from_data([[0.0f32, 10.0], [7.0, 0.0], [1.0, 1.0]], &device);
+        // Cosines of 0.8, −1 and, for lack of a direction, 0.
+        let expected = (0.0 + 1.35 + 0.35) / 3.0;
+        assert_close(
+            clamped_clip_loss(images, texts, 0.35),
+            Tensor::from_data([expected], &device),
+            1e-6,
+        );
     }
 }

@@ -1,14 +1,32 @@
 //! Variational score distillation (Wang et al., arXiv 2305.16213) as SwiftBrush uses it
 //! (arXiv 2312.05239): pure functions on tensors that know no network.
+//!
+//! ```
+//! use burn::tensor::{Device, Tensor};
+//! use swiftbrush_vsd_loss::{vsd_gradient, vsd_loss};
+//!
+//! let device = Device::flex();
+//! let teacher_noise = Tensor::<4>::ones([1, 4, 8, 8], &device);
+//! let fake_noise = Tensor::<4>::zeros([1, 4, 8, 8], &device);
+//! let weight = Tensor::<4>::full([1, 1, 1, 1], 0.25, &device);
+//! let gradient = vsd_gradient(teacher_noise, fake_noise, weight);
+//!
+//! // Descending on the loss moves the latents by −gradient / elements.
+//! let latents = Tensor::<4>::zeros([1, 4, 8, 8], &device.autodiff()).require_grad();
+//! let grads = vsd_loss(latents.clone(), gradient.autodiff()).backward();
+//! let moved = latents.grad(&grads).unwrap().sum().into_scalar::<f32>();
+//! assert!((moved - 0.25).abs() < 1e-6);
+//! ```
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
 use burn::tensor::{FloatDType, Tensor, assert_shape};
 
 /// Direction in which variational score distillation moves the student's latents,
-/// `g = w(t)·(ε̂_teacher − ε̂_fake)` (arXiv 2408.14176, §3, with `w(t) = σ_t²` as SwiftBrush weighs it).
+/// `g = w(t)·(ε̂_teacher − ε̂_fake)` (arXiv 2408.14176, §3, with SwiftBrush's `w(t) = σ_t²`).
 ///
-/// Descending on [`vsd_loss`] with this direction pulls the latents towards what the teacher would
-/// denoise them to and away from what the student already makes. The result is detached: neither
-/// network receives a gradient.
+/// Descending on [`vsd_loss`] with this direction pulls the latents towards the teacher's denoised
+/// estimate and away from the student's own distribution. The result is detached: neither network
+/// receives a gradient.
 ///
 /// # Shapes
 ///
@@ -31,13 +49,43 @@ pub fn vsd_gradient(
     (difference * weight).detach()
 }
 
-/// Half the mean square of the distance between the latents and themselves moved by `−gradient`: its
-/// value says little, its derivative is `gradient / elements`.
+/// The same direction in the normalisation of DMD (Yin et al., arXiv 2311.18828, equation 8):
+/// `g = (x̂_fake − x̂_teacher) / mean|x − x̂_teacher|`, the mean taken over each sample.
+///
+/// The denoised estimates are compared instead of the noise, so the timestep does not weight the
+/// difference; samples that the teacher would change a lot count less. Where the teacher would change
+/// nothing at all the result is not finite.
+///
+/// # Shapes
+///
+/// - latents, teacher_latents, fake_latents: `[batch, channels, height, width]`, guidance already applied
+/// - returns: `[batch, channels, height, width]`, f32, detached
+///
+/// # Panics
+///
+/// If the shapes differ.
+pub fn normalized_vsd_gradient(
+    latents: Tensor<4>,
+    teacher_latents: Tensor<4>,
+    fake_latents: Tensor<4>,
+) -> Tensor<4> {
+    let [batch, channels, height, width] = latents.dims();
+    assert_shape!(teacher_latents, [batch, channels, height, width]);
+    assert_shape!(fake_latents, [batch, channels, height, width]);
+    let teacher_latents = teacher_latents.cast(FloatDType::F32);
+    let change = (latents.cast(FloatDType::F32) - teacher_latents.clone()).abs();
+    let scale = change.mean_dim(1).mean_dim(2).mean_dim(3);
+    ((fake_latents.cast(FloatDType::F32) - teacher_latents) / scale).detach()
+}
+
+/// Half the mean squared distance between the latents and the latents moved by `−gradient`.
+///
+/// Its value says little about progress; its derivative is `gradient / elements`.
 ///
 /// # Shapes
 ///
 /// - latents: `[batch, channels, height, width]`, on the student's graph
-/// - gradient: the same, from [`vsd_gradient`]
+/// - gradient: the same, from [`vsd_gradient`] or [`normalized_vsd_gradient`]
 /// - returns: `[1]`
 ///
 /// # Panics
@@ -54,8 +102,8 @@ pub fn vsd_loss(latents: Tensor<4>, gradient: Tensor<4>) -> Tensor<1> {
     (latents - target).powi_scalar(2).mean() * 0.5
 }
 
-/// Mean square error of the fake teacher's noise, weighed per sample:
-/// `E[w(t)·‖ε_ψ(x_t, t, y) − ε‖²]`. SwiftBrush's code takes `w = ᾱ_t`, the papers 1.
+/// Mean squared error of the fake teacher's noise, weighted per sample:
+/// `E[w(t)·‖ε_ψ(x_t, t, y) − ε‖²]`. SwiftBrush's code has `w = ᾱ_t`, the papers have 1.
 ///
 /// # Shapes
 ///
@@ -95,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_teacher_is_reached() {
+    fn neither_teacher_receives_a_gradient() {
         let device = device().autodiff();
         let [teacher, fake, latents] =
             [0, 1, 2].map(|seed| random([1, 2, 2, 2], seed, &device).require_grad());
@@ -106,10 +154,10 @@ mod tests {
         assert!(latents.grad(&grads).is_some());
     }
 
-    /// Teacher N(μ, 1) and fake N(m, 1): their noise at x_t = αx₀ + σε is known, and descent must
-    /// carry m to μ. A flipped sign carries it away.
+    /// Teacher N(μ, 1) and fake N(m, 1): their noise at x_t = αx₀ + σε is known in closed form, and
+    /// descent must move m to μ. A flipped sign moves it away.
     #[test]
-    fn descent_carries_the_students_mean_to_the_teachers() {
+    fn descent_moves_the_students_mean_to_the_teachers() {
         let device = device().autodiff();
         let (mu, alpha, sigma) = (1.5, 0.8, 0.6);
         let mut mean = -1.0;
@@ -134,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fake_teachers_loss_weighs_each_sample() {
+    fn the_denoising_loss_weights_each_sample() {
         let device = device();
         let noise = Tensor::zeros([2, 1, 1, 2], &device);
         let predicted = Tensor::<4>::from_data([[[[1., 3.]]], [[[2., 2.]]]], &device);
@@ -143,6 +191,24 @@ mod tests {
         assert_close(
             denoising_loss(predicted, noise, weight),
             Tensor::from_data([3.5], &device),
+            1e-6,
+        );
+    }
+
+    /// PyTorch 2.15, as in DMD2's `compute_distribution_matching_loss`, of samples whose values the
+    /// comments give: `grad = (p_real - p_fake) / p_real.abs().mean([1, 2, 3], keepdim=True)`.
+    #[test]
+    fn the_normalized_gradient_is_that_of_dmd() {
+        let device = device();
+        let of = |values: [[[[f32; 2]; 1]; 1]; 2]| Tensor::<4>::from_data(values, &device);
+        let latents = of([[[[1.0, -2.0]]], [[[0.5, 0.25]]]]);
+        let teacher = of([[[[0.0, 1.0]]], [[[1.5, 0.0]]]]);
+        let fake = of([[[[2.0, -1.0]]], [[[0.0, 0.5]]]]);
+        // |x − x̂| has means of 2 and 0.625.
+        let expected = of([[[[1.0, -1.0]]], [[[-2.4, 0.8]]]]);
+        assert_close(
+            normalized_vsd_gradient(latents, teacher, fake),
+            expected,
             1e-6,
         );
     }
