@@ -8,14 +8,9 @@ use std::io::{BufRead, Write};
 use std::path::Path;
 use std::time::Instant;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 use swiftbrush_checkpoint::Model;
-use swiftbrush_clip::{Clip, TextEncoder, Tokenizer};
-use swiftbrush_pipeline::Loader;
-use swiftbrush_scheduler::NoiseSchedule;
 use swiftbrush_trainer::{ClipNetworks, Distiller, Networks, Precision, Recipe};
-use swiftbrush_unet::{UNet, UNetConfig};
-use swiftbrush_vae::AutoencoderTiny;
 
 mod common;
 use common::{device, report};
@@ -28,20 +23,16 @@ fn main() -> Result<(), Failure> {
     let [folder, scheme, batch, precision] = &arguments[..] else {
         return Err("expected FOLDER a|b BATCH f32|bf16".into());
     };
-    let scheme = match scheme.as_str() {
+    let mut recipe = match scheme.as_str() {
         "a" => Recipe::full(),
         "b" => Recipe::efficient(),
         _ => return Err(format!("unknown scheme {scheme}; expected a or b").into()),
     };
-    let recipe = Recipe {
-        batch: batch.parse()?,
-        accumulation: 1,
-        precision: match precision.as_str() {
-            "f32" => Precision::F32,
-            "bf16" => Precision::Bf16,
-            _ => return Err(format!("unknown precision {precision}; expected f32 or bf16").into()),
-        },
-        ..scheme
+    (recipe.batch, recipe.accumulation) = (batch.parse()?, 1);
+    recipe.precision = match precision.as_str() {
+        "f32" => Precision::F32,
+        "bf16" => Precision::Bf16,
+        _ => return Err(format!("unknown precision {precision}; expected f32 or bf16").into()),
     };
     let device = device();
     let prompts = vec!["a photo of a cat".to_owned(); recipe.batch];
@@ -65,23 +56,9 @@ fn main() -> Result<(), Failure> {
 }
 
 fn networks(model: &Model, has_clip: bool, device: &Device) -> Result<Networks, Failure> {
-    let dtype = Some(DType::F32);
-    let config = UNetConfig::from_model(model, "unet")?;
-    let unet = || UNet::from_model(model, "unet", dtype, device);
-    let clip = match has_clip {
-        true => Some(ClipNetworks {
-            clip: Clip::from_model(model, "clip", dtype, device)?,
-            decoder: AutoencoderTiny::from_model(model, "taesd", dtype, device)?,
-        }),
-        false => None,
-    };
-    Ok(Networks {
-        tokenizer: Tokenizer::from_model(model, "tokenizer")?,
-        text_encoder: TextEncoder::from_model(model, "text_encoder", dtype, device)?,
-        teacher: unet()?,
-        student: unet()?,
-        schedule: NoiseSchedule::new(&Loader::new(model.clone(), device).scheduler()?),
-        latents: [config.in_channels, config.sample_size, config.sample_size],
-        clip,
+    let networks = Networks::load((model, "unet"), (model, "unet"), device)?;
+    Ok(match has_clip {
+        true => networks.with_clip(ClipNetworks::load(model, device)?),
+        false => networks,
     })
 }

@@ -1,6 +1,6 @@
-//! The whole data flow at toy size, in seconds: a prompt, a picture, one step of distillation, a merge.
+//! The whole data flow at toy size, in seconds: generation, two steps of each training scheme, a merge.
 //!
-//! Weights are random, so the picture shows nothing; every arrow of docs/architecture.md is walked.
+//! Weights are random, so the images show nothing; the tour follows every arrow of docs/architecture.md.
 //!
 //! ```sh
 //! cargo run --release --example tour
@@ -13,7 +13,6 @@ use anyhow::{Result, ensure};
 use burn::tensor::Device;
 use swiftbrush_checkpoint::Model;
 use swiftbrush_clip::{ClipConfig, TextConfig, Tokenizer};
-use swiftbrush_lora::LoraConfig;
 use swiftbrush_pipeline::{Decoder, Request, Rng, Seeds, TextToImage};
 use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
 use swiftbrush_trainer::{ClipNetworks, Distiller, Networks, Recipe};
@@ -26,7 +25,7 @@ fn main() -> Result<()> {
     device.seed(0);
     let prompt = "a red circle above a green star on a white background".to_owned();
 
-    // A prompt becomes tokens, tokens become states, noise and states become latents, latents a picture.
+    // Prompt → tokens → context; noise and context → latents → image.
     let networks = networks(&device)?;
     let pipeline = TextToImage::from_parts(
         networks.tokenizer.clone(),
@@ -46,8 +45,7 @@ fn main() -> Result<()> {
         painting.images.dims()
     );
 
-    // Before its first step the fake teacher is the teacher; from the second on they disagree about the
-    // latents, and the student moves.
+    // The fake teacher starts as the teacher; from the second step on they differ, and the student moves.
     let student = |recipe: Recipe| -> Result<_> {
         let mut distiller = Distiller::new(recipe, networks.clone(), &device)?;
         for _ in 0..2 {
@@ -59,7 +57,7 @@ fn main() -> Result<()> {
     let a = student(small(Recipe::full()))?;
     let b = student(small(Recipe::efficient()))?;
 
-    // Half of one and half of the other.
+    // The average of both students.
     let merged = interpolate(a, &b, 0.5)?;
     let mut pipeline = pipeline;
     pipeline.unet = merged;
@@ -67,26 +65,20 @@ fn main() -> Result<()> {
     let moved = (merged.latents - painting.latents).abs().max().into_data();
     ensure!(
         moved.iter::<f32>().all(|distance| distance > 0.0),
-        "the student has not moved"
+        "the student did not change"
     );
     eprintln!("the tour is complete");
     Ok(())
 }
 
-fn small(recipe: Recipe) -> Recipe {
-    Recipe {
-        batch: 1,
-        accumulation: 1,
-        learning_rate: 1e-3,
-        fake_lora: LoraConfig {
-            rank: 2,
-            ..recipe.fake_lora
-        },
-        student_lora: recipe
-            .student_lora
-            .map(|lora| LoraConfig { rank: 2, ..lora }),
-        ..recipe
+fn small(mut recipe: Recipe) -> Recipe {
+    (recipe.batch, recipe.accumulation) = (1, 1);
+    recipe.learning_rate = 1e-3;
+    recipe.fake_lora.rank = 2;
+    if let Some(lora) = &mut recipe.student_lora {
+        lora.rank = 2;
     }
+    recipe
 }
 
 fn networks(device: &Device) -> Result<Networks> {
@@ -103,17 +95,15 @@ fn networks(device: &Device) -> Result<Networks> {
         text_config: text.clone(),
         ..ClipConfig::tiny()
     };
-    let decoder = AutoencoderTinyConfig::tiny().init(device);
-    Ok(Networks {
+    let networks = Networks::new(
         tokenizer,
-        text_encoder: text.init(device),
-        teacher: UNetConfig::tiny().init(device),
-        student: UNetConfig::tiny().init(device),
-        schedule: NoiseSchedule::new(&SchedulerConfig::default()),
-        latents: [4, 8, 8],
-        clip: Some(ClipNetworks {
-            clip: clip.init(device),
-            decoder,
-        }),
-    })
+        text.init(device),
+        [(); 2].map(|()| UNetConfig::tiny().init(device)),
+        NoiseSchedule::new(&SchedulerConfig::default()),
+        [4, 8, 8],
+    );
+    Ok(networks.with_clip(ClipNetworks {
+        clip: clip.init(device),
+        decoder: AutoencoderTinyConfig::tiny().init(device),
+    }))
 }

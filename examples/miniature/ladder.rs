@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use swiftbrush_checkpoint::{read_json, write_json};
-use swiftbrush_trainer::{Distiller, Prompts, Recipe};
+use swiftbrush_trainer::{Distiller, PromptSource, Prompts, Recipe};
 
 use crate::model::Workshop;
 use crate::stages::steps;
@@ -171,7 +171,8 @@ fn clip_weight(workshop: &Workshop) -> Result<f64> {
 fn first_norm(workshop: &Workshop, from: &str, recipe: Recipe) -> Result<f64> {
     let device = &workshop.device;
     let count = recipe.batch * recipe.accumulation;
-    let prompts = Prompts::open(students::prompts(workshop, PromptSet::Known)?, recipe.seed)?;
+    let prompts = students::prompts(workshop, PromptSet::Known)?;
+    let mut prompts = Prompts::open(prompts, recipe.seed)?;
     let networks = students::networks(workshop, from, &recipe)?;
     let mut distiller = Distiller::new(recipe, networks, device)?.with_threads(2);
     Ok(distiller.step(&prompts.get(0, count)?)?.student_norm)

@@ -10,15 +10,13 @@ use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData};
 use indicatif::ProgressBar;
 use swiftbrush_checkpoint::{Archive, LazyTensor, write_atomically, write_tensors};
-use swiftbrush_clip::{Clip, TextEncoder, Tokenizer};
+use swiftbrush_clip::{TextEncoder, Tokenizer};
 use swiftbrush_pipeline::{Given, Method, Request, noise, one_step};
 use swiftbrush_scheduler::{NoiseSchedule, SamplerKind};
 use swiftbrush_trainer::{
-    ClipNetworks, Distiller, Event, Networks, Prompts, Purpose, Random, Recipe, Threads, resume,
-    run,
+    ClipNetworks, Distiller, Event, Networks, Prompts, Purpose, Random, Recipe, Run, Threads,
 };
 use swiftbrush_unet::UNet;
-use swiftbrush_vae::AutoencoderTiny;
 
 use crate::model::{Workshop, scheduler, unet_config, write_component};
 use crate::painter::{Painter, Tally, captions};
@@ -160,22 +158,11 @@ pub(crate) fn recipe_path(name: &str) -> PathBuf {
 pub(crate) fn networks(workshop: &Workshop, from: &str, recipe: &Recipe) -> Result<Networks> {
     let device = &workshop.device;
     let folder = workshop.model()?;
-    let config = unet_config();
-    let clip = match &recipe.clip {
-        Some(_) => Some(ClipNetworks {
-            clip: Clip::from_model(&folder, "clip", Some(DType::F32), device)?,
-            decoder: AutoencoderTiny::from_model(&folder, "taesd", Some(DType::F32), device)?,
-        }),
-        None => None,
-    };
-    Ok(Networks {
-        tokenizer: Tokenizer::from_model(&folder, "tokenizer")?,
-        text_encoder: TextEncoder::from_model(&folder, "text_encoder", Some(DType::F32), device)?,
-        teacher: UNet::from_model(&folder, "teacher", Some(DType::F32), device)?,
-        student: UNet::from_model(&folder, from, Some(DType::F32), device)?,
-        schedule: NoiseSchedule::new(&scheduler("DDIMScheduler")),
-        latents: [config.in_channels, config.sample_size, config.sample_size],
-        clip,
+    let (teacher, student) = ((&folder, "teacher"), (&folder, from));
+    let networks = Networks::load(teacher, student, device)?;
+    Ok(match &recipe.clip {
+        Some(_) => networks.with_clip(ClipNetworks::load(&folder, device)?),
+        None => networks,
     })
 }
 
@@ -191,14 +178,13 @@ pub(crate) fn distill(
     let networks = networks(workshop, from, &recipe)?;
     let stage = workshop.stage(name);
     let prompts = Prompts::open(prompts(workshop, prompt_set)?, recipe.seed)?;
-    let mut distiller = resume(
-        Distiller::new(recipe, networks, device)?.with_threads(2),
-        &stage,
-    )?;
-    let bar = progress_bar(name, distiller.recipe().steps, distiller.n_steps());
-    while distiller.n_steps() < distiller.recipe().steps {
-        run(&mut distiller, &prompts, &stage, |event| {
-            let Event::Step(report) = event else {
+    let distiller = Distiller::new(recipe, networks, device)?.with_threads(2);
+    let mut run = Run::open(distiller, prompts, &stage, &[])?;
+    let (steps, done) = (run.distiller().recipe().steps, run.distiller().n_steps());
+    let bar = progress_bar(name, steps, done);
+    while !run.is_finished() {
+        run.train(|event| {
+            let Event::Step { report, .. } = event else {
                 return ControlFlow::Continue(());
             };
             let done = report.step + 1;
@@ -208,12 +194,13 @@ pub(crate) fn distill(
             }
             ControlFlow::Continue(())
         })?;
+        let distiller = run.distiller();
         let (unet, done) = (distiller.averaged_student(), distiller.n_steps());
         let tally = one_step_sheet(workshop, from, &unet, name, done)?;
         eprintln!("step {done}: one step, {tally}");
     }
     bar.finish();
-    let unet = distiller.averaged_student();
+    let unet = run.distiller().averaged_student();
     write_component(
         &workshop.path(name),
         "UNet2DConditionModel",

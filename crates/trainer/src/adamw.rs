@@ -18,9 +18,9 @@ pub struct AdamWConfig {
     pub beta1: f64,
     /// Decay of the second moment.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub epsilon: f64,
-    /// Share of each weight taken away per unit of learning rate.
+    /// Fraction of each weight subtracted per unit of learning rate.
     pub weight_decay: f64,
 }
 
@@ -38,18 +38,18 @@ impl Default for AdamWConfig {
 /// Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), step for step
 /// PyTorch's `AdamW`.
 ///
-/// burn's own keeps its state by parameter ids, which are drawn anew in every process; here it is kept
-/// by name, so that a run can be saved and resumed exactly.
+/// burn's optimiser keeps its state by parameter id, which changes with every process. This one keeps it
+/// by parameter name, so that a run can be saved and resumed exactly.
 #[derive(Clone, Debug)]
 pub struct AdamW {
     config: AdamWConfig,
-    /// Updates made so far.
+    /// Number of updates.
     step: u64,
     moments: BTreeMap<String, [Tensor<1>; 2]>,
 }
 
 impl AdamW {
-    /// An optimiser that has seen nothing yet.
+    /// Creates an optimiser without state.
     pub fn new(config: AdamWConfig) -> Self {
         Self {
             config,
@@ -58,7 +58,7 @@ impl AdamW {
         }
     }
 
-    /// Moves every parameter that has a gradient.
+    /// Updates every parameter that has a gradient.
     pub fn step<M: Module>(&mut self, module: M, grads: NamedGradients, learning_rate: f64) -> M {
         self.step += 1;
         module.map(&mut Update {
@@ -69,25 +69,28 @@ impl AdamW {
         })
     }
 
-    /// Updates made so far.
+    /// Number of updates.
     pub fn n_steps(&self) -> u64 {
         self.step
     }
 
-    /// The state as tensors, for a checkpoint.
+    /// The moments as tensors on the host, `NAME.exp_avg` and `NAME.exp_avg_sq` as in PyTorch.
     pub fn state(&self) -> BTreeMap<String, TensorData> {
-        let moments = self.moments.iter();
-        moments
-            .flat_map(|(name, [first, second])| {
-                [
-                    (format!("{name}.exp_avg"), read(first.clone())),
-                    (format!("{name}.exp_avg_sq"), read(second.clone())),
-                ]
-            })
+        self.handles()
+            .map(|(name, moment)| (name, read(moment.clone())))
             .collect()
     }
 
-    /// An optimiser as [`state`](Self::state) and [`n_steps`](Self::n_steps) described it.
+    pub(crate) fn handles(&self) -> impl Iterator<Item = (String, &Tensor<1>)> {
+        self.moments.iter().flat_map(|(name, [first, second])| {
+            [
+                (format!("{name}.exp_avg"), first),
+                (format!("{name}.exp_avg_sq"), second),
+            ]
+        })
+    }
+
+    /// Restores an optimiser from its [`state`](Self::state) and [`n_steps`](Self::n_steps).
     pub fn restore(
         config: AdamWConfig,
         step: u64,
@@ -110,7 +113,7 @@ impl AdamW {
         }
     }
 
-    /// The new values of one parameter.
+    /// Updates one parameter, flattened.
     fn update(
         &mut self,
         name: &str,

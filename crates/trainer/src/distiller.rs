@@ -1,229 +1,277 @@
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
-use swiftbrush_checkpoint::{named_tensors, read, with_tensors};
-use swiftbrush_clamped_clip_loss::linear_decay;
-use swiftbrush_clip::{Clip, TextEncoder, Tokenizer};
-use swiftbrush_lora::{attach, materialize};
+use swiftbrush_checkpoint::read;
+use swiftbrush_clip::{TextEncoder, Tokenizer};
+use swiftbrush_lora::attach;
 use swiftbrush_pipeline::one_step;
 use swiftbrush_scheduler::NoiseSchedule;
 use swiftbrush_unet::UNet;
-use swiftbrush_vae::AutoencoderTiny;
 
+use crate::fingerprint::hash;
 use crate::gradients::clipping;
 use crate::losses::{
-    FakeDraw, StudentDraw, clip_loss, distillation_gradient, distillation_loss, fake_loss,
-    student_latents,
+    Losses, Teachers, distillation_gradient, distillation_loss, fake_loss, student_latents,
 };
-use crate::{AdamW, Ema, Error, NamedGradients, Purpose, Random, Recipe, Snapshot, Threads};
-
-/// What a run begins with; all without autodiff and in f32.
-#[derive(Clone, Debug)]
-pub struct Networks {
-    /// Prompts to numbers.
-    pub tokenizer: Tokenizer,
-    /// Numbers to what the denoisers attend to.
-    pub text_encoder: TextEncoder,
-    /// The multi-step model; never changed.
-    pub teacher: UNet,
-    /// The student as it begins: SD-Turbo in the paper.
-    pub student: UNet,
-    /// The schedule of both.
-    pub schedule: NoiseSchedule,
-    /// Channels, height and width of the latents.
-    pub latents: [usize; 3],
-    /// What the CLIP loss needs, where the recipe has one.
-    pub clip: Option<ClipNetworks>,
-}
-
-/// What the clamped CLIP loss needs.
-#[derive(Clone, Debug)]
-pub struct ClipNetworks {
-    /// Both towers.
-    pub clip: Clip,
-    /// The decoder that gradients go through.
-    pub decoder: AutoencoderTiny,
-}
-
-/// What a step did, for the log.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
-pub struct Report {
-    /// The step, from 0.
-    pub step: u64,
-    /// The student's loss: ½·mean(g²), which says little about progress.
-    pub distillation_loss: f64,
-    /// The clamped CLIP loss, unweighted; 0 without one.
-    pub clip_loss: f64,
-    /// The fake teacher's loss.
-    pub fake_loss: f64,
-    /// Norm of the student's gradient before clipping.
-    pub student_norm: f64,
-    /// Norm of the fake teacher's gradient before clipping.
-    pub fake_norm: f64,
-}
+use crate::micro_batch::{MicroBatch, Outcome, Sizes, draw, with_null};
+use crate::networks::setting;
+use crate::parameters::with_trained;
+use crate::{
+    AdamW, ClipReward, Ema, Error, Fingerprint, NamedGradients, Networks, Purpose, Random, Recipe,
+    Report, Reward, Snapshot, Student, Threads,
+};
 
 /// A run of SwiftBrush v2: the student, the fake teacher that follows it, and their optimisers.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use burn::tensor::Device;
+/// use swiftbrush_clip::{TextConfig, Tokenizer};
+/// use swiftbrush_lora::LoraConfig;
+/// use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
+/// use swiftbrush_trainer::{Distiller, Networks, Recipe};
+/// use swiftbrush_unet::UNetConfig;
+///
+/// let device = Device::flex();
+/// let tokenizer = Tokenizer::clip("!");
+/// let text = TextConfig {
+///     vocab_size: tokenizer.vocabulary(),
+///     max_position_embeddings: tokenizer.length(),
+///     ..TextConfig::tiny()
+/// };
+/// let networks = Networks::new(
+///     tokenizer,
+///     text.init(&device),
+///     [UNetConfig::tiny().init(&device), UNetConfig::tiny().init(&device)],
+///     NoiseSchedule::new(&SchedulerConfig::default()),
+///     [4, 8, 8],
+/// );
+/// let mut recipe = Recipe::full();
+/// (recipe.batch, recipe.accumulation) = (1, 1);
+/// recipe.fake_lora = LoraConfig::new(2, 4.0, ["to_q", "to_v"]);
+///
+/// let mut distiller = Distiller::new(recipe, networks, &device)?;
+/// let report = distiller.step(&["a red circle".to_owned()])?;
+/// assert!(report.losses.fake > 0.0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Distiller {
     recipe: Recipe,
-    networks: Networks,
-    null_context: Tensor<3>,
-    /// On the autodiff device.
+    fingerprint: Fingerprint,
+    frozen: Frozen,
+    rewards: Vec<Box<dyn Reward>>,
+    /// On the autodiff device, as the fake teacher.
     student: UNet,
     fake: UNet,
     student_adamw: AdamW,
     fake_adamw: AdamW,
     ema: Ema,
     step: u64,
-    device: Device,
+    n_skipped: u64,
     threads: Threads,
 }
 
-/// What is drawn for one batch of a step.
-struct Part<'a> {
-    prompts: &'a [String],
-    student: StudentDraw,
-    fake: FakeDraw,
-    /// Whether the fake teacher learns this batch without its prompts.
-    is_unconditional: bool,
-}
-
-/// What one batch of a step gives.
-struct Outcome {
-    /// Of the distillation, of CLIP, and of the fake teacher.
-    losses: [Tensor<1>; 3],
-    student_grads: NamedGradients,
-    fake_grads: NamedGradients,
+/// Everything that training does not change.
+#[derive(Debug)]
+struct Frozen {
+    tokenizer: Tokenizer,
+    text_encoder: TextEncoder,
+    teacher: UNet,
+    schedule: NoiseSchedule,
+    student_schedule: NoiseSchedule,
+    null_context: Tensor<3>,
+    sizes: Sizes,
 }
 
 impl Distiller {
-    /// A run at its first step.
+    /// Creates a run at its first step.
     ///
     /// # Errors
     ///
-    /// If the recipe contradicts itself, or has a CLIP loss and the networks lack what it needs.
+    /// If a setting is out of range or matches nothing in the networks, a network is not in f32 on
+    /// `device`, networks do not fit each other, or the recipe has a CLIP loss and there is no CLIP.
     pub fn new(recipe: Recipe, networks: Networks, device: &Device) -> Result<Self, Error> {
-        let bad = |reason| Error::Recipe {
-            path: "the recipe".into(),
-            reason,
-        };
-        recipe.check().map_err(bad)?;
+        recipe.check().map_err(setting)?;
         let dtype = DType::from(recipe.precision.dtype());
         if !device.supports_dtype(dtype) {
-            return Err(bad(format!(
-                "{device:?} does not compute in {dtype:?}: set precision to \"f32\""
-            )));
+            let reason = format!("{device:?} does not support {dtype:?}; set precision = \"f32\"");
+            return Err(setting(reason));
         }
-        if recipe.clip.is_some() && networks.clip.is_none() {
-            return Err(Error::NoClip);
-        }
-        let student = match &recipe.student_lora {
-            Some(lora) => attach(trainable(&networks.student), lora, recipe.seed)?,
-            None => trainable(&networks.student),
-        };
-        let fake = attach(
-            trainable(&networks.teacher),
-            &recipe.fake_lora,
-            recipe.seed ^ 1,
-        )?;
-        let empty = networks.tokenizer.encode_batch(&[""], device);
-        let null_context = networks.text_encoder.forward(empty);
-        let null_context = null_context.cast(recipe.precision.dtype());
-        Ok(Self {
-            null_context,
+        networks.check(&recipe, device)?;
+        let mut fingerprint = Fingerprint::of_recipe(&recipe);
+        fingerprint.set("teacher", hash(&networks.teacher));
+        fingerprint.set("student", hash(&networks.student));
+        fingerprint.set("text_encoder", hash(&networks.text_encoder));
+        let schedules = (&networks.schedule, &networks.student_schedule);
+        fingerprint.set("schedules", schedules_hash(schedules));
+
+        let reward = clip_reward(&recipe, &networks, device);
+        let student = student(&recipe, &networks.student)?;
+        let teacher = trainable(&networks.teacher);
+        let distiller = Self {
+            fake: attach(teacher, &recipe.fake_lora, recipe.seed ^ 1)?,
             ema: Ema::new(&student, recipe.ema_decay),
             student,
-            fake,
+            frozen: Frozen::new(&recipe, networks, device),
+            fingerprint,
+            rewards: Vec::new(),
             student_adamw: AdamW::new(recipe.adamw),
             fake_adamw: AdamW::new(recipe.adamw),
             step: 0,
-            device: device.clone(),
+            n_skipped: 0,
             threads: Threads::new(1),
             recipe,
-            networks,
-        })
+        };
+        match reward {
+            Some(reward) => distiller.with_reward(Box::new(reward)),
+            None => Ok(distiller),
+        }
     }
 
-    /// Goes on from a snapshot that a run of the same recipe and networks saved.
+    /// Adds a loss on the student's latents.
     ///
     /// # Errors
     ///
-    /// If the snapshot is of other networks; `source` is the file named in the error.
-    pub fn restore(mut self, snapshot: &Snapshot, source: &Path) -> Result<Self, Error> {
-        self.student = with_tensors(self.student, &snapshot.group("student"), source)?;
-        self.fake = with_tensors(self.fake, &snapshot.group("fake"), source)?;
-        self.student_adamw = snapshot.adamw("student_adamw", self.recipe.adamw, &self.device);
-        self.fake_adamw = snapshot.adamw("fake_adamw", self.recipe.adamw, &self.device);
-        self.ema = snapshot.ema("ema", self.recipe.ema_decay, &self.device);
-        self.step = snapshot.step();
+    /// If its name is taken by another loss.
+    pub fn with_reward(mut self, reward: Box<dyn Reward>) -> Result<Self, Error> {
+        let name = reward.name();
+        let is_taken = self.rewards.iter().any(|other| other.name() == name);
+        if is_taken || ["distillation", "fake"].contains(&name) {
+            return Err(Error::RewardName(name.to_owned()));
+        }
+        self.fingerprint
+            .set(&format!("rewards.{name}"), reward.hash());
+        self.rewards.push(reward);
         Ok(self)
     }
 
-    /// Takes the `accumulation` batches of a step on so many threads, which changes no result: on a CPU
-    /// faster, if the networks are small. At first there is one.
+    /// Adds an input to the fingerprint, such as the hash of the prompts.
+    pub fn with_input(mut self, name: &str, hash: String) -> Self {
+        self.fingerprint.set(name, hash);
+        self
+    }
+
+    /// Computes the `accumulation` micro-batches of a step on this many threads, which changes no
+    /// result; on a CPU it is faster for small networks. The default is 1.
     pub fn with_threads(mut self, count: usize) -> Self {
         self.threads = Threads::new(count);
         self
     }
 
-    /// All that is needed to go on.
+    /// Resumes from a snapshot of the same run.
+    ///
+    /// # Errors
+    ///
+    /// If settings or inputs differ from those of the snapshot and are not among `accepted`, by their
+    /// names in the [`Fingerprint`]; or if the tensors are those of other networks. `source` is the file
+    /// named in the error.
+    pub fn restore(
+        mut self,
+        snapshot: &Snapshot,
+        source: &Path,
+        accepted: &[String],
+    ) -> Result<Self, Error> {
+        let changes = self
+            .fingerprint
+            .changes(&saved_fingerprint(snapshot, source)?, accepted)?;
+        if !changes.is_empty() {
+            let path = source.to_owned();
+            return Err(Error::Changed { path, changes });
+        }
+        let device = &self.frozen.sizes.device;
+        self.student = with_trained(self.student, snapshot.group("student"), source)?;
+        self.fake = with_trained(self.fake, snapshot.group("fake"), source)?;
+        self.student_adamw = snapshot.adamw("student_adamw", self.recipe.adamw, device);
+        self.fake_adamw = snapshot.adamw("fake_adamw", self.recipe.adamw, device);
+        self.ema = snapshot.ema("ema", self.recipe.ema_decay, device);
+        self.step = snapshot.step();
+        self.n_skipped = snapshot.counter("skipped");
+        Ok(self)
+    }
+
+    /// The state of the run: trained weights, their averages and optimisers, counters, recipe and
+    /// fingerprint. Frozen weights are not part of it.
     pub fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot::new(self.step);
-        snapshot.insert("student", named_tensors(&self.student));
-        snapshot.insert("fake", named_tensors(&self.fake));
+        snapshot.set_counter("skipped", self.n_skipped);
+        let json = |value| serde_json::to_string(value).expect("settings are plain data");
+        snapshot.set_text(FINGERPRINT, json(&self.fingerprint));
+        let recipe = serde_json::to_string(&self.recipe);
+        snapshot.set_text(RECIPE, recipe.expect("settings are plain data"));
+        snapshot.insert_trained("student", &self.student);
+        snapshot.insert_trained("fake", &self.fake);
         snapshot.insert_adamw("student_adamw", &self.student_adamw);
         snapshot.insert_adamw("fake_adamw", &self.fake_adamw);
         snapshot.insert_ema("ema", &self.ema);
         snapshot
     }
 
-    /// Settings of the run.
+    /// The settings of the run.
     pub fn recipe(&self) -> &Recipe {
         &self.recipe
     }
 
-    /// Steps done.
+    /// Settings and inputs that decide the run's weights.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+
+    /// Number of steps done.
     pub fn n_steps(&self) -> u64 {
         self.step
     }
 
-    /// The student with its present weights, adapters folded in, without autodiff.
+    /// The student with its current weights, adapters merged, without autodiff.
     pub fn student(&self) -> UNet {
-        materialize(self.student.valid())
+        self.trained_student().merged()
     }
 
-    /// The student with its averaged weights, adapters folded in, without autodiff.
+    /// The student with its averaged weights, adapters merged, without autodiff.
     pub fn averaged_student(&self) -> UNet {
-        materialize(self.ema.apply(self.student.valid()))
+        self.trained_student().averaged().merged()
     }
 
-    /// Latents that the averaged student makes for some prompts, the same at every step.
+    /// The student with its adapters and averages.
+    pub fn trained_student(&self) -> Student {
+        let lora = self.recipe.student_lora.clone();
+        Student::new(self.student.valid(), lora, self.ema.clone())
+    }
+
+    /// Latents that the averaged student generates for some prompts, with the same noise at every step.
     ///
     /// # Shapes
     ///
     /// - returns: `[prompts, channels, height, width]`
     pub fn preview(&self, prompts: &[String]) -> Tensor<4> {
-        let noise = self.noise(
-            &mut Random::new(self.recipe.seed, Purpose::Preview, 0),
-            prompts.len(),
-        );
-        let context = self.encode(prompts);
-        one_step(
-            &self.averaged_student(),
-            &self.networks.schedule,
-            noise,
-            context,
-        )
+        let mut random = Random::new(self.recipe.seed, Purpose::Preview, 0);
+        let noise = self.frozen.sizes.noise(&mut random, prompts.len());
+        let (student, schedule) = (self.averaged_student(), &self.frozen.student_schedule);
+        // One by one: a batch would take more memory than a step.
+        let latents = prompts.iter().enumerate().map(|(index, prompt)| {
+            let context = self.frozen.encode(&self.recipe, &[prompt]);
+            one_step(
+                &student,
+                schedule,
+                noise.clone().narrow(0, index, 1),
+                context,
+            )
+        });
+        Tensor::cat(latents.collect(), 0)
     }
 
-    /// One update of the fake teacher, and one of the student if it is its turn: the last of every
-    /// `student_every` steps after the first `student_after`. At all others the report has zeros for the
-    /// student.
+    /// Updates the fake teacher, and the student if it is its turn: at the last of every
+    /// `student_every` steps after the first `student_after`.
+    ///
+    /// A step with a non-finite loss or gradient updates nothing; it is skipped up to `max_bad_steps`
+    /// times.
     ///
     /// # Errors
     ///
-    /// If a loss or a gradient is not finite; nothing has then changed.
+    /// If a loss or a gradient is not finite and no further step may be skipped.
     ///
     /// # Panics
     ///
@@ -233,7 +281,6 @@ impl Distiller {
             batch,
             accumulation,
             max_grad_norm,
-            seed,
             ..
         } = self.recipe;
         assert_eq!(
@@ -241,50 +288,22 @@ impl Distiller {
             batch * accumulation,
             "a step takes batch times accumulation prompts"
         );
-        let mut student_random = Random::new(seed, Purpose::Student, self.step);
-        let mut fake_random = Random::new(seed, Purpose::Fake, self.step);
-
-        let parts = prompts.chunks(batch).map(|prompts| Part {
-            prompts,
-            student: self.draw_student(&mut student_random, batch),
-            fake: self.draw_fake(&mut fake_random, batch),
-            is_unconditional: fake_random.chance(self.recipe.null_probability),
-        });
-        let parts: Vec<_> = parts.collect();
-        let outcomes = self.threads.map(&parts, |part| self.outcome(part));
-        let total = outcomes.into_iter().reduce(Outcome::plus);
-        let total = total.expect("a step has batches");
-
-        // The device is waited for once in a step, here.
+        let micro_batches = draw(&self.recipe, &self.frozen.sizes, self.step, prompts);
+        let total = self.accumulate(&micro_batches);
         let share = 1.0 / accumulation as f64;
-        let student_squares = total.student_grads.squares();
-        let n_student = student_squares.len();
-        let sums = total.losses.into_iter().chain(student_squares);
-        let sums = sums.chain(total.fake_grads.squares()).collect();
-        let sums: Vec<f64> = read(Tensor::cat(sums, 0)).iter().collect();
-        let (losses, squares) = sums.split_at(3);
-        let (student_squares, fake_squares) = squares.split_at(n_student);
-        let norm = |squares: &[f64]| share * squares.iter().sum::<f64>().sqrt();
-        let (student_norm, fake_norm) = (norm(student_squares), norm(fake_squares));
+        let mut report = self.report(&total, share);
+        if let Some((what, value)) = report.not_finite() {
+            self.skip(what, value)?;
+            report.is_skipped = true;
+            return Ok(report);
+        }
         let clipped = |norm| share * clipping(norm, max_grad_norm);
-        let student_grads = total.student_grads.scale(clipped(student_norm));
-        let fake_grads = total.fake_grads.scale(clipped(fake_norm));
-        let [distillation_loss, clip_loss, fake_loss] = [0, 1, 2].map(|at| losses[at] * share);
-        let report = Report {
-            step: self.step,
-            distillation_loss,
-            clip_loss,
-            fake_loss,
-            student_norm,
-            fake_norm,
-        };
-        report.check()?;
-
+        let student_grads = total.student_grads.scale(clipped(report.student_norm));
+        let fake_grads = total.fake_grads.scale(clipped(report.fake_norm));
         if self.is_students_turn() {
-            let rate = self.learning_rate();
-            self.student = self
-                .student_adamw
-                .step(self.student.clone(), student_grads, rate);
+            self.student =
+                self.student_adamw
+                    .step(self.student.clone(), student_grads, report.learning_rate);
             self.ema.update(&self.student);
         }
         self.fake = self.fake_adamw.step(
@@ -296,6 +315,59 @@ impl Distiller {
         Ok(report)
     }
 
+    /// Sums losses and gradients in the order of the micro-batches, so that the number of threads
+    /// changes no bit. No more outcomes exist at once than there are threads.
+    fn accumulate(&self, micro_batches: &[MicroBatch<'_>]) -> Outcome {
+        let waves = micro_batches.chunks(self.threads.count());
+        let outcomes = waves.flat_map(|wave| self.threads.map(wave, |batch| self.outcome(batch)));
+        let total = outcomes.reduce(Outcome::plus);
+        total.expect("a step has at least one micro-batch")
+    }
+
+    /// Reads losses and norms, the only time that a step waits for the device.
+    fn report(&self, total: &Outcome, share: f64) -> Report {
+        let student_squares = total.student_grads.squares();
+        let n_student = student_squares.len();
+        let losses = total.losses.iter().map(|(_, loss)| loss.clone());
+        let sums = losses.chain(student_squares);
+        let sums = sums.chain(total.fake_grads.squares()).collect();
+        let sums: Vec<f64> = read(Tensor::cat(sums, 0)).iter().collect();
+        let n_losses = total.losses.iter().count();
+        let (losses, squares) = sums.split_at(n_losses);
+        let (student_squares, fake_squares) = squares.split_at(n_student);
+        let norm = |squares: &[f64]| share * squares.iter().sum::<f64>().sqrt();
+        let mut losses = losses.iter();
+        let mut next = |_| losses.next().map_or(f64::NAN, |loss| loss * share);
+        Report {
+            step: self.step,
+            losses: total.losses.clone().map(&mut next),
+            student_norm: norm(student_squares),
+            fake_norm: norm(fake_squares),
+            learning_rate: match self.is_students_turn() {
+                true => self.learning_rate(),
+                false => 0.0,
+            },
+            is_skipped: false,
+        }
+    }
+
+    fn skip(&mut self, what: String, value: f64) -> Result<(), Error> {
+        let step = self.step;
+        if self.n_skipped >= self.recipe.max_bad_steps {
+            let allow = self.n_skipped + 1;
+            return Err(Error::NotFinite {
+                what,
+                value,
+                step,
+                allow,
+            });
+        }
+        tracing::warn!(step, value, "skipped a step: the {what} is not finite");
+        self.n_skipped += 1;
+        self.step += 1;
+        Ok(())
+    }
+
     fn is_students_turn(&self) -> bool {
         let Recipe {
             student_every,
@@ -305,7 +377,7 @@ impl Distiller {
         self.step >= student_after && (self.step + 1).is_multiple_of(student_every)
     }
 
-    /// The student's, at its next update.
+    /// Learning rate of the student's next update.
     fn learning_rate(&self) -> f64 {
         let Recipe {
             learning_rate,
@@ -320,147 +392,160 @@ impl Distiller {
         }
     }
 
-    /// Losses and gradients of one batch.
-    fn outcome(&self, part: &Part<'_>) -> Outcome {
-        // Leaves of their own: graphs that share one are walked one after the other.
-        let (student, fake) = (own(&self.student), own(&self.fake));
-        let schedule = &self.networks.schedule;
-        let context = self.encode(part.prompts);
-        let mut outcome = Outcome {
-            losses: [(); 3].map(|()| Tensor::zeros([1], &self.device)),
-            student_grads: NamedGradients::default(),
-            fake_grads: NamedGradients::default(),
+    /// Losses and gradients of a micro-batch.
+    fn outcome(&self, batch: &MicroBatch<'_>) -> Outcome {
+        let context = self.frozen.encode(&self.recipe, batch.prompts);
+        let mut losses = Losses {
+            distillation: self.zero(),
+            rewards: BTreeMap::new(),
+            fake: self.zero(),
         };
-        let fixed = if self.is_students_turn() {
-            let latents = student_latents(&student, schedule, &part.student, context.clone());
-            let fixed = latents.clone().inner();
-            let gradient = self.gradient(fixed.clone(), &part.student, context.clone());
-            let vsd = distillation_loss(latents.clone(), gradient);
-            outcome.losses[0] = vsd.clone().inner();
-            let loss = match self.clip_loss(latents, part.prompts) {
-                Some((weight, clip)) => {
-                    outcome.losses[1] = clip.clone().inner();
-                    vsd + clip * weight
-                }
-                None => vsd,
-            };
-            outcome.student_grads = NamedGradients::take(&student, &mut loss.backward());
-            fixed
-        } else {
-            let noise = part.student.noise.clone();
-            one_step(&student.valid(), schedule, noise, context.clone())
+        for reward in &self.rewards {
+            losses.rewards.insert(reward.name().to_owned(), self.zero());
+        }
+        let (latents, student_grads) = match self.is_students_turn() {
+            true => self.student_step(batch, context.clone(), &mut losses),
+            false => {
+                let (student, schedule) = (self.student.valid(), &self.frozen.student_schedule);
+                let noise = batch.student.noise.clone();
+                let latents = one_step(&student, schedule, noise, context.clone());
+                (latents, NamedGradients::default())
+            }
         };
-
-        let context = if part.is_unconditional {
-            self.null_context.clone().expand(context.dims())
-        } else {
-            context
-        };
-        let loss = fake_loss(&fake, schedule, fixed, &part.fake, context);
-        outcome.losses[2] = loss.clone().inner();
-        outcome.fake_grads = NamedGradients::take(&fake, &mut loss.backward());
-        outcome
-    }
-
-    fn encode(&self, prompts: &[String]) -> Tensor<3> {
-        let tokens = self.networks.tokenizer.encode_batch(prompts, &self.device);
-        let context = self.networks.text_encoder.forward(tokens);
-        context.cast(self.recipe.precision.dtype())
-    }
-
-    fn noise(&self, random: &mut Random, batch: usize) -> Tensor<4> {
-        let [channels, height, width] = self.networks.latents;
-        random.normal([batch, channels, height, width], &self.device)
-    }
-
-    fn draw_student(&self, random: &mut Random, batch: usize) -> StudentDraw {
-        let range = self.recipe.min_timestep..self.recipe.max_timestep + 1;
-        StudentDraw {
-            noise: self.noise(random, batch),
-            timesteps: random.integers(batch, range),
-            renoise: self.noise(random, batch),
+        let context = with_null(context, &self.frozen.null_context, &batch.is_null);
+        let fake = own(&self.fake);
+        let loss = fake_loss(&fake, &self.frozen.schedule, latents, &batch.fake, context);
+        losses.fake = loss.clone().inner();
+        Outcome {
+            losses,
+            student_grads,
+            fake_grads: NamedGradients::take(&fake, &mut loss.backward()),
         }
     }
 
-    fn draw_fake(&self, random: &mut Random, batch: usize) -> FakeDraw {
-        FakeDraw {
-            timesteps: random.integers(batch, 0..self.networks.schedule.len()),
-            noise: self.noise(random, batch),
-        }
+    fn zero(&self) -> Tensor<1> {
+        Tensor::zeros([1], &self.frozen.sizes.device)
     }
 
-    fn gradient(&self, latents: Tensor<4>, draw: &StudentDraw, context: Tensor<3>) -> Tensor<4> {
-        distillation_gradient(
-            &self.networks.teacher,
-            &self.fake.valid(),
-            &self.networks.schedule,
-            self.recipe.guidance(),
-            latents,
-            draw,
+    /// The student's latents, detached, and its gradients; its losses are set.
+    fn student_step(
+        &self,
+        batch: &MicroBatch<'_>,
+        context: Tensor<3>,
+        losses: &mut Losses<Tensor<1>>,
+    ) -> (Tensor<4>, NamedGradients) {
+        let (student, frozen) = (own(&self.student), &self.frozen);
+        let schedule = &frozen.student_schedule;
+        let latents = student_latents(&student, schedule, &batch.student, context.clone());
+        let fixed = latents.clone().inner();
+        let teachers = Teachers {
+            teacher: &frozen.teacher,
+            fake: &self.fake.valid(),
+            schedule: &frozen.schedule,
+        };
+        let gradient = distillation_gradient(
+            teachers,
+            &batch.guidance,
+            self.recipe.gradient,
+            fixed.clone(),
+            &batch.student,
             context,
-            self.null_context.clone(),
-        )
-    }
-
-    fn clip_loss(&self, latents: Tensor<4>, prompts: &[String]) -> Option<(f64, Tensor<1>)> {
-        let (recipe, networks) = (self.recipe.clip.as_ref()?, self.networks.clip.as_ref()?);
-        let weight = linear_decay(recipe.weight, self.step, self.recipe.steps);
-        let tokens = self.networks.tokenizer.encode_batch(prompts, &self.device);
-        let texts = networks.clip.embed_texts(tokens);
-        let frozen = (
-            networks.clip.clone().freeze().train(),
-            networks.decoder.clone().freeze().train(),
+            frozen.null_context.clone(),
         );
-        Some((
-            weight,
-            clip_loss(
-                &frozen.0,
-                &frozen.1,
-                latents.cast(self.recipe.precision.dtype()),
-                texts,
-                recipe.threshold,
-            ),
-        ))
+        let mut total = distillation_loss(latents.clone(), gradient);
+        losses.distillation = total.clone().inner();
+        for reward in &self.rewards {
+            let weight = reward.weight(self.step, self.recipe.steps);
+            let loss = reward.loss(latents.clone(), batch.prompts);
+            let value = loss.clone().inner();
+            losses.rewards.insert(reward.name().to_owned(), value);
+            total = total + loss * weight;
+        }
+        drop(latents);
+        let grads = NamedGradients::take(&student, &mut total.backward());
+        (fixed, grads)
     }
 }
 
-/// The network on the autodiff device, all its weights trained.
+/// Keys of texts in a snapshot.
+const FINGERPRINT: &str = "fingerprint";
+pub(crate) const RECIPE: &str = "recipe";
+
+/// The fingerprint in a snapshot.
+pub(crate) fn saved_fingerprint(snapshot: &Snapshot, source: &Path) -> Result<Fingerprint, Error> {
+    let bad = |reason: String| Error::Snapshot {
+        path: source.to_owned(),
+        reason,
+    };
+    let text = snapshot.text(FINGERPRINT).ok_or_else(|| {
+        bad(
+            "it has no fingerprint, as snapshots of earlier versions: finish the run with the \
+             version that wrote it, or start again in another folder"
+                .to_owned(),
+        )
+    })?;
+    serde_json::from_str(text).map_err(|error| bad(format!("{FINGERPRINT}: {error}")))
+}
+
+impl Frozen {
+    fn new(recipe: &Recipe, networks: Networks, device: &Device) -> Self {
+        let empty = networks.tokenizer.encode_batch(&[""], device);
+        let null_context = networks.text_encoder.forward(empty);
+        Self {
+            null_context: null_context.cast(recipe.precision.dtype()),
+            sizes: Sizes {
+                latents: networks.latents,
+                timesteps: networks.schedule.len(),
+                device: device.clone(),
+            },
+            tokenizer: networks.tokenizer,
+            text_encoder: networks.text_encoder,
+            teacher: networks.teacher,
+            schedule: networks.schedule,
+            student_schedule: networks.student_schedule,
+        }
+    }
+
+    /// The context of prompts in the element type that denoisers compute in.
+    fn encode<S: AsRef<str>>(&self, recipe: &Recipe, prompts: &[S]) -> Tensor<3> {
+        let tokens = self.tokenizer.encode_batch(prompts, &self.sizes.device);
+        let context = self.text_encoder.forward(tokens);
+        context.cast(recipe.precision.dtype())
+    }
+}
+
+fn clip_reward(recipe: &Recipe, networks: &Networks, device: &Device) -> Option<ClipReward> {
+    let (clip, networks_of_clip) = (recipe.clip.clone()?, networks.clip.clone()?);
+    let (tokenizer, dtype) = (networks.tokenizer.clone(), recipe.precision.dtype());
+    Some(ClipReward::new(
+        networks_of_clip,
+        tokenizer,
+        clip,
+        dtype,
+        device,
+    ))
+}
+
+/// The initial student of a recipe on the autodiff device.
+pub(crate) fn student(recipe: &Recipe, base: &UNet) -> Result<UNet, Error> {
+    Ok(match &recipe.student_lora {
+        Some(lora) => attach(trainable(base), lora, recipe.seed)?,
+        None => trainable(base),
+    })
+}
+
+fn schedules_hash((teacher, student): (&NoiseSchedule, &NoiseSchedule)) -> String {
+    use sha2::{Digest, Sha256};
+    let text = format!("{teacher:?} {student:?}");
+    crate::fingerprint::hex(&Sha256::digest(text))
+}
+
+/// The network on the autodiff device with all its weights trained.
 fn trainable(unet: &UNet) -> UNet {
     unet.clone().train().unfreeze()
 }
 
-/// The same network with parameters of its own on the autodiff graph.
+/// The network with leaves of its own: graphs that share leaves are walked one after the other.
 fn own(unet: &UNet) -> UNet {
     unet.valid().train()
-}
-
-impl Outcome {
-    fn plus(self, other: Self) -> Self {
-        let ([a, b, c], [d, e, f]) = (self.losses, other.losses);
-        Self {
-            losses: [a + d, b + e, c + f],
-            student_grads: self.student_grads.plus(other.student_grads),
-            fake_grads: self.fake_grads.plus(other.fake_grads),
-        }
-    }
-}
-
-impl Report {
-    fn check(&self) -> Result<(), Error> {
-        let values = [
-            ("distillation loss", self.distillation_loss),
-            ("CLIP loss", self.clip_loss),
-            ("fake teacher's loss", self.fake_loss),
-            ("student's gradient", self.student_norm),
-            ("fake teacher's gradient", self.fake_norm),
-        ];
-        match values.into_iter().find(|(_, value)| !value.is_finite()) {
-            Some((what, value)) => Err(Error::NotFinite {
-                what,
-                value,
-                step: self.step,
-            }),
-            None => Ok(()),
-        }
-    }
 }

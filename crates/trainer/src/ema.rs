@@ -7,7 +7,9 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use swiftbrush_checkpoint::{ModulePath, read};
 use swiftbrush_kernels::lerp;
 
-/// A running average of a module's parameters, in f32.
+use crate::parameters::is_trained;
+
+/// A running average of the trained parameters of a module, in f32. Frozen parameters are not stored.
 ///
 /// The n-th update has the decay `min(n / (9 + n), decay)`, the first none, as diffusers' `EMAModel`.
 #[derive(Clone, Debug)]
@@ -18,23 +20,23 @@ pub struct Ema {
 }
 
 impl Ema {
-    /// An average that begins at the module's present weights.
+    /// Creates an average that starts at the current weights of a module.
     pub fn new<M: Module>(module: &M, decay: f64) -> Self {
         Self {
             decay,
             n_updates: 0,
-            averages: flat_tensors(module),
+            averages: trained_tensors(module),
         }
     }
 
-    /// Takes in the module's present weights.
+    /// Moves the average towards the current weights of the module.
     pub fn update<M: Module>(&mut self, module: &M) {
         self.n_updates += 1;
         let decay = match self.n_updates {
             1 => 0.0,
             n => (n as f64 / (9.0 + n as f64)).min(self.decay),
         };
-        for (name, weight) in flat_tensors(module) {
+        for (name, weight) in trained_tensors(module) {
             let average = match self.averages.remove(&name) {
                 Some(average) => lerp(average, weight, 1.0 - decay),
                 None => weight,
@@ -43,7 +45,7 @@ impl Ema {
         }
     }
 
-    /// The module with the averages as its weights; its own are dropped.
+    /// Replaces the weights of a module by their averages.
     pub fn apply<M: Module>(&self, module: M) -> M {
         module.map(&mut Replace {
             path: ModulePath::default(),
@@ -51,20 +53,25 @@ impl Ema {
         })
     }
 
-    /// Updates made so far.
+    /// Number of updates.
     pub fn n_updates(&self) -> u64 {
         self.n_updates
     }
 
-    /// The averages as tensors, for a checkpoint.
+    /// The averages as tensors on the host.
     pub fn state(&self) -> BTreeMap<String, TensorData> {
-        self.averages
-            .iter()
-            .map(|(name, average)| (name.clone(), read(average.clone())))
+        self.handles()
+            .map(|(name, average)| (name, read(average.clone())))
             .collect()
     }
 
-    /// An average as [`state`](Self::state) and [`n_updates`](Self::n_updates) described it.
+    pub(crate) fn handles(&self) -> impl Iterator<Item = (String, &Tensor<1>)> {
+        self.averages
+            .iter()
+            .map(|(name, average)| (name.clone(), average))
+    }
+
+    /// Restores an average from its [`state`](Self::state) and [`n_updates`](Self::n_updates).
     pub fn restore(
         decay: f64,
         n_updates: u64,
@@ -83,7 +90,7 @@ impl Ema {
     }
 }
 
-fn flat_tensors<M: Module>(module: &M) -> BTreeMap<String, Tensor<1>> {
+fn trained_tensors<M: Module>(module: &M) -> BTreeMap<String, Tensor<1>> {
     struct Collect(ModulePath, BTreeMap<String, Tensor<1>>);
     impl ModuleVisitor for Collect {
         fn enter_module(&mut self, name: &str, container: &str) {
@@ -93,8 +100,11 @@ fn flat_tensors<M: Module>(module: &M) -> BTreeMap<String, Tensor<1>> {
             self.0.exit(container);
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let flat = param.base().inner().cast(FloatDType::F32).reshape([-1]);
-            self.1.insert(self.0.name(), flat);
+            let tensor = param.base();
+            if is_trained(&tensor) {
+                let flat = tensor.inner().cast(FloatDType::F32).reshape([-1]);
+                self.1.insert(self.0.name(), flat);
+            }
         }
     }
     let mut collect = Collect(ModulePath::default(), BTreeMap::new());

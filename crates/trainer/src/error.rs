@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 
-/// Why a run cannot begin, or stopped.
+use crate::fingerprint::Change;
+
+/// The reasons why a run cannot start, or stopped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -10,15 +12,21 @@ pub enum Error {
     /// Adapters fit no layer of a network.
     #[error(transparent)]
     Adapter(#[from] swiftbrush_lora::Error),
-    /// The recipe cannot be used.
+    /// A model cannot be loaded.
+    #[error(transparent)]
+    Pipeline(#[from] swiftbrush_pipeline::Error),
+    /// A recipe cannot be read, or a setting has no meaning for the networks.
     #[error("{path}: {reason}")]
     Recipe {
-        /// The file.
+        /// The file, or `recipe` for a value.
         path: PathBuf,
-        /// What is wrong, naming the setting.
+        /// The setting, what was expected and what was found.
         reason: String,
     },
-    /// The prompts cannot be used.
+    /// The prompts are not text, or none.
+    #[error(transparent)]
+    Text(#[from] swiftbrush_checkpoint::TextError),
+    /// The prompts can no longer be read.
     #[error("{path}: {reason}")]
     Prompts {
         /// The file.
@@ -26,20 +34,63 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// The recipe asks for a CLIP loss, but there is no CLIP or no decoder to compute it with.
-    #[error("the recipe has a CLIP loss: it needs a CLIP and a tiny decoder")]
+    /// A network cannot be trained with, or does not fit the others.
+    #[error("{network}: {reason}")]
+    Network {
+        /// The field of [`Networks`](crate::Networks).
+        network: &'static str,
+        /// What was expected, what was found, and what to do.
+        reason: String,
+    },
+    /// The recipe has a CLIP loss, but the networks have no CLIP and decoder.
+    #[error(
+        "the recipe has a CLIP loss, which needs a CLIP and a tiny decoder: \
+         add them to the networks, or remove [clip] from the recipe"
+    )]
     NoClip,
-    /// A loss or a gradient became a NaN or an infinity; the last snapshot is from before.
+    /// Two rewards have the same name, or one has that of another loss.
+    #[error("the name of the reward {0:?} is taken by another loss")]
+    RewardName(String),
+    /// A snapshot cannot be resumed.
+    #[error("{path}: {reason}")]
+    Snapshot {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A snapshot belongs to a run with other settings or inputs.
+    #[error(
+        "{path} was saved by a run with other settings or inputs:\n{}\n\
+         resume with those of the snapshot, or accept the changes by name",
+        .changes.iter().map(|change| format!("  {change}")).collect::<Vec<_>>().join("\n")
+    )]
+    Changed {
+        /// The snapshot.
+        path: PathBuf,
+        /// Every difference that was not accepted.
+        changes: Vec<Change>,
+    },
+    /// A change was accepted by a name that no setting or input has.
+    #[error("no setting or input is called {0:?}; known are {known}", known = .1.join(", "))]
+    UnknownChange(String, Vec<String>),
+    /// Another process trains in the folder.
+    #[error("{0} is in use by another process")]
+    InUse(PathBuf),
+    /// A loss or a gradient became a NaN or an infinity, and no further step may be skipped.
     #[error(
         "the {what} became {value} at step {step}; the last snapshot is intact: \
-         resume from it with a lower learning rate or a smaller max_grad_norm"
+         resume with max_bad_steps = {allow} to skip the step, or start again with a lower \
+         learning_rate or max_grad_norm"
     )]
     NotFinite {
-        /// Which.
-        what: &'static str,
-        /// What it became.
+        /// The loss or gradient.
+        what: String,
+        /// Its value.
         value: f64,
-        /// When.
+        /// The step.
         step: u64,
+        /// The number of skipped steps that would let the run pass.
+        allow: u64,
     },
 }

@@ -1,4 +1,4 @@
-//! Gradients of a module by the names of its parameters.
+//! Gradients by parameter name.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use swiftbrush_kernels::sum_of_squares;
 #[derive(Clone, Debug)]
 pub struct NamedGradients {
     grads: BTreeMap<String, Tensor<1>>,
-    /// What all of them are still to be multiplied by, which costs nothing where they are used.
+    /// Pending factor of all gradients, applied where they are used.
     factor: f64,
 }
 
@@ -25,7 +25,7 @@ impl Default for NamedGradients {
 }
 
 impl NamedGradients {
-    /// Takes the gradients of a module out of a backward pass.
+    /// Takes the gradients of a module's parameters out of the result of a backward pass.
     pub fn take<M: Module>(module: &M, grads: &mut Gradients) -> Self {
         let mut taker = Taker {
             path: ModulePath::default(),
@@ -39,7 +39,7 @@ impl NamedGradients {
         }
     }
 
-    /// Whether the loss reached no parameter.
+    /// True if the loss reached no parameter.
     pub fn is_empty(&self) -> bool {
         self.grads.is_empty()
     }
@@ -55,12 +55,12 @@ impl NamedGradients {
         self.grads.keys().map(String::as_str)
     }
 
-    /// Takes the gradient of one parameter, and what it is to be multiplied by.
+    /// Takes the gradient of one parameter and its pending factor.
     pub(crate) fn remove(&mut self, name: &str) -> Option<(Tensor<1>, f64)> {
         Some((self.grads.remove(name)?, self.factor))
     }
 
-    /// The sum of two, for gradients accumulated over several batches.
+    /// Adds the gradients of another micro-batch; each is freed once it is added.
     pub fn plus(mut self, other: Self) -> Self {
         if self.is_empty() {
             return other;
@@ -77,7 +77,7 @@ impl NamedGradients {
         self
     }
 
-    /// All gradients times a factor.
+    /// Multiplies all gradients by a factor.
     pub fn scale(self, factor: f64) -> Self {
         Self {
             factor: self.factor * factor,
@@ -85,7 +85,7 @@ impl NamedGradients {
         }
     }
 
-    /// The sum of squares of each, `[1]`.
+    /// The sum of squares of each gradient, `[1]`.
     pub(crate) fn squares(&self) -> Vec<Tensor<1>> {
         let grads = self.grads.values();
         let squares = grads.map(|grad| sum_of_squares(grad.clone()));
@@ -105,15 +105,15 @@ impl NamedGradients {
         squares.iter::<f64>().sum::<f64>().sqrt()
     }
 
-    /// Scaled down to `max_norm` if the norm is larger, as PyTorch's `clip_grad_norm_`; returns the norm
-    /// before.
+    /// Scales the gradients down to `max_norm` if their norm is larger, as PyTorch's `clip_grad_norm_`;
+    /// returns the norm before clipping.
     pub fn clip(self, max_norm: f64) -> (Self, f64) {
         let norm = self.norm();
         (self.scale(clipping(norm, max_norm)), norm)
     }
 }
 
-/// What gradients of a norm are multiplied by so that it is no more than `max_norm`.
+/// The factor that scales gradients of norm `norm` to at most `max_norm`.
 pub(crate) fn clipping(norm: f64, max_norm: f64) -> f64 {
     (max_norm / (norm + 1e-6)).min(1.0)
 }

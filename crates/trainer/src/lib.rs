@@ -1,39 +1,56 @@
-//! SwiftBrush v2: distils a diffusion model into a student that paints in one step, from prompts alone.
+//! SwiftBrush v2: distils a diffusion model into a one-step student, from prompts alone.
 //!
-//! A [`Distiller`] is the student, the fake teacher that follows it and their optimisers; its
-//! [`step`](Distiller::step) is the algorithm (arXiv 2408.14176, §3 and §4). [`run`] puts it on disk:
-//! snapshots that replace one another only when whole, a log, pictures to look at. The losses of
-//! [`losses`] can be had without either.
+//! A [`Distiller`] holds the student, the fake teacher that follows it and their optimisers; its
+//! [`step`](Distiller::step) is the algorithm (arXiv 2408.14176, §3 and §4). A [`Run`] puts it on disk
+//! with snapshots, a log and previews. [`losses`] are pure functions that need neither; a [`Reward`] adds
+//! a loss of your own, a [`PromptSource`] prompts from elsewhere.
 //!
-//! A run can be killed at any moment: what is random follows from the seed and the step, and a
-//! [`Snapshot`] holds all the rest, so that the resumed run ends with the weights of one that was never
-//! stopped, bit for bit on the CPU backend.
+//! A run can be killed at any moment: random numbers depend on seed and step alone, and a [`Snapshot`]
+//! holds everything else, so that the resumed run ends with the weights of one that was never killed, bit
+//! for bit on the CPU backend.
 //!
-//! Where this differs from the published code of SwiftBrush v1: ᾱ_T is the schedule's own, x̂₀ is divided
-//! in f32, a step that is not finite stops the run instead of being zeroed, and gradients are clipped
-//! over all parameters together.
+//! Differences from the published code of SwiftBrush v1: ᾱ_T is the schedule's own, x̂₀ is divided in
+//! f32, a step that is not finite stops the run (or is skipped and logged) instead of being zeroed, and
+//! gradients are clipped over all parameters together.
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
 mod adamw;
 mod distiller;
 mod ema;
 mod error;
+mod fingerprint;
 mod gradients;
+mod log;
 pub mod losses;
+mod micro_batch;
+mod networks;
+mod parameters;
 mod prompts;
 mod random;
 mod recipe;
+mod report;
+mod reward;
 mod run;
 mod snapshot;
+mod snapshots;
+mod student;
 mod threads;
 
 pub use adamw::{AdamW, AdamWConfig};
-pub use distiller::{ClipNetworks, Distiller, Networks, Report};
+pub use distiller::Distiller;
 pub use ema::Ema;
 pub use error::Error;
+pub use fingerprint::{Change, Fingerprint};
 pub use gradients::NamedGradients;
-pub use prompts::Prompts;
+pub use log::Timing;
+pub use networks::Networks;
+pub use prompts::{PromptSource, Prompts};
 pub use random::{Purpose, Random};
-pub use recipe::{ClipRecipe, Precision, Recipe};
-pub use run::{Event, resume, run, snapshot_path};
+pub use recipe::{ClipRecipe, GuidanceScale, NullPrompts, Precision, Recipe};
+pub use report::Report;
+pub use reward::{ClipNetworks, ClipReward, Reward};
+pub use run::{Event, Run};
 pub use snapshot::Snapshot;
+pub use snapshots::{snapshot_path, snapshot_steps};
+pub use student::Student;
 pub use threads::Threads;

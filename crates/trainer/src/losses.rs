@@ -1,38 +1,102 @@
-//! The losses of one step as functions of everything that goes into them.
+//! The losses of a step as pure functions of their inputs.
 //!
-//! Denoisers compute in the element type of the context that they are given, the clamped CLIP loss in that of its
-//! latents; what comes out of networks is f32 again before anything is done with it.
+//! Denoisers compute in the element type of the context, the CLIP loss in that of its latents;
+//! network outputs are cast to f32 before anything else is computed from them.
+
+use std::collections::BTreeMap;
 
 use burn::tensor::{FloatDType, Tensor, TensorData};
-use swiftbrush_clamped_clip_loss::clamped_clip_loss;
+use serde::{Deserialize, Serialize};
+use swiftbrush_clamped_clip_loss::clamped_loss;
 use swiftbrush_clip::{Clip, preprocess};
 use swiftbrush_pipeline::one_step;
 use swiftbrush_scheduler::{NoiseSchedule, guide};
 use swiftbrush_unet::UNet;
 use swiftbrush_vae::AutoencoderTiny;
-use swiftbrush_vsd_loss::{denoising_loss, vsd_gradient, vsd_loss};
+use swiftbrush_vsd_loss::{denoising_loss, normalized_vsd_gradient, vsd_gradient, vsd_loss};
 
-/// What is drawn at random for the student's loss.
+/// The losses of a step by name: tensors while a step is computed, numbers in its report.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Losses<T> {
+    /// Variational score distillation, ½·mean(g²), which says little about progress.
+    pub distillation: T,
+    /// The rewards by name, unweighted.
+    #[serde(flatten)]
+    pub rewards: BTreeMap<String, T>,
+    /// The fake teacher's denoising loss.
+    pub fake: T,
+}
+
+impl<T> Losses<T> {
+    /// Applies a function to each loss.
+    pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> Losses<U> {
+        Losses {
+            distillation: f(self.distillation),
+            rewards: self
+                .rewards
+                .into_iter()
+                .map(|(name, loss)| (name, f(loss)))
+                .collect(),
+            fake: f(self.fake),
+        }
+    }
+
+    /// Combines each loss with its counterpart.
+    ///
+    /// # Panics
+    ///
+    /// If the rewards differ.
+    pub fn zip<U, V>(self, other: Losses<U>, mut f: impl FnMut(T, U) -> V) -> Losses<V> {
+        assert!(
+            self.rewards.keys().eq(other.rewards.keys()),
+            "the rewards differ"
+        );
+        Losses {
+            distillation: f(self.distillation, other.distillation),
+            rewards: self
+                .rewards
+                .into_iter()
+                .zip(other.rewards.into_values())
+                .map(|((name, a), b)| (name, f(a, b)))
+                .collect(),
+            fake: f(self.fake, other.fake),
+        }
+    }
+
+    /// Names and values, in the order of [`map`](Self::map).
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &T)> {
+        let rewards = self
+            .rewards
+            .iter()
+            .map(|(name, loss)| (name.as_str(), loss));
+        [("distillation", &self.distillation)]
+            .into_iter()
+            .chain(rewards)
+            .chain([("fake", &self.fake)])
+    }
+}
+
+/// Random inputs of the student's loss.
 #[derive(Clone, Debug)]
 pub struct StudentDraw {
-    /// What the student makes latents of, `[batch, channels, height, width]`.
+    /// Input of the student, `[batch, channels, height, width]`, unit normal.
     pub noise: Tensor<4>,
-    /// At which timesteps the teachers look at them, one per sample.
+    /// Timesteps at which the teachers are compared, one per sample.
     pub timesteps: Vec<usize>,
-    /// The noise that is added to them for that, as `noise`.
+    /// Noise added to the student's latents for the comparison, shaped like `noise`.
     pub renoise: Tensor<4>,
 }
 
-/// What is drawn at random for the fake teacher's loss.
+/// Random inputs of the fake teacher's loss.
 #[derive(Clone, Debug)]
 pub struct FakeDraw {
     /// Timesteps, one per sample.
     pub timesteps: Vec<usize>,
-    /// The noise that is to be predicted, `[batch, channels, height, width]`.
+    /// Noise to predict, `[batch, channels, height, width]`, unit normal.
     pub noise: Tensor<4>,
 }
 
-/// The student's latents for a batch, on its graph; shapes as of [`one_step`].
+/// The student's latents for a batch, on its graph; shapes as in [`one_step`].
 pub fn student_latents(
     student: &UNet,
     schedule: &NoiseSchedule,
@@ -47,51 +111,104 @@ pub fn student_latents(
     )
 }
 
-/// Scales of classifier-free guidance with which the two teachers are asked.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Scales of classifier-free guidance, one per sample; 1 is no guidance.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Guidance {
-    /// The teacher's.
-    pub teacher: f64,
-    /// The fake teacher's.
-    pub fake: f64,
+    /// Scales of the teacher.
+    pub teacher: Vec<f64>,
+    /// Scales of the fake teacher.
+    pub fake: Vec<f64>,
 }
 
-/// The direction of variational score distillation at some latents: the difference of what the two
-/// teachers predict, weighed by σ_t² (arXiv 2408.14176, §3).
+impl Guidance {
+    /// The same scales for every sample of a batch.
+    pub fn constant(teacher: f64, fake: f64, batch: usize) -> Self {
+        Self {
+            teacher: vec![teacher; batch],
+            fake: vec![fake; batch],
+        }
+    }
+}
+
+/// Weight of the difference between the two teachers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GradientWeight {
+    /// σ_t² on the difference of the noise, as SwiftBrush.
+    #[default]
+    Variance,
+    /// The difference of the denoised estimates over their distance from the sample, as DMD
+    /// ([`normalized_vsd_gradient`]).
+    Normalized,
+}
+
+/// The two teachers and the schedule of both.
+#[derive(Clone, Copy, Debug)]
+pub struct Teachers<'a> {
+    /// The frozen multi-step model.
+    pub teacher: &'a UNet,
+    /// The fake teacher.
+    pub fake: &'a UNet,
+    /// The schedule of both; networks that predict velocity or x₀ are converted by its formulas.
+    pub schedule: &'a NoiseSchedule,
+}
+
+/// The direction of variational score distillation: the weighted difference between the predictions
+/// of the two teachers at the student's latents (arXiv 2408.14176, §3).
 ///
 /// # Shapes
 ///
 /// - latents: `[batch, channels, height, width]`, without autodiff
 /// - context: `[batch, length, width]`, null_context: `[1, length, width]`
-/// - returns: as latents
+/// - returns: the shape of the latents
+///
+/// # Panics
+///
+/// If the shapes, or the lengths of timesteps and guidance, do not agree.
 pub fn distillation_gradient(
-    teacher: &UNet,
-    fake: &UNet,
-    schedule: &NoiseSchedule,
-    guidance: Guidance,
+    teachers: Teachers<'_>,
+    guidance: &Guidance,
+    weight: GradientWeight,
     latents: Tensor<4>,
     draw: &StudentDraw,
     context: Tensor<3>,
     null_context: Tensor<3>,
 ) -> Tensor<4> {
-    let timesteps = &draw.timesteps;
-    let noisy = schedule.add_noise(latents, draw.renoise.clone(), timesteps);
-    let [batch, length, width] = context.dims();
-    let null_context = null_context.expand([batch, length, width]);
-    let guided = |unet: &UNet, scale| {
-        let ask = |context| ask(unet, schedule, noisy.clone(), timesteps, context);
-        let conditional = ask(context.clone());
-        if scale == 1.0 {
+    let (schedule, timesteps) = (teachers.schedule, &draw.timesteps);
+    let noisy = schedule.add_noise(latents.clone(), draw.renoise.clone(), timesteps);
+    let null_context = null_context.expand(context.dims());
+    let guided = |unet: &UNet, scales: &[f64]| {
+        let predict = |context| predicted_noise(unet, schedule, noisy.clone(), timesteps, context);
+        let conditional = predict(context.clone());
+        if scales.iter().all(|&scale| scale == 1.0) {
             return conditional;
         }
-        guide(conditional, ask(null_context.clone()), scale)
+        guide_each(conditional, predict(null_context.clone()), scales)
     };
-    let (_, sigma) = schedule.alpha_sigma(timesteps, &noisy.device());
-    let (teacher, fake) = (
-        guided(teacher, guidance.teacher),
-        guided(fake, guidance.fake),
-    );
-    vsd_gradient(teacher, fake, sigma.powi_scalar(2))
+    let teacher = guided(teachers.teacher, &guidance.teacher);
+    let fake = guided(teachers.fake, &guidance.fake);
+    match weight {
+        GradientWeight::Variance => {
+            let (_, sigma) = schedule.alpha_sigma(timesteps, &noisy.device());
+            vsd_gradient(teacher, fake, sigma.powi_scalar(2))
+        }
+        GradientWeight::Normalized => {
+            let clean = |noise| schedule.predicted_latents(noisy.clone(), noise, timesteps);
+            normalized_vsd_gradient(latents, clean(teacher), clean(fake))
+        }
+    }
+}
+
+/// Classifier-free guidance with a scale for each sample.
+fn guide_each(conditional: Tensor<4>, unconditional: Tensor<4>, scales: &[f64]) -> Tensor<4> {
+    assert_eq!(scales.len(), conditional.dims()[0], "one scale per sample");
+    if scales.iter().all(|&scale| scale == scales[0]) {
+        return guide(conditional, unconditional, scales[0]);
+    }
+    let values: Vec<f32> = scales.iter().map(|&scale| scale as f32).collect();
+    let values = TensorData::new(values, [scales.len(), 1, 1, 1]);
+    let scales = Tensor::from_data(values, &conditional.device());
+    unconditional.clone() + (conditional - unconditional) * scales
 }
 
 /// The student's loss of variational score distillation; see [`vsd_loss`].
@@ -99,12 +216,12 @@ pub fn distillation_loss(latents: Tensor<4>, gradient: Tensor<4>) -> Tensor<1> {
     vsd_loss(latents, gradient.autodiff())
 }
 
-/// The clamped CLIP loss of latents, through the tiny decoder.
+/// The clamped CLIP loss of latents, decoded by the tiny autoencoder.
 ///
 /// # Shapes
 ///
 /// - latents: `[batch, channels, height, width]`, on the student's graph
-/// - text_embeds: `[batch, width]`, of length one
+/// - text_embeds: `[batch, width]`, of length one, as [`Clip::embed_texts`] returns them
 /// - returns: `[1]`
 pub fn clip_loss(
     clip: &Clip,
@@ -116,10 +233,11 @@ pub fn clip_loss(
     let dtype = latents.dtype();
     let images = decoder.decode(latents).cast(FloatDType::F32);
     let images = preprocess(images, clip.image_size()).cast(dtype);
-    clamped_clip_loss(clip.embed_images(images), text_embeds.autodiff(), threshold)
+    let cosines = clip.embed_images(images) * text_embeds.autodiff();
+    clamped_loss(cosines.sum_dim(1), threshold)
 }
 
-/// The fake teacher's loss: it learns to denoise what the student makes, weighed by ᾱ_t.
+/// The fake teacher's loss: it learns to denoise the student's latents, weighted by ᾱ_t.
 ///
 /// # Shapes
 ///
@@ -137,7 +255,7 @@ pub fn fake_loss(
     let noisy = schedule
         .add_noise(latents, draw.noise.clone(), timesteps)
         .autodiff();
-    let predicted = ask(fake, schedule, noisy, timesteps, context.autodiff());
+    let predicted = predicted_noise(fake, schedule, noisy, timesteps, context.autodiff());
     let (alpha, _) = schedule.alpha_sigma(timesteps, &predicted.device());
     denoising_loss(
         predicted,
@@ -146,7 +264,7 @@ pub fn fake_loss(
     )
 }
 
-fn ask(
+fn predicted_noise(
     unet: &UNet,
     schedule: &NoiseSchedule,
     noisy: Tensor<4>,

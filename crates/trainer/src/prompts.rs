@@ -1,88 +1,123 @@
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use sha2::{Digest, Sha256};
+use swiftbrush_checkpoint::{Lines, TextError};
 
 use crate::Error;
+use crate::fingerprint::hex;
 
-/// A text file with a prompt on each line, of any size: only where lines begin is kept in memory.
+/// A source of training prompts with a fixed order.
+pub trait PromptSource: std::fmt::Debug + Send {
+    /// Prompts number `first` to `first + count`, counted across epochs. The same numbers give the same
+    /// prompts in every process.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be read.
+    fn get(&mut self, first: u64, count: usize) -> Result<Vec<String>, Error>;
+
+    /// Number of prompts in an epoch, at least 1.
+    fn len(&self) -> usize;
+
+    /// True if there are no prompts.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A hash of the prompts, saved with each snapshot.
+    fn hash(&self) -> String;
+}
+
+/// A text file with one prompt per line. Only the offsets of the lines are kept in memory.
 ///
-/// Each epoch goes through all prompts once, in an order that follows from the seed.
+/// Each epoch visits every prompt once, in an order that depends on the seed.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// use swiftbrush_trainer::{PromptSource, Prompts};
+///
+/// let path = folder.path().join("prompts.txt");
+/// std::fs::write(&path, "a red circle\n\na green star\n")?;
+/// let mut prompts = Prompts::open(&path, 0)?;
+/// assert_eq!(prompts.len(), 2);
+/// let mut epoch = prompts.get(0, 2)?;
+/// epoch.sort();
+/// assert_eq!(epoch, ["a green star", "a red circle"]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Prompts {
     path: PathBuf,
-    /// Where each prompt begins and how many bytes it has.
-    places: Vec<(u64, u32)>,
+    file: File,
+    places: Vec<Place>,
+    n_blank: usize,
+    hash: String,
     seed: u64,
+    epoch: u64,
+    order: Vec<u32>,
+}
+
+/// Offset and length of a prompt in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    start: u64,
+    len: u32,
 }
 
 impl Prompts {
-    /// Finds the prompts of a file; blank lines are none.
+    /// Opens a file and checks all of it, as [`Lines`] reads it: blank lines are skipped and counted.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read or holds no prompt.
+    /// If the file cannot be read, is not UTF-8 (the error names the line), or holds no prompt.
     pub fn open(path: impl Into<PathBuf>, seed: u64) -> Result<Self, Error> {
         let path = path.into();
-        let bad = |reason: String| Error::Prompts {
-            path: path.clone(),
-            reason,
-        };
-        let file = File::open(&path).map_err(|error| bad(error.to_string()))?;
-        let mut reader = BufReader::with_capacity(1 << 20, file);
-        let (mut places, mut start, mut line) = (Vec::new(), 0, Vec::new());
-        loop {
-            line.clear();
-            let read = reader
-                .read_until(b'\n', &mut line)
-                .map_err(|error| bad(error.to_string()))?;
-            if read == 0 {
-                break;
-            }
-            if !line.trim_ascii().is_empty() {
-                let len = u32::try_from(line.len())
-                    .map_err(|_| bad("a line has over 4 GB".to_owned()))?;
-                places.push((start, len));
-            }
-            start += read as u64;
+        let (mut places, mut hasher) = (Vec::new(), Sha256::new());
+        let mut lines = Lines::open(&path)?;
+        for line in lines.by_ref() {
+            let line = line?;
+            hasher.update(&line.text);
+            hasher.update(b"\n");
+            places.push(Place {
+                start: line.offset,
+                len: line.text.len() as u32,
+            });
         }
         if places.is_empty() {
-            return Err(bad("it holds no prompt; write one on each line".to_owned()));
+            return Err(TextError::Empty { path }.into());
         }
-        Ok(Self { path, places, seed })
+        let mut prompts = Self {
+            file: File::open(&path).map_err(|source| TextError::Io {
+                path: path.clone(),
+                source,
+            })?,
+            path,
+            places,
+            n_blank: lines.n_blank(),
+            hash: hex(&hasher.finalize()),
+            seed,
+            epoch: 0,
+            order: Vec::new(),
+        };
+        prompts.order = prompts.order(0);
+        Ok(prompts)
     }
 
-    /// The number of prompts.
-    pub fn len(&self) -> usize {
-        self.places.len()
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// Whether there are none, which [`open`](Self::open) does not let happen.
-    pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
-    }
-
-    /// Prompts number `first` to `first + count`, counted through all epochs.
-    ///
-    /// # Errors
-    ///
-    /// If the file can no longer be read, or is not UTF-8 at one of them.
-    pub fn get(&self, first: u64, count: usize) -> Result<Vec<String>, Error> {
-        let mut file = File::open(&self.path).map_err(|error| self.bad(error.to_string()))?;
-        let n = self.places.len() as u64;
-        let (mut epoch, mut order) = (u64::MAX, Vec::new());
-        (first..first + count as u64)
-            .map(|index| {
-                if index / n != epoch {
-                    epoch = index / n;
-                    order = self.order(epoch);
-                }
-                self.read(&mut file, order[(index % n) as usize])
-            })
-            .collect()
+    /// Number of blank lines that were skipped.
+    pub fn n_blank(&self) -> usize {
+        self.n_blank
     }
 
     fn order(&self, epoch: u64) -> Vec<u32> {
@@ -93,27 +128,41 @@ impl Prompts {
         order
     }
 
-    fn read(&self, file: &mut File, index: u32) -> Result<String, Error> {
-        let (start, len) = self.places[index as usize];
-        let mut bytes = vec![0; len as usize];
-        file.seek(SeekFrom::Start(start))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|error| self.bad(error.to_string()))?;
-        let text = String::from_utf8(bytes)
-            .map_err(|_| self.bad(format!("prompt {} is not UTF-8", index + 1)))?;
-        Ok(text.trim().to_owned())
-    }
-
-    fn bad(&self, reason: String) -> Error {
-        Error::Prompts {
-            path: self.path.clone(),
-            reason,
+    fn prompt(&mut self, index: u64) -> Result<String, Error> {
+        let n = self.places.len() as u64;
+        if self.epoch != index / n {
+            self.epoch = index / n;
+            self.order = self.order(self.epoch);
         }
+        let line = self.order[(index % n) as usize] as usize;
+        let Place { start, len } = self.places[line];
+        let mut bytes = vec![0; len as usize];
+        let read = self
+            .file
+            .seek(SeekFrom::Start(start))
+            .and_then(|_| self.file.read_exact(&mut bytes));
+        let changed = |reason: String| Error::Prompts {
+            path: self.path.clone(),
+            reason: format!("the file changed since it was opened: {reason}"),
+        };
+        read.map_err(|error| changed(error.to_string()))?;
+        String::from_utf8(bytes).map_err(|error| changed(error.to_string()))
+    }
+}
+
+impl PromptSource for Prompts {
+    fn get(&mut self, first: u64, count: usize) -> Result<Vec<String>, Error> {
+        (first..first + count as u64)
+            .map(|index| self.prompt(index))
+            .collect()
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
+    fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    fn hash(&self) -> String {
+        self.hash.clone()
     }
 }
 
@@ -121,14 +170,20 @@ impl Prompts {
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_epoch_has_every_prompt_once_in_an_order_of_its_own() {
+    fn open(bytes: &[u8]) -> Result<Prompts, Error> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("prompts.txt");
+        std::fs::write(&path, bytes).unwrap();
+        // The open handle outlives the folder.
+        Prompts::open(&path, 3)
+    }
+
+    #[test]
+    fn every_epoch_has_every_prompt_once_in_an_order_of_its_own() {
         let lines: Vec<_> = (0..20).map(|i| format!("prompt {i}")).collect();
-        std::fs::write(&path, lines.join("\n\n") + "\r\n  \n").unwrap();
-        let prompts = Prompts::open(&path, 3).unwrap();
-        assert_eq!(prompts.len(), 20);
+        let text = lines.join("\n\n") + "\r\n  \n";
+        let mut prompts = open(text.as_bytes()).unwrap();
+        assert_eq!((prompts.len(), prompts.n_blank()), (20, 20));
         let epochs = [0, 1].map(|epoch| prompts.get(epoch * 20, 20).unwrap());
         assert_ne!(epochs[0], epochs[1]);
         for mut epoch in epochs.clone() {
@@ -141,19 +196,34 @@ mod tests {
             prompts.get(15, 10).unwrap(),
             [&epochs[0][15..], &epochs[1][..5]].concat()
         );
+        assert_eq!(prompts.get(0, 20).unwrap(), epochs[0]);
     }
 
     #[test]
-    fn a_file_without_prompts_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("empty.txt");
-        std::fs::write(&path, "\n \n").unwrap();
-        assert!(
-            Prompts::open(&path, 0)
-                .unwrap_err()
-                .to_string()
-                .contains("empty.txt")
-        );
-        assert!(Prompts::open(folder.path().join("none.txt"), 0).is_err());
+    fn marks_line_ends_and_space_are_no_part_of_a_prompt() {
+        let plain = open(b"a red circle\na green star\n").unwrap();
+        let mut windows = open(b"\xef\xbb\xbfa red circle \r\n\r\n  a green star").unwrap();
+        assert_eq!(plain.hash(), windows.hash());
+        let mut prompts = windows.get(0, 2).unwrap();
+        prompts.sort();
+        assert_eq!(prompts, ["a green star", "a red circle"]);
+        assert_ne!(plain.hash(), open(b"a red circle\n").unwrap().hash());
+    }
+
+    #[test]
+    fn a_file_that_is_no_text_is_rejected_when_it_is_opened() {
+        for (bytes, expected) in [
+            (&b"a\nb\nc\xe9d\n"[..], "line 3"),
+            (b"\xff\xfea\0\n\0", "UTF-16"),
+            (b"\n \n", "no text"),
+            (b"\xef\xbb\xbf\r\n", "no text"),
+        ] {
+            let error = open(bytes).unwrap_err().to_string();
+            assert!(
+                error.contains("prompts.txt") && error.contains(expected),
+                "{error}"
+            );
+        }
+        assert!(Prompts::open("no/such/file.txt", 0).is_err());
     }
 }

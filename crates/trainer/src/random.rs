@@ -1,41 +1,43 @@
-//! Random numbers that depend on nothing but a seed, a purpose and a step.
+//! Random numbers as a function of seed, purpose and step.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-/// What random numbers are drawn for; each purpose has a stream of its own at every step.
+/// The use of random numbers; each purpose has a stream of its own at every step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Purpose {
     /// The order of the data.
     Data = 0,
-    /// Everything of the student's step.
+    /// Noise and timesteps of the student's step.
     Student = 1,
-    /// Everything of the fake teacher's step.
+    /// Noise, timesteps and null prompts of the fake teacher's step.
     Fake = 2,
-    /// Pictures for people to look at.
+    /// Noise of preview images.
     Preview = 3,
     /// Initial weights.
     Weights = 4,
+    /// Scales of classifier-free guidance.
+    Guidance = 5,
 }
 
-/// A source of random numbers for one purpose at one step.
+/// A random number generator for one purpose at one step.
 ///
-/// There is no state to save: a run that resumes at a step draws what it would have drawn.
+/// It has no state to save: a resumed run draws the numbers that it would have drawn.
 #[derive(Clone, Debug)]
 pub struct Random(ChaCha8Rng);
 
 impl Random {
-    /// The source for a purpose at a step of a run.
+    /// Creates the generator for a purpose at a step.
     pub fn new(seed: u64, purpose: Purpose, step: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(step << 8 | purpose as u64);
         Self(rng)
     }
 
-    /// Unit normal noise of a shape, the same on every device.
+    /// Draws unit normal noise, the same on every device.
     pub fn normal<const D: usize>(&mut self, shape: [usize; D], device: &Device) -> Tensor<D> {
         let values: Vec<f32> = (0..shape.iter().product())
             .map(|_| StandardNormal.sample(&mut self.0))
@@ -43,19 +45,19 @@ impl Random {
         Tensor::from_data(TensorData::new(values, shape), device)
     }
 
-    /// Whole numbers, uniform in `range`.
+    /// Draws integers uniformly from `range`.
     pub fn integers(&mut self, count: usize, range: std::ops::Range<usize>) -> Vec<usize> {
         (0..count)
             .map(|_| self.0.random_range(range.clone()))
             .collect()
     }
 
-    /// True with the given probability.
+    /// Returns true with the given probability.
     pub fn chance(&mut self, probability: f64) -> bool {
         self.0.random_bool(probability)
     }
 
-    /// Uniform in 0…1.
+    /// Draws a number uniformly from 0…1, 1 excluded.
     pub fn uniform(&mut self) -> f64 {
         self.0.random()
     }

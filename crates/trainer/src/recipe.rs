@@ -3,85 +3,120 @@ use std::path::Path;
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 use swiftbrush_lora::LoraConfig;
+use toml::{Table, Value};
 
-use crate::losses::Guidance;
-use crate::{AdamWConfig, Error};
+use crate::losses::{GradientWeight, Guidance};
+use crate::{AdamWConfig, Error, Random};
 
-/// All settings of a run; the file is TOML and may leave out what it does not change.
+/// All settings of a run.
 ///
-/// The defaults are the recipe of SwiftBrush v2 (arXiv 2408.14176) where it gives one, and of the
-/// published code of SwiftBrush v1 where it does not.
+/// The defaults are those of SwiftBrush v2 (arXiv 2408.14176) where the paper states them, and of the
+/// published code of SwiftBrush v1 where it does not. The file is TOML and names only what it changes:
+/// `scheme = "b"` starts from [`efficient`](Self::efficient) instead of [`full`](Self::full).
+///
+/// ```
+/// use swiftbrush_trainer::Recipe;
+///
+/// let recipe = Recipe::from_toml("scheme = \"b\"\nbatch = 4\nclip.weight = 0.2").unwrap();
+/// assert_eq!(recipe.batch, 4);
+/// assert_eq!(recipe.clip.unwrap().threshold, 0.35);
+/// assert!(Recipe::from_toml("learning_rat = 1e-4").is_err());
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Recipe {
-    /// Steps in all; each is an update of the fake teacher, and of the student where it is its turn.
+    /// Total number of steps; each updates the fake teacher, and the student where it is its turn.
     pub steps: u64,
-    /// Steps of the fake teacher for one of the student: 1 in the paper; DMD2 has several (arXiv 2405.14867).
-    /// A student that learns faster than the fake teacher follows it collapses.
+    /// Updates of the fake teacher for each of the student: 1 in the paper, several in DMD2
+    /// (arXiv 2405.14867). A student that learns faster than the fake teacher can follow collapses.
     pub student_every: u64,
-    /// Steps that the fake teacher has alone first: 0 in the paper. It begins as the teacher itself, so until it
-    /// has seen what the student makes, their difference is noise.
+    /// Steps of the fake teacher before the first of the student: 0 in the paper. The fake teacher
+    /// starts as the teacher itself; until it has seen the student's latents, their difference is noise.
     pub student_after: u64,
-    /// Prompts in a batch.
+    /// Prompts in a micro-batch.
     pub batch: usize,
-    /// Batches whose gradients are averaged for one update.
+    /// Micro-batches whose gradients are averaged for one update.
     pub accumulation: usize,
-    /// Everything random follows from this number.
+    /// Seed of all random numbers.
     pub seed: u64,
     /// Learning rate of the student.
     pub learning_rate: f64,
-    /// Updates of the student over which its learning rate rises: 0 in the paper. AdamW's first updates are of
-    /// full length whatever the gradient, and one step divides by α_T: each is felt 14.6 times.
+    /// Updates of the student over which its learning rate rises: 0 in the paper. The first updates of
+    /// AdamW have full length whatever the gradient, and one-step generation amplifies each 14.6 times
+    /// (1/α_T).
     pub warm_up: u64,
     /// Learning rate of the fake teacher.
     pub fake_learning_rate: f64,
-    /// What networks compute in.
+    /// Element type in which networks compute.
     pub precision: Precision,
-    /// Both optimisers.
+    /// Settings of both optimisers.
     pub adamw: AdamWConfig,
-    /// Gradients are scaled down to this norm.
+    /// Norm to which gradients are clipped.
     pub max_grad_norm: f64,
+    /// Non-finite steps that are skipped, in the whole run, before the run stops with an error.
+    pub max_bad_steps: u64,
     /// Decay of the student's averaged weights.
     pub ema_decay: f64,
     /// Scale of classifier-free guidance of the teacher.
-    pub guidance: f64,
-    /// The fake teacher's; without it the teacher's, as in the code of SwiftBrush v1, which leads the student to
-    /// what the teacher paints *without* guidance. 1 leads it to what the guided teacher paints, as in DMD2
+    pub guidance: GuidanceScale,
+    /// Scale of the fake teacher; if not set, that of the teacher, as in the code of SwiftBrush v1,
+    /// which distils the teacher *without* guidance. 1 distils the guided teacher, as in DMD2
     /// (arXiv 2405.14867).
     pub fake_guidance: Option<f64>,
-    /// First timestep at which the two are compared.
+    /// Last timestep with guidance; at later ones the scale is 1. Applies to the fake teacher unless
+    /// `fake_guidance` is set.
+    pub max_guided_timestep: Option<usize>,
+    /// Weight of the difference between the teachers.
+    pub gradient: GradientWeight,
+    /// First timestep at which the teachers are compared.
     pub min_timestep: usize,
-    /// Last timestep at which the two are compared.
+    /// Last timestep at which the teachers are compared.
     pub max_timestep: usize,
-    /// Probability that a batch of the fake teacher is trained without its prompts.
+    /// Probability that the fake teacher is trained with the null prompt.
     pub null_probability: f64,
+    /// Granularity of the null prompt.
+    pub null_prompts: NullPrompts,
     /// Adapters of the fake teacher.
     pub fake_lora: LoraConfig,
-    /// Scheme B: adapters of the student, whose other weights are frozen. Scheme A: none.
+    /// Scheme B: adapters of the student, whose other weights are frozen.
     pub student_lora: Option<LoraConfig>,
-    /// Scheme B: the clamped CLIP loss. Scheme A: none.
+    /// Scheme B: the clamped CLIP loss.
     pub clip: Option<ClipRecipe>,
     /// Steps between two snapshots.
     pub save_every: u64,
-    /// Steps between two pictures to look at; 0 for none.
+    /// Number of recent snapshots to keep.
+    pub keep_last: usize,
+    /// Also keeps the snapshots of multiples of this step; 0 for none.
+    pub keep_every: u64,
+    /// Steps between two sets of preview images; 0 for none.
     pub preview_every: u64,
 }
 
-/// What networks compute in, forwards and backwards.
+/// Settings that do not change the weights of a run, which a resumed run may change freely.
+pub(crate) const BOOKKEEPING: [&str; 5] = [
+    "save_every",
+    "keep_last",
+    "keep_every",
+    "preview_every",
+    "max_bad_steps",
+];
+
+/// Element type in which networks compute, forwards and backwards.
 ///
-/// Weights and their gradients, optimisers, x̂₀, the difference of the teachers and all losses are in f32 in any
-/// case. f16 is not among them: its gradients would have to be scaled.
+/// Weights, gradients, optimisers, x̂₀, the difference of the teachers and all losses are in f32 in any
+/// case. f16 is missing: its gradients would need scaling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Single precision.
     F32,
-    /// bfloat16, for devices that have it.
+    /// bfloat16, on devices that support it.
     Bf16,
 }
 
 impl Precision {
-    /// The same as burn calls it.
+    /// The corresponding element type of burn.
     pub fn dtype(self) -> FloatDType {
         match self {
             Self::F32 => FloatDType::F32,
@@ -90,13 +125,36 @@ impl Precision {
     }
 }
 
+/// Scale of classifier-free guidance: `guidance = 4.5` or `guidance = { uniform = [0.5, 4.0] }`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+pub enum GuidanceScale {
+    /// One scale.
+    Constant(f64),
+    /// A scale for each sample, uniform between two bounds (SNOOPI, arXiv 2412.02687).
+    Uniform {
+        /// Lower and upper bound.
+        uniform: [f64; 2],
+    },
+}
+
+/// Granularity of the null prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NullPrompts {
+    /// One draw for a micro-batch, as in the code of SwiftBrush v1.
+    Batch,
+    /// One draw for each sample.
+    Sample,
+}
+
 /// Settings of the clamped CLIP loss (arXiv 2408.14176, §4.3).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClipRecipe {
-    /// Weight at the first step; it falls linearly to 0 at the last.
+    /// Weight at the first step; it decays linearly to 0 at the last.
     pub weight: f64,
-    /// τ, the cosine beyond which a picture is left alone.
+    /// τ, the cosine above which an image receives no gradient.
     pub threshold: f64,
 }
 
@@ -124,16 +182,22 @@ impl Default for Recipe {
             precision: Precision::F32,
             adamw: AdamWConfig::default(),
             max_grad_norm: 1.0,
+            max_bad_steps: 0,
             ema_decay: 0.9999,
-            guidance: 4.5,
+            guidance: GuidanceScale::Constant(4.5),
             fake_guidance: None,
+            max_guided_timestep: None,
+            gradient: GradientWeight::Variance,
             min_timestep: 20,
             max_timestep: 980,
             null_probability: 0.1,
+            null_prompts: NullPrompts::Batch,
             fake_lora: LoraConfig::new(64, 128.0, ["to_q", "to_v"]),
             student_lora: None,
             clip: None,
             save_every: 500,
+            keep_last: 2,
+            keep_every: 0,
             preview_every: 500,
         }
     }
@@ -154,61 +218,164 @@ impl Recipe {
         }
     }
 
-    /// Reads a recipe.
+    /// Reads a TOML file.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, names a setting that does not exist, or asks for the impossible.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    /// If the file cannot be read, names an unknown setting, or has a value out of range.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let bad = |reason: String| Error::Recipe {
-            path: path.to_owned(),
+            path: path.as_ref().to_owned(),
             reason,
         };
-        let text = std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
-        let recipe: Self = toml::from_str(&text).map_err(|error| bad(error.to_string()))?;
-        recipe.check().map_err(bad)?;
+        let text = std::fs::read_to_string(&path).map_err(|error| bad(error.to_string()))?;
+        Self::from_toml(&text).map_err(bad)
+    }
+
+    /// Parses TOML.
+    ///
+    /// # Errors
+    ///
+    /// If the text names an unknown setting or has a value out of range; the error names it.
+    pub fn from_toml(text: &str) -> Result<Self, String> {
+        let mut settings: Table = text.parse().map_err(|error| format!("{error}"))?;
+        let base = match settings.remove("scheme") {
+            None => Self::full(),
+            Some(Value::String(scheme)) if scheme == "a" => Self::full(),
+            Some(Value::String(scheme)) if scheme == "b" => Self::efficient(),
+            Some(other) => return Err(format!("scheme = {other}: expected \"a\" or \"b\"")),
+        };
+        let mut merged = Table::try_from(base).map_err(|error| error.to_string())?;
+        merge(&mut merged, settings);
+        let recipe: Self = merged.try_into().map_err(|error| format!("{error}"))?;
+        recipe.check()?;
         Ok(recipe)
     }
 
-    pub(crate) fn guidance(&self) -> Guidance {
-        Guidance {
-            teacher: self.guidance,
-            fake: self.fake_guidance.unwrap_or(self.guidance),
-        }
+    /// Guidance at some timesteps, drawn from `random` where the recipe asks for it.
+    pub(crate) fn guidance(&self, timesteps: &[usize], random: &mut Random) -> Guidance {
+        let scale = |&timestep: &usize| {
+            let scale = match self.guidance {
+                GuidanceScale::Constant(scale) => scale,
+                GuidanceScale::Uniform {
+                    uniform: [low, high],
+                } => low + (high - low) * random.uniform(),
+            };
+            let is_guided = self.max_guided_timestep.is_none_or(|last| timestep <= last);
+            if is_guided { scale } else { 1.0 }
+        };
+        let teacher: Vec<f64> = timesteps.iter().map(scale).collect();
+        let fake = match self.fake_guidance {
+            Some(scale) => vec![scale; timesteps.len()],
+            None => teacher.clone(),
+        };
+        Guidance { teacher, fake }
     }
 
+    /// Checks every value for its range; the message names the setting.
     pub(crate) fn check(&self) -> Result<(), String> {
-        let positive = [
+        self.check_numbers()?;
+        self.check_guidance()?;
+        for (name, lora) in [
+            ("fake_lora", Some(&self.fake_lora)),
+            ("student_lora", self.student_lora.as_ref()),
+        ] {
+            lora.map_or(Ok(()), |lora| check_lora(name, lora))?;
+        }
+        if self.min_timestep > self.max_timestep {
+            let (min, max) = (self.min_timestep, self.max_timestep);
+            return Err(format!("min_timestep = {min} exceeds max_timestep = {max}"));
+        }
+        Ok(())
+    }
+
+    fn check_numbers(&self) -> Result<(), String> {
+        for (name, value) in [
             ("steps", self.steps as f64),
             ("student_every", self.student_every as f64),
             ("batch", self.batch as f64),
             ("accumulation", self.accumulation as f64),
             ("save_every", self.save_every as f64),
+            ("keep_last", self.keep_last as f64),
             ("learning_rate", self.learning_rate),
             ("fake_learning_rate", self.fake_learning_rate),
             ("max_grad_norm", self.max_grad_norm),
-            ("fake_lora.rank", self.fake_lora.rank as f64),
-        ];
-        for (name, value) in positive {
-            if value.is_nan() || value <= 0.0 {
-                return Err(format!("{name} = {value} must be more than 0"));
-            }
+            ("adamw.epsilon", self.adamw.epsilon),
+        ] {
+            let is_positive = value.is_finite() && value > 0.0;
+            expect(name, value, is_positive, "a finite number above 0")?;
         }
         for (name, value) in [
             ("null_probability", self.null_probability),
             ("ema_decay", self.ema_decay),
         ] {
-            if !(0.0..=1.0).contains(&value) {
-                return Err(format!("{name} = {value} must lie within 0..1"));
-            }
+            expect(name, value, (0.0..=1.0).contains(&value), "0 to 1")?;
         }
-        if self.min_timestep > self.max_timestep {
-            let (min, max) = (self.min_timestep, self.max_timestep);
-            return Err(format!(
-                "min_timestep = {min} lies beyond max_timestep = {max}"
-            ));
+        for (name, value) in [
+            ("adamw.beta1", self.adamw.beta1),
+            ("adamw.beta2", self.adamw.beta2),
+        ] {
+            expect(name, value, (0.0..1.0).contains(&value), "0 to below 1")?;
         }
-        Ok(())
+        let clip = self.clip.as_ref();
+        for (name, value) in [
+            ("adamw.weight_decay", self.adamw.weight_decay),
+            ("clip.weight", clip.map_or(0.0, |clip| clip.weight)),
+        ] {
+            let is_valid = value.is_finite() && value >= 0.0;
+            expect(name, value, is_valid, "a finite number of at least 0")?;
+        }
+        let threshold = clip.map_or(0.0, |clip| clip.threshold);
+        let is_valid = threshold.is_finite();
+        expect("clip.threshold", threshold, is_valid, "a finite number")
+    }
+
+    fn check_guidance(&self) -> Result<(), String> {
+        let scales = match self.guidance {
+            GuidanceScale::Constant(scale) => [scale; 2],
+            GuidanceScale::Uniform { uniform } => uniform,
+        };
+        let [low, high] = scales;
+        for value in scales {
+            expect("guidance", value, value.is_finite(), "a finite number")?;
+        }
+        if low > high {
+            let range = format!("uniform = [{low}, {high}]");
+            return Err(format!("guidance: {range}: expected the lower bound first"));
+        }
+        let fake = self.fake_guidance.unwrap_or(1.0);
+        expect("fake_guidance", fake, fake.is_finite(), "a finite number")
+    }
+}
+
+fn check_lora(name: &str, lora: &LoraConfig) -> Result<(), String> {
+    let rank = lora.rank as f64;
+    expect(&format!("{name}.rank"), rank, lora.rank > 0, "at least 1")?;
+    let is_positive = lora.alpha.is_finite() && lora.alpha > 0.0;
+    let expected = "a finite number above 0";
+    expect(&format!("{name}.alpha"), lora.alpha, is_positive, expected)?;
+    match lora.target_modules.is_empty() {
+        true => Err(format!(
+            "{name}.target_modules is empty: name at least one module"
+        )),
+        false => Ok(()),
+    }
+}
+
+fn expect(name: &str, value: f64, is_valid: bool, expected: &str) -> Result<(), String> {
+    match is_valid {
+        true => Ok(()),
+        false => Err(format!("{name} = {value}: expected {expected}")),
+    }
+}
+
+/// Overwrites the values of `base`, table by table.
+fn merge(base: &mut Table, changes: Table) {
+    for (name, value) in changes {
+        match (base.get_mut(&name), value) {
+            (Some(Value::Table(base)), Value::Table(changes)) => merge(base, changes),
+            (_, value) => drop(base.insert(name, value)),
+        }
     }
 }
 
@@ -217,24 +384,84 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_recipe_survives_the_file_and_unknown_settings_do_not_pass() {
+    fn a_recipe_survives_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("recipe.toml");
-        std::fs::write(&path, toml::to_string(&Recipe::efficient()).unwrap()).unwrap();
-        assert_eq!(Recipe::open(&path).unwrap(), Recipe::efficient());
+        let mut recipe = Recipe::efficient();
+        recipe.guidance = GuidanceScale::Uniform {
+            uniform: [0.5, 4.0],
+        };
+        recipe.max_guided_timestep = Some(900);
+        std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
+        assert_eq!(Recipe::open(&path).unwrap(), recipe);
+    }
+
+    #[test]
+    fn unknown_settings_and_values_out_of_range_are_rejected_by_name() {
         for (text, named) in [
             ("learning_rat = 1e-4", "learning_rat"),
+            ("learning_rate = nan", "learning_rate"),
+            ("learning_rate = inf", "learning_rate"),
             ("batch = 0", "batch"),
             ("student_every = 0", "student_every"),
+            ("keep_last = 0", "keep_last"),
             ("null_probability = 2.0", "null_probability"),
             ("min_timestep = 990", "min_timestep"),
+            ("guidance = nan", "guidance"),
+            ("guidance = { uniform = [4.0, 0.5] }", "guidance"),
+            ("guidance = { normal = [4.0, 0.5] }", "guidance"),
+            ("fake_guidance = inf", "fake_guidance"),
+            ("scheme = \"c\"", "scheme"),
+            ("scheme = \"b\"\nclip.weight = nan", "clip.weight"),
+            ("scheme = \"b\"\nclip.threshold = nan", "clip.threshold"),
+            ("fake_lora.rank = 0", "fake_lora.rank"),
+            ("fake_lora.alpha = 0.0", "fake_lora.alpha"),
+            ("scheme = \"b\"\nstudent_lora.rank = 0", "student_lora.rank"),
+            ("fake_lora.target_modules = []", "fake_lora.target_modules"),
+            ("adamw.beta2 = 1.0", "adamw.beta2"),
         ] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("recipe.toml");
             std::fs::write(&path, text).unwrap();
             let error = Recipe::open(&path).unwrap_err().to_string();
             assert!(
                 error.contains(named) && error.contains("recipe.toml"),
-                "{error}"
+                "{text}: {error}"
             );
         }
+    }
+
+    #[test]
+    fn a_scheme_is_the_start_that_settings_change() {
+        let open = |text| Recipe::from_toml(text).unwrap();
+        assert_eq!(open(""), Recipe::full());
+        assert_eq!(open("scheme = \"a\""), Recipe::full());
+        assert_eq!(open("scheme = \"b\""), Recipe::efficient());
+        let recipe = open("scheme = \"b\"\n[student_lora]\nrank = 8");
+        let lora = recipe.student_lora.unwrap();
+        assert_eq!((lora.rank, lora.alpha), (8, 512.0));
+        assert_eq!(lora.target_modules, ["to_q", "to_k", "to_v"]);
+    }
+
+    #[test]
+    fn guidance_is_constant_or_drawn_for_each_sample_and_off_above_a_timestep() {
+        use crate::Purpose;
+        let mut random = Random::new(0, Purpose::Guidance, 0);
+        let mut recipe = Recipe::full();
+        let constant = recipe.guidance(&[20, 980], &mut random);
+        assert_eq!(constant, Guidance::constant(4.5, 4.5, 2));
+        recipe.max_guided_timestep = Some(900);
+        let cut = recipe.guidance(&[900, 901], &mut random);
+        assert_eq!([&cut.teacher, &cut.fake], [&[4.5, 1.0]; 2]);
+        recipe.fake_guidance = Some(1.0);
+        recipe.guidance = GuidanceScale::Uniform {
+            uniform: [0.5, 4.0],
+        };
+        let drawn = recipe.guidance(&[500; 1000], &mut random);
+        assert_eq!(drawn.fake, [1.0; 1000]);
+        assert!(drawn.teacher.iter().all(|scale| (0.5..4.0).contains(scale)));
+        let mean = drawn.teacher.iter().sum::<f64>() / 1000.0;
+        // The standard error is 3.5 / √12 / √1000 = 0.032.
+        assert!((mean - 2.25).abs() < 0.13, "{mean}");
     }
 }

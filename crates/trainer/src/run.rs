@@ -1,145 +1,174 @@
-//! A run on disk: snapshots, a log, and whoever watches.
+//! A run on disk: snapshots, a log, and callbacks.
 
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use burn::tensor::Tensor;
-use swiftbrush_checkpoint::{Error as FileError, write_atomically};
+use swiftbrush_checkpoint::Error as FileError;
 
-use crate::{Distiller, Error, Prompts, Report, Snapshot};
+use crate::log::Log;
+use crate::snapshots::{remove_old, remove_unfinished};
+use crate::{
+    Distiller, Error, PromptSource, Report, Snapshot, Timing, snapshot_path, snapshot_steps,
+};
 
-/// What happens in a run.
+/// An event of a run.
 #[derive(Debug)]
 #[non_exhaustive]
 #[allow(clippy::large_enum_variant, reason = "one at a time, never kept")]
 pub enum Event {
-    /// A step was done.
-    Step(Report),
-    /// There are latents to be decoded and looked at, `[prompts, channels, height, width]`.
+    /// A step was computed.
+    Step {
+        /// Losses and norms.
+        report: Report,
+        /// Time and memory.
+        timing: Timing,
+    },
+    /// Preview latents were generated.
     Preview {
-        /// Steps done.
+        /// Number of steps done.
         step: u64,
         /// The prompts.
         prompts: Vec<String>,
-        /// What the averaged student makes of them.
+        /// Latents of the averaged student, `[prompts, channels, height, width]`.
         latents: Tensor<4>,
     },
-    /// A snapshot is on disk.
+    /// A snapshot was written.
     Saved {
-        /// Steps done.
+        /// Number of steps done.
         step: u64,
+        /// The file.
+        path: PathBuf,
     },
 }
 
-/// Prompts of which previews are made.
+/// Number of preview images.
 const PREVIEWS: usize = 16;
 
-/// The snapshot of a run in `folder`.
-pub fn snapshot_path(folder: &Path) -> PathBuf {
-    folder.join("snapshot.safetensors")
+/// A distiller with its prompts and its folder on disk.
+///
+/// The folder gets `snapshots/`, written every `save_every` steps, and `log.jsonl` with a line for each
+/// step. A run that is killed resumes at its last snapshot and ends with the weights of a run that was
+/// never killed, bit for bit on the CPU backend.
+#[derive(Debug)]
+pub struct Run {
+    distiller: Distiller,
+    prompts: Box<dyn PromptSource>,
+    folder: PathBuf,
+    log: Log,
+    /// Held for as long as the run exists.
+    _lock: File,
 }
 
-/// Goes on from the snapshot in `folder` if there is one.
-///
-/// # Errors
-///
-/// If the snapshot is damaged or of other networks.
-pub fn resume(distiller: Distiller, folder: &Path) -> Result<Distiller, Error> {
-    let path = snapshot_path(folder);
-    if !path.is_file() {
-        return Ok(distiller);
-    }
-    let distiller = distiller.restore(&Snapshot::open(&path)?, &path)?;
-    tracing::info!(step = distiller.n_steps(), path = %path.display(), "resumed");
-    Ok(distiller)
-}
-
-/// Trains until the recipe's last step, or until `watch` breaks off: then what was done is saved.
-///
-/// Into `folder` go `snapshot.safetensors`, replaced every `save_every` steps, and `log.jsonl` with a
-/// line for every step. Prompts are taken in order from where the run stands.
-///
-/// # Errors
-///
-/// If prompts cannot be read, files not written, or a step is not finite.
-pub fn run(
-    distiller: &mut Distiller,
-    prompts: &Prompts,
-    folder: &Path,
-    mut watch: impl FnMut(Event) -> ControlFlow<()>,
-) -> Result<(), Error> {
-    let recipe = distiller.recipe().clone();
-    let per_step = recipe.batch * recipe.accumulation;
-    let mut log = Log::open(folder, distiller.n_steps())?;
-    let previews = prompts.get(0, PREVIEWS.min(prompts.len()))?;
-    while distiller.n_steps() < recipe.steps {
-        let batch = prompts.get(distiller.n_steps() * per_step as u64, per_step)?;
-        let report = distiller.step(&batch)?;
-        log.write(&report)?;
-        let step = distiller.n_steps();
-        let mut flow = watch(Event::Step(report));
-        if recipe.preview_every > 0 && step.is_multiple_of(recipe.preview_every) {
-            let latents = distiller.preview(&previews);
-            let event = Event::Preview {
-                step,
-                prompts: previews.clone(),
-                latents,
-            };
-            flow = if watch(event).is_break() {
-                ControlFlow::Break(())
-            } else {
-                flow
-            };
+impl Run {
+    /// Opens the run in `folder`, at its last snapshot if there is one.
+    ///
+    /// `accepted` names the settings and inputs that may differ from those of the snapshot, as in its
+    /// [`Fingerprint`](crate::Fingerprint).
+    ///
+    /// # Errors
+    ///
+    /// If another process uses the folder, or the snapshot is damaged or belongs to another run.
+    pub fn open(
+        distiller: Distiller,
+        prompts: impl PromptSource + 'static,
+        folder: impl Into<PathBuf>,
+        accepted: &[String],
+    ) -> Result<Self, Error> {
+        let folder = folder.into();
+        let lock = lock(&folder)?;
+        remove_unfinished(&folder)?;
+        let mut distiller = distiller.with_input("prompts", prompts.hash());
+        if let Some(&step) = snapshot_steps(&folder)?.last() {
+            let path = snapshot_path(&folder, step);
+            distiller = distiller.restore(&Snapshot::open(&path)?, &path, accepted)?;
+            tracing::info!(step, path = %path.display(), "resumed");
         }
-        if step.is_multiple_of(recipe.save_every) || step == recipe.steps || flow.is_break() {
-            distiller.snapshot().save(&snapshot_path(folder))?;
-            flow = if watch(Event::Saved { step }).is_break() {
-                ControlFlow::Break(())
-            } else {
-                flow
-            };
-        }
-        if flow.is_break() {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// One line of JSON for every step.
-struct Log {
-    path: PathBuf,
-    file: std::fs::File,
-}
-
-impl Log {
-    /// Opens the log, without the lines that a run which was killed wrote after its last snapshot.
-    fn open(folder: &Path, step: u64) -> Result<Self, Error> {
-        let path = folder.join("log.jsonl");
-        let io = |error| FileError::write(&path, error);
-        std::fs::create_dir_all(folder).map_err(io)?;
-        if path.is_file() {
-            let text = std::fs::read_to_string(&path).map_err(io)?;
-            let kept: String = text
-                .lines()
-                .take(step as usize)
-                .flat_map(|line| [line, "\n"])
-                .collect();
-            write_atomically(&path, |file| file.write_all(kept.as_bytes()))?;
-        }
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(io)?;
-        Ok(Self { path, file })
+        Ok(Self {
+            log: Log::open(&folder, distiller.n_steps())?,
+            distiller,
+            prompts: Box::new(prompts),
+            folder,
+            _lock: lock,
+        })
     }
 
-    fn write(&mut self, report: &Report) -> Result<(), Error> {
-        let line = serde_json::to_string(report).expect("a report is plain numbers");
-        let io = |error| FileError::write(&self.path, error);
-        Ok(writeln!(self.file, "{line}").map_err(io)?)
+    /// The distiller.
+    pub fn distiller(&self) -> &Distiller {
+        &self.distiller
+    }
+
+    /// Closes the run.
+    pub fn into_distiller(self) -> Distiller {
+        self.distiller
+    }
+
+    /// True after the last step of the recipe.
+    pub fn is_finished(&self) -> bool {
+        self.distiller.n_steps() >= self.distiller.recipe().steps
+    }
+
+    /// Trains to the last step of the recipe, or until `watch` breaks; the state is saved then.
+    ///
+    /// # Errors
+    ///
+    /// If prompts cannot be read, files cannot be written, or a step is not finite.
+    pub fn train(&mut self, mut watch: impl FnMut(Event) -> ControlFlow<()>) -> Result<(), Error> {
+        let recipe = self.distiller.recipe().clone();
+        let previews = self.prompts.get(0, PREVIEWS.min(self.prompts.len()))?;
+        while !self.is_finished() {
+            let mut is_stopped = watch(self.step()?).is_break();
+            let step = self.distiller.n_steps();
+            if recipe.preview_every > 0 && step.is_multiple_of(recipe.preview_every) {
+                let event = Event::Preview {
+                    step,
+                    latents: self.distiller.preview(&previews),
+                    prompts: previews.clone(),
+                };
+                is_stopped |= watch(event).is_break();
+            }
+            if step.is_multiple_of(recipe.save_every) || self.is_finished() || is_stopped {
+                is_stopped |= watch(self.save()?).is_break();
+            }
+            if is_stopped {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<Event, Error> {
+        let recipe = self.distiller.recipe();
+        let count = recipe.batch * recipe.accumulation;
+        let started = Instant::now();
+        let first = self.distiller.n_steps() * count as u64;
+        let prompts = self.prompts.get(first, count)?;
+        let report = self.distiller.step(&prompts)?;
+        let timing = Timing::of_step(started.elapsed(), count);
+        self.log.write(&report, timing)?;
+        Ok(Event::Step { report, timing })
+    }
+
+    fn save(&self) -> Result<Event, Error> {
+        let step = self.distiller.n_steps();
+        let path = snapshot_path(&self.folder, step);
+        self.distiller.snapshot().save(&path)?;
+        remove_old(&self.folder, self.distiller.recipe())?;
+        Ok(Event::Saved { step, path })
+    }
+}
+
+/// Takes the lock of a run's folder, which the system releases when the process ends.
+fn lock(folder: &Path) -> Result<File, Error> {
+    let path = folder.join("lock");
+    let io = |cause| FileError::write(&path, cause);
+    std::fs::create_dir_all(folder).map_err(io)?;
+    let file = File::create(&path).map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::InUse(folder.to_owned())),
+        Err(std::fs::TryLockError::Error(error)) => Err(io(error).into()),
     }
 }

@@ -1,30 +1,82 @@
-//! All of a run's state at one step, in one file.
+//! The state of a run at one step, in one file.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
-use burn::tensor::{Device, TensorData};
+use burn::module::Module;
+use burn::tensor::{DType, Device, TensorData};
 use serde::{Deserialize, Serialize};
 use swiftbrush_checkpoint::{Archive, Error, LazyTensor, write_tensors};
 
+use crate::parameters::{ReadTensor, parameters};
 use crate::{AdamW, AdamWConfig, Ema};
 
-/// Tensors in named groups, and the counters that belong to them; written as one safetensors file, so
-/// that all of it is of the same step.
+/// Named groups of tensors with counters and texts, written as one safetensors file, so that
+/// everything in it belongs to the same step.
+///
+/// Tensors of modules and optimisers are handles; their values are read one by one while the file is
+/// written. Updates after the snapshot was taken do not change it.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// use burn::tensor::TensorData;
+/// use swiftbrush_trainer::Snapshot;
+///
+/// let mut snapshot = Snapshot::new(12);
+/// snapshot.insert("model", [("weight".to_owned(), TensorData::from([1.0f32, 2.0]))].into());
+/// let path = folder.path().join("snapshot.safetensors");
+/// snapshot.save(&path)?;
+/// let snapshot = Snapshot::open(&path)?;
+/// assert_eq!(snapshot.step(), 12);
+/// assert_eq!(snapshot.group("model")["weight"], TensorData::from([1.0f32, 2.0]));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    counters: Counters,
-    tensors: BTreeMap<String, TensorData>,
+    header: Header,
+    tensors: BTreeMap<String, Entry>,
 }
 
+/// One entry of the file's metadata, which safetensors writes in no fixed order.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Counters(BTreeMap<String, u64>);
+struct Header {
+    #[serde(flatten)]
+    counters: BTreeMap<String, u64>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    texts: BTreeMap<String, String>,
+}
 
-/// Key of the counters in the file's metadata.
-const COUNTERS: &str = "counters";
+#[derive(Clone)]
+struct Entry {
+    shape: Vec<usize>,
+    dtype: DType,
+    read: ReadTensor,
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} {:?}", self.shape, self.dtype)
+    }
+}
+
+impl From<TensorData> for Entry {
+    fn from(data: TensorData) -> Self {
+        Self {
+            shape: data.shape().to_vec(),
+            dtype: data.dtype(),
+            read: Arc::new(move || data.clone()),
+        }
+    }
+}
+
+/// Key of the header in the file's metadata.
+const HEADER: &str = "counters";
 
 impl Snapshot {
-    /// An empty snapshot of a step.
+    /// Creates an empty snapshot of a step.
     pub fn new(step: u64) -> Self {
         let mut snapshot = Self::default();
         snapshot.set_counter("step", step);
@@ -36,38 +88,68 @@ impl Snapshot {
         self.counter("step")
     }
 
-    /// A counter, 0 when it was never set.
+    /// A counter, 0 if it was never set.
     pub fn counter(&self, name: &str) -> u64 {
-        self.counters.0.get(name).copied().unwrap_or(0)
+        self.header.counters.get(name).copied().unwrap_or(0)
     }
 
     /// Sets a counter.
     pub fn set_counter(&mut self, name: &str, value: u64) {
-        self.counters.0.insert(name.to_owned(), value);
+        self.header.counters.insert(name.to_owned(), value);
+    }
+
+    /// A text, if it was set.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.header.texts.get(name).map(String::as_str)
+    }
+
+    /// Sets a text.
+    pub fn set_text(&mut self, name: &str, text: String) {
+        self.header.texts.insert(name.to_owned(), text);
     }
 
     /// Adds a group of tensors.
     pub fn insert(&mut self, group: &str, tensors: BTreeMap<String, TensorData>) {
-        self.tensors.extend(
-            tensors
-                .into_iter()
-                .map(|(name, data)| (format!("{group}/{name}"), data)),
-        );
+        let entries = tensors.into_iter();
+        self.extend(group, entries.map(|(name, data)| (name, data.into())));
     }
 
-    /// The tensors of a group.
+    /// Adds the trained parameters of a module; frozen ones are left out.
+    pub fn insert_trained<M: Module>(&mut self, group: &str, module: &M) {
+        let trained = parameters(module)
+            .into_iter()
+            .filter(|parameter| parameter.is_trained);
+        let entries = trained.map(|parameter| {
+            let entry = Entry {
+                shape: parameter.shape,
+                dtype: parameter.dtype,
+                read: parameter.read,
+            };
+            (parameter.name, entry)
+        });
+        self.extend(group, entries);
+    }
+
+    fn extend(&mut self, group: &str, entries: impl Iterator<Item = (String, Entry)>) {
+        self.tensors
+            .extend(entries.map(|(name, entry)| (format!("{group}/{name}"), entry)));
+    }
+
+    /// The tensors of a group, read to the host.
     pub fn group(&self, group: &str) -> BTreeMap<String, TensorData> {
         let prefix = format!("{group}/");
         let tensors = self.tensors.iter();
         tensors
-            .filter_map(|(name, data)| Some((name.strip_prefix(&prefix)?.to_owned(), data.clone())))
+            .filter_map(|(name, entry)| {
+                Some((name.strip_prefix(&prefix)?.to_owned(), (entry.read)()))
+            })
             .collect()
     }
 
     /// Adds an optimiser.
     pub fn insert_adamw(&mut self, group: &str, optimizer: &AdamW) {
         self.set_counter(group, optimizer.n_steps());
-        self.insert(group, optimizer.state());
+        self.insert_handles(group, optimizer.handles());
     }
 
     /// An optimiser that was added.
@@ -78,7 +160,24 @@ impl Snapshot {
     /// Adds an average.
     pub fn insert_ema(&mut self, group: &str, ema: &Ema) {
         self.set_counter(group, ema.n_updates());
-        self.insert(group, ema.state());
+        self.insert_handles(group, ema.handles());
+    }
+
+    fn insert_handles<'a>(
+        &mut self,
+        group: &str,
+        tensors: impl Iterator<Item = (String, &'a burn::tensor::Tensor<1>)>,
+    ) {
+        let entries = tensors.map(|(name, tensor)| {
+            let tensor = tensor.clone();
+            let entry = Entry {
+                shape: tensor.dims().to_vec(),
+                dtype: tensor.dtype(),
+                read: Arc::new(move || swiftbrush_checkpoint::read(tensor.clone())),
+            };
+            (name, entry)
+        });
+        self.extend(group, entries);
     }
 
     /// An average that was added.
@@ -86,38 +185,42 @@ impl Snapshot {
         Ema::restore(decay, self.counter(group), self.group(group), device)
     }
 
-    /// Writes the snapshot; the file that was there stands until the new one is whole and on disk.
+    /// Writes the snapshot atomically: the previous file stays until the new one is complete and on
+    /// disk.
     ///
     /// # Errors
     ///
     /// If it cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        let counters = serde_json::to_string(&self.counters).expect("counters are plain numbers");
-        let metadata = HashMap::from([(COUNTERS.to_owned(), counters)]);
-        let tensors = self.tensors.iter();
-        let tensors = tensors
-            .map(|(name, data)| LazyTensor::ready(name, data.clone()))
-            .collect();
-        write_tensors(path, tensors, metadata)
+        let header = serde_json::to_string(&self.header).expect("the header is plain data");
+        let metadata = HashMap::from([(HEADER.to_owned(), header)]);
+        let tensors = self.tensors.iter().map(|(name, entry)| {
+            let shape = entry.shape.clone();
+            LazyTensor::new(name, shape, entry.dtype, move || Ok((entry.read)()))
+        });
+        write_tensors(path, tensors.collect(), metadata)
     }
 
-    /// Reads a snapshot.
+    /// Opens a snapshot; its tensors stay in the file until they are used.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, is damaged, or is no snapshot.
+    /// If the file cannot be read, is damaged, or is not a snapshot.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let archive = Archive::open(path)?;
         let metadata = archive.metadata();
-        let text = metadata.get(COUNTERS).map_or("", String::as_str);
-        let counters = serde_json::from_str(text).map_err(|cause| Error::Json {
+        let header = metadata.get(HEADER).ok_or_else(|| Error::Damaged {
+            path: path.to_owned(),
+            reason: format!("its metadata has no {HEADER}: it is not a training snapshot"),
+        })?;
+        let header = serde_json::from_str(header).map_err(|cause| Error::Json {
             path: path.to_owned(),
             cause,
         })?;
         let names = archive.names().into_iter();
-        let tensors = names.map(|name| Ok((name.clone(), archive.read(&name)?)));
+        let tensors = names.map(|name| Ok((name.clone(), archive.read(&name)?.into())));
         Ok(Self {
-            counters,
+            header,
             tensors: tensors.collect::<Result<_, Error>>()?,
         })
     }

@@ -1,36 +1,51 @@
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-/// Threads that take parts of a step side by side.
+/// Worker threads that compute the micro-batches of a step in parallel.
 ///
-/// A small network on a CPU has operations too short to be shared among threads: threads that each
-/// take a whole part of the batch then waste less. What comes out depends on the parts alone, not on
-/// how many threads there are.
+/// On a CPU, the operations of a small network are too short to be split among threads; giving each
+/// thread a whole micro-batch wastes less. Results depend on the micro-batches alone, not on the number
+/// of threads.
 #[derive(Debug)]
 pub struct Threads(Vec<ThreadPool>);
 
 impl Threads {
-    /// So many threads. With one, parts follow one another, and every operation has all cores.
+    /// Creates `count` workers. With one, micro-batches run sequentially and each operation may use
+    /// every core.
     ///
     /// # Panics
     ///
-    /// If the system gives no threads.
+    /// If the system cannot create the threads.
     pub fn new(count: usize) -> Self {
         let pool = |_| {
             let pool = ThreadPoolBuilder::new().num_threads(1).build();
-            pool.expect("the system gives threads")
+            pool.expect("the system can create threads")
         };
         let pools = if count > 1 { 0..count } else { 0..0 };
         Self(pools.map(pool).collect())
     }
 
-    /// What `part` makes of each item, in their order.
+    /// Number of workers, at least 1.
+    pub fn count(&self) -> usize {
+        self.0.len().max(1)
+    }
+
+    /// Applies `compute` to each item and returns the results in the order of the items.
     ///
     /// # Panics
     ///
-    /// If `part` does.
-    pub fn map<T: Sync, R: Send>(&self, items: &[T], part: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    /// If `compute` panics.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use swiftbrush_trainer::Threads;
+    ///
+    /// let squares = Threads::new(2).map(&[1, 2, 3], |x| x * x);
+    /// assert_eq!(squares, [1, 4, 9]);
+    /// ```
+    pub fn map<T: Sync, R: Send>(&self, items: &[T], compute: impl Fn(&T) -> R + Sync) -> Vec<R> {
         if self.0.is_empty() {
-            return items.iter().map(part).collect();
+            return items.iter().map(compute).collect();
         }
         let n_threads = self.0.len();
         let mut found: Vec<Option<R>> = items.iter().map(|_| None).collect();
@@ -40,11 +55,11 @@ impl Threads {
                 places[index % n_threads].push(place);
             }
             for (pool, places) in self.0.iter().zip(places) {
-                let part = &part;
+                let compute = &compute;
                 scope.spawn(move || {
                     pool.install(|| {
                         for (item, place) in places {
-                            *place = Some(part(item));
+                            *place = Some(compute(item));
                         }
                     });
                 });
@@ -52,7 +67,7 @@ impl Threads {
         });
         let found = found.into_iter();
         found
-            .map(|found| found.expect("every item has a thread"))
+            .map(|found| found.expect("every item was computed"))
             .collect()
     }
 }
@@ -62,14 +77,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_order_is_that_of_the_items() {
+    fn results_keep_the_order_of_the_items() {
         let items: Vec<usize> = (0..7).collect();
         for count in [0, 1, 2, 3, 16] {
             let threads = Threads::new(count);
             let found = threads.map(&items, |item| (item * item, rayon::current_num_threads()));
             for (item, (square, n_threads)) in items.iter().zip(found) {
                 assert_eq!(square, item * item);
-                assert!(count < 2 || n_threads == 1, "a part has a thread to itself");
+                assert!(
+                    count < 2 || n_threads == 1,
+                    "each item runs on a single thread"
+                );
             }
         }
     }

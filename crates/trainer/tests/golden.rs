@@ -8,17 +8,17 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use swiftbrush_checkpoint::{LazyTensor, named_tensors, with_tensors, write_tensors};
 use swiftbrush_clip::ClipConfig;
 use swiftbrush_lora::{AdapterFile, insert};
-use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
+use swiftbrush_scheduler::{NoiseSchedule, PredictionType, SchedulerConfig};
 use swiftbrush_testing::{F32, Golden, assert_close, assert_values_close, device};
 use swiftbrush_trainer::losses::{
-    FakeDraw, Guidance, StudentDraw, clip_loss, distillation_gradient, distillation_loss,
-    fake_loss, student_latents,
+    FakeDraw, GradientWeight, Guidance, StudentDraw, Teachers, clip_loss, distillation_gradient,
+    distillation_loss, fake_loss, student_latents,
 };
 use swiftbrush_trainer::{AdamW, AdamWConfig, Ema, NamedGradients, Precision};
 use swiftbrush_unet::{UNet, UNetConfig};
 use swiftbrush_vae::AutoencoderTinyConfig;
 
-/// x̂₀ multiplies the rounding of ε̂ by 14.6; all else follows from x̂₀.
+/// x̂₀ amplifies the rounding of ε̂ 14.6 times; everything else follows from x̂₀.
 const TOLERANCE: f64 = 1e-4;
 
 struct Step {
@@ -160,11 +160,15 @@ fn a_teacher_beside_itself_differs_by_its_guidance_alone() {
     let draw = step.student_draw();
     let unet = step.unet("teacher");
     let gradient = |teacher, fake| {
+        let teachers = Teachers {
+            teacher: &unet,
+            fake: &unet,
+            schedule: &schedule,
+        };
         distillation_gradient(
-            &unet,
-            &unet,
-            &schedule,
-            Guidance { teacher, fake },
+            teachers,
+            &Guidance::constant(teacher, fake, 2),
+            GradientWeight::Variance,
             step.tensor("latents"),
             &draw,
             step.tensor("context"),
@@ -196,14 +200,15 @@ fn losses_gradients_and_new_weights_are_those_of_pytorch() {
     let latents = student_latents(&student, &schedule, &draw, context.clone());
     let fixed = latents.clone().inner();
     assert_close(fixed.clone(), step.tensor("latents"), TOLERANCE);
+    let teachers = Teachers {
+        teacher: &step.unet("teacher"),
+        fake: &fake,
+        schedule: &schedule,
+    };
     let gradient = distillation_gradient(
-        &step.unet("teacher"),
-        &fake,
-        &schedule,
-        Guidance {
-            teacher: 4.5,
-            fake: 4.5,
-        },
+        teachers,
+        &Guidance::constant(4.5, 4.5, 2),
+        GradientWeight::Variance,
         fixed.clone(),
         &draw,
         context.clone(),
@@ -244,14 +249,15 @@ fn in_bf16_a_step_goes_the_same_way() {
         let draw = step.student_draw();
         let latents = student_latents(&student, &schedule, &draw, context.clone());
         let fixed = latents.clone().inner();
+        let teachers = Teachers {
+            teacher: &step.unet("teacher"),
+            fake: &step.fake(),
+            schedule: &schedule,
+        };
         let gradient = distillation_gradient(
-            &step.unet("teacher"),
-            &step.fake(),
-            &schedule,
-            Guidance {
-                teacher: 4.5,
-                fake: 4.5,
-            },
+            teachers,
+            &Guidance::constant(4.5, 4.5, 2),
+            GradientWeight::Variance,
             fixed.clone(),
             &draw,
             context.clone(),
@@ -281,6 +287,74 @@ fn in_bf16_a_step_goes_the_same_way() {
         let lengths = (dot(half, half) / dot(exact, exact)).sqrt();
         assert!((0.95..1.05).contains(&lengths), "{lengths} times as long");
     }
+}
+
+/// Settings beside the paper's, on the networks and inputs of the step: `golden/make_settings.py`.
+#[test]
+fn other_settings_agree_with_pytorch() {
+    let golden = |name| Golden::open(env!("CARGO_MANIFEST_DIR"), name);
+    let (settings, device) = (golden("settings"), device());
+    let step = Step {
+        golden: golden("step"),
+        device: device.clone(),
+    };
+    let schedule = |prediction_type| {
+        let config = SchedulerConfig::default().with_prediction_type(prediction_type);
+        NoiseSchedule::new(&config)
+    };
+    let noise = schedule(PredictionType::Epsilon);
+    let velocity = schedule(PredictionType::VPrediction);
+    let (teacher, fake, draw) = (step.unet("teacher"), step.fake(), step.student_draw());
+    let gradient = |schedule: &NoiseSchedule, teacher_scales: [f64; 2], fake_scale, weight| {
+        let teachers = Teachers {
+            teacher: &teacher,
+            fake: &fake,
+            schedule,
+        };
+        let guidance = Guidance {
+            teacher: teacher_scales.to_vec(),
+            fake: vec![fake_scale; 2],
+        };
+        distillation_gradient(
+            teachers,
+            &guidance,
+            weight,
+            step.tensor("latents"),
+            &draw,
+            step.tensor("context"),
+            step.tensor("null_context"),
+        )
+    };
+    use GradientWeight::{Normalized, Variance};
+    for (name, found) in [
+        ("velocity", gradient(&velocity, [4.5; 2], 4.5, Variance)),
+        ("per_sample", gradient(&noise, [0.5, 3.0], 1.0, Variance)),
+        ("cut", gradient(&noise, [4.5, 1.0], 1.0, Variance)),
+        ("normalized", gradient(&noise, [4.5; 2], 1.0, Normalized)),
+    ] {
+        let expected = settings.tensor(name, &device);
+        // The normalised gradient subtracts estimates that nearly agree.
+        let tolerance = if name == "normalized" { 3.0 } else { 1.0 } * TOLERANCE;
+        assert_close(found, expected, tolerance);
+    }
+    let draw = FakeDraw {
+        timesteps: step.timesteps("fake_timesteps"),
+        noise: step.tensor("fake_noise"),
+    };
+    let (latents, context) = (step.tensor("latents"), step.tensor("context"));
+    let loss = fake_loss(&fake.train(), &velocity, latents, &draw, context);
+    let expected = settings.tensor("velocity_fake_loss", &device);
+    assert_close(loss.inner(), expected, TOLERANCE);
+    // A student that predicts velocity.
+    let student = step.unet("student").train();
+    let latents = student_latents(
+        &student,
+        &velocity,
+        &step.student_draw(),
+        step.tensor("context"),
+    );
+    let expected = settings.tensor("velocity_latents", &device);
+    assert_close(latents.inner(), expected, F32);
 }
 
 #[test]

@@ -1,125 +1,31 @@
-//! Whole runs with tiny networks.
+//! Training runs with tiny networks.
 
-use std::ops::ControlFlow;
-use std::path::Path;
-use std::sync::Mutex;
+mod common;
 
-use burn::module::Module;
-use burn::tensor::{DType, Device};
-use swiftbrush_checkpoint::{Model, named_tensors};
-use swiftbrush_clip::{ClipConfig, TextConfig, Tokenizer};
-use swiftbrush_lora::LoraConfig;
-use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
-use swiftbrush_testing::device;
+use burn::tensor::{DType, Tensor};
+use common::{distiller, efficient, networks, recipe, train, with};
+use swiftbrush_checkpoint::named_tensors;
+use swiftbrush_scheduler::{NoiseSchedule, PredictionType, SchedulerConfig};
+use swiftbrush_testing::{device, values};
 use swiftbrush_trainer::{
-    ClipNetworks, ClipRecipe, Distiller, Error, Event, Networks, Precision, Prompts, Recipe,
-    Snapshot, resume, run, snapshot_path,
+    Distiller, Error, GuidanceScale, Networks, Precision, Recipe, Report, Reward,
 };
-use swiftbrush_unet::UNetConfig;
-use swiftbrush_vae::AutoencoderTinyConfig;
-
-fn networks(device: &Device) -> Networks {
-    // Tests share the device and its generator.
-    static GENERATOR: Mutex<()> = Mutex::new(());
-    let _alone = GENERATOR.lock();
-    device.seed(1);
-    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../clip/tests/golden");
-    let text = TextConfig {
-        vocab_size: 3514,
-        max_position_embeddings: 77,
-        eos_token_id: 3513,
-        ..TextConfig::tiny()
-    };
-    let clip = ClipConfig {
-        text_config: text.clone(),
-        ..ClipConfig::tiny()
-    };
-    let teacher = UNetConfig::tiny().init(device);
-    Networks {
-        tokenizer: Tokenizer::from_model(&Model::open(here).unwrap(), "tokenizer").unwrap(),
-        text_encoder: text.init(device).no_grad(),
-        student: UNetConfig::tiny().init(device),
-        teacher,
-        schedule: NoiseSchedule::new(&SchedulerConfig::default()),
-        latents: [4, 8, 8],
-        clip: Some(ClipNetworks {
-            clip: clip.init(device),
-            decoder: AutoencoderTinyConfig::tiny().init(device),
-        }),
-    }
-}
-
-fn recipe() -> Recipe {
-    Recipe {
-        steps: 6,
-        batch: 2,
-        accumulation: 2,
-        learning_rate: 1e-3,
-        fake_lora: LoraConfig::new(2, 4.0, ["to_q", "to_v"]),
-        save_every: 2,
-        preview_every: 3,
-        ..Recipe::default()
-    }
-}
-
-fn efficient() -> Recipe {
-    Recipe {
-        student_lora: Some(LoraConfig::new(2, 4.0, ["to_q", "to_k", "to_v"])),
-        clip: Some(ClipRecipe {
-            weight: 0.1,
-            threshold: 1.1,
-        }),
-        ..recipe()
-    }
-}
-
-fn prompts(folder: &Path) -> Prompts {
-    let path = folder.join("prompts.txt");
-    std::fs::write(
-        &path,
-        "a red circle\na green star\nblue\n\nan orange heart above a ring\nwhite",
-    )
-    .unwrap();
-    Prompts::open(path, 0).unwrap()
-}
-
-fn train(recipe: Recipe, networks: &Networks, folder: &Path, stop_after: u64) -> Distiller {
-    let distiller = Distiller::new(recipe, networks.clone(), &device()).unwrap();
-    let mut distiller = resume(distiller, folder).unwrap();
-    run(
-        &mut distiller,
-        &prompts(folder),
-        folder,
-        |event| match event {
-            Event::Step(report) if report.step + 1 == stop_after => ControlFlow::Break(()),
-            _ => ControlFlow::Continue(()),
-        },
-    )
-    .unwrap();
-    distiller
-}
 
 #[test]
 fn scheme_a_moves_student_and_fake_and_leaves_the_teacher() {
     let folder = tempfile::tempdir().unwrap();
     let networks = networks(&device());
-    let before = Distiller::new(recipe(), networks.clone(), &device())
-        .unwrap()
-        .snapshot();
+    let teacher = named_tensors(&networks.teacher);
+    let before = distiller(recipe(), &networks).snapshot();
     let after = train(recipe(), &networks, folder.path(), 0).snapshot();
     assert_ne!(before.group("student"), after.group("student"));
     let (fake_before, fake_after) = (before.group("fake"), after.group("fake"));
+    assert!(!fake_after.is_empty());
     for (name, data) in &fake_after {
-        let adapter = name.contains(".lora.");
-        assert_eq!(*data != fake_before[name], adapter, "{name}");
+        assert!(name.contains(".lora."), "{name} is frozen and was saved");
+        assert_ne!(*data, fake_before[name], "{name}");
     }
-    let teacher = named_tensors(&networks.teacher);
-    for (name, data) in &teacher {
-        assert_eq!(
-            data, &fake_after[name],
-            "the fake teacher's frozen {name} is the teacher's"
-        );
-    }
+    assert_eq!(named_tensors(&networks.teacher), teacher);
     let log = std::fs::read_to_string(folder.path().join("log.jsonl")).unwrap();
     assert_eq!(log.lines().count(), 6);
 }
@@ -130,18 +36,16 @@ fn in_bf16_weights_and_their_updates_stay_in_f32() {
         return;
     }
     let networks = networks(&device());
-    let begun = Distiller::new(efficient(), networks.clone(), &device()).unwrap();
-    let begun = begun.snapshot();
+    let begun = distiller(efficient(), &networks).snapshot();
     let trained = |precision| {
         let folder = tempfile::tempdir().unwrap();
         // With prompts alone, so that nothing else can be what makes the difference.
-        let recipe = Recipe {
-            precision,
-            clip: None,
-            guidance: 1.0,
-            null_probability: 0.0,
-            ..efficient()
-        };
+        let recipe = with(efficient(), |recipe| {
+            recipe.precision = precision;
+            recipe.clip = None;
+            recipe.guidance = GuidanceScale::Constant(1.0);
+            recipe.null_probability = 0.0;
+        });
         train(recipe, &networks, folder.path(), 0).snapshot()
     };
     let (half, exact) = (trained(Precision::Bf16), trained(Precision::F32));
@@ -149,9 +53,8 @@ fn in_bf16_weights_and_their_updates_stay_in_f32() {
         let [begun, half, exact] = [&begun, &half, &exact].map(|run| run.group(group));
         for (name, data) in &half {
             assert_eq!(data.dtype(), DType::F32, "{name}");
-            let is_adapter = name.contains(".lora.");
-            assert_eq!(*data != begun[name], is_adapter, "{name}");
-            assert_eq!(*data != exact[name], is_adapter, "{name}");
+            assert_ne!(*data, begun[name], "{name}");
+            assert_ne!(*data, exact[name], "{name}");
         }
     }
 }
@@ -164,12 +67,9 @@ fn in_bf16_the_clip_loss_is_nearly_that_of_f32() {
     let networks = networks(&device());
     let prompts = ["a red circle", "a green star", "blue", "white"].map(str::to_owned);
     let loss = |precision| {
-        let recipe = Recipe {
-            precision,
-            ..efficient()
-        };
-        let mut distiller = Distiller::new(recipe, networks.clone(), &device()).unwrap();
-        distiller.step(&prompts).unwrap().clip_loss
+        let recipe = with(efficient(), |recipe| recipe.precision = precision);
+        let report = distiller(recipe, &networks).step(&prompts).unwrap();
+        report.losses.rewards["clip"]
     };
     let (half, exact) = (loss(Precision::Bf16), loss(Precision::F32));
     assert!(
@@ -180,15 +80,12 @@ fn in_bf16_the_clip_loss_is_nearly_that_of_f32() {
 
 /// Adam's moments hold what the gradient was: after the first that is not zero, a tenth of it.
 #[test]
-fn gradients_are_means_over_the_batches_of_a_step_and_no_longer_than_allowed() {
+fn gradients_are_means_over_the_micro_batches_of_a_step_and_are_clipped() {
     let networks = networks(&device());
     let prompts = ["a red circle", "a green star", "blue", "white"].map(str::to_owned);
     for allowed in [1e9, 1e-3] {
-        let recipe = Recipe {
-            max_grad_norm: allowed,
-            ..recipe()
-        };
-        let mut distiller = Distiller::new(recipe, networks.clone(), &device()).unwrap();
+        let recipe = with(recipe(), |recipe| recipe.max_grad_norm = allowed);
+        let mut distiller = distiller(recipe, &networks);
         // In its first step the student has no gradient: the fake teacher is the teacher.
         for group in ["fake_adamw", "student_adamw"] {
             let report = distiller.step(&prompts).unwrap();
@@ -213,14 +110,10 @@ fn gradients_are_means_over_the_batches_of_a_step_and_no_longer_than_allowed() {
 fn between_its_turns_the_student_stands_still_while_the_fake_teacher_learns() {
     let folder = tempfile::tempdir().unwrap();
     let networks = networks(&device());
-    let recipe = Recipe {
-        student_every: 2,
-        student_after: 3,
-        ..recipe()
-    };
-    let mut before = Distiller::new(recipe.clone(), networks.clone(), &device())
-        .unwrap()
-        .snapshot();
+    let recipe = with(recipe(), |recipe| {
+        (recipe.student_every, recipe.student_after) = (2, 3);
+    });
+    let mut before = distiller(recipe.clone(), &networks).snapshot();
     for step in 1..=6 {
         let after = train(recipe.clone(), &networks, folder.path(), step).snapshot();
         for (group, moves) in [
@@ -244,11 +137,10 @@ fn the_students_learning_rate_rises_over_its_first_updates() {
     let first_update = |warm_up| {
         let folder = tempfile::tempdir().unwrap();
         // With the guidance of the teacher, an untrained fake teacher says what the teacher says.
-        let recipe = Recipe {
-            warm_up,
-            fake_guidance: Some(1.0),
-            ..recipe()
-        };
+        let recipe = with(recipe(), |recipe| {
+            recipe.warm_up = warm_up;
+            recipe.fake_guidance = Some(1.0);
+        });
         let begin = named_tensors(&networks.student);
         let end = train(recipe, &networks, folder.path(), 1).snapshot();
         let moves = end.group("student").into_iter().flat_map(|(name, data)| {
@@ -276,36 +168,36 @@ fn scheme_b_moves_only_the_students_adapters() {
     let networks = networks(&device());
     let after = train(efficient(), &networks, folder.path(), 0);
     let student = named_tensors(&networks.student);
-    let group = after.snapshot().group("student");
-    for (name, data) in &student {
-        assert_eq!(data, &group[name], "{name} is frozen");
+    let snapshot = after.snapshot();
+    for group in ["student", "ema"] {
+        let group = snapshot.group(group);
+        assert!(group.keys().all(|name| name.contains(".lora.")));
+        let is_key = |name: &String| name.ends_with("to_k.weight.lora.a");
+        assert!(group.keys().any(is_key));
     }
-    assert!(
-        group
-            .keys()
-            .any(|name| name.ends_with("to_k.weight.lora.a"))
-    );
     let merged = named_tensors(&after.student());
-    assert_eq!(merged.len(), student.len(), "the adapters are folded in");
-    assert_ne!(merged, student);
+    assert!(merged.keys().eq(student.keys()), "adapters are merged");
+    for (name, data) in &merged {
+        let is_adapted = ["to_q", "to_k", "to_v"]
+            .iter()
+            .any(|layer| name.ends_with(&format!("{layer}.weight")));
+        assert_eq!(*data != student[name], is_adapted, "{name}");
+    }
 }
 
 #[test]
 fn the_clip_loss_reaches_the_student() {
     let folder = tempfile::tempdir().unwrap();
     let networks = networks(&device());
-    let with = train(efficient(), &networks, folder.path(), 1)
+    let rewarded = train(efficient(), &networks, folder.path(), 1)
         .snapshot()
         .group("student");
     let folder = tempfile::tempdir().unwrap();
-    let without = Recipe {
-        clip: None,
-        ..efficient()
-    };
+    let without = with(efficient(), |recipe| recipe.clip = None);
     let without = train(without, &networks, folder.path(), 1)
         .snapshot()
         .group("student");
-    assert_ne!(with, without);
+    assert_ne!(rewarded, without);
 }
 
 /// On flex; a GPU has no threads to divide.
@@ -313,8 +205,7 @@ fn the_clip_loss_reaches_the_student() {
 fn threads_change_no_result() {
     let networks = networks(&device());
     let snapshots = [1, 2, 3].map(|count| {
-        let distiller = Distiller::new(efficient(), networks.clone(), &device()).unwrap();
-        let mut distiller = distiller.with_threads(count);
+        let mut distiller = distiller(efficient(), &networks).with_threads(count);
         for step in 0..2 {
             distiller
                 .step(&["a", "b", "c", "d"].map(|word| format!("{word} {step}")))
@@ -328,153 +219,140 @@ fn threads_change_no_result() {
     }
 }
 
-/// Stopped after every step count there is, the run ends with the same bits.
-#[test]
-fn a_resumed_run_equals_one_that_was_never_stopped() {
-    let seldom = Recipe {
-        student_every: 2,
-        ..recipe()
-    };
-    for recipe in [recipe(), efficient(), seldom] {
-        let networks = networks(&device());
-        let whole = tempfile::tempdir().unwrap();
-        train(recipe.clone(), &networks, whole.path(), 0);
-        let expected = std::fs::read(snapshot_path(whole.path())).unwrap();
-        let pieces = tempfile::tempdir().unwrap();
-        for stop_after in [1, 2, 5, 0] {
-            train(recipe.clone(), &networks, pieces.path(), stop_after);
-        }
-        let found = std::fs::read(snapshot_path(pieces.path())).unwrap();
-        assert!(found == expected, "the snapshots differ");
-        let log = |folder: &Path| std::fs::read_to_string(folder.join("log.jsonl")).unwrap();
-        assert_eq!(log(pieces.path()), log(whole.path()));
-    }
+/// Prompts of a step.
+fn four(prompt: &str) -> Vec<String> {
+    (0..4).map(|index| format!("{prompt} {index}")).collect()
 }
 
+fn first_step(recipe: Recipe, networks: &Networks, prompt: &str) -> Report {
+    distiller(recipe, networks).step(&four(prompt)).unwrap()
+}
+
+/// At step 0 the student's latents do not depend on the null prompt, but the fake teacher's loss does.
 #[test]
-fn a_step_that_is_not_finite_stops_the_run_and_keeps_the_last_snapshot() {
-    let folder = tempfile::tempdir().unwrap();
+fn the_fake_teacher_is_trained_with_the_null_prompt_where_it_is_drawn() {
     let networks = networks(&device());
-    train(
-        Recipe {
-            steps: 2,
-            ..recipe()
-        },
-        &networks,
-        folder.path(),
-        0,
-    );
-    let saved = std::fs::read(snapshot_path(folder.path())).unwrap();
-
-    let mut broken = networks.clone();
-    struct Poison;
-    impl burn::module::ModuleMapper for Poison {
-        fn map_float<const D: usize>(
-            &mut self,
-            param: burn::module::Param<burn::tensor::Tensor<D>>,
-        ) -> burn::module::Param<burn::tensor::Tensor<D>> {
-            param.map(|tensor| tensor * f32::NAN)
-        }
-    }
-    broken.teacher = broken.teacher.map(&mut Poison);
-    let distiller = Distiller::new(recipe(), broken, &device()).unwrap();
-    // The fake teacher comes from the snapshot; the poisoned one is only asked.
-    let mut distiller = resume(distiller, folder.path()).unwrap();
-    let before = distiller.snapshot().group("student");
-    let error = run(
-        &mut distiller,
-        &prompts(folder.path()),
-        folder.path(),
-        |_| ControlFlow::Continue(()),
-    );
-    let error = error.unwrap_err();
-    assert!(matches!(error, Error::NotFinite { step: 2, .. }), "{error}");
-    assert_eq!(distiller.snapshot().group("student"), before);
-    assert_eq!(std::fs::read(snapshot_path(folder.path())).unwrap(), saved);
-}
-
-#[test]
-fn a_damaged_snapshot_is_refused_by_name() {
-    let folder = tempfile::tempdir().unwrap();
-    let networks = networks(&device());
-    train(
-        Recipe {
-            steps: 2,
-            ..recipe()
-        },
-        &networks,
-        folder.path(),
-        0,
-    );
-    let path = snapshot_path(folder.path());
-    let bytes = std::fs::read(&path).unwrap();
-    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-    let error = Snapshot::open(&path).unwrap_err().to_string();
-    assert!(
-        error.contains("snapshot.safetensors") && error.contains("not a whole"),
-        "{error}"
-    );
-}
-
-#[test]
-fn a_clip_loss_without_clip_is_refused() {
-    let networks = Networks {
-        clip: None,
-        ..networks(&device())
+    let loss = |probability| {
+        let recipe = with(recipe(), |recipe| recipe.null_probability = probability);
+        first_step(recipe, &networks, "a red circle").losses.fake
     };
-    let error = Distiller::new(efficient(), networks, &device()).unwrap_err();
-    assert!(matches!(error, Error::NoClip));
-}
-
-/// The folder that a child process of the kill test trains in.
-const KILL_TEST_FOLDER: &str = "SWIFTBRUSH_KILL_TEST_FOLDER";
-
-/// Does nothing by itself: the kill test below runs it in a process of its own, to be killed.
-#[test]
-fn child_of_the_kill_test() {
-    if let Some(folder) = std::env::var_os(KILL_TEST_FOLDER) {
-        let recipe = Recipe {
-            steps: 12,
-            save_every: 1,
-            ..efficient()
-        };
-        train(recipe, &networks(&device()), Path::new(&folder), 0);
-    }
-}
-
-fn spawn_child(folder: &Path) -> std::process::Child {
-    std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child_of_the_kill_test"])
-        .env(KILL_TEST_FOLDER, folder)
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-/// Every step writes a snapshot, so that many of these kills (SIGKILL on Unix) fall into a write.
-#[test]
-fn a_run_killed_at_any_moment_ends_with_the_same_bytes() {
-    let whole = tempfile::tempdir().unwrap();
-    assert!(spawn_child(whole.path()).wait().unwrap().success());
-
-    let killed = tempfile::tempdir().unwrap();
-    for milliseconds in [30, 170, 90, 260, 210, 330, 150, 280] {
-        let mut child = spawn_child(killed.path());
-        std::thread::sleep(std::time::Duration::from_millis(milliseconds));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let path = snapshot_path(killed.path());
-        assert!(
-            !path.is_file() || Snapshot::open(&path).is_ok(),
-            "the snapshot is not whole"
-        );
-    }
-    assert!(spawn_child(killed.path()).wait().unwrap().success());
-    let read = |folder: &Path| std::fs::read(snapshot_path(folder)).unwrap();
+    assert_ne!(loss(0.0), loss(1.0));
+    // Of 1000 samples one at least is drawn; the loss is that of neither.
+    let mut recipe = recipe();
+    (recipe.batch, recipe.accumulation) = (4, 1);
+    recipe.null_prompts = swiftbrush_trainer::NullPrompts::Sample;
+    let losses = [0.0, 0.5, 1.0].map(|probability| {
+        let recipe = with(recipe.clone(), |recipe| {
+            recipe.null_probability = probability;
+            recipe.seed = 3;
+        });
+        first_step(recipe, &networks, "a red circle").losses.fake
+    });
     assert!(
-        read(killed.path()) == read(whole.path()),
-        "the snapshots differ"
+        losses[1] != losses[0] && losses[1] != losses[2],
+        "{losses:?}"
     );
-    let log = |folder: &Path| std::fs::read_to_string(folder.join("log.jsonl")).unwrap();
-    assert_eq!(log(killed.path()), log(whole.path()));
+}
+
+/// A fake teacher that learns nothing is the teacher: the gradient is then that of the CLIP loss alone.
+fn clip_alone() -> Recipe {
+    with(efficient(), |recipe| {
+        recipe.learning_rate = 1e-30;
+        recipe.fake_learning_rate = 1e-30;
+    })
+}
+
+#[test]
+fn the_weight_of_the_clip_loss_decays_over_the_run() {
+    let networks = networks(&device());
+    let norm = |steps| {
+        let recipe = with(clip_alone(), |recipe| recipe.steps = steps);
+        let mut distiller = distiller(recipe, &networks);
+        distiller.step(&four("a")).unwrap();
+        distiller.step(&four("a")).unwrap().student_norm
+    };
+    // Weights at step 1: 0.1·(1 − 1/2) and 0.1·(1 − 1/4).
+    let (half, most) = (norm(2), norm(4));
+    assert!(
+        most > 0.0 && (half / most * 1.5 - 1.0).abs() < 1e-3,
+        "{half}, {most}"
+    );
+}
+
+#[test]
+fn images_beyond_the_threshold_of_the_clip_loss_have_no_gradient() {
+    let networks = networks(&device());
+    let norm = |threshold| {
+        let recipe = with(clip_alone(), |recipe| {
+            recipe.clip.as_mut().unwrap().threshold = threshold;
+        });
+        let report = first_step(recipe, &networks, "a");
+        (report.losses.rewards["clip"], report.student_norm)
+    };
+    assert_eq!(norm(-1.0), (0.0, 0.0));
+    let (loss, norm) = norm(1.1);
+    assert!(loss > 0.0 && norm > 0.0);
+}
+
+#[test]
+fn a_student_that_predicts_velocity_generates_by_its_own_schedule() {
+    let config = SchedulerConfig::default().with_prediction_type(PredictionType::VPrediction);
+    let velocity = NoiseSchedule::new(&config);
+    let same = networks(&device());
+    let other = same.clone().with_student_schedule(velocity.clone());
+    let preview = |networks: &Networks| {
+        let latents = distiller(recipe(), networks).preview(&["a".to_owned()]);
+        values(latents)
+    };
+    assert_ne!(preview(&same), preview(&other));
+    let latents = distiller(recipe(), &other).preview(&["a".to_owned()]);
+    let noise = swiftbrush_trainer::Random::new(0, swiftbrush_trainer::Purpose::Preview, 0)
+        .normal([1, 4, 8, 8], &device());
+    let tokens = other.tokenizer.encode_batch(&["a"], &device());
+    let context = other.text_encoder.forward(tokens);
+    let expected = swiftbrush_pipeline::one_step(&other.student, &velocity, noise, context);
+    assert_eq!(values(latents), values(expected));
+}
+
+/// The mean square of the latents.
+#[derive(Debug)]
+struct Small(&'static str);
+
+impl Reward for Small {
+    fn name(&self) -> &str {
+        self.0
+    }
+    fn weight(&self, _step: u64, _steps: u64) -> f64 {
+        0.5
+    }
+    fn loss(&self, latents: Tensor<4>, _prompts: &[String]) -> Tensor<1> {
+        latents.powi_scalar(2).mean()
+    }
+    fn hash(&self) -> String {
+        "0.5".to_owned()
+    }
+}
+
+#[test]
+fn a_reward_of_the_caller_reaches_the_student_and_the_report() {
+    let networks = networks(&device());
+    let plain = first_step(recipe(), &networks, "a");
+    let distiller = distiller(recipe(), &networks);
+    let mut distiller = distiller.with_reward(Box::new(Small("small"))).unwrap();
+    let report = distiller.step(&four("a")).unwrap();
+    assert!(report.losses.rewards["small"] > 0.0);
+    assert_ne!(report.student_norm, plain.student_norm);
+    assert_eq!(distiller.fingerprint().get("rewards.small"), Some("0.5"));
+    for name in ["small", "fake", "distillation"] {
+        let distiller = common::distiller(recipe(), &networks);
+        let distiller = distiller.with_reward(Box::new(Small("small"))).unwrap();
+        let error = distiller.with_reward(Box::new(Small(name))).unwrap_err();
+        assert!(matches!(error, Error::RewardName(_)), "{error}");
+    }
+}
+
+#[test]
+fn a_distiller_can_be_sent_to_another_thread() {
+    fn is_send<T: Send>() {}
+    is_send::<Distiller>();
 }

@@ -1,0 +1,299 @@
+use burn::tensor::{DType, Device};
+use swiftbrush_checkpoint::Model;
+use swiftbrush_clip::{Clip, TextEncoder, Tokenizer};
+use swiftbrush_lora::LoraConfig;
+use swiftbrush_pipeline::Loader;
+use swiftbrush_scheduler::NoiseSchedule;
+use swiftbrush_unet::{UNet, UNetConfig};
+use swiftbrush_vae::AutoencoderTiny;
+
+use crate::parameters::{Parameter, list, parameters};
+use crate::{ClipNetworks, Error, Recipe};
+
+/// The networks that a run starts from, in f32 and without autodiff.
+///
+/// Parameters are handles, so a network that appears twice takes memory once.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Networks {
+    /// The tokenizer of the text encoder, and of the CLIP if there is one.
+    pub tokenizer: Tokenizer,
+    /// Encodes prompts for the denoisers.
+    pub text_encoder: TextEncoder,
+    /// The frozen multi-step model.
+    pub teacher: UNet,
+    /// The initial student, SD-Turbo in the paper.
+    pub student: UNet,
+    /// Schedule and prediction type of the teacher and the fake teacher.
+    pub schedule: NoiseSchedule,
+    /// Schedule and prediction type of the student.
+    pub student_schedule: NoiseSchedule,
+    /// Channels, height and width of the latents.
+    pub latents: [usize; 3],
+    /// The networks of the CLIP loss, for a recipe that has one.
+    pub clip: Option<ClipNetworks>,
+}
+
+impl Networks {
+    /// Combines networks with the same schedule for teacher and student.
+    pub fn new(
+        tokenizer: Tokenizer,
+        text_encoder: TextEncoder,
+        [teacher, student]: [UNet; 2],
+        schedule: NoiseSchedule,
+        latents: [usize; 3],
+    ) -> Self {
+        Self {
+            tokenizer,
+            text_encoder,
+            teacher,
+            student,
+            student_schedule: schedule.clone(),
+            schedule,
+            latents,
+            clip: None,
+        }
+    }
+
+    /// Sets the schedule of the student where it differs from the teacher's: a student that predicts
+    /// noise can be distilled from a teacher that predicts velocity, and the reverse.
+    pub fn with_student_schedule(mut self, schedule: NoiseSchedule) -> Self {
+        self.student_schedule = schedule;
+        self
+    }
+
+    /// Adds the networks of the CLIP loss.
+    pub fn with_clip(mut self, clip: ClipNetworks) -> Self {
+        self.clip = Some(clip);
+        self
+    }
+
+    /// Loads the denoiser `component` of two models, with tokenizer and text encoder of the teacher
+    /// and each scheduler.
+    ///
+    /// # Errors
+    ///
+    /// If a component is missing, cannot be read, or has unsupported settings.
+    pub fn load(
+        (teacher, teacher_component): (&Model, &str),
+        (student, student_component): (&Model, &str),
+        device: &Device,
+    ) -> Result<Self, Error> {
+        let f32 = Some(DType::F32);
+        let schedule = |model: &Model, component: &str| -> Result<_, Error> {
+            let loader = Loader::new(model.clone(), device).with_denoiser(component);
+            Ok(NoiseSchedule::new(&loader.scheduler()?))
+        };
+        let config = UNetConfig::from_model(teacher, teacher_component)?;
+        let tokenizer = Tokenizer::from_model(teacher, "tokenizer");
+        let denoisers = [
+            UNet::from_model(teacher, teacher_component, f32, device)?,
+            UNet::from_model(student, student_component, f32, device)?,
+        ];
+        let networks = Self::new(
+            tokenizer.map_err(swiftbrush_pipeline::Error::from)?,
+            TextEncoder::from_model(teacher, "text_encoder", f32, device)?,
+            denoisers,
+            schedule(teacher, teacher_component)?,
+            [config.in_channels, config.sample_size, config.sample_size],
+        );
+        Ok(networks.with_student_schedule(schedule(student, student_component)?))
+    }
+
+    /// Checks that the networks can be trained with a recipe on a device.
+    pub(crate) fn check(&self, recipe: &Recipe, device: &Device) -> Result<(), Error> {
+        let (teacher, student) = (parameters(&self.teacher), parameters(&self.student));
+        let text = parameters(&self.text_encoder);
+        for (network, parameters) in [
+            ("teacher", &teacher),
+            ("student", &student),
+            ("text_encoder", &text),
+        ] {
+            check_storage(network, parameters, device)?;
+        }
+        for (network, parameters) in [("teacher", &teacher), ("student", &student)] {
+            self.check_sizes(network, parameters, &text)?;
+        }
+        check_vocabulary("text_encoder", &text, &self.tokenizer)?;
+        check_targets("fake_lora", &recipe.fake_lora, &teacher)?;
+        if let Some(lora) = &recipe.student_lora {
+            check_targets("student_lora", lora, &student)?;
+        }
+        self.check_timesteps(recipe)?;
+        match (&recipe.clip, &self.clip) {
+            (Some(_), Some(networks)) => self.check_clip(networks, device),
+            (Some(_), None) => Err(Error::NoClip),
+            (None, _) => Ok(()),
+        }
+    }
+
+    fn check_clip(&self, networks: &ClipNetworks, device: &Device) -> Result<(), Error> {
+        let clip = parameters(&networks.clip);
+        check_storage("clip", &clip, device)?;
+        check_storage("decoder", &parameters(&networks.decoder), device)?;
+        check_vocabulary("clip", &clip, &self.tokenizer)
+    }
+
+    fn check_sizes(
+        &self,
+        network: &'static str,
+        denoiser: &[Parameter],
+        text: &[Parameter],
+    ) -> Result<(), Error> {
+        let [channels, _, _] = self.latents;
+        let width = size(text, "token_embedding.weight", 1);
+        let found = [
+            (
+                "input channels",
+                size(denoiser, "conv_in.weight", 1),
+                channels,
+            ),
+            (
+                "output channels",
+                size(denoiser, "conv_out.weight", 0),
+                channels,
+            ),
+            (
+                "context width",
+                size(denoiser, "attn2.to_k.weight", 1),
+                width.unwrap_or(0),
+            ),
+        ];
+        for (what, found, expected) in found {
+            if let Some(found) = found.filter(|&found| found != expected) {
+                let reason = format!("expected {expected} {what}, found {found}");
+                return Err(Error::Network { network, reason });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_timesteps(&self, recipe: &Recipe) -> Result<(), Error> {
+        let last = self.schedule.last();
+        let settings = [
+            ("max_timestep", Some(recipe.max_timestep)),
+            ("max_guided_timestep", recipe.max_guided_timestep),
+        ];
+        for (name, value) in settings {
+            if let Some(value) = value.filter(|&value| value > last) {
+                return Err(setting(format!(
+                    "{name} = {value}: the teacher's schedule ends at {last}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An error in a setting of the recipe.
+pub(crate) fn setting(reason: String) -> Error {
+    Error::Recipe {
+        path: "recipe".into(),
+        reason,
+    }
+}
+
+/// A size of the first parameter with this end of its name.
+fn size(parameters: &[Parameter], name: &str, axis: usize) -> Option<usize> {
+    let mut parameters = parameters.iter();
+    let found = parameters.find(|parameter| parameter.name.ends_with(name));
+    found.map(|parameter| parameter.shape[axis])
+}
+
+fn check_storage(
+    network: &'static str,
+    parameters: &[Parameter],
+    device: &Device,
+) -> Result<(), Error> {
+    let bad = |reason| Err(Error::Network { network, reason });
+    for Parameter {
+        name,
+        dtype,
+        device: found,
+        ..
+    } in parameters
+    {
+        if *dtype != DType::F32 {
+            return bad(format!(
+                "{name} is {dtype:?}, training needs F32: load the network with Some(DType::F32)"
+            ));
+        }
+        if found.is_autodiff() {
+            return bad(format!(
+                "{name} is on an autodiff device: pass the network without .train()"
+            ));
+        }
+        if found != device {
+            return bad(format!("{name} is on {found:?}, the run on {device:?}"));
+        }
+    }
+    Ok(())
+}
+
+fn check_vocabulary(
+    network: &'static str,
+    parameters: &[Parameter],
+    tokenizer: &Tokenizer,
+) -> Result<(), Error> {
+    let tokens = size(parameters, "token_embedding.weight", 0).unwrap_or(0);
+    let length = size(parameters, "position_embedding.weight", 0).unwrap_or(0);
+    let (vocabulary, needed) = (tokenizer.vocabulary(), tokenizer.length());
+    // Padding may follow a CLIP's vocabulary of 49,408, never precede its end.
+    if tokens < vocabulary || length < needed {
+        return Err(Error::Network {
+            network,
+            reason: format!(
+                "it knows {tokens} tokens at {length} positions, the tokenizer produces {vocabulary} at \
+                 {needed}: use the tokenizer that the network was trained with"
+            ),
+        });
+    }
+    Ok(())
+}
+
+/// Checks that each target names linear layers and nothing else.
+fn check_targets(name: &str, lora: &LoraConfig, parameters: &[Parameter]) -> Result<(), Error> {
+    let (mut unmatched, mut others) = (Vec::new(), Vec::new());
+    for target in &lora.target_modules {
+        let layers = parameters.iter().filter_map(|parameter| {
+            let module = parameter.name.strip_suffix(".weight")?;
+            let rest = module.strip_suffix(target.as_str())?;
+            (rest.is_empty() || rest.ends_with('.')).then_some((module, parameter))
+        });
+        let layers: Vec<_> = layers.collect();
+        if layers.is_empty() {
+            unmatched.push(target.clone());
+        }
+        let others_of_target = layers.iter().filter(|(_, layer)| layer.shape.len() != 2);
+        others.extend(others_of_target.map(|(module, _)| (*module).to_owned()));
+    }
+    if !unmatched.is_empty() {
+        let unmatched = list(&unmatched);
+        return Err(setting(format!(
+            "{name}.target_modules: the network has no layers called {unmatched}"
+        )));
+    }
+    if !others.is_empty() {
+        let others = list(&others);
+        return Err(setting(format!(
+            "{name}.target_modules: only linear layers can be adapted, but {others} are convolutions or \
+             normalisations: remove their names"
+        )));
+    }
+    Ok(())
+}
+
+impl ClipNetworks {
+    /// Loads `clip` and `taesd` of a model folder.
+    ///
+    /// # Errors
+    ///
+    /// If a component is missing or cannot be read.
+    pub fn load(model: &Model, device: &Device) -> Result<Self, Error> {
+        let f32 = Some(DType::F32);
+        Ok(Self {
+            clip: Clip::from_model(model, "clip", f32, device)?,
+            decoder: AutoencoderTiny::from_model(model, "taesd", f32, device)?,
+        })
+    }
+}

@@ -1,0 +1,80 @@
+use std::path::Path;
+
+use burn::module::Module;
+use swiftbrush_lora::{Adapters, LoraConfig, materialize};
+use swiftbrush_unet::UNet;
+
+use crate::distiller::{RECIPE, saved_fingerprint, student};
+use crate::fingerprint::hash;
+use crate::parameters::with_trained;
+use crate::{Ema, Error, Recipe, Snapshot};
+
+/// A trained student with its adapters, if it has any, and its averaged weights; without autodiff.
+#[derive(Clone, Debug)]
+pub struct Student {
+    unet: UNet,
+    lora: Option<LoraConfig>,
+    ema: Ema,
+}
+
+impl Student {
+    pub(crate) fn new(unet: UNet, lora: Option<LoraConfig>, ema: Ema) -> Self {
+        Self { unet, lora, ema }
+    }
+
+    /// Reads the student of a snapshot; `base` is the network that the run started from, in f32.
+    ///
+    /// # Errors
+    ///
+    /// If the snapshot has no recipe or belongs to another base; `source` is the file named in the
+    /// error.
+    pub fn from_snapshot(snapshot: &Snapshot, source: &Path, base: &UNet) -> Result<Self, Error> {
+        let bad = |reason: String| Error::Snapshot {
+            path: source.to_owned(),
+            reason,
+        };
+        let fingerprint = saved_fingerprint(snapshot, source)?;
+        let (expected, found) = (fingerprint.get("student"), hash(base));
+        if expected != Some(&found) {
+            return Err(bad(format!(
+                "its run started from another student: expected weights with the hash {}, found {found}",
+                expected.unwrap_or("none")
+            )));
+        }
+        let recipe = snapshot.text(RECIPE).unwrap_or_default();
+        let recipe: Recipe = serde_json::from_str(recipe)
+            .map_err(|error| bad(format!("{RECIPE} in its header: {error}")))?;
+        let unet = with_trained(student(&recipe, base)?, snapshot.group("student"), source)?;
+        let device = parameters_device(base);
+        Ok(Self {
+            unet: unet.valid(),
+            ema: snapshot.ema("ema", recipe.ema_decay, &device),
+            lora: recipe.student_lora,
+        })
+    }
+
+    /// The student with its averaged weights as its weights.
+    pub fn averaged(self) -> Self {
+        Self {
+            unet: self.ema.apply(self.unet),
+            ..self
+        }
+    }
+
+    /// The denoiser with its adapters merged.
+    pub fn merged(&self) -> UNet {
+        materialize(self.unet.clone())
+    }
+
+    /// The adapters alone; none if all weights were trained.
+    pub fn adapters(&self) -> Option<Adapters> {
+        let lora = self.lora.as_ref()?;
+        Some(Adapters::from_module(&self.unet, lora.alpha))
+    }
+}
+
+fn parameters_device(unet: &UNet) -> burn::tensor::Device {
+    let devices = unet.devices();
+    let device = devices.into_iter().next();
+    device.expect("a denoiser has parameters")
+}

@@ -1,0 +1,250 @@
+//! Distils a teacher into a one-step student, from prompts alone, and exports students of a run.
+//!
+//! A run that was stopped (Ctrl-C, SIGTERM) or killed is resumed by the same command and ends with the
+//! weights of a run that was never stopped.
+//!
+//! ```sh
+//! cargo run --release --example distill -- --teacher sd21-base --student sd-turbo \
+//!     --prompts prompts.txt --recipe examples/recipes/scheme-a.toml --run runs/a
+//! cargo run --release --example distill -- export runs/a --output student
+//! ```
+#![allow(clippy::print_stderr, reason = "a program talks to its user")]
+
+mod export;
+mod progress;
+mod single_file;
+#[cfg(test)]
+mod tests;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use burn::tensor::{DType, Device, Tensor};
+use clap::{Parser, Subcommand};
+use serde::{Deserialize, Serialize};
+use swiftbrush_checkpoint::{Model, write_json};
+use swiftbrush_trainer::{
+    ClipNetworks, Distiller, Event, Networks, PromptSource, Prompts, Recipe, Run,
+};
+use swiftbrush_vae::AutoencoderKl;
+
+use examples_common::{Wanted, device, find, grid, pictures, write_png};
+use progress::Progress;
+
+/// Distils a teacher into a one-step student, or exports a student of a run.
+#[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    train: Option<TrainArgs>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Writes the student of a run as a model folder for diffusers.
+    Export(export::ExportArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct TrainArgs {
+    /// Model of the teacher, with tokenizer, text encoder, scheduler and autoencoder: a folder, a file,
+    /// or a name on the hub.
+    #[arg(long)]
+    teacher: String,
+    /// Component of the teacher's model that is its denoiser.
+    #[arg(long, default_value = "unet")]
+    teacher_unet: String,
+    /// Model of the initial student, with its scheduler.
+    #[arg(long)]
+    student: String,
+    /// Component of the student's model that is its denoiser.
+    #[arg(long, default_value = "unet")]
+    student_unet: String,
+    /// Model folder with `clip` and `taesd`, for a recipe with a CLIP loss.
+    #[arg(long)]
+    clip: Option<PathBuf>,
+    /// Text file with one prompt per line.
+    #[arg(long)]
+    prompts: PathBuf,
+    /// Settings as TOML [default: scheme A of the paper].
+    #[arg(long)]
+    recipe: Option<PathBuf>,
+    /// Folder of the run: snapshots, log, previews, and the student after the last step.
+    #[arg(long)]
+    run: PathBuf,
+    /// Settings and inputs that may differ from those of the snapshot, such as steps,prompts.
+    #[arg(long, value_delimiter = ',')]
+    accept_changes: Vec<String>,
+    /// Device to compute on.
+    #[arg(long, default_value = examples_common::DEVICES[0])]
+    device: String,
+}
+
+/// The models of a run, kept in its folder for `export`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Sources {
+    /// The teacher's model.
+    pub(crate) teacher: PathBuf,
+    /// The initial student's model.
+    pub(crate) student: PathBuf,
+    /// The component that is the student's denoiser.
+    pub(crate) student_unet: String,
+}
+
+/// Name of the file of [`Sources`] in the folder of a run.
+pub(crate) const SOURCES: &str = "sources.json";
+
+/// Set by Ctrl-C and SIGTERM: the run saves and stops after its current step.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+fn main() -> Result<()> {
+    swiftbrush_kernels::keep_freed_memory();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .init();
+    start(Args::parse())
+}
+
+fn start(args: Args) -> Result<()> {
+    match (args.command, args.train) {
+        (Some(Command::Export(args)), _) => export::export(&args),
+        (None, Some(args)) => train(&args),
+        (None, None) => unreachable!("clap requires the arguments of one of the two"),
+    }
+}
+
+fn train(args: &TrainArgs) -> Result<()> {
+    ctrlc::set_handler(stop).context("cannot handle Ctrl-C")?;
+    let device = device(&args.device)?;
+    let recipe = args
+        .recipe
+        .as_deref()
+        .map_or(Ok(Recipe::full()), Recipe::open)?;
+    let prompts = Prompts::open(&args.prompts, recipe.seed)?;
+    eprintln!("{}", described(&prompts));
+    let components = ["unet", "vae", "text_encoder"];
+    let teacher = Model::open(find(&args.teacher, Wanted::Model(&components, None))?)?;
+    let student = Model::open(find(&args.student, Wanted::Model(&["unet"], None))?)?;
+    let has_previews = recipe.preview_every > 0;
+    let vae = match has_previews {
+        true => Some(AutoencoderKl::from_model(
+            &teacher,
+            "vae",
+            Some(DType::F32),
+            &device,
+        )?),
+        false => None,
+    };
+    let networks = networks(args, &recipe, [&teacher, &student], &device)?;
+    let distiller = Distiller::new(recipe, networks, &device)?;
+    let mut run = Run::open(distiller, prompts, &args.run, &args.accept_changes)?;
+    let sources = Sources {
+        teacher: std::path::absolute(teacher.root())?,
+        student: std::path::absolute(student.root())?,
+        student_unet: args.student_unet.clone(),
+    };
+    write_json(&args.run.join(SOURCES), &sources)?;
+
+    let mut progress = Progress::new(run.distiller());
+    run.train(|event| {
+        match event {
+            Event::Step { report, timing } => progress.step(&report, &timing),
+            Event::Preview { step, latents, .. } => {
+                let path = args.run.join(format!("step-{step:07}.png"));
+                let drawn = vae
+                    .as_ref()
+                    .map_or(Ok(()), |vae| preview(vae, latents, &path));
+                if let Err(error) = drawn {
+                    tracing::warn!("cannot write the preview of step {step}: {error:#}");
+                }
+            }
+            _ => {}
+        }
+        match STOP.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    })?;
+    progress.finish();
+    finish(&run, &student, args)
+}
+
+/// Stops after the current step; a second signal stops at once.
+fn stop() {
+    if STOP.swap(true, Ordering::Relaxed) {
+        std::process::exit(130);
+    }
+    eprintln!("stopping after this step; once more to stop at once, without saving");
+}
+
+fn described(prompts: &Prompts) -> String {
+    let (path, n_prompts) = (prompts.path().display(), prompts.len());
+    match prompts.n_blank() {
+        0 => format!("{path}: {n_prompts} prompts"),
+        n_blank => format!("{path}: {n_prompts} prompts, {n_blank} blank lines skipped"),
+    }
+}
+
+fn networks(
+    args: &TrainArgs,
+    recipe: &Recipe,
+    [teacher, student]: [&Model; 2],
+    device: &Device,
+) -> Result<Networks> {
+    let networks = Networks::load(
+        (teacher, &args.teacher_unet),
+        (student, &args.student_unet),
+        device,
+    )?;
+    if networks.schedule != networks.student_schedule {
+        eprintln!(
+            "teacher and student have different schedules: predictions of the teacher are converted"
+        );
+    }
+    Ok(match (&recipe.clip, &args.clip) {
+        (Some(_), Some(path)) => {
+            networks.with_clip(ClipNetworks::load(&Model::open(path)?, device)?)
+        }
+        (Some(_), None) => {
+            anyhow::bail!("the recipe has a CLIP loss: --clip names a folder with clip and taesd")
+        }
+        (None, Some(path)) => {
+            eprintln!(
+                "--clip {} is not used: the recipe has no [clip]",
+                path.display()
+            );
+            networks
+        }
+        (None, None) => networks,
+    })
+}
+
+/// Decodes one image at a time: a batch would take more memory than a step.
+fn preview(vae: &AutoencoderKl, latents: Tensor<4>, path: &Path) -> Result<()> {
+    let count = latents.dims()[0];
+    let decoded = (0..count).flat_map(|index| {
+        let latents = latents.clone().narrow(0, index, 1);
+        pictures(vae.decode(latents))
+    });
+    write_png(&grid(&decoded.collect::<Vec<_>>(), 4), path)
+}
+
+/// After the last step, writes the current and the averaged student as components.
+fn finish(run: &Run, student: &Model, args: &TrainArgs) -> Result<()> {
+    let done = run.distiller().n_steps();
+    if !run.is_finished() {
+        let steps = run.distiller().recipe().steps;
+        eprintln!("saved at step {done} of {steps}; the same command resumes the run");
+        return Ok(());
+    }
+    let trained = run.distiller().trained_student();
+    for (name, trained) in [("unet", trained.clone()), ("unet_ema", trained.averaged())] {
+        let folder = args.run.join(name);
+        export::write_denoiser(&trained, student, &args.student_unet, DType::F32, &folder)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,87 @@
+//! Progress of a run: a bar on a terminal, a line every so often elsewhere.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use swiftbrush_trainer::{Distiller, Report, Timing};
+
+/// Time between two lines where there is no terminal.
+const BETWEEN_LINES: Duration = Duration::from_secs(30);
+
+pub(crate) struct Progress {
+    steps: u64,
+    /// Steps of this process and the time that they took.
+    done: (u64, f64),
+    output: Output,
+}
+
+enum Output {
+    Bar(ProgressBar),
+    /// When the last line was written.
+    Lines(Option<Instant>),
+}
+
+impl Progress {
+    pub(crate) fn new(distiller: &Distiller) -> Self {
+        let steps = distiller.recipe().steps;
+        let output = if std::io::stderr().is_terminal() {
+            let bar = ProgressBar::new(steps).with_position(distiller.n_steps());
+            let template = "{bar:40} {pos}/{len} {msg} {eta} left";
+            let style = ProgressStyle::with_template(template);
+            bar.set_style(style.unwrap_or(ProgressStyle::default_bar()));
+            bar.reset_eta();
+            Output::Bar(bar)
+        } else {
+            Output::Lines(None)
+        };
+        Self {
+            steps,
+            done: (0, 0.0),
+            output,
+        }
+    }
+
+    pub(crate) fn step(&mut self, report: &Report, timing: &Timing) {
+        self.done.0 += 1;
+        self.done.1 += timing.seconds;
+        let text = described(report, timing);
+        match &mut self.output {
+            Output::Bar(bar) => {
+                bar.set_position(report.step + 1);
+                bar.set_message(text);
+            }
+            Output::Lines(last) => {
+                if last.is_none_or(|last| last.elapsed() >= BETWEEN_LINES) {
+                    *last = Some(Instant::now());
+                    let left = self.steps - report.step - 1;
+                    let hours = left as f64 * self.done.1 / self.done.0 as f64 / 3600.0;
+                    let step = report.step + 1;
+                    eprintln!("step {step} of {}: {text}, {hours:.1} h left", self.steps);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn finish(&self) {
+        if let Output::Bar(bar) = &self.output {
+            bar.finish();
+        }
+    }
+}
+
+/// Losses, rate and memory in one line.
+fn described(report: &Report, timing: &Timing) -> String {
+    let losses = report.losses.iter();
+    let mut parts: Vec<_> = losses
+        .map(|(name, loss)| format!("{name} {loss:.3e}"))
+        .collect();
+    parts.push(format!("{:.2} images/s", timing.images_per_second));
+    if let Some(bytes) = timing.resident_bytes {
+        parts.push(format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)));
+    }
+    if report.is_skipped {
+        parts.push("skipped: not finite".to_owned());
+    }
+    parts.join(", ")
+}
