@@ -200,7 +200,7 @@ fn copy_component(model: &Model, component: &str, output: &Path) -> Result<()> {
     }
     for path in files {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        // diffusers looks for the plain name unless it is asked for a variant.
+        // diffusers looks for the plain name unless a variant is requested.
         let name = name.replace(".fp16.safetensors", ".safetensors");
         copy(&path, &output.join(name))?;
     }
