@@ -10,7 +10,8 @@ use crate::options::Window;
 const PANEL: usize = 4;
 /// Panels up to which patches come first, 512 tiles: 64×64 pixels in batches of up to two.
 pub(super) const FEW: usize = 8;
-/// Channels and tiles from which on the transforms pay (docs/log.md, 2026-11-25).
+/// Channels and tiles from which on this way is taken. With packed products it paid from 32 tiles on (docs/log.md, 2026-11-25);
+/// [`multiply`](crate::cpu::multiply) packs nothing.
 const CHANNELS: usize = 32;
 const TILES: usize = 16;
 
