@@ -25,6 +25,7 @@ use burn::tensor::{DType, Device, Tensor};
 use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 use swiftbrush_checkpoint::{Model, write_json};
+use swiftbrush_pipeline::Loader;
 use swiftbrush_trainer::{
     ClipNetworks, Distiller, Event, Networks, PromptSource, Prompts, Recipe, Run,
 };
@@ -200,6 +201,12 @@ fn networks(
         (student, &args.student_unet),
         device,
     )?;
+    for (model, component) in [(teacher, &args.teacher_unet), (student, &args.student_unet)] {
+        let loader = Loader::new(model.clone(), device).with_denoiser(component);
+        for warning in loader.warnings()? {
+            eprintln!("{}: {warning}", model.root().display());
+        }
+    }
     if networks.schedule != networks.student_schedule {
         eprintln!(
             "teacher and student have different schedules: predictions of the teacher are converted"

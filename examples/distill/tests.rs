@@ -6,7 +6,6 @@ use std::process::{Child, Command, Output, Stdio};
 
 use clap::CommandFactory;
 use swiftbrush_checkpoint::named_tensors;
-use swiftbrush_pipeline::Loader;
 use swiftbrush_trainer::snapshot_steps;
 
 use super::*;

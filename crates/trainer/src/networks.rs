@@ -1,5 +1,5 @@
 use burn::tensor::{DType, Device};
-use swiftbrush_checkpoint::Model;
+use swiftbrush_checkpoint::{Model, abridged};
 use swiftbrush_clip::{Clip, TextEncoder, Tokenizer};
 use swiftbrush_lora::LoraConfig;
 use swiftbrush_pipeline::Loader;
@@ -7,7 +7,7 @@ use swiftbrush_scheduler::NoiseSchedule;
 use swiftbrush_unet::{UNet, UNetConfig};
 use swiftbrush_vae::AutoencoderTiny;
 
-use crate::parameters::{Parameter, list, parameters};
+use crate::parameters::{Parameter, parameters};
 use crate::{ClipNetworks, Error, Recipe};
 
 /// The networks that a run starts from, in f32 and without autodiff.
@@ -268,13 +268,13 @@ fn check_targets(name: &str, lora: &LoraConfig, parameters: &[Parameter]) -> Res
         others.extend(others_of_target.map(|(module, _)| (*module).to_owned()));
     }
     if !unmatched.is_empty() {
-        let unmatched = list(&unmatched);
+        let unmatched = abridged(&unmatched);
         return Err(setting(format!(
             "{name}.target_modules: the network has no layers called {unmatched}"
         )));
     }
     if !others.is_empty() {
-        let others = list(&others);
+        let others = abridged(&others);
         return Err(setting(format!(
             "{name}.target_modules: only linear layers can be adapted, but {others} are convolutions or \
              normalisations: remove their names"

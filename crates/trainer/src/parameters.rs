@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use swiftbrush_checkpoint::{ModulePath, read};
+use swiftbrush_checkpoint::{ModulePath, abridged, read};
 
 use crate::Error;
 
@@ -86,7 +86,7 @@ pub(crate) fn with_trained<M: Module>(
         path: source.to_owned(),
         reason: format!(
             "its tensors are those of other networks: {}",
-            list(&problems)
+            abridged(&problems)
         ),
     })
 }
@@ -134,14 +134,4 @@ fn replaced<const D: usize>(param: Param<Tensor<D>>, data: TensorData) -> Param<
         false => tensor,
     };
     Param::from_mapped_value(id, tensor, mapper)
-}
-
-/// At most eight entries, joined by commas.
-pub(crate) fn list(entries: &[String]) -> String {
-    const SHOWN: usize = 8;
-    let shown = entries[..entries.len().min(SHOWN)].join(", ");
-    match entries.len().saturating_sub(SHOWN) {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
-    }
 }
