@@ -138,10 +138,8 @@ fn schedulers_without_a_sampler_are_substituted_with_a_warning_or_rejected() {
     }
     let (_folder, loader) = with_scheduler(&SD15.replace("{", r#"{"my_note": 3, "#));
     let warnings = loader.warnings().expect("it is supported");
-    assert_eq!(
-        warnings,
-        [Warning::SchedulerKeys(vec!["my_note".to_owned()])]
-    );
+    let unknown = Warning::SchedulerKeys(vec!["my_note".to_owned()]);
+    assert!(warnings.contains(&unknown), "{warnings:?}");
 }
 
 #[test]

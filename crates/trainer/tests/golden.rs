@@ -57,7 +57,7 @@ impl Step {
         let tensors = tensors
             .map(|(name, data)| LazyTensor::ready(name, data))
             .collect();
-        let config = r#"{"unet.lora_alpha": 4}"#.to_owned();
+        let config = r#"{"unet.r": 2, "unet.lora_alpha": 4}"#.to_owned();
         write_tensors(
             &path,
             tensors,
