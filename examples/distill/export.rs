@@ -52,7 +52,7 @@ const SHARED: [(&str, &str, &str); 3] = [
 ];
 
 pub(crate) fn export(args: &ExportArgs) -> Result<()> {
-    let sources: Sources = read_json(&args.run.join(SOURCES))?;
+    let sources: Sources = read_json(args.run.join(SOURCES))?;
     let path = snapshot(args)?;
     let student_model = Model::open(&sources.student)?;
     let device = examples_common::device(examples_common::DEVICES[0])?;
@@ -115,7 +115,7 @@ pub(crate) fn write_denoiser(
             config
         }
     };
-    write_json(&folder.join("config.json"), &config)?;
+    write_json(folder.join("config.json"), &config)?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let path = folder.join("diffusion_pytorch_model.safetensors");
     save(&student.merged(), &path, dtype, metadata)?;
@@ -175,7 +175,7 @@ fn write_rest(
     for (name, library, class) in SHARED {
         index[name] = json!([library, class]);
     }
-    write_json(&output.join("model_index.json"), &index)?;
+    write_json(output.join("model_index.json"), &index)?;
     eprintln!("wrote {}", output.display());
     Ok(())
 }

@@ -148,7 +148,7 @@ fn train(args: &TrainArgs) -> Result<()> {
         student: std::path::absolute(student.root())?,
         student_unet: args.student_unet.clone(),
     };
-    write_json(&args.run.join(SOURCES), &sources)?;
+    write_json(args.run.join(SOURCES), &sources)?;
 
     let mut progress = Progress::new(run.distiller());
     run.train(|event| {

@@ -200,7 +200,7 @@ fn evaluate(args: &Args, stop: &AtomicBool) -> Result<Evaluation> {
         &measured,
     )?;
     let evaluation = result(args, &plan, &pictures, &generated, reference, measured);
-    write_json(&args.output.join("result.json"), &evaluation)?;
+    write_json(args.output.join("result.json"), &evaluation)?;
     Ok(evaluation)
 }
 

@@ -141,7 +141,7 @@ pub(crate) fn sheet(
             }
         }
     }
-    write_atomically(&args.output.join("sheet.txt"), |file| {
+    write_atomically(args.output.join("sheet.txt"), |file| {
         file.write_all(text.as_bytes())
     })?;
     examples_common::write_png(&sheet, &args.output.join("sheet.png"))

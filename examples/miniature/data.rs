@@ -120,7 +120,7 @@ pub(crate) fn write_tokenizer(folder: &Path) -> Result<usize> {
         .enumerate()
         .map(|(id, symbol)| (symbol.clone(), json!(id)))
         .collect();
-    write_json(&folder.join("vocab.json"), &vocab)?;
+    write_json(folder.join("vocab.json"), &vocab)?;
     std::fs::write(
         folder.join("merges.txt"),
         format!("#version: 0.2\n{}\n", merges.join("\n")),
@@ -130,11 +130,11 @@ pub(crate) fn write_tokenizer(folder: &Path) -> Result<usize> {
         "tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "do_lower_case": true,
         "bos_token": "<|startoftext|>", "eos_token": end, "pad_token": end, "unk_token": end,
     });
-    write_json(&folder.join("tokenizer_config.json"), &config)?;
+    write_json(folder.join("tokenizer_config.json"), &config)?;
     let special = json!({
         "bos_token": "<|startoftext|>", "eos_token": end, "pad_token": end, "unk_token": end,
     });
-    write_json(&folder.join("special_tokens_map.json"), &special)?;
+    write_json(folder.join("special_tokens_map.json"), &special)?;
     Ok(symbols.len())
 }
 

@@ -74,7 +74,7 @@ impl Rung {
 
     fn recipe(&self, run: u64) -> Result<Recipe> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature/recipes");
-        let mut recipe = Recipe::open(&folder.join(self.recipe).with_extension("toml"))?;
+        let mut recipe = Recipe::open(folder.join(self.recipe).with_extension("toml"))?;
         recipe.seed = self.first_seed + run;
         Ok(recipe)
     }

@@ -304,7 +304,7 @@ fn merge(workshop: &Workshop, lambda: f64, a: &str, b: &str, output: &str) -> Re
             .path(name)
             .join("diffusion_pytorch_model.safetensors")
     };
-    interpolate_files(&file(a), &file(b), lambda, &file(output))?;
+    interpolate_files(file(a), file(b), lambda, file(output))?;
     std::fs::copy(
         workshop.path(a).join("config.json"),
         workshop.path(output).join("config.json"),

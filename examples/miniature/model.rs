@@ -54,7 +54,7 @@ pub(crate) fn write_component<M: Module>(
         };
         config.insert(key.to_owned(), value);
     }
-    write_json(&folder.join("config.json"), &config)?;
+    write_json(folder.join("config.json"), &config)?;
     let file = if is_clip {
         "model.safetensors"
     } else {
@@ -72,7 +72,7 @@ pub(crate) fn write_component<M: Module>(
     });
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     Ok(write_tensors(
-        &folder.join(file),
+        folder.join(file),
         tensors.collect(),
         metadata,
     )?)

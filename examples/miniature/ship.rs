@@ -38,7 +38,7 @@ pub(crate) fn ship(workshop: &Workshop, name: &str, output: &Path) -> Result<()>
     ship_judges(workshop, output)?;
     copy_tokenizer(&workshop.path("tokenizer"), &output.join("tokenizer"))?;
     write_json(
-        &output.join("scheduler/scheduler_config.json"),
+        output.join("scheduler/scheduler_config.json"),
         &scheduler("DDPMScheduler").with_one_step(true),
     )?;
     let index = serde_json::json!({
@@ -52,7 +52,7 @@ pub(crate) fn ship(workshop: &Workshop, name: &str, output: &Path) -> Result<()>
         "feature_extractor": [null, null],
         "requires_safety_checker": false,
     });
-    Ok(write_json(&output.join("model_index.json"), &index)?)
+    Ok(write_json(output.join("model_index.json"), &index)?)
 }
 
 /// Writes CLIP and the tiny autoencoder in f16.

@@ -37,7 +37,7 @@ pub(crate) fn make_all(workshop: &Workshop) -> Result<()> {
     make_tiny(workshop, steps::TINY)?;
     make_tiny_decoder(workshop, steps::TINY_DECODER)?;
     for name in ["student_a", "student_b", "student_b_unclamped"] {
-        let recipe = Recipe::open(&students::recipe_path(name))?;
+        let recipe = Recipe::open(students::recipe_path(name))?;
         students::distill(workshop, name, "start", recipe, PromptSet::Known)?;
     }
     merge(workshop, 0.5, "student_a", "student_b", "merged")

@@ -305,7 +305,7 @@ mod tests {
             ("enlarged 1000000", |of| of.enlarged = 1_000_000),
             ("enlarged 0", |of| of.enlarged = 0),
             ("the limit is 67108864 pixels", |of| {
-                of.size = [usize::MAX; 2]
+                of.size = [usize::MAX; 2];
             }),
             ("expected at most 178956970 pixels", |of| {
                 (of.size, of.enlarged) = ([4096, 4096], 64);
@@ -313,10 +313,10 @@ mod tests {
             ("a batch of 10000", |of| of.batch = [0, 10_000]),
             ("image 1 of a batch of 1", |of| of.batch = [1, 1]),
             ("num_train_timesteps", |of| {
-                of.scheduler.num_train_timesteps = 0
+                of.scheduler.num_train_timesteps = 0;
             }),
             ("no file or folder", |of| {
-                of.source.model = "/dev/zero".into()
+                of.source.model = "/dev/zero".into();
             }),
             ("no file or folder", |of| {
                 of.start = Some(StartRecord {

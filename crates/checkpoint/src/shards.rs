@@ -1,6 +1,8 @@
 //! Indices of weights that are split into several files.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+#[cfg(feature = "hub")]
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::Path;
 
@@ -37,6 +39,7 @@ pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error>
 }
 
 /// The names of the shards that an index lists.
+#[cfg(feature = "hub")]
 pub(crate) fn shards(index: &Path) -> Result<BTreeSet<String>, Error> {
     Ok(read_index(index)?.into_values().collect())
 }

@@ -14,7 +14,6 @@ use crate::Error;
 use crate::archive::file_dtype;
 
 /// A tensor that is computed when it is written, so that a file never has to fit in memory.
-#[expect(clippy::type_complexity, reason = "a closure, named once")]
 pub struct LazyTensor<'a> {
     name: String,
     shape: Vec<usize>,

@@ -87,7 +87,7 @@ struct Case {
 fn tokens_are_those_of_transformers() {
     let here = std::path::Path::new(HERE).join("tests/golden");
     let tokenizer = Tokenizer::from_model(&Model::open(&here).unwrap(), "tokenizer").unwrap();
-    let cases: Vec<Case> = read_json(&here.join("tokens.json")).unwrap();
+    let cases: Vec<Case> = read_json(here.join("tokens.json")).unwrap();
     for Case { prompt, ids } in cases {
         assert_eq!(tokenizer.encode(&prompt).ids, ids, "{prompt:?}");
     }

@@ -233,6 +233,10 @@ struct Network<'a> {
 }
 
 /// The embeddings of each call.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one value lives for a whole generation"
+)]
 enum Calls {
     Plain(Tensor<3>),
     /// Negative embeddings, then positive ones, in one call.

@@ -20,6 +20,10 @@ pub struct Progress {
 /// A stage of generation.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one value per network call; a box would be in every match"
+)]
 pub enum Stage {
     /// Prompts, and images to start from, are about to be encoded.
     Encoding,

@@ -358,7 +358,7 @@ fn record_text(path: &Path) -> Result<String, String> {
         .map_err(|error| error.to_string())
 }
 
-fn short(hash: &String) -> String {
+fn short(hash: &str) -> String {
     hash.chars().take(10).collect()
 }
 

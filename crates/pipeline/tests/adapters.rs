@@ -18,7 +18,7 @@ fn golden(file: &str) -> PathBuf {
 }
 
 fn adapters(file: &str) -> AdapterFile {
-    AdapterFile::open(&golden("adapters").join(file)).expect("it is whole")
+    AdapterFile::open(golden("adapters").join(file)).expect("it is whole")
 }
 
 fn pipeline() -> TextToImage {

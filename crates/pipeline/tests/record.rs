@@ -160,7 +160,8 @@ fn impossible_records_are_rejected() {
         height: 1,
         bytes: vec![0; 3],
     };
-    let changes: [(fn(&mut Record), &str); 12] = [
+    type Change = fn(&mut Record);
+    let changes: [(Change, &str); 12] = [
         (|record| record.batch = [1, 1], "image 1 of a batch of 1"),
         (|record| record.batch = [0, 1000], "batch of 1000"),
         (|record| record.size = [0, 64], "size"),

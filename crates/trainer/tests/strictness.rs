@@ -77,7 +77,7 @@ fn adapters_without_layers_are_listed() {
     let words = ["fake_lora.target_modules", "to_z, q_proj"];
     rejects(fake, networks(&device()), &words);
     let student = with(recipe(), |recipe| {
-        recipe.student_lora = Some(targets(&["q"]))
+        recipe.student_lora = Some(targets(&["q"]));
     });
     rejects(student, networks(&device()), &["student_lora", "called q"]);
 }

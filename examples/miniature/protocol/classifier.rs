@@ -66,7 +66,7 @@ impl Classifier {
             LazyTensor::ready(name, data.convert_dtype(DType::F16))
         };
         let tensors = named_tensors(self).into_iter().map(half).collect();
-        Ok(write_tensors(&Self::path(), tensors, HashMap::new())?)
+        Ok(write_tensors(Self::path(), tensors, HashMap::new())?)
     }
 
     /// Reads the weights.

@@ -145,7 +145,7 @@ impl<'a> Bench<'a> {
             workshop,
             captions,
             reference: Reference::new(captions, classifier, device)?,
-            classifier: sha256(&Classifier::path())?,
+            classifier: sha256(Classifier::path())?,
         })
     }
 

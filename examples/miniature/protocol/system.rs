@@ -147,7 +147,7 @@ impl System {
     /// Writes what the images depend on, or compares it with what the folder was made with.
     fn keep_settings(&self, workshop: &Workshop, folder: &Path) -> Result<()> {
         let hash = |component: &str, file: &str| -> Result<String> {
-            Ok(sha256(&workshop.path(component).join(file))?)
+            Ok(sha256(workshop.path(component).join(file))?)
         };
         let diffusers = "diffusion_pytorch_model.safetensors";
         let settings = json!({

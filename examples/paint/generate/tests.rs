@@ -93,7 +93,7 @@ fn pictures_contain_their_record() -> Result<()> {
     let unet = &record.hashes["unet/diffusion_pytorch_model.safetensors"];
     assert_eq!(
         *unet,
-        sha256(&miniature().join("unet/diffusion_pytorch_model.safetensors"))?
+        sha256(miniature().join("unet/diffusion_pytorch_model.safetensors"))?
     );
     let text = record.parameters();
     let (prompt, line) = text.split_once('\n').context("there are two lines")?;
@@ -348,7 +348,7 @@ fn prompts_are_numbered_without_blank_lines() -> Result<()> {
         "5",
     ];
     super::paint(&Args::try_parse_from(args)?)?;
-    let record = |name: &str| Record::read(&Path::new(&output).join(name));
+    let record = |name: &str| Record::read(Path::new(&output).join(name));
     let [first, second] = [record("00000.png")?, record("00001.png")?];
     assert_eq!(
         [&*first.prompt, &*second.prompt],
@@ -482,7 +482,7 @@ fn pictures_of_a_batch_record_their_place() -> Result<()> {
         ("00001.png", [1, 2]),
         ("00002.png", [0, 1]),
     ] {
-        let record = Record::read(&Path::new(&output).join(name))?;
+        let record = Record::read(Path::new(&output).join(name))?;
         assert_eq!(record.batch, place, "{name}");
     }
     Ok(())

@@ -50,7 +50,7 @@ pub(super) struct Session<'a> {
 /// Origin of files that the cache lacks.
 enum Source {
     /// The hub, which has files of these names at the commit.
-    Hub(Client, BTreeSet<String>),
+    Hub(Box<Client>, BTreeSet<String>),
     /// Nowhere, for this reason.
     Nowhere(String),
 }
@@ -204,7 +204,7 @@ fn resolve(
         client.listing(&name.id, &name.revision)
     });
     let failure = match listing {
-        Ok(Listing { commit, files }) => return Ok((commit, Source::Hub(client, files))),
+        Ok(Listing { commit, files }) => return Ok((commit, Source::Hub(Box::new(client), files))),
         Err(failure) => failure,
     };
     match (fallback_reason(hub, name, &failure), cached) {

@@ -146,7 +146,7 @@ fn etags_that_lead_out_of_the_cache_are_rejected() {
     ] {
         let (server, cache) = setting();
         server.fault("HEAD", "unet/config.json", 1, move |answer| {
-            answer.set("ETag", etag)
+            answer.set("ETag", etag);
         });
         let (error, text) = fault(get(&hub(&server, cache.path()), ID));
         assert!(

@@ -38,7 +38,7 @@ fn a_connection_that_breaks_is_resumed_at_once() {
     let (server, cache) = setting();
     server.fault("GET", UNET, 2, |answer| answer.cut = Some(4_000));
     server.fault("GET", "/api/", 1, |answer| {
-        answer.status("503 Service Unavailable")
+        answer.status("503 Service Unavailable");
     });
     server.fault("HEAD", UNET, 1, |answer| answer.status("502 Bad Gateway"));
     let hub = hub(&server, cache.path()).with_retries(1);
@@ -167,7 +167,7 @@ fn a_file_of_another_length_is_deleted() {
 fn a_file_that_is_shorter_than_announced_is_not_taken() {
     let (server, cache) = setting();
     server.fault("HEAD", UNET, 1, |answer| {
-        answer.set("Content-Length", LEN + 1)
+        answer.set("Content-Length", LEN + 1);
     });
     let hub = hub(&server, cache.path());
     let (error, _) = fault(get(&hub, ID));
@@ -220,7 +220,7 @@ fn a_cached_model_is_used_with_a_warning_when_the_hub_is_out_of_reach() {
     let online = hub(&server, cache.path());
     get(&online, ID).unwrap();
     server.fault("GET", "/api/", 9, |answer| {
-        answer.status("500 Internal Server Error")
+        answer.status("500 Internal Server Error");
     });
     let gone = Hub::new(cache.path())
         .with_endpoint(closed())

@@ -29,6 +29,10 @@ impl F32 {
     }
 
     /// The input and the weight of a layer, likewise; the weight may be f16 or bf16 as well.
+    #[expect(
+        clippy::result_large_err,
+        reason = "both go back to the caller, which computes with them"
+    )]
     pub(crate) fn take_layer(
         input: FlexTensor,
         weight: FlexTensor,
