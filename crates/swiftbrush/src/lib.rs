@@ -8,10 +8,10 @@
 //! | [load a checkpoint](guide::load_a_checkpoint) | folders, single files, the hub; element types and memory |
 //! | [adapters](guide::adapters) | LoRA: apply, combine, convert, attach |
 //! | [image to image](guide::image_to_image) | start from an image |
-//! | [distil](guide::distil) | train a one-step student from prompts |
+//! | distil (`guide::distil`) | train a one-step student from prompts |
 //! | [merge](guide::merge) | average the weights of two models |
-//! | [measure](guide::measure) | compare sets of images, reproducibly |
-//! | [your own loss](guide::own_loss) | the losses alone, and another one in training |
+//! | measure (`guide::measure`) | compare sets of images, reproducibly |
+//! | your own loss (`guide::own_loss`) | the losses alone, and another one in training |
 //! | [your own kernel](guide::own_kernel) | fast layers in another network, and another operation |
 //!
 //! # Crates

@@ -48,7 +48,7 @@ impl Loader {
         Ok(())
     }
 
-    /// Checks a request before anything is loaded, as [`TextToImage::check`] does afterwards.
+    /// Checks a request before anything is loaded, as [`TextToImage::check`](crate::TextToImage::check) does afterwards.
     ///
     /// # Errors
     ///
