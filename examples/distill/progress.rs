@@ -18,7 +18,7 @@ pub(crate) struct Progress {
 
 enum Output {
     Bar(ProgressBar),
-    /// When the last line was written.
+    /// The time of the last line.
     Lines(Option<Instant>),
 }
 

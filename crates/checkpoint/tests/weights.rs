@@ -228,7 +228,7 @@ fn the_file_of_a_component_is_that_of_diffusers_and_transformers() {
     }
 }
 
-/// What saved a component, its configuration tells before its name.
+/// The library that saved a component, told by its configuration before its name.
 #[test]
 fn the_configuration_decides_whose_order_is_followed() {
     let folder = tempfile::tempdir().unwrap();

@@ -39,7 +39,7 @@ pub enum Error {
     Network {
         /// The field of [`Networks`](crate::Networks).
         network: &'static str,
-        /// What was expected, what was found, and what to do.
+        /// The expected value, the one found, and the remedy.
         reason: String,
     },
     /// The recipe has a CLIP loss, but the networks have no CLIP and decoder.

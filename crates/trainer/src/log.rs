@@ -14,7 +14,7 @@ use crate::{Error, Report};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Timing {
-    /// When the step ended, in seconds since 1970.
+    /// The end of the step, in seconds since 1970.
     pub time: f64,
     /// Duration of the step in seconds.
     pub seconds: f64,

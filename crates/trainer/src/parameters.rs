@@ -55,7 +55,7 @@ impl ModuleVisitor for Collector {
     }
 }
 
-/// Whether training changes a parameter. Without autodiff nothing is frozen.
+/// Returns true if training changes a parameter. Without autodiff nothing is frozen.
 pub(crate) fn is_trained<const D: usize>(tensor: &Tensor<D>) -> bool {
     !tensor.is_autodiff() || tensor.is_require_grad()
 }

@@ -77,7 +77,7 @@ fn check(unet: &UNet, config: &UNetConfig, size: [usize; 2]) {
     for (name, expected) in expected {
         let largest = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
         // The gradient of a key's bias is rounding alone. Elsewhere both passes sum the same terms in another order; sums
-        // that cancel differed by up to 2.5e-5 of a tensor's largest element in 60 draws of the weights.
+        // that cancel differed by up to 2.5e-5 of a tensor's largest element over some sixty draws of the weights.
         if largest > 1e-4 {
             assert_values_close(&found[&name], &expected, 1e-4);
         }
