@@ -1,4 +1,4 @@
-//! From text states to an image in one step: denoiser and tiny decoder.
+//! One-step generation from text-encoder states: denoiser and tiny decoder.
 //!
 //! `cargo bench --bench one_step -- miniature` or `-- sd-2.1`; both without a filter.
 

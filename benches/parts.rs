@@ -1,5 +1,5 @@
-//! Times parts of a model of Stable Diffusion's layout on request, for `peers/parts.py`: for each input line `PART BATCH` it runs
-//! the part once and prints the seconds.
+//! Times the parts of a Stable Diffusion model on request, for `peers/parts.py`: for each input line `PART BATCH` it runs the part
+//! once and prints the seconds.
 //!
 //! `cargo run --release -p benches --bin parts -- FOLDER [f32|f16|bf16]`, the element type of the computation [default: f32].
 #![allow(clippy::print_stdout, reason = "a program talks to its user")]
@@ -76,7 +76,7 @@ impl Parts {
         normal(shape, &self.device).cast(FloatDType::from(self.dtype))
     }
 
-    /// Seconds of one run, with what it needs drawn before.
+    /// Returns the seconds of one run; inputs are drawn beforehand.
     fn seconds<const D: usize>(&self, run: impl Fn() -> Tensor<D>) -> Result<f64, Failure> {
         self.device.sync()?;
         let begun = Instant::now();
@@ -84,7 +84,7 @@ impl Parts {
         Ok(begun.elapsed().as_secs_f64())
     }
 
-    /// The same after a run that is not counted.
+    /// Returns the seconds of one run after an uncounted warm-up run.
     fn warm<const D: usize>(&self, run: impl Fn() -> Tensor<D>) -> Result<f64, Failure> {
         sync(run());
         self.seconds(run)
@@ -94,7 +94,7 @@ impl Parts {
         let device = &self.device;
         let side = self.config.sample_size;
         let latents = self.normal([batch, 4, side, side]);
-        // Operations at shapes of Stable Diffusion.
+        // Operations at Stable Diffusion's shapes.
         match part {
             "attention" => {
                 let x = self.normal([batch, 5, 4096, 64]);

@@ -1,7 +1,7 @@
-//! Takes distillation steps on request, for `peers/train_step.py`: for each input line it takes one and prints the seconds.
+//! Runs distillation steps on request, for `peers/train_step.py`: for each input line it runs one step and prints the seconds.
 //!
 //! `cargo run --release -p benches --bin steps -- FOLDER a|b BATCH f32|bf16`, where FOLDER is a model
-//! written by `peers/make_model.py --clip`. Teacher and student start equal.
+//! written by `peers/make_model.py --clip`. Teacher and student start with the same weights.
 #![allow(clippy::print_stdout, reason = "a program talks to its user")]
 
 use std::io::{BufRead, Write};

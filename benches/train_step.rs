@@ -1,5 +1,5 @@
-//! Gradients of one training step: of a whole network, and of adapters on a frozen one, by the low-rank path and by the composed
-//! weight.
+//! Gradients of one training step: of a whole network, and of adapters on a frozen one, through the low-rank path and through the
+//! composed weight.
 //!
 //! `cargo bench --bench train_step -- miniature` or `-- sd-2.1` (over 20 GB); both without a filter.
 

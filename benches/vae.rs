@@ -1,4 +1,4 @@
-//! Decoding latents, with the full autoencoder and the tiny one.
+//! Decoding of latents with the full autoencoder and the tiny one.
 //!
 //! `cargo bench --bench vae -- miniature` or `-- sd-2.1`; both without a filter.
 

@@ -1,11 +1,12 @@
-//! Shared by the benches: device, inputs, and waiting for a result.
-#![allow(dead_code, reason = "each bench uses a part")]
+//! Shared by the benchmarks: device, inputs and synchronisation.
+#![allow(dead_code, reason = "each benchmark uses only some of it")]
 #![allow(clippy::print_stderr, reason = "a benchmark talks to its user")]
 
 use burn::tensor::{Device, Distribution, Tensor};
 use swiftbrush_checkpoint::Model;
 
-/// The device of this build: CUDA, else wgpu, else the CPU, with the vectors that `SWIFTBRUSH_VECTORS` names (`avx2` or `portable`).
+/// Returns the device of this build: CUDA, else wgpu, else the CPU. On the CPU, `SWIFTBRUSH_VECTORS` selects the vectors
+/// (`avx2` or `portable`).
 pub(crate) fn device() -> Device {
     swiftbrush_kernels::keep_compiled_kernels();
     #[cfg(feature = "flex")]
@@ -38,7 +39,7 @@ pub(crate) fn report() {
     eprintln!("With burn's GPU kernels, and normalisation by swiftbrush-kernels.");
 }
 
-/// The model in the repository.
+/// The miniature model in the repository.
 pub(crate) fn miniature() -> Model {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/miniature/model");
     Model::open(path).expect("it is part of the repository")

@@ -1,12 +1,12 @@
-"""Loads a model and generates a picture in turn with the example `generate` and with diffusers, and prints ratios.
+"""Compares the example `generate` with diffusers: loads a model and generates an image with each, alternating.
 
     cargo build --release --example generate
     python compare.py FOLDER [--runs 5] [--dtype f32] [--device cpu|cuda] [--binary target/release/examples/generate] [--tiny]
                       [--cold] [--steps N] [--guidance G] [--image FILE --strength S] [--json FILE] [-- options of generate]
 
-Each run is a process of its own on the same files. They are in the operating system's cache after the first run, which is
-printed but not counted; --cold drops that cache before each run, which needs root. Memory is the peak resident size of the
-process. Prints the median of the runs, with minimum and maximum in brackets.
+Each run is a separate process on the same files. The first run, which warms the page cache, is printed but not counted; --cold
+drops the page cache before each run and needs root. Memory is the peak resident set size. Prints the median of the runs, with
+minimum and maximum in brackets, and the ratios.
 """
 import argparse, json, os, pathlib, platform, re, statistics, subprocess, sys, tempfile, time
 
@@ -18,7 +18,7 @@ parser.add_argument("--dtype", default="f32")
 parser.add_argument("--device", default="cpu")
 parser.add_argument("--binary", default=ROOT / "target/release/examples/generate")
 parser.add_argument("--cold", action="store_true")
-parser.add_argument("--tiny", action="store_true", help="decodes with the component taesd")
+parser.add_argument("--tiny", action="store_true", help="decode with the component taesd")
 parser.add_argument("--steps", type=int)
 parser.add_argument("--guidance", type=float)
 parser.add_argument("--image")
@@ -51,24 +51,24 @@ def ours():
                       "--output", f"{folder}/picture.png", *(["--vae", "tiny"] if args.tiny else []), *SHARED, *args.options,
                       "a photo of a cat"])
     result["load"] = float(re.search(r"loaded in ([\d.]+) s", result["text"])[1])
-    result["paint"] = float(re.search(r"pictures, ([\d.]+) s", result["text"])[1])
+    result["generate"] = float(re.search(r"pictures, ([\d.]+) s", result["text"])[1])
     return result
 
 def diffusers():
     result = run([sys.executable, pathlib.Path(__file__).with_name("generate.py"), args.folder, "--dtype", args.dtype,
                   "--device", args.device, *(["--tiny"] if args.tiny else []), *SHARED])
     result["load"] = float(re.search(r"loaded in ([\d.]+) s", result["text"])[1])
-    result["paint"] = float(re.search(r"painted in ([\d.]+) s", result["text"])[1])
+    result["generate"] = float(re.search(r"generated in ([\d.]+) s", result["text"])[1])
     return result
 
 first, *runs = [(ours(), diffusers()) for _ in range(args.runs + 1)]
-print(f"the first: all, s   ours {first[0]['all']:.2f}  diffusers {first[1]['all']:.2f}")
+print(f"first run, not counted: all, s   ours {first[0]['all']:.2f}  diffusers {first[1]['all']:.2f}")
 report = dict(machine=platform.processor() or platform.machine(), folder=args.folder, dtype=args.dtype, runs=args.runs)
-for name, unit in [("load", "s"), ("paint", "s"), ("all", "s"), ("peak", "GiB")]:
+for name, unit in [("load", "s"), ("generate", "s"), ("all", "s"), ("peak", "GiB")]:
     a, b = ([pair[i][name] for pair in runs] for i in (0, 1))
     ratios = [x / y for x, y in zip(a, b)]
     line = lambda values: f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
-    print(f"{name:5} {unit:3}  ours {line(a)}  diffusers {line(b)}  ratio {line(ratios)}", flush=True)
+    print(f"{name:8} {unit:3}  ours {line(a)}  diffusers {line(b)}  ratio {line(ratios)}", flush=True)
     report[name] = dict(ours=a, diffusers=b, ratio=statistics.median(ratios))
 if args.json:
     pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + "\n")

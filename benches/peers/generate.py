@@ -1,9 +1,9 @@
-"""Loads a model with diffusers and generates one image, by default in one step; the counterpart of the example `generate`.
+"""Loads a model with diffusers and generates one image, in one step by default; the counterpart of the example `generate`.
 
     python generate.py FOLDER [--dtype f32|f16|bf16] [--device cpu|cuda] [--tiny] [--seed N] [--save FILE]
                        [--steps N] [--guidance G] [--image FILE --strength S]
 
-The decoder runs in channels-last layout and the denoiser does not, each in its faster layout.
+The decoder runs in the channels-last memory format and the denoiser in the default one, whichever is faster for each.
 """
 import argparse, resource, time
 begun = time.perf_counter()
@@ -18,10 +18,10 @@ parser.add_argument("folder")
 parser.add_argument("--dtype", default="f32", choices=["f32", "f16", "bf16"])
 parser.add_argument("--device", default="cpu")
 parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--tiny", action="store_true", help="decodes with the component taesd")
+parser.add_argument("--tiny", action="store_true", help="decode with the component taesd")
 parser.add_argument("--steps", type=int, default=1)
 parser.add_argument("--guidance", type=float, default=0.0)
-parser.add_argument("--image", help="starts from this image instead of noise")
+parser.add_argument("--image", help="start from this image instead of noise")
 parser.add_argument("--strength", type=float, default=0.8)
 parser.add_argument("--save")
 args = parser.parse_args()
@@ -44,6 +44,6 @@ latents = pipeline("a photo of a cat", num_inference_steps=args.steps, guidance_
 print(f"latents after {time.perf_counter() - loaded:.2f} s", flush=True)
 with torch.no_grad():
     image = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample.cpu()
-print(f"painted in {time.perf_counter() - loaded:.2f} s, {time.perf_counter() - begun:.2f} s in all, peak {peak():.2f} GiB", flush=True)
+print(f"generated in {time.perf_counter() - loaded:.2f} s, {time.perf_counter() - begun:.2f} s in all, peak {peak():.2f} GiB", flush=True)
 if args.save:
     save_file({"latents": latents.float().contiguous(), "image": image.float().contiguous()}, args.save)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Benchmarks on a GPU, beside PyTorch on the same card: parts of a model, distillation steps, whole pictures.
+# GPU benchmarks against PyTorch on the same card: parts of a model, distillation steps, whole images.
 #
 #     cargo build --release -p benches --bins -p examples --example generate \
 #         --no-default-features --features benches/cuda,examples/cuda
 #     benches/peers/gpu.sh BINARIES RESULTS
 #
-# BINARIES is the folder with `parts`, `steps` and `generate`. Needs diffusers, peft and 20 GiB. Each table is printed, and written
-# to RESULTS as JSON. The model is created there if it is missing.
+# BINARIES is the folder with `parts`, `steps` and `generate`. Needs diffusers, peft and 20 GiB. Each table is printed and written
+# to RESULTS as JSON; the model is created there if it does not exist.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 binaries=$(cd "$1" && pwd)
@@ -27,6 +27,6 @@ for scheme in a b; do
         --rounds 10 --warm-up 3 --json "step-$scheme.json"
 done
 for dtype in bf16 f16; do
-    echo "== whole pictures, $dtype: the first run, which autotunes, and the later ones"
+    echo "== whole images, $dtype: the first run, which autotunes, then the following ones"
     python3 "$here/compare.py" model --device cuda --binary "$binaries/generate" --dtype $dtype --runs 3 --json "picture-$dtype.json"
 done

@@ -1,10 +1,10 @@
-"""Writes a model of SD-Turbo's size with random weights, as diffusers saves it: 866 M + 340 M + 84 M parameters.
+"""Writes a randomly initialised model of SD-Turbo's size in diffusers' layout: 866 M + 340 M + 84 M parameters.
 
     python make_model.py FOLDER [--dtype f16|f32] [--family turbo|sd15] [--clip] [--halved] [--vocabulary bpe_simple_vocab_16e6.txt.gz]
 
-With --family sd15 it is Stable Diffusion 1.5 instead: 860 M + 123 M + 84 M parameters, 1x1 convolutions as projections.
-With --clip there is ViT-B/32 beside it, for the clamped CLIP loss. --halved makes the denoiser half as wide, for latents of
-half the side: 217 M parameters, which a machine without a large GPU can train.
+--family sd15 selects Stable Diffusion 1.5 instead: 860 M + 123 M + 84 M parameters, with 1x1 convolutions as projections.
+--clip adds ViT-B/32, for the clamped CLIP loss. --halved halves the width of the denoiser and the side of its latents:
+217 M parameters, which can be trained without a large GPU.
 """
 import argparse, gzip, json, pathlib, tempfile, torch
 from diffusers import AutoencoderKL, AutoencoderTiny, EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel

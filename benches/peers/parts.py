@@ -1,16 +1,16 @@
-"""Times the parts of SD-Turbo in turn: swiftbrush, PyTorch in both memory layouts, and other peers; prints ratios.
+"""Benchmarks the parts of SD-Turbo in swiftbrush, in PyTorch with both memory formats, and in other programs.
 
     cargo build --release --workspace --bins
     (cd benches/peers/candle && RUSTFLAGS="-C target-cpu=native" cargo build --release)
     python parts.py FOLDER [--rounds 5] [--batch 1] [--dtype f32] [--device cpu] [--binary target/release/parts]
                     [--peers candle compile graphs openvino] [--json FILE]
 
-The programs take turns, one part at a time, so that every round meets the same machine; warm-up rounds are not counted.
-FOLDER is a model written by make_model.py. Parts are networks, and single operations at their shapes. `compile` is torch.compile
-with its default backend, `graphs` with mode="max-autotune" (CUDA graphs), `openvino` the PyTorch module converted to OpenVINO in
-f32. On a CPU, `--dtype` applies to PyTorch alone; swiftbrush, candle and OpenVINO compute in f32. With `--device cuda`,
-swiftbrush computes in `--dtype` too, and `--binary` must have been built for CUDA. Times are medians, with minimum and maximum
-in brackets; ratios are of medians, PyTorch's better layout and each peer over swiftbrush.
+Runs alternate between the programs, one part at a time, so that all see the same machine load; warm-up rounds are not counted.
+FOLDER is a model written by make_model.py. A part is a network, or a single operation at Stable Diffusion's shapes. The peer
+`compile` is torch.compile with its default backend, `graphs` the same with mode="max-autotune" (CUDA graphs), and `openvino` the
+PyTorch module converted to OpenVINO in f32. On a CPU, --dtype applies only to PyTorch; swiftbrush, candle and OpenVINO compute
+in f32. With --device cuda, swiftbrush computes in --dtype too, and --binary must be built for CUDA. Prints medians, with minimum
+and maximum in brackets, and the ratio of each median to swiftbrush's.
 """
 import argparse, gc, json, os, pathlib, statistics, subprocess, time
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -44,7 +44,7 @@ class Process:
         return float(self.process.stdout.readline())
 
 DTYPE = dict(f32=torch.float32, f16=torch.float16, bf16=torch.bfloat16)[args.dtype]
-# Shapes of Stable Diffusion: self-attention and its scores at 64x64, normalisation and activation at 512x512 in the decoder.
+# Stable Diffusion's shapes: self-attention and its scores at 64x64, the decoder's normalisation and activation at 512x512.
 OPERATIONS = {
     "attention": ([5, 4096, 64], lambda x: F.scaled_dot_product_attention(x, x, x)),
     "group_norm": ([128, 512, 512], lambda x: F.group_norm(x, 32, x.new_ones(128), x.new_zeros(128))),
@@ -144,7 +144,7 @@ if "candle" in args.peers:
     processes["candle"] = Process(HERE / "candle/target/release/candle-parts", args.folder)
 
 def variants(part):
-    """Each peer with a function that prepares it, called when its turn begins, so that one model is in memory at a time."""
+    """Yields each peer's name and a function that loads it, called just before its runs to keep one model in memory at a time."""
     yield "PyTorch", lambda: pytorch(part, torch.contiguous_format)
     if part not in ("text_encoder", "softmax", "attention"):
         yield "PyTorch, channels last", lambda: pytorch(part, torch.channels_last)
@@ -175,7 +175,7 @@ for part in args.parts:
         ratio = statistics.median(v) / ours
         print(f"{part:15} {who:23} {statistics.median(v):8.4f} s [{min(v):.4f}, {max(v):.4f}]  {ratio:5.2f}", flush=True)
     best = min(statistics.median(v) for who, v in times.items() if who in ("PyTorch", "PyTorch, channels last"))
-    print(f"{part:15} swiftbrush is {best / ours:.2f} times as fast as PyTorch's better layout", flush=True)
+    print(f"{part:15} swiftbrush is {best / ours:.2f} times as fast as PyTorch in its faster memory format", flush=True)
 for name, process in processes.items():
     process.process.stdin.close()
     process.process.wait()

@@ -1,5 +1,5 @@
-"""Precision and recall (k = 3) of random features with PyTorch's cdist, block by block; the counterpart of the example `at_scale`
-of swiftbrush-metrics.
+"""Computes precision and recall (k = 3) of random features with PyTorch's cdist in blocks; the counterpart of the example
+`at_scale` in swiftbrush-metrics.
 
     python precision_recall.py 40504 30000 2048
 """

@@ -1,14 +1,14 @@
-"""Times one distillation step of SwiftBrush v2, by swiftbrush and by a plain PyTorch loop that does the same work, in turn.
+"""Benchmarks one SwiftBrush v2 distillation step in swiftbrush and in a plain PyTorch loop that does the same work, alternating.
 
     cargo build --release --workspace --bins
     python make_model.py FOLDER --clip [--halved]
     python train_step.py FOLDER [--scheme a|b] [--batch 1] [--precision f32|bf16] [--device cpu|cuda] [--rounds 5] [--json FILE]
 
-Both keep weights, gradients, AdamW's moments and averaged weights in f32 and compute networks in --precision (torch.autocast in
+Both keep weights, gradients, AdamW moments and averaged weights in f32 and run the networks in --precision (torch.autocast in
 PyTorch). A step updates the student (scheme A: all weights; B: adapters, with the clamped CLIP loss through the tiny decoder) and
-the fake teacher's adapters, without activation checkpointing. PyTorch uses scaled_dot_product_attention and the fused AdamW.
+the fake teacher's adapters, without activation checkpointing. PyTorch uses scaled_dot_product_attention and fused AdamW.
 Warm-up rounds are not counted. Prints medians with minimum and maximum in brackets, the ratio of the medians, and PyTorch's peak
-of GPU memory.
+GPU memory.
 """
 import argparse, contextlib, copy, json, os, pathlib, statistics, subprocess, time
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -26,7 +26,7 @@ parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
 parser.add_argument("--device", default="cpu")
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--warm-up", type=int, default=1)
-parser.add_argument("--compile", action="store_true", help="the PyTorch side's denoisers by torch.compile")
+parser.add_argument("--compile", action="store_true", help="compile PyTorch's denoisers with torch.compile")
 parser.add_argument("--binary", default=str(pathlib.Path(__file__).parents[2] / "target/release/steps"))
 parser.add_argument("--json")
 args = parser.parse_args()
@@ -145,6 +145,6 @@ for who, v in times.items():
 medians = [statistics.median(times[who]) for who in ("PyTorch", "ours")]
 print(f"PyTorch / ours {medians[0] / medians[1]:.2f}")
 if args.device.startswith("cuda"):
-    print(f"PyTorch's peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+    print(f"PyTorch's peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 if args.json:
     pathlib.Path(args.json).write_text(json.dumps(dict(vars(args), folder=str(args.folder), times=times), indent=1) + "\n")

@@ -1,4 +1,4 @@
-//! The guide: one page per task, each with examples that the tests compile and run.
+//! The guide: one page per task, each with examples that are compiled and run as tests.
 //!
 //! The examples use the repository's miniature model and networks of a few thousand random weights, so they
 //! finish in seconds. Replace the paths with those of your own models.

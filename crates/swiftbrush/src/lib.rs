@@ -11,13 +11,13 @@
 //! | distil (`guide::distil`) | train a one-step student from prompts |
 //! | [merge](guide::merge) | average the weights of two models |
 //! | measure (`guide::measure`) | compare sets of images, reproducibly |
-//! | your own loss (`guide::own_loss`) | the losses alone, and another one in training |
-//! | [your own kernel](guide::own_kernel) | fast layers in another network, and another operation |
+//! | your own loss (`guide::own_loss`) | the losses on their own, and a new one in training |
+//! | [your own kernel](guide::own_kernel) | fast layers in your own network, and a new operation |
 //!
 //! # Crates
 //!
-//! Each module is a crate of its own, which can be used alone. burn is re-exported as [`burn`]; a crate
-//! that derives burn's `Module` depends on burn directly, in the same version.
+//! Each module is a separate crate that can be used alone. burn is re-exported as [`burn`]; a crate that
+//! derives burn's `Module` must depend on the same version of burn directly.
 
 pub use burn;
 pub use burn::tensor::{DType, Device, Tensor};
@@ -64,7 +64,7 @@ pub use swiftbrush_pipeline::{
 #[cfg(any(doc, doctest))]
 pub mod guide;
 
-/// The repository's front page, whose examples are tests too.
+/// The repository's README, whose examples are tested too.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct FrontPage;

@@ -1,4 +1,4 @@
-//! Candle's own modules for `../parts.py`: for each input line `PART BATCH` it runs the part once and prints the seconds.
+//! Times candle's own modules for `../parts.py`: for each input line `PART BATCH` it runs the part once and prints the seconds.
 
 use std::io::{BufRead, Write};
 use std::path::Path;
@@ -17,12 +17,12 @@ fn main() -> Result<()> {
     let config = StableDiffusionConfig::v2_1(None, Some(512), Some(512));
     let weights = |part: &str, file: &str| folder.join(part).join(file);
     let diffusion = "diffusion_pytorch_model.safetensors";
-    // SAFETY: no other process writes to the file meanwhile.
+    // SAFETY: nothing else writes to the file while it is mapped.
     let builder = unsafe {
         let file = weights("text_encoder", "model.safetensors");
         VarBuilder::from_mmaped_safetensors(&[file], dtype, &device)?
     };
-    // transformers 5 saves it without the prefix of all earlier versions.
+    // transformers 5 saves it without the prefix that all earlier versions write.
     let builder = match builder.contains_tensor("text_model.final_layer_norm.weight") {
         true => builder,
         false => builder.rename_f(|name| name.trim_start_matches("text_model.").to_owned()),
@@ -43,7 +43,7 @@ fn main() -> Result<()> {
             "text_encoder" => drop(text_encoder.forward(&tokens)?),
             "unet" => drop(unet.forward(&latents, 999.0, &context)?),
             "kl" => drop(vae.decode(&latents)?),
-            _ => bail!("there is no part {part}"),
+            _ => bail!("unknown part {part}; expected text_encoder, unet or kl"),
         }
         println!("{}", begun.elapsed().as_secs_f64());
         std::io::stdout().flush()?;
