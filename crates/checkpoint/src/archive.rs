@@ -11,9 +11,9 @@ use crate::Error;
 use crate::float8::Float8;
 use crate::kind;
 
-/// Bytes of the header's length.
+/// Size of the header's length field in bytes.
 const LENGTH: usize = 8;
-/// The format's own limit on its header.
+/// The format's limit on the size of its header.
 pub(crate) const MAX_HEADER: u64 = 100_000_000;
 
 /// A safetensors file opened for reading. Opening it reads and checks the header only.
@@ -25,17 +25,17 @@ pub struct Archive {
     path: PathBuf,
     file: WeightFile,
     header: Metadata,
-    /// Offset of the tensors.
+    /// Offset of the tensor data.
     start: u64,
 }
 
 impl Archive {
-    /// Opens a file, mapped, and checks that its header describes exactly the bytes that follow.
+    /// Memory-maps a file and checks that its header describes exactly the bytes that follow.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, is of another kind, is truncated, or breaks the format. Nothing is allocated from
-    /// the sizes that a damaged header claims.
+    /// If the file cannot be read, has another format, is truncated, or breaks the format. The sizes claimed by a
+    /// damaged header are never used for allocations.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         Self::open_with(path, Access::Mapped)
     }
@@ -66,14 +66,15 @@ impl Archive {
         let first = read(0..len.min(kind::SNIFFED))?;
         let Some((header_len, _)) = first.split_first_chunk::<LENGTH>() else {
             return Err(not_safetensors(path, &first).unwrap_or_else(|| {
-                Error::damaged(path, format!("{len} bytes are too few for a header"))
+                Error::damaged(path, format!("{len} bytes are too short for a header"))
             }));
         };
         let header_len = u64::from_le_bytes(*header_len);
         let start = LENGTH as u64 + header_len.min(MAX_HEADER);
         if header_len > MAX_HEADER || start > len {
             return Err(not_safetensors(path, &first).unwrap_or_else(|| {
-                let reason = format!("its header claims {header_len} bytes, the file has {len}");
+                let reason =
+                    format!("its header claims {header_len} bytes, but the file has {len}");
                 Error::damaged(path, reason)
             }));
         }
@@ -81,7 +82,7 @@ impl Archive {
             .map_err(|error| Error::damaged(path, format!("its header is invalid ({error})")))?;
         if start.checked_add(header.data_len() as u64) != Some(len) {
             let (expected, found) = (header.data_len(), len - start);
-            let reason = format!("its tensors take {expected} bytes, the file has {found}");
+            let reason = format!("its tensors take {expected} bytes, but the file has {found}");
             return Err(Error::damaged(path, reason));
         }
         Ok((header, start))
@@ -99,7 +100,7 @@ impl Archive {
         names
     }
 
-    /// Returns whether there is a tensor of this name.
+    /// Returns whether the file has a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.header.info(name).is_some()
     }
@@ -113,7 +114,7 @@ impl Archive {
     ///
     /// # Errors
     ///
-    /// If there is none of that name.
+    /// If there is no tensor of that name.
     pub fn shape(&self, name: &str) -> Result<&[usize], Error> {
         Ok(&self.info(name)?.shape)
     }
@@ -151,8 +152,8 @@ impl Archive {
         if let Some(format) = Float8::of(info.dtype) {
             return Ok(TensorData::new(format.widen(&bytes), shape));
         }
-        // burn needs values at multiples of their size; some writers do not pad their headers. Windows cannot replace a
-        // file that is mapped, so nothing stays mapped there.
+        // burn needs aligned values, but some writers do not pad their headers. Windows cannot replace a mapped file,
+        // so nothing stays mapped there.
         let is_aligned = bytes.as_ptr().addr().is_multiple_of(dtype.size());
         let is_mapped = self.file.access() == Access::Mapped && cfg!(not(windows));
         Ok(match is_aligned && is_mapped {
@@ -164,7 +165,7 @@ impl Archive {
         })
     }
 
-    /// Advises that a tensor is not needed soon; see [`WeightFile::release`]. Does nothing without one of that name.
+    /// Advises that a tensor will not be needed soon; see [`WeightFile::release`]. Ignores unknown names.
     pub fn release(&self, name: &str) {
         if let Some(info) = self.header.info(name) {
             self.file.release(self.range(info));
@@ -184,14 +185,14 @@ impl Archive {
     }
 }
 
-/// Opens a file of weights, which a folder or an empty file is not.
+/// Opens a weight file; folders and empty files are errors.
 pub(crate) fn open_weights(path: &Path, access: Access) -> Result<WeightFile, Error> {
     let file = File::open(path).map_err(|error| Error::read(path, error))?;
     let metadata = file.metadata().map_err(|error| Error::read(path, error))?;
     if metadata.is_dir() {
         return Err(Error::NotWeights {
             path: path.to_owned(),
-            found: "a folder; name the file of weights in it".to_owned(),
+            found: "a folder; pass the path of a weight file in it".to_owned(),
         });
     }
     if metadata.len() == 0 {

@@ -5,8 +5,8 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::parallel::n_threads;
 
-/// The same values in another element type. Conversions between half and full precision, through which gigabytes of
-/// weights go, are vectorised and run on all threads.
+/// Converts values to another element type. Conversions between half and full precision, which process gigabytes of
+/// weights, are vectorised and use all threads.
 pub(crate) fn converted(data: TensorData, dtype: DType) -> TensorData {
     if data.dtype() == dtype {
         return data;
@@ -54,7 +54,7 @@ fn narrowed<T: Element + Send>(
     TensorData::new(filled(values, zero, convert), shape)
 }
 
-/// The results of `convert`, each thread with an equal part of the values.
+/// Applies `convert` on all threads, each with an equal share of the values.
 fn filled<A: Sync, B: Clone + Send>(
     from: &[A],
     zero: B,

@@ -9,7 +9,7 @@ pub(crate) enum Edit {
     Rows(Range<usize>),
     /// Transposes a matrix.
     Transpose,
-    /// Gives it another shape.
+    /// Changes the shape.
     Reshape(Vec<usize>),
 }
 

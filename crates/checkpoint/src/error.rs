@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 #[cfg(feature = "hub")]
 use crate::hub::HubError;
 
-/// Errors of files of weights and of model folders.
+/// Errors of weight files and model folders.
 ///
-/// Messages contain their causes; [`source`](std::error::Error::source) is therefore always empty.
+/// Messages include their causes, so [`source`](std::error::Error::source) is always `None`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -21,15 +21,15 @@ pub enum Error {
         /// The operating system's error.
         cause: io::Error,
     },
-    /// The file breaks its format.
+    /// The file violates its format.
     #[error("{path} is damaged: {reason}; download or save it again")]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// The broken promise of the format.
+        /// The violation.
         reason: String,
     },
-    /// The file is of another kind than expected.
+    /// The file is of a different kind than expected.
     #[error("{path} is {found}")]
     NotWeights {
         /// The file.
@@ -49,7 +49,7 @@ pub enum Error {
         /// Its element type, as the file names it.
         found: String,
     },
-    /// A tensor holds, or would hold, a NaN or an infinity.
+    /// A tensor contains, or would contain, a NaN or an infinity.
     #[error("{path}: tensor {name} {reason}")]
     NotFinite {
         /// The file.
@@ -83,22 +83,22 @@ pub enum Error {
         /// The expected file or files.
         wanted: String,
     },
-    /// A path that does not exist but reads as a name on the Hugging Face hub.
+    /// A path that does not exist but looks like a name on the Hugging Face hub.
     #[error(
-        "{name}: no such file or folder; as a name on the Hugging Face hub it is opened by `Model::find`, which needs \
-        the feature `hub` of swiftbrush-checkpoint"
+        "{name}: no such file or folder; to load it by name from the Hugging Face hub, use `Model::find` with the \
+        feature `hub` of swiftbrush-checkpoint"
     )]
     HubName {
         /// The name.
         name: String,
     },
-    /// A model of the Hugging Face hub cannot be used.
+    /// A model on the Hugging Face hub cannot be used.
     #[cfg(feature = "hub")]
     #[error("{id}: {reason}")]
     Hub {
         /// Name of the model, or of an invalid environment variable.
         id: String,
-        /// Reason, with a remedy.
+        /// The reason, and what to do.
         reason: HubError,
     },
     /// The file has no tensor of a given name.
@@ -109,7 +109,7 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// The file does not hold the weights of the module.
+    /// The file does not contain the weights of the module.
     #[error("{path} does not fit the model:{mismatch}")]
     Mismatch {
         /// The file.
@@ -120,7 +120,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// An error of reading a file.
+    /// Wraps an error from reading a file.
     pub fn read(path: impl AsRef<Path>, cause: io::Error) -> Self {
         Self::Io {
             action: "read",
@@ -129,7 +129,7 @@ impl Error {
         }
     }
 
-    /// An error of writing a file.
+    /// Wraps an error from writing a file.
     pub fn write(path: impl AsRef<Path>, cause: io::Error) -> Self {
         Self::Io {
             action: "write",
@@ -150,20 +150,20 @@ impl Error {
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Mismatch {
-    /// Parameters of the module that the file lacks.
+    /// Parameters of the module that are not in the file.
     pub missing: Vec<String>,
-    /// Tensors of the file that belong to no parameter.
+    /// Tensors of the file that match no parameter.
     pub unused: Vec<String>,
-    /// Name, expected shape, shape found.
+    /// Name, expected shape and actual shape.
     pub misshapen: Vec<(String, Vec<usize>, Vec<usize>)>,
     /// Name and element type of parameters that are not stored as floating-point numbers.
     pub not_float: Vec<(String, String)>,
-    /// Tensors that hold a NaN or an infinity.
+    /// Tensors that contain a NaN or an infinity.
     pub not_finite: Vec<String>,
 }
 
 impl Mismatch {
-    /// Returns whether nothing differs.
+    /// Returns whether there are no differences.
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty()
             && self.unused.is_empty()
@@ -184,7 +184,7 @@ impl Display for Mismatch {
             .map(|(name, found)| format!("{name} ({found})"));
         line(f, "missing", &self.missing)?;
         line(f, "unused", &self.unused)?;
-        line(f, "of another shape", &misshapen.collect::<Vec<_>>())?;
+        line(f, "with the wrong shape", &misshapen.collect::<Vec<_>>())?;
         line(
             f,
             "without floating-point values",
@@ -201,7 +201,7 @@ fn line(f: &mut fmt::Formatter<'_>, kind: &str, items: &[String]) -> fmt::Result
     }
 }
 
-/// Joins the items of an error message by commas, cut after eight: "a, b and 3 more".
+/// Joins the items of an error message with commas, truncated after eight: "a, b and 3 more".
 pub fn abridged<T: Display>(items: impl IntoIterator<Item = T>) -> String {
     const SHOWN: usize = 8;
     let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();

@@ -2,9 +2,9 @@ use burn::tensor::{DType, TensorData};
 
 use crate::parallel::n_threads;
 
-/// Returns whether a tensor holds neither a NaN nor an infinity. Tensors of integers never do.
+/// Returns whether a tensor contains no NaN and no infinity. Always true for integers.
 pub fn is_finite(data: &TensorData) -> bool {
-    // Both have all bits of their exponent set, and without its sign a larger value has larger bits.
+    // NaNs and infinities have all exponent bits set, and without the sign bit, the bits of floats sort like their values.
     match data.dtype() {
         DType::F32 => all_below(
             data.as_bytes(),
@@ -26,7 +26,7 @@ pub fn is_finite(data: &TensorData) -> bool {
     }
 }
 
-/// Returns whether all values are below a bound.
+/// Returns whether all values are less than `bound`.
 fn all_below<const N: usize, T: Ord + Copy + Default + Send + Sync>(
     bytes: &[u8],
     value: impl Fn([u8; N]) -> T + Sync,
@@ -35,7 +35,7 @@ fn all_below<const N: usize, T: Ord + Copy + Default + Send + Sync>(
     const BLOCK: usize = 1 << 14;
     let (values, _) = bytes.as_chunks::<N>();
     let below = |values: &[[u8; N]]| {
-        // The maximum of a block is vectorised; an early exit from within it would not be.
+        // The maximum over a block vectorises; a loop with an early exit would not.
         values.chunks(BLOCK).all(|block| {
             let largest = block
                 .iter()

@@ -1,18 +1,18 @@
-//! The 8-bit floating-point formats, widened to half precision.
+//! 8-bit floating-point formats, which are widened to half precision.
 
 use burn::tensor::f16;
 use safetensors::tensor::Dtype;
 
-/// An 8-bit floating-point format. Each of its values is a value of f16.
+/// An 8-bit floating-point format, whose values are all representable in f16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Float8 {
-    /// 4 bits of exponent, 3 of mantissa, no infinities (arXiv 2209.05433).
+    /// 4 exponent bits, 3 mantissa bits, no infinities (arXiv 2209.05433).
     E4M3,
-    /// 5 bits of exponent, 2 of mantissa: the upper half of an f16.
+    /// 5 exponent bits, 2 mantissa bits: the upper half of an f16.
     E5M2,
-    /// E4M3 with one more in its bias and neither −0 nor infinities (arXiv 2206.02915).
+    /// E4M3 with a bias of 8, and without −0 and infinities (arXiv 2206.02915).
     E4M3Fnuz,
-    /// E5M2 with one more in its bias and neither −0 nor infinities.
+    /// E5M2 with a bias of 16, and without −0 and infinities.
     E5M2Fnuz,
 }
 
@@ -27,7 +27,7 @@ impl Float8 {
         }
     }
 
-    /// The format of one of PyTorch's element types, without `torch.`.
+    /// The format of a PyTorch element type, named without `torch.`.
     pub(crate) fn of_torch(dtype: &str) -> Option<Self> {
         match dtype {
             "float8_e4m3fn" => Some(Self::E4M3),
@@ -38,7 +38,7 @@ impl Float8 {
         }
     }
 
-    /// The name that safetensors gives it.
+    /// The name of the format in safetensors files.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::E4M3 => "F8_E4M3",
@@ -48,7 +48,7 @@ impl Float8 {
         }
     }
 
-    /// The same values in f16, exactly.
+    /// Widens values to f16, exactly.
     pub(crate) fn widen(self, bytes: &[u8]) -> Vec<f16> {
         let table: [f16; 256] = std::array::from_fn(|byte| f16::from_f32(self.value(byte as u8)));
         bytes.iter().map(|&byte| table[usize::from(byte)]).collect()

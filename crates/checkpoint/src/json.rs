@@ -23,9 +23,8 @@ pub fn read_json<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T, Error
 
 /// Reads a component's `config.json` into `T`; missing options are taken from `defaults`.
 ///
-/// Options that `T` lacks are unsupported, unless their value is null or one that `accepted` lists, at which the
-/// component works as if the option did not exist. Keys that begin with an underscore, and those
-/// that averaged weights leave behind, are notes and ignored.
+/// Options that `T` lacks are unsupported, unless their value is null or listed in `accepted`, which contains the values
+/// that have no effect. Keys that begin with an underscore, and those that diffusers adds to averaged weights, are ignored.
 ///
 /// # Errors
 ///
@@ -57,7 +56,7 @@ where
         }
     }
     serde_json::from_value(Value::Object(all.clone())).map_err(|error| {
-        // serde does not say which field it was: try one at a time.
+        // serde does not report the field, so try one at a time.
         let is_bad = |name: &&String| {
             let mut one = known.clone();
             one.insert((*name).clone(), all[*name].clone());
@@ -70,8 +69,7 @@ where
     })
 }
 
-/// Keys that describe a training run or a file instead of a network: those of diffusers' averaged weights (`EMAModel`), and the
-/// element type.
+/// Keys that do not describe the network: the state of diffusers' averaged weights (`EMAModel`), and the element type.
 const NOTES: [&str; 9] = [
     "decay",
     "dtype",
@@ -102,7 +100,7 @@ fn unsupported(name: &str, value: &Value, accepted: &[(&str, Value)]) -> String 
     format!("unsupported `{name}` = {}; {expected}", short(value))
 }
 
-/// A whole number written as 1000.0 where an integer is expected, as diffusers accepts it.
+/// Converts a whole number written as 1000.0 if an integer is expected; diffusers accepts both.
 fn like(default: &Value, value: Value) -> Value {
     let whole = value
         .as_f64()
@@ -115,7 +113,7 @@ fn like(default: &Value, value: Value) -> Value {
     }
 }
 
-/// A value for a message, cut.
+/// Formats a value for a message, truncated.
 fn short(value: &Value) -> String {
     const LENGTH: usize = 60;
     let text = value.to_string();
@@ -125,7 +123,7 @@ fn short(value: &Value) -> String {
     }
 }
 
-/// Equality of JSON values in which 1 equals 1.0.
+/// Compares JSON values, treating 1 and 1.0 as equal.
 fn same(left: &Value, right: &Value) -> bool {
     match (left.as_f64(), right.as_f64()) {
         (Some(left), Some(right)) => left == right,

@@ -1,14 +1,14 @@
-//! Kinds of files, told by their first bytes.
+//! Detection of file formats by their first bytes.
 
 use crate::archive::MAX_HEADER;
 
-/// Bytes that [`describe`] looks at.
+/// Number of bytes that [`describe`] needs.
 pub(crate) const SNIFFED: u64 = 512;
 
-/// Returns whether the file begins like a zip archive or a pickle, as `torch.save` writes them.
+/// Returns whether the file begins like a zip archive or a pickle, the two formats of `torch.save`.
 ///
-/// A safetensors file begins with the length of its header, whose bytes may be the same by chance; only lengths within
-/// the format's limit count.
+/// A safetensors file begins with the length of its header, whose bytes may coincide with either; a length within the
+/// format's limit is taken as a header.
 pub(crate) fn is_pytorch(first: &[u8]) -> bool {
     let is_length = first
         .first_chunk()
@@ -16,7 +16,7 @@ pub(crate) fn is_pytorch(first: &[u8]) -> bool {
     !is_length && (first.starts_with(b"PK\x03\x04") || first.starts_with(b"\x80"))
 }
 
-/// The kind of a file that is neither safetensors nor written by `torch.save`, with what to do about it.
+/// Describes a file that is neither safetensors nor written by `torch.save`, and says what to do about it.
 pub(crate) fn describe(first: &[u8]) -> Option<&'static str> {
     let text = first.trim_ascii_start();
     let begins = |start: &[u8]| {
@@ -27,7 +27,7 @@ pub(crate) fn describe(first: &[u8]) -> Option<&'static str> {
         return Some("a Git LFS pointer, not the file itself; run `git lfs pull` or download it");
     }
     if begins(b"<!doctype") || begins(b"<html") || begins(b"<?xml") {
-        return Some("a web page, not a file of weights; download the file itself");
+        return Some("a web page, not a weight file; download the file itself");
     }
     const MAGIC: [(usize, &[u8], &str); 9] = [
         (
@@ -43,14 +43,14 @@ pub(crate) fn describe(first: &[u8]) -> Option<&'static str> {
         (0, b"GGUF", "a GGUF file; convert it to safetensors"),
         (0, b"\x1f\x8b", "compressed by gzip; decompress it first"),
         (0, b"\x89HDF", "an HDF5 file; convert it to safetensors"),
-        (0, b"\x89PNG", "a PNG image, not a file of weights"),
-        (0, b"\xff\xd8\xff", "a JPEG image, not a file of weights"),
+        (0, b"\x89PNG", "a PNG image, not a weight file"),
+        (0, b"\xff\xd8\xff", "a JPEG image, not a weight file"),
         (
             257,
             b"ustar",
             "a tar archive; extract it, or save it again with PyTorch 1.6 or later",
         ),
-        (0, b"{", "a JSON file, not a file of weights"),
+        (0, b"{", "a JSON file, not a weight file"),
     ];
     let found = MAGIC
         .iter()

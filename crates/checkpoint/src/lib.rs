@@ -1,12 +1,12 @@
-//! Models on disk: folders, single files, safetensors, files of `torch.save`.
+//! Models on disk: folders, single files, safetensors, `torch.save` files.
 //!
-//! This crate knows files and tensor names, never an architecture: a module loads when the path of each of its
-//! parameters is the name of a tensor, and [`load`] is strict about it. [`Model`] finds the components of a model,
-//! [`Weights`] the tensors of a component, [`Archive`] those of one safetensors file.
-//! With the feature `hub`, models come from the Hugging Face hub ([`Hub`]).
+//! This crate knows files and tensor names, but no architecture: a module loads if the path of each of its
+//! parameters is the name of a tensor, and [`load`] is strict about it. [`Model`] locates the components of a model,
+//! [`Weights`] the tensors of a component, and [`Archive`] those of one safetensors file.
+//! With the feature `hub`, models can be downloaded from the Hugging Face hub ([`Hub`]).
 //!
-//! Weights are mapped unless copies are requested; [`Access`] states what mapping requires of the caller.
-//! Files are written to a temporary file that replaces the old one when it is complete and on disk.
+//! Weights are memory-mapped unless copies are requested; [`Access`] states what mapping requires of the caller.
+//! Files are written to a temporary file that replaces the old one once it is complete and flushed to disk.
 
 mod archive;
 mod convert;

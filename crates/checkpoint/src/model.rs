@@ -12,15 +12,15 @@ use crate::weights::Weights;
 
 /// The files of a model.
 ///
-/// A model is a folder in the layout of diffusers, with a sub-folder of `config.json` and weights for each
-/// component, or one file that holds all weights in the layout of the original training code
-/// (`v1-5-pruned.ckpt`, `sd_turbo.safetensors`). Single components can be replaced by others.
+/// A model is a folder in diffusers' layout, with a sub-folder for each component that contains `config.json` and
+/// weights, or one file with all weights in the layout of the original training code (`v1-5-pruned.ckpt`,
+/// `sd_turbo.safetensors`). Individual components can be replaced.
 ///
 /// # Contract
 ///
-/// Weights are mapped, not copied: files of the model must not be written to in place or truncated while anything
-/// loaded from it is in use, or weights change after they were validated and the process may be ended by `SIGBUS`.
-/// Replacing a file by renaming another over it is safe. [`with_owned_weights`](Self::with_owned_weights) copies
+/// Weights are memory-mapped, not copied: the files of the model must not be written to in place or truncated while
+/// anything loaded from it is in use. Otherwise weights change after validation, and the process may be killed by
+/// `SIGBUS`. Renaming another file over a mapped one is safe. [`with_owned_weights`](Self::with_owned_weights) copies
 /// instead.
 ///
 /// # Examples
@@ -46,17 +46,17 @@ use crate::weights::Weights;
 #[derive(Clone, Debug)]
 pub struct Model {
     root: PathBuf,
-    /// The weights of a model in one file.
+    /// The weights of a single-file model.
     file: Option<Weights>,
-    /// The folder of a single file's configurations.
+    /// The folder with the configurations of a single-file model.
     configs: Option<PathBuf>,
-    /// Replaced components: folders or files of weights.
+    /// Replaced components: folders or weight files.
     replaced: BTreeMap<String, PathBuf>,
     variant: Option<String>,
     access: Access,
 }
 
-/// Prefixes of each component's tensors in a single file.
+/// Prefixes of the tensors of each component in a single file.
 const PREFIXES: [(&str, &str); 6] = [
     ("unet", "model.diffusion_model."),
     ("vae", "first_stage_model."),
@@ -67,11 +67,11 @@ const PREFIXES: [(&str, &str); 6] = [
 ];
 
 impl Model {
-    /// Opens a folder or a file. Of a file only the header is read.
+    /// Opens a folder or a file. Only the header of a file is read.
     ///
     /// # Errors
     ///
-    /// If it does not exist, or is a damaged file.
+    /// If it does not exist or is damaged.
     pub fn open(root: impl AsRef<Path>) -> Result<Self, Error> {
         let root = root.as_ref();
         let metadata = fs::metadata(root).map_err(|error| match root.to_str() {
@@ -94,8 +94,8 @@ impl Model {
         })
     }
 
-    /// Copies weights out of their files when they are read instead of mapping the files. Later changes to the files
-    /// then have no effect; loading takes longer and more memory.
+    /// Copies weights when they are read instead of memory-mapping their files. Later changes to the files then have no
+    /// effect, but loading takes more time and memory.
     ///
     /// # Errors
     ///
@@ -108,23 +108,22 @@ impl Model {
         Ok(self)
     }
 
-    /// Replaces a component by one in another folder, whose `config.json` is used if it has one, or by a file of
-    /// weights.
+    /// Replaces a component with a weight file, or with another folder, whose `config.json` is used if it has one.
     pub fn with_component(mut self, component: &str, path: impl AsRef<Path>) -> Self {
         self.replaced
             .insert(component.to_owned(), path.as_ref().to_owned());
         self
     }
 
-    /// Takes the configurations, tokenizer and scheduler of a single file from a folder in the layout of diffusers.
-    /// Weights in the folder are ignored.
+    /// Takes the configurations, tokenizer and scheduler of a single-file model from a folder in diffusers' layout.
+    /// Weights in that folder are ignored.
     pub fn with_configs(mut self, folder: impl AsRef<Path>) -> Self {
         self.configs = Some(folder.as_ref().to_owned());
         self
     }
 
-    /// Prefers weights of a variant, such as `fp16` for `model.fp16.safetensors`, in components that have it. If none
-    /// has, loading weights fails.
+    /// Prefers the weights of a variant, such as `fp16` for `model.fp16.safetensors`, in components that have it. If no
+    /// component does, loading weights fails.
     pub fn with_variant(mut self, variant: &str) -> Self {
         self.variant = Some(variant.to_owned());
         self
@@ -135,12 +134,12 @@ impl Model {
         &self.root
     }
 
-    /// All weights of a model in one file, under the names that they have there.
+    /// All weights of a single-file model, under their names in the file.
     pub fn single_file(&self) -> Option<&Weights> {
         self.file.as_ref()
     }
 
-    /// The path of a file or sub-folder of the model; none for a single file without configurations.
+    /// The path of a file or sub-folder of the model; `None` for a single file without configurations.
     pub fn path(&self, relative: &str) -> Option<PathBuf> {
         let component = relative.split('/').next().unwrap_or(relative);
         if let Some(folder) = self.replaced.get(component) {
@@ -157,7 +156,7 @@ impl Model {
         folder.map(|folder| folder.join(relative))
     }
 
-    /// The files that hold the weights of a component; empty without such a component.
+    /// The files with the weights of a component; empty if there is no such component.
     pub fn weight_files(&self, component: &str) -> Vec<PathBuf> {
         self.weights(component)
             .map(|weights| weights.files())
@@ -169,11 +168,11 @@ impl Model {
         self.weights(component).is_ok()
     }
 
-    /// The path of a component's `config.json`; none for a single file without configurations.
+    /// The path of a component's `config.json`; `None` for a single file without configurations.
     ///
     /// # Errors
     ///
-    /// If a folder lacks it.
+    /// If a folder does not have it.
     pub fn config(&self, component: &str) -> Result<Option<PathBuf>, Error> {
         let relative = format!("{component}/config.json");
         match self.path(&relative) {
@@ -183,13 +182,13 @@ impl Model {
         }
     }
 
-    /// Opens the weights of a component. Among several files the one is taken that diffusers, or transformers for
-    /// encoders, takes: the variant before full precision before `fp16`, safetensors before pickles, and shards before
-    /// a whole file in diffusers only.
+    /// Opens the weights of a component. Among several files, it chooses as diffusers does, or as transformers does for
+    /// encoders: the variant, then full precision, then `fp16`; safetensors before pickles; and, for diffusers only,
+    /// shards before a whole file.
     ///
     /// # Errors
     ///
-    /// If there are none, no component has the variant, or the file is damaged.
+    /// If there are no weights, no component has the variant, or the file is damaged.
     pub fn weights(&self, component: &str) -> Result<Weights, Error> {
         if let Some(path) = self.replaced.get(component) {
             if !path.is_file() {
@@ -227,7 +226,7 @@ impl Model {
         let is_substitute = is_of_variant(&name, HALF) && variant != Some(HALF);
         Ok(match is_substitute {
             true => weights.with_note(format!(
-                "{}: taken because the component has no weights in full precision",
+                "{}: used because the component has no weights in full precision",
                 path.display()
             )),
             false => weights,
@@ -249,7 +248,7 @@ impl Model {
         }
     }
 
-    /// As in diffusers, components without the variant are loaded as they are, unless none has it.
+    /// Fails if no component has the variant. As in diffusers, a component without it is loaded as it is if others have it.
     fn check_variant(&self, variant: &str) -> Result<(), Error> {
         let folders = fs::read_dir(&self.root).into_iter().flatten().flatten();
         let folders = folders.map(|entry| entry.path());
@@ -286,7 +285,7 @@ fn files_in(folder: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-/// The tensors of a component in a file of all, if there are any.
+/// The tensors of one component of a single-file model, if there are any.
 fn part(all: &Weights, component: &str) -> Option<Weights> {
     let mut prefixes = PREFIXES.iter().filter(|(name, _)| *name == component);
     let (_, prefix) =

@@ -14,15 +14,15 @@ use crate::write::{LazyTensor, write_tensors};
 
 /// Loads the parameters of a module by name, strictly.
 ///
-/// Parameters take the element type `dtype`; with `None` that of the file. Two kinds of tensors are ignored by
-/// name, whatever their type, because no result depends on them: buffers that a module computes itself
-/// (`position_ids`, `num_batches_tracked`), and layers of a transformer beyond those that the module has, as
-/// transformers ignores them when a configuration asks for fewer.
+/// Parameters are converted to the element type `dtype`, or keep that of the file if it is `None`. Two kinds of tensors
+/// are ignored by name, whatever their type, because no result depends on them: buffers that a module computes itself
+/// (`position_ids`, `num_batches_tracked`), and transformer layers beyond those of the module, which transformers also
+/// ignores if a configuration has fewer layers.
 ///
 /// # Errors
 ///
-/// If the file cannot be read, lacks a parameter, holds other tensors, or tensors of another shape, without
-/// floating-point values, or with a NaN or an infinity: one error lists all of them.
+/// If the file cannot be read, lacks a parameter, or has other tensors, tensors of the wrong shape, tensors that are not
+/// floating point, or tensors with a NaN or an infinity. One error lists all of them.
 ///
 /// # Examples
 ///
@@ -66,11 +66,11 @@ pub fn load<M: Module>(module: M, weights: &Weights, dtype: Option<DType>) -> Re
     fill(module, weights.path(), names, read, convert)
 }
 
-/// Replaces all parameters of a module by the tensors of those names.
+/// Replaces all parameters of a module with the tensors of those names.
 ///
 /// # Errors
 ///
-/// [`Error::Mismatch`] as [`load`], with `source` as its path.
+/// [`Error::Mismatch`], like [`load`], with `source` as its path.
 pub fn with_tensors<M: Module>(
     module: M,
     tensors: &BTreeMap<String, TensorData>,
@@ -81,25 +81,25 @@ pub fn with_tensors<M: Module>(
     fill(module, source, names, read, |_, data| data)
 }
 
-/// Returns whether a tensor is a buffer, by the end of its name: modules compute it themselves, and only some versions of
-/// PyTorch's libraries save it. No result depends on it, whatever its element type.
+/// Returns whether a tensor is a buffer, judging by the end of its name. Modules compute buffers themselves, and only some
+/// versions of the Python libraries save them. No result depends on them.
 pub fn is_buffer(name: &str) -> bool {
     const BUFFERS: [&str; 2] = ["position_ids", "num_batches_tracked"];
     BUFFERS.contains(&name.rsplit('.').next().unwrap_or(name))
 }
 
-/// The list of layers and the index of one that a tensor of a transformer belongs to.
+/// The list of layers that a tensor of a transformer belongs to, and its index in the list.
 fn layer_of(name: &str) -> Option<(&str, usize)> {
     const LAYERS: &str = "encoder.layers.";
     const PARTS: [&str; 4] = ["self_attn.", "layer_norm1.", "layer_norm2.", "mlp."];
     let end = name.find(LAYERS)? + LAYERS.len();
     let (index, rest) = name[end..].split_once('.')?;
-    // The autoencoders' layers of the same name are no transformer.
+    // Layers of the same name in the autoencoders are not transformers.
     PARTS.iter().find(|part| rest.starts_with(**part))?;
     Some((&name[..end], index.parse().ok()?))
 }
 
-/// Drops tensors of layers beyond the last one of a module.
+/// Drops tensors of layers beyond the module's last one.
 fn without_further_layers(unused: BTreeSet<String>, module: &BTreeSet<String>) -> Vec<String> {
     let mut counts = BTreeMap::new();
     for (list, index) in module.iter().filter_map(|name| layer_of(name)) {
@@ -147,7 +147,7 @@ fn fill<M: Module>(
 
 struct Filler<R, C> {
     unused: BTreeSet<String>,
-    /// Names of the module's parameters.
+    /// Names of the module's parameters seen so far.
     seen: BTreeSet<String>,
     read: R,
     /// Applied to tensors that fit.
@@ -192,14 +192,14 @@ impl<R, C> Filler<R, C>
 where
     C: Fn(&str, TensorData) -> TensorData,
 {
-    /// The converted tensor if it fits the parameter; otherwise the mismatch is noted.
+    /// Returns the converted tensor if it fits the parameter; otherwise records the mismatch.
     fn fitting(
         &mut self,
         name: &str,
         data: TensorData,
         expected: Vec<usize>,
     ) -> Option<TensorData> {
-        // burn has no tensors without axes; a scalar is a vector of one.
+        // burn has no tensors of rank 0, so scalars become vectors of one element.
         let data = match data.shape().is_empty() && expected == [1] {
             true => as_vector(data),
             false => data,
@@ -215,7 +215,7 @@ where
             self.mismatch.not_float.push((name.to_owned(), found));
             return None;
         }
-        // Checked before the conversion, whose own overflow would hide the cause, and after it.
+        // Checked before the conversion, because an overflow in it would hide the cause.
         if !is_finite(&data) {
             self.mismatch.not_finite.push(name.to_owned());
             return None;
@@ -229,7 +229,7 @@ fn as_vector(data: TensorData) -> TensorData {
     TensorData::from_bytes(bytes, [shape.num_elements()], dtype)
 }
 
-/// The parameters of a module by name, as stored: an adapter and the weight that it adapts are separate tensors.
+/// The parameters of a module by name, as they are stored: an adapter and the weight it adapts are separate tensors.
 pub fn named_tensors<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
     struct Tensors(BTreeMap<String, TensorData>);
     impl NamedVisitor for Tensors {
@@ -244,9 +244,8 @@ pub fn named_tensors<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
 
 /// The current values of a tensor.
 ///
-/// burn's GPU backends leave the result of [`Tensor::into_data`] on the device until its bytes are touched
-/// (burn-cubecl 0.22.1); if the tensor is updated in place before that, the new values are found. This function
-/// touches them at once.
+/// burn's GPU backends leave the result of [`Tensor::into_data`] on the device until its bytes are accessed
+/// (burn-cubecl 0.22.1), so an in-place update before that changes them. This function accesses them immediately.
 ///
 /// # Shapes
 ///
@@ -261,7 +260,7 @@ pub fn read<const D: usize>(tensor: Tensor<D>) -> TensorData {
     data
 }
 
-/// Number of elements of all parameters. Initialises none of them.
+/// The total number of elements of all parameters. Does not initialise them.
 pub fn n_parameters<M: Module>(module: &M) -> usize {
     struct Count(usize);
     impl NamedVisitor for Count {
@@ -274,12 +273,12 @@ pub fn n_parameters<M: Module>(module: &M) -> usize {
     count.0
 }
 
-/// Writes the parameters of a module to a safetensors file in the element type `dtype`, atomically and one at a time:
-/// a module on a device is never copied to the host as a whole.
+/// Writes the parameters of a module to a safetensors file with element type `dtype`, atomically and one at a time, so
+/// that a module on a device is never copied to the host as a whole.
 ///
 /// # Errors
 ///
-/// If the file cannot be written, or a parameter holds a NaN or an infinity or leaves the range of `dtype`.
+/// If the file cannot be written, or a parameter contains a NaN or an infinity or exceeds the range of `dtype`.
 pub fn save<M: Module>(
     module: &M,
     path: impl AsRef<Path>,
@@ -314,7 +313,7 @@ impl NamedVisitor for Parameters<'_> {
                 false => Err(Error::NotFinite {
                     path: path.to_owned(),
                     name: key.clone(),
-                    reason: format!("holds a NaN, an infinity or a value beyond {dtype:?}"),
+                    reason: format!("contains a NaN, an infinity or a value beyond {dtype:?}"),
                 }),
             }
         };

@@ -1,20 +1,20 @@
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
-/// Visits the floating-point parameters of a module together with their names; see [`visit_named`].
+/// A visitor of the floating-point parameters of a module and their names; see [`visit_named`].
 pub trait NamedVisitor {
     /// Visits a parameter.
     fn float<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>);
 }
 
-/// Replaces the floating-point parameters of a module by name; see [`map_named`].
+/// A mapper that replaces the floating-point parameters of a module by name; see [`map_named`].
 pub trait NamedMapper {
     /// Maps a parameter.
     fn float<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>>;
 }
 
-/// Visits every floating-point parameter under the name that checkpoints give it: fields and indices joined by dots,
-/// without the variants of enums, as in `down_blocks.0.resnets.1.conv1.weight`.
+/// Visits every floating-point parameter with its name in checkpoints: fields and indices joined by dots, without the
+/// variants of enums, as in `down_blocks.0.resnets.1.conv1.weight`.
 ///
 /// # Examples
 ///
@@ -80,21 +80,21 @@ impl<T: NamedMapper> ModuleMapper for Named<'_, T> {
     }
 }
 
-/// The position of a visitor or mapper in a module, as checkpoints name it.
+/// The position of a visitor or mapper in a module, under its name in checkpoints.
 ///
-/// [`visit_named`] and [`map_named`] keep one; a visitor that also looks at integer parameters can keep its own.
+/// [`visit_named`] and [`map_named`] maintain one; a visitor that also needs integer parameters can maintain its own.
 #[derive(Clone, Debug, Default)]
 pub struct ModulePath(Vec<String>);
 
 impl ModulePath {
-    /// Follows `enter_module`, with its arguments.
+    /// Call this in `enter_module`, with the same arguments.
     pub fn enter(&mut self, name: &str, container: &str) {
         if !is_variant(container) {
             self.0.push(name.to_owned());
         }
     }
 
-    /// Follows `exit_module`.
+    /// Call this in `exit_module`.
     pub fn exit(&mut self, container: &str) {
         if !is_variant(container) {
             self.0.pop();

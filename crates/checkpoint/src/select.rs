@@ -1,4 +1,4 @@
-//! The choice among several files of weights of a component, as diffusers and transformers make it.
+//! The choice among several weight files of a component, following diffusers and transformers.
 
 use std::path::Path;
 
@@ -15,11 +15,11 @@ pub(crate) enum Library {
     Transformers,
 }
 
-/// Lower precision that is taken where a component has nothing else.
+/// The half-precision variant, used if a component has nothing else.
 pub(crate) const HALF: &str = "fp16";
 
 impl Library {
-    /// The library of the component in a folder: that of its configuration, else by its name.
+    /// The library of the component in a folder, determined by its configuration or else by its name.
     pub(crate) fn of_folder(folder: &Path, component: &str) -> Self {
         let config = read_json::<Map<String, Value>>(folder.join("config.json"));
         let has = |key: &str| config.as_ref().is_ok_and(|config| config.contains_key(key));
@@ -42,10 +42,10 @@ impl Library {
         }
     }
 
-    /// The names of its files in the order in which it looks for them.
+    /// File names in the order in which the library tries them.
     ///
-    /// diffusers takes shards before a whole file (`ModelMixin.from_pretrained`), transformers the reverse
-    /// (`_get_resolved_checkpoint_files`). Shards of pickles, which diffusers does not look for, come last.
+    /// diffusers prefers shards to a whole file (`ModelMixin.from_pretrained`), transformers the reverse
+    /// (`_get_resolved_checkpoint_files`). Sharded pickles, which diffusers does not try, come last.
     fn names(self, variant: Option<&str>) -> Vec<String> {
         let with = |stem: &str, end: &str| match variant {
             None => format!("{stem}.{end}"),
@@ -59,7 +59,7 @@ impl Library {
             Self::Diffusers => {
                 let stem = "diffusion_pytorch_model";
                 let mut names = vec![index(&format!("{stem}.safetensors"))];
-                // The spelling of 2023.
+                // The spelling used in 2023.
                 names.extend(variant.map(|it| format!("{stem}.safetensors.{it}.index.json")));
                 names.push(with(stem, "safetensors"));
                 names.push(with(stem, "bin"));
@@ -83,9 +83,9 @@ impl Library {
     }
 }
 
-/// Names of files that may hold the weights of a component, the preferred one first: those of the variant, then of
-/// full precision, then `fp16`. In each group come the names of the component's own library, those of the other, and
-/// open_clip's.
+/// Names of files that may contain the weights of a component, in order of preference: the variant, then full precision,
+/// then `fp16`. Within each group, the names of the component's own library come first, then those of the other library,
+/// then open_clip's.
 pub(crate) fn weight_names(library: Library, variant: Option<&str>) -> Vec<String> {
     let variants = [variant, None, Some(HALF)];
     let variants = variants.into_iter().skip(usize::from(variant.is_none()));
@@ -107,7 +107,7 @@ pub(crate) fn weight_names(library: Library, variant: Option<&str>) -> Vec<Strin
     names.collect()
 }
 
-/// Returns whether a file of weights belongs to a variant.
+/// Returns whether a weight file belongs to a variant.
 pub(crate) fn is_of_variant(name: &str, variant: &str) -> bool {
     let is_weights = [".safetensors", ".bin", ".json"]
         .iter()

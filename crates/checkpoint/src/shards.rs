@@ -1,4 +1,4 @@
-//! Indices of weights that are split into several files.
+//! Indices of sharded weights.
 
 use std::collections::BTreeMap;
 #[cfg(feature = "hub")]
@@ -10,24 +10,24 @@ use serde::Deserialize;
 
 use crate::{Error, read_json};
 
-/// Part of an index's name, before its variant if it has one.
+/// The part of an index's name before its variant, if it has one.
 const INDEX: &str = ".index.";
 
-/// Returns whether a path has the name of an index: `model.safetensors.index.json`, `model.safetensors.index.fp16.json` or
+/// Returns whether a path is named like an index: `model.safetensors.index.json`, `model.safetensors.index.fp16.json` or
 /// `model.safetensors.fp16.index.json`.
 pub(crate) fn is_index(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
     name.is_some_and(|name| name.contains(INDEX) && name.ends_with(".json"))
 }
 
-/// The shard of each tensor.
+/// Reads the shard of each tensor.
 pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
     let index: Index = read_json(path)?;
-    // A shard lies beside its index: an index from elsewhere must not lead out of the folder.
+    // Shards are in the folder of their index. An untrusted index must not point outside of it.
     let is_beside = |name: &str| Path::new(name).file_name() == Some(OsStr::new(name));
     match index.weight_map.values().find(|name| !is_beside(name)) {
         None => Ok(index.weight_map),

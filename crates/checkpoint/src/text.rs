@@ -2,13 +2,13 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-/// Longest line accepted, in bytes: far beyond any prompt, small enough for any memory.
+/// Longest accepted line in bytes: far beyond any prompt, but small enough to buffer.
 const MAX_LINE: usize = 1 << 20;
 
 const UTF8_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 const UTF16_MARKS: [[u8; 2]; 2] = [[0xff, 0xfe], [0xfe, 0xff]];
 
-/// A text file that cannot be read.
+/// An error reading a text file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TextError {
@@ -26,7 +26,7 @@ pub enum TextError {
         /// The file.
         path: PathBuf,
     },
-    /// A line is not UTF-8, or has a NUL byte, as UTF-16 without a mark has.
+    /// A line is not UTF-8, or has a NUL byte, as in UTF-16 without a byte-order mark.
     #[error("{path}: line {line} is not UTF-8 text; save the file as UTF-8")]
     Encoding {
         /// The file.
@@ -42,7 +42,7 @@ pub enum TextError {
         /// Line number, from 1.
         line: usize,
     },
-    /// The file has blank lines only, or none.
+    /// The file has no lines, or only blank ones.
     #[error("{path} has no text; expected one prompt a line")]
     Empty {
         /// The file.
@@ -50,22 +50,22 @@ pub enum TextError {
     },
 }
 
-/// A line with text in it.
+/// A non-blank line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Line {
-    /// Line number in the file, from 1, blank lines included.
+    /// Line number in the file, from 1, counting blank lines.
     pub number: usize,
     /// Byte offset of `text` in the file.
     pub offset: u64,
-    /// The text, without white space at its ends.
+    /// The text, without leading and trailing white space.
     pub text: String,
 }
 
-/// Iterator over the lines of a text file that are not blank, for files of any size.
+/// An iterator over the non-blank lines of a text file of any size.
 ///
 /// The text is UTF-8, with or without a byte-order mark. Lines end with LF, CRLF or CR, as in Python's text mode. Blank lines are
-/// skipped and counted. After an error the iterator ends.
+/// skipped, but counted. The iterator ends after an error.
 ///
 /// # Examples
 ///
@@ -201,7 +201,7 @@ impl<R: BufRead> Iterator for Lines<R> {
     }
 }
 
-/// The lines of a file that are not blank, and the number of blank lines skipped; see [`Lines`].
+/// Reads the non-blank lines of a file and the number of blank lines skipped; see [`Lines`].
 ///
 /// # Errors
 ///
@@ -218,7 +218,7 @@ pub fn read_lines(path: &Path) -> Result<(Vec<String>, usize), TextError> {
     Ok((found, lines.n_blank()))
 }
 
-/// The text of a whole file in UTF-8, without a byte-order mark: JSON, TOML.
+/// Reads a whole UTF-8 file, such as JSON or TOML, and strips a byte-order mark.
 ///
 /// # Errors
 ///
@@ -241,7 +241,7 @@ pub fn read_text(path: &Path) -> Result<String, TextError> {
     }
 }
 
-/// Length of the byte-order mark of UTF-8 at the start of a file.
+/// The length of the UTF-8 byte-order mark at the start of a file.
 fn mark_len(start: &[u8], path: &Path) -> Result<usize, TextError> {
     if UTF16_MARKS.iter().any(|mark| start.starts_with(mark)) {
         let path = path.to_owned();

@@ -14,13 +14,13 @@ use crate::kind;
 use crate::shards::{is_index, read_index};
 use crate::torch::{self, Element, TorchTensor};
 
-/// Tensors by name, from one file or several, of which each is read when it is needed.
+/// Tensors by name, from one or more files, each read only when it is needed.
 ///
-/// Files are safetensors, shards of it under an index, or what `torch.save` wrote (`.ckpt`, `.pt`, `.bin`); the
-/// first bytes decide. Opening reads headers only. Names can be changed and tensors split, transposed and reshaped
-/// before anything is read, which turns a checkpoint of another layout into one that fits a module.
+/// Files are safetensors, safetensors shards with an index, or written by `torch.save` (`.ckpt`, `.pt`, `.bin`); their
+/// first bytes determine the format. Opening reads only headers. Tensors can be renamed, split, transposed and reshaped
+/// before anything is read, which makes a checkpoint in another layout fit a module.
 ///
-/// Files are mapped unless [`Access::Owned`] is given; see [`Access`] for the contract.
+/// Files are memory-mapped unless [`Access::Owned`] is given; see [`Access`] for the contract.
 #[derive(Clone)]
 pub struct Weights {
     path: PathBuf,
@@ -68,11 +68,11 @@ impl From<Archive> for Weights {
 }
 
 impl Weights {
-    /// Opens a file, mapped. Nothing in a pickle is executed: only tensors and dictionaries of it are read.
+    /// Memory-maps a file. Nothing in a pickle is executed: only its tensors and dictionaries are read.
     ///
     /// # Errors
     ///
-    /// If the file, or a shard that its index names, cannot be read, is damaged or of another kind. Tensors of
+    /// If the file, or a shard named by its index, cannot be read, is damaged or has another format. Tensors of
     /// unsupported types are errors when they are read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         Self::open_with(path, Access::Mapped)
@@ -98,9 +98,8 @@ impl Weights {
         }
     }
 
-    /// As diffusers and transformers read them: a shard gives all of its tensors, listed or not, a later shard replaces
-    /// those of an earlier one, and files that the index does not name are ignored. Listed tensors that no shard holds
-    /// are an error.
+    /// Opens shards as diffusers and transformers do: all tensors of a shard are used, listed or not, later shards override
+    /// earlier ones, and files not named by the index are ignored. Listed tensors missing from the shards are an error.
     fn open_index(path: &Path, access: Access) -> Result<Self, Error> {
         let index = read_index(path)?;
         let shards: BTreeSet<_> = index.values().collect();
@@ -111,7 +110,7 @@ impl Weights {
                 if all.entries.insert(tensor.clone(), entry).is_some() {
                     let path = path.display();
                     all.notes.push(format!(
-                        "{path}: {tensor} is in two shards, that of {name} is taken"
+                        "{path}: {tensor} is in two shards; the one in {name} is used"
                     ));
                 }
             }
@@ -161,7 +160,7 @@ impl Weights {
         &self.path
     }
 
-    /// The files that the tensors are in, sorted.
+    /// The files that contain the tensors, sorted.
     pub fn files(&self) -> Vec<PathBuf> {
         let files = self.entries.values().map(|entry| entry.path().to_owned());
         let mut files: Vec<_> = files.collect();
@@ -170,13 +169,13 @@ impl Weights {
         files
     }
 
-    /// Free-form strings of the header of a safetensors file, or of all shards.
+    /// Free-form strings from the header of a safetensors file, or of all shards.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
-    /// Sentences about these weights that a user should be told: which tensors are widened because burn lacks their
-    /// type, and which file was taken where the preferred one is missing.
+    /// Messages about these weights for the user: tensors widened because burn lacks their type, and the file used if the
+    /// preferred one is missing.
     pub fn notes(&self) -> Vec<String> {
         let mut counts = BTreeMap::<_, usize>::new();
         for entry in self.entries.values() {
@@ -247,7 +246,7 @@ impl Weights {
         Ok(entry.edits.iter().fold(data, |data, edit| edit.apply(data)))
     }
 
-    /// Advises that a tensor is not needed soon, so that its part of the file need not stay in memory.
+    /// Advises that a tensor will not be needed soon, so that its part of the file need not stay in memory.
     pub fn release(&self, name: &str) {
         if let Some(entry) = self.entries.get(name)
             && let Source::Safetensors(archive, name) = &entry.source
@@ -263,7 +262,7 @@ impl Weights {
         })
     }
 
-    /// The tensors whose names begin with `prefix`, without it.
+    /// The tensors whose names begin with `prefix`, which is removed.
     pub fn strip_prefix(&self, prefix: &str) -> Self {
         self.filter_map(|name| name.strip_prefix(prefix).map(str::to_owned))
             .expect("names that share a prefix differ in the rest")
@@ -278,7 +277,7 @@ impl Weights {
         self.filter_map(|old| Some(name(old)))
     }
 
-    /// The tensors to which `name` gives a name, under that name.
+    /// The tensors for which `name` returns a name, under that name.
     ///
     /// # Errors
     ///
@@ -298,7 +297,7 @@ impl Weights {
         })
     }
 
-    /// These tensors and others, such as two halves of a network in two files.
+    /// Joins these tensors with others, such as two halves of a network in separate files.
     ///
     /// # Errors
     ///
@@ -315,8 +314,8 @@ impl Weights {
         Ok(self)
     }
 
-    /// Replaces a tensor by equal parts of its first axis, one for each of `names`. Does nothing without a tensor of
-    /// that name, or if its rows do not divide: loading then reports the mismatch.
+    /// Splits a tensor into equal parts along its first axis, one for each of `names`. Does nothing if there is no tensor of
+    /// that name or its rows do not divide evenly: loading then reports the mismatch.
     pub fn split(&mut self, name: &str, names: &[String]) {
         let divides = |entry: &Entry| {
             let rows = entry.shape.first();

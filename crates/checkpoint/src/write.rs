@@ -13,7 +13,7 @@ use tempfile::NamedTempFile;
 use crate::Error;
 use crate::archive::file_dtype;
 
-/// A tensor that is computed when it is written, so that a file never has to fit in memory.
+/// A tensor that is computed when it is written, so that files need not fit in memory.
 pub struct LazyTensor<'a> {
     name: String,
     shape: Vec<usize>,
@@ -28,7 +28,7 @@ impl std::fmt::Debug for LazyTensor<'_> {
 }
 
 impl<'a> LazyTensor<'a> {
-    /// A tensor whose values are computed by `data`, which must have this shape and element type.
+    /// Creates a tensor whose values are computed by `data` and must have this shape and element type.
     pub fn new(
         name: impl Into<String>,
         shape: impl Into<Vec<usize>>,
@@ -43,7 +43,7 @@ impl<'a> LazyTensor<'a> {
         }
     }
 
-    /// A tensor whose values exist already.
+    /// Creates a tensor whose values already exist.
     pub fn ready(name: impl Into<String>, data: TensorData) -> Self {
         let (shape, dtype) = (data.shape().to_vec(), data.dtype());
         Self::new(name, shape, dtype, move || Ok(data.clone()))
@@ -54,23 +54,24 @@ impl<'a> LazyTensor<'a> {
     }
 }
 
-/// Writes a safetensors file, tensor by tensor. An existing file is replaced when the new one is complete and on disk.
+/// Writes a safetensors file, tensor by tensor. An existing file is replaced once the new one is complete and flushed to
+/// disk.
 ///
 /// # Errors
 ///
-/// If two tensors have the same name, one has a type that the format lacks or cannot be computed, or the file cannot be
-/// written. An existing file is then left as it was.
+/// If two tensors have the same name, a tensor has an unsupported type or cannot be computed, or the file cannot be
+/// written. An existing file is then left unchanged.
 ///
 /// # Panics
 ///
-/// If a tensor's values have another shape or element type than it was declared with.
+/// If the values of a tensor differ from its declared shape or element type.
 pub fn write_tensors(
     path: impl AsRef<Path>,
     mut tensors: Vec<LazyTensor<'_>>,
     metadata: HashMap<String, String>,
 ) -> Result<(), Error> {
     let path = path.as_ref();
-    // Wide types first, so that every tensor is aligned.
+    // Wide types first, so that all tensors are aligned.
     tensors.sort_by(|a, b| (b.dtype.size(), &a.name).cmp(&(a.dtype.size(), &b.name)));
     let header = header(path, &tensors, metadata)?;
     let temporary = temporary_beside(path)?;
@@ -99,7 +100,7 @@ pub fn write_tensors(
     replace(temporary, path)
 }
 
-/// The names, types, shapes and offsets of tensors as JSON, padded to a multiple of eight bytes.
+/// Encodes the names, types, shapes and offsets of tensors as JSON, padded to a multiple of eight bytes.
 fn header(
     path: &Path,
     tensors: &[LazyTensor<'_>],
@@ -143,11 +144,11 @@ fn header(
     Ok(header)
 }
 
-/// Writes a file through `write`. An existing file is replaced when the new one is complete and on disk.
+/// Writes a file through `write`. An existing file is replaced once the new one is complete and flushed to disk.
 ///
 /// # Errors
 ///
-/// If `write` fails or the file cannot be written. An existing file is then left as it was.
+/// If `write` fails or the file cannot be written. An existing file is then left unchanged.
 pub fn write_atomically(
     path: impl AsRef<Path>,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
@@ -167,7 +168,7 @@ pub fn write_atomically(
 ///
 /// # Errors
 ///
-/// As [`write_atomically`].
+/// Same as [`write_atomically`].
 pub fn write_json(path: impl AsRef<Path>, value: &impl Serialize) -> Result<(), Error> {
     write_atomically(path, |file| {
         serde_json::to_writer_pretty(&mut *file, value)?;
@@ -175,7 +176,7 @@ pub fn write_json(path: impl AsRef<Path>, value: &impl Serialize) -> Result<(), 
     })
 }
 
-/// A file in the same folder, so that renaming it is atomic. It is deleted unless it is kept.
+/// Creates a temporary file in the same folder, so that renaming it is atomic. It is deleted unless it is persisted.
 fn temporary_beside(path: &Path) -> Result<NamedTempFile, Error> {
     let folder = path
         .parent()
@@ -198,7 +199,7 @@ fn replace(temporary: NamedTempFile, path: &Path) -> Result<(), Error> {
     temporary
         .persist(path)
         .map_err(|error| Error::write(path, error.error))?;
-    // The rename is on disk once the folder is. Not every system can sync a folder.
+    // The rename is durable once the folder is synced, which not every system supports.
     #[cfg(unix)]
     if let Some(folder) = path
         .parent()

@@ -1,4 +1,4 @@
-//! Damaged, hostile and ill-fitting files: one clear error each.
+//! Damaged, hostile and mismatched files, each with one clear error.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -99,7 +99,7 @@ fn nan_and_infinity_are_errors_by_name() {
     }
 }
 
-/// Every truncation of a valid file, and every lie in its header, is an error and no panic.
+/// Every truncation of a valid file, and every false header, is an error and not a panic.
 #[test]
 fn damaged_files_are_errors() {
     let folder = tempfile::tempdir().unwrap();

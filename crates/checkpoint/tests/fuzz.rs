@@ -1,6 +1,6 @@
-//! Whatever a file of `torch.save` says, it is read or an error, never a panic or an allocation on its word.
+//! Any `torch.save` file is either read or an error, and never causes a panic or an unbounded allocation.
 //!
-//! `SWIFTBRUSH_FUZZ_SECONDS=600 cargo test --release --workspace --test fuzz` runs longer. Inputs that fail are kept
+//! `SWIFTBRUSH_FUZZ_SECONDS=600 cargo test --release --workspace --test fuzz` runs longer. Failing inputs are kept
 //! in `corpus`.
 
 use std::path::{Path, PathBuf};

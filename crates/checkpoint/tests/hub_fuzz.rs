@@ -1,7 +1,7 @@
-//! The hub's answers, mutated: they are used or rejected, without a panic and without a file outside the cache.
+//! Mutated responses of the hub are used or rejected, without a panic and without a file outside the cache.
 //!
 //! Runs for a second in tests, and longer with `SWIFTBRUSH_FUZZ_SECONDS=600 cargo test --release --workspace --test hub_fuzz`.
-//! Inputs that failed are kept in `corpus`.
+//! Failing inputs are kept in `corpus`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use swiftbrush_checkpoint::{Event, Hub};
 use swiftbrush_testing::fuzz;
 
-/// Separates the answers of an input: to the listing, to HEAD and to GET.
+/// Separates the responses of an input: to the listing, to HEAD and to GET.
 const SEPARATOR: &[u8] = b"\n--\n";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -29,13 +29,13 @@ fn hex(hash: &[u8]) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The name that contents have in git.
+/// Git's hash of the contents.
 fn git_hash(contents: &[u8]) -> String {
     let header = format!("blob {}\0", contents.len());
     hex(&Sha1::digest([header.as_bytes(), contents].concat()))
 }
 
-/// The answers of an honest server for a repository with one file.
+/// The responses of an honest server for a repository with one file.
 fn answers(headers: &str, file: &str, contents: &str, etag: &str) -> Vec<u8> {
     let listing =
         format!("{{\"sha\": \"{COMMIT}\", \"siblings\": [{{\"rfilename\": \"{file}\"}}]}}");
@@ -53,7 +53,7 @@ fn answers(headers: &str, file: &str, contents: &str, etag: &str) -> Vec<u8> {
     parts.map(String::into_bytes).join(SEPARATOR)
 }
 
-/// Sends the answers of the current input as they are.
+/// Sends the responses of the current input unchanged.
 fn serve(mut stream: &TcpStream, input: &Mutex<Vec<u8>>) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream).lines();
     let request = lines.next().unwrap_or(Ok(String::new()))?;
@@ -89,7 +89,7 @@ fn answers_of_the_hub() {
     let shared = input.clone();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            // A client that hangs up is no error.
+            // It is no error if the client hangs up.
             let _ = serve(&stream, &shared);
         }
     });
@@ -152,7 +152,7 @@ fn answers_of_the_hub() {
     });
 }
 
-/// Checks that nothing lies outside the cache, and nothing inside that is not what its name says.
+/// Checks that there is nothing outside the cache, and that every blob inside matches its name.
 fn check(folder: &Path, is_complete: bool) {
     let names = |folder: &Path| -> Vec<String> {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();

@@ -1,4 +1,4 @@
-//! Files of `torch.save`: `golden/make_torch.py` writes them.
+//! `torch.save` files, written by `golden/make_torch.py`.
 
 use std::path::{Path, PathBuf};
 
@@ -97,7 +97,7 @@ fn unsupported_tensors_are_errors_by_name() {
     }
 }
 
-/// Truncations are errors and no panics.
+/// Truncations are errors, not panics.
 #[test]
 fn damaged_files_are_errors() {
     let folder = tempfile::tempdir().unwrap();

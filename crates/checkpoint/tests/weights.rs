@@ -1,4 +1,4 @@
-//! Tensors of one file or several, renamed and reshaped, and the choice among files.
+//! Tensors from one or more files, renamed and reshaped, and the choice among files.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -129,7 +129,7 @@ fn shards_are_one_model_and_their_index_is_checked() {
     let weights = index(folder.path(), whole).unwrap();
     assert_eq!(weights.read("c").unwrap(), counting(&[3]));
     assert_eq!(weights.files().len(), 2);
-    // As in diffusers and transformers: unlisted tensors are there, and the last of two wins.
+    // As in diffusers and transformers, unlisted tensors are used, and the last of two wins.
     write(
         &folder.path().join("2.safetensors"),
         &[("a", counting(&[3])), ("c", counting(&[3]))],
@@ -186,7 +186,7 @@ struct Selection {
     taken: String,
 }
 
-/// Writes a file of one tensor, or an index with a shard.
+/// Writes a file with one tensor, or an index with a shard.
 fn candidate(folder: &Path, name: &str) {
     let tensor = [("a", counting(&[1]))];
     if name.ends_with(".json") {
@@ -199,7 +199,7 @@ fn candidate(folder: &Path, name: &str) {
     }
 }
 
-/// `golden/make_selection.py` asked diffusers and transformers.
+/// `golden/make_selection.py` records the choices of diffusers and transformers.
 #[test]
 fn the_file_of_a_component_is_that_of_diffusers_and_transformers() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/selection.json");
@@ -228,7 +228,7 @@ fn the_file_of_a_component_is_that_of_diffusers_and_transformers() {
     }
 }
 
-/// The library that saved a component, told by its configuration before its name.
+/// The configuration, then the name, determines the library that saved a component.
 #[test]
 fn the_configuration_decides_whose_order_is_followed() {
     let folder = tempfile::tempdir().unwrap();
@@ -334,7 +334,7 @@ fn components_come_from_a_variant_or_another_place() {
         misspelt.contains("variant `fp61`") && misspelt.contains(names[0]),
         "{misspelt}"
     );
-    // A component without the variant, beside one that has it.
+    // A component without the variant, next to one that has it.
     let decoder = folder.path().join("vae");
     write(&decoder.join(names[1]), &[("a", counting(&[1]))]);
     let taken = open().with_variant("fp16").weights("vae").unwrap();

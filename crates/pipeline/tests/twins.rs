@@ -581,7 +581,7 @@ fn missing_unused_and_misshapen_tensors_are_listed() {
     for part in [
         "missing: ",
         "unused: ",
-        "of another shape: ",
+        "with the wrong shape: ",
         "diffusion_pytorch_model.safetensors",
     ] {
         assert!(error.contains(part), "{error}");

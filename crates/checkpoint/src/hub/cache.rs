@@ -21,7 +21,7 @@ impl Repository {
         }
     }
 
-    /// The folder of a commit's files.
+    /// The folder with the files of a commit.
     pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
         self.root.join("snapshots").join(commit)
     }
@@ -32,7 +32,7 @@ impl Repository {
         path.is_file().then_some(path)
     }
 
-    /// The cached commit of a revision: itself if it is one, or else what it last resolved to.
+    /// The cached commit of a revision: the revision itself if it is a commit, else the one it last resolved to.
     pub(super) fn commit(&self, name: &HubName) -> Option<String> {
         let commit = match is_commit(&name.revision) {
             true => name.revision.clone(),
@@ -44,11 +44,11 @@ impl Repository {
         (is_commit(&commit) && self.snapshot(&commit).is_dir()).then_some(commit)
     }
 
-    /// Remembers the commit of a branch or tag.
+    /// Stores the commit of a branch or tag.
     pub(super) fn set_commit(&self, name: &HubName, commit: &str) -> Result<(), Error> {
         let path = self.reference(&name.revision);
         let is_known = || fs::read_to_string(&path).is_ok_and(|known| known == commit);
-        // A cache that can only be read is usable as long as nothing changes.
+        // Keeps a read-only cache usable as long as nothing changes.
         if name.revision == commit || is_known() {
             return Ok(());
         }
@@ -67,7 +67,7 @@ impl Repository {
         self.root.join("blobs").join(format!("{etag}.incomplete"))
     }
 
-    /// Takes the lock of a blob, which is released when the file is closed; none if another thread or process has it.
+    /// Takes the lock of a blob, which is released when the file is closed; `None` if another thread or process holds it.
     pub(super) fn try_lock(&self, etag: &str) -> io::Result<Option<File>> {
         fs::create_dir_all(&self.locks)?;
         let path = self.locks.join(format!("{etag}.lock"));
@@ -87,7 +87,7 @@ impl Repository {
         }
     }
 
-    /// Makes a blob a file of a commit: by a relative symlink, or else by a copy.
+    /// Adds a blob to the files of a commit, as a relative symlink or else as a copy.
     pub(super) fn link(
         &self,
         etag: &str,
@@ -100,7 +100,7 @@ impl Repository {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(failed)?;
         }
-        // A broken link, left behind when its blob was deleted.
+        // Removes a dangling link whose blob was deleted.
         if path.symlink_metadata().is_ok() {
             fs::remove_file(&path).map_err(failed)?;
         }
@@ -114,7 +114,7 @@ impl Repository {
     }
 }
 
-/// Returns whether a file still has a name: other clients delete lock files, and a deleted one excludes nobody.
+/// Returns whether a file still has a name. Other clients delete lock files, and a deleted lock file locks nothing.
 #[cfg(unix)]
 fn is_linked(file: &File) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
@@ -131,7 +131,7 @@ fn symlink(target: &Path, path: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(target, path)
 }
 
-/// Windows allows symlinks to developers only.
+/// Fails on Windows unless developer mode is on.
 #[cfg(windows)]
 fn symlink(target: &Path, path: &Path) -> io::Result<()> {
     let target: PathBuf = target.components().collect();
@@ -148,7 +148,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), Error> {
     write_atomically(to, |file| io::copy(&mut source, file).map(|_| ()))
 }
 
-/// Deletes a file that may be missing.
+/// Deletes a file if it exists.
 pub(super) fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::write(path, error)),
@@ -156,7 +156,7 @@ pub(super) fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Length of a file; 0 if it is missing.
+/// The length of a file; 0 if it does not exist.
 pub(super) fn len(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |metadata| metadata.len())
 }

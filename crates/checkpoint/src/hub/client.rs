@@ -16,10 +16,10 @@ use super::options::Hub;
 use super::url::{escape, file_path, origin, parse, parse_endpoint, redirect};
 use crate::error::Error;
 
-/// Largest answer to a listing: about 100,000 files.
+/// The largest accepted listing, about 100,000 files.
 const MAX_LISTING: u64 = 16 << 20;
 const MAX_REDIRECTS: usize = 10;
-/// Longest pause that a server can ask for.
+/// The longest `Retry-After` that is respected.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 const REPO_COMMIT: HeaderName = HeaderName::from_static("x-repo-commit");
@@ -27,7 +27,7 @@ const LINKED_ETAG: HeaderName = HeaderName::from_static("x-linked-etag");
 const LINKED_SIZE: HeaderName = HeaderName::from_static("x-linked-size");
 const ERROR_CODE: HeaderName = HeaderName::from_static("x-error-code");
 
-/// HTTP requests to one endpoint.
+/// An HTTP client for one endpoint.
 pub(super) struct Client {
     metadata: Agent,
     download: Agent,
@@ -41,7 +41,7 @@ pub(super) struct Listing {
     pub(super) files: BTreeSet<String>,
 }
 
-/// The part of a listing's JSON that is read.
+/// The fields of a listing that are used.
 #[derive(Deserialize)]
 struct ModelInfo {
     sha: String,
@@ -61,23 +61,23 @@ pub(super) struct Metadata {
     pub(super) size: Option<u64>,
 }
 
-/// The body of a file from some byte on.
+/// The contents of a file from some byte on.
 pub(super) struct Contents {
     /// Position of the first byte.
     pub(super) start: u64,
-    /// Length of the whole file, if the server says it.
+    /// Length of the whole file, if the server reports it.
     pub(super) size: Option<u64>,
     pub(super) body: Box<dyn Read>,
 }
 
-/// Reason why a request got no usable answer.
+/// The reason why a request got no usable response.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The network or the server failed; a repetition may succeed, after this pause if the server asks for one.
+    /// The network or the server failed. A retry may succeed, after this pause if the server sent one.
     Transient(String, Option<Duration>),
-    /// The server refused: status and `X-Error-Code`.
+    /// The server rejected the request: status and `X-Error-Code`.
     Status(StatusCode, String),
-    /// The server does not speak the protocol.
+    /// The response violates the protocol.
     Answer(String),
     /// The server sent a dangerous name, or the caller cancelled.
     Hub(HubError),
@@ -85,12 +85,12 @@ pub(super) enum Failure {
     Other(Error),
 }
 
-/// The redirects that a request follows.
+/// The redirects followed by a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Redirects {
-    /// Those within the endpoint: of renamed models. Others are answers.
+    /// Those within the endpoint, which are sent for renamed models. Any other redirect is a final response.
     Own,
-    /// All: to the servers that store large files.
+    /// All, including those to the servers that store large files.
     All,
 }
 
@@ -143,7 +143,7 @@ impl Client {
         }
     }
 
-    /// Asks for the identity of a file.
+    /// Requests the identity of a file.
     pub(super) fn metadata(&self, id: &str, commit: &str, file: &str) -> Result<Metadata, Failure> {
         let path = file_path(id, commit, file);
         let response = self.send(&self.metadata, Method::HEAD, &path, Redirects::Own, None)?;
@@ -168,7 +168,7 @@ impl Client {
         })
     }
 
-    /// Requests the contents of a file from a position on. The server may send it from the beginning all the same.
+    /// Requests the contents of a file from a position on. The server may still send it from the beginning.
     pub(super) fn contents(
         &self,
         id: &str,
@@ -255,14 +255,14 @@ impl Client {
     }
 }
 
-/// An agent that follows no redirects and gives up on a connection that is silent for `timeout`.
+/// Creates an agent that follows no redirects and drops connections that are silent for `timeout`.
 fn agent(hub: &Hub, timeout: Duration) -> Agent {
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
         .proxy(hub.proxy.clone())
         .user_agent(concat!("swiftbrush/", env!("CARGO_PKG_VERSION")))
-        // Lengths and positions count the bytes of the file.
+        // Lengths and positions refer to the uncompressed file.
         .accept_encoding("identity")
         .timeout_resolve(Some(timeout))
         .timeout_connect(Some(timeout))
@@ -272,7 +272,7 @@ fn agent(hub: &Hub, timeout: Duration) -> Agent {
     config.build().new_agent()
 }
 
-/// Sorts a final answer by its status.
+/// Classifies a final response by its status.
 fn accept(response: Response<Body>) -> Result<Response<Body>, Failure> {
     let status = response.status();
     let headers = response.headers();
@@ -323,7 +323,7 @@ fn number(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
     text(headers, name)?.parse().ok()
 }
 
-/// First byte and total length of `bytes 0-9/10` or `bytes 0-9/*`.
+/// Parses the first byte and the total length from `bytes 0-9/10` or `bytes 0-9/*`.
 fn parse_range(range: &str) -> Option<(u64, Option<u64>)> {
     let (bounds, size) = range.strip_prefix("bytes ")?.split_once('/')?;
     let (first, _) = bounds.split_once('-')?;

@@ -14,13 +14,13 @@ use super::session::{TICK, pause};
 use crate::error::Error;
 use crate::write::sha256;
 
-/// Bytes between two events.
+/// Number of bytes between two events.
 const BUFFER_LEN: usize = 1 << 17;
-/// Hexadecimal digits of a SHA-256 (the ETag of large files) and of a SHA-1 (that of files in git itself).
+/// Number of hexadecimal digits of a SHA-256 (the ETag of large files) and of a SHA-1 (the ETag of files in git).
 const SHA256_LEN: usize = 64;
 const SHA1_LEN: usize = 40;
 
-/// The way of one file into the cache.
+/// The download of one file into the cache.
 pub(super) struct Transfer<'a, 'w> {
     pub(super) hub: &'a Hub,
     pub(super) client: &'a Client,
@@ -30,16 +30,16 @@ pub(super) struct Transfer<'a, 'w> {
     pub(super) file: &'a str,
     /// Name of the blob.
     pub(super) etag: String,
-    /// Number of bytes, as soon as the server has said it.
+    /// Number of bytes, once the server has reported it.
     pub(super) size: Option<u64>,
     pub(super) watch: &'a mut Watch<'w>,
 }
 
 impl Transfer<'_, '_> {
-    /// Downloads the blob unless it is there, and links it into the snapshot.
+    /// Downloads the blob unless it is cached, and links it into the snapshot.
     pub(super) fn run(mut self) -> Result<PathBuf, Error> {
         let _lock = self.lock()?;
-        // Another process may have done all this in the meantime.
+        // Another process may have finished the download in the meantime.
         if let Some(path) = self.repository.file(self.commit, self.file) {
             return Ok(path);
         }
@@ -54,7 +54,7 @@ impl Transfer<'_, '_> {
             .link(&self.etag, self.commit, self.file, self.hub.symlinks)
     }
 
-    /// Waits for the blob's lock; none on file systems without locks.
+    /// Waits for the blob's lock; `None` on file systems without locks.
     fn lock(&mut self) -> Result<Option<File>, Error> {
         loop {
             match self.repository.try_lock(&self.etag) {
@@ -77,7 +77,7 @@ impl Transfer<'_, '_> {
         }
     }
 
-    /// Returns whether the blob is there, in full length.
+    /// Returns whether the blob is cached with its full length.
     fn has_blob(&mut self) -> Result<bool, Error> {
         let blob = self.repository.blob(&self.etag);
         let found = match fs::metadata(&blob) {
@@ -96,7 +96,7 @@ impl Transfer<'_, '_> {
         }
     }
 
-    /// Downloads into the incomplete file, resuming it after failures.
+    /// Downloads into the incomplete file, resuming after failures.
     fn download(&mut self) -> Result<(), Error> {
         let path = self.repository.incomplete(&self.etag);
         if let Some(folder) = path.parent() {
@@ -110,7 +110,7 @@ impl Transfer<'_, '_> {
                 Err(Failure::Transient(reason, wait)) => (reason, wait),
                 Err(failure) => return Err(self.fatal(failure)),
             };
-            // Only failures in a row without a new byte count.
+            // Only consecutive failures without any new byte count.
             failures = if len(&path) > before { 1 } else { failures + 1 };
             if failures > self.hub.retries {
                 let file = self.file.to_owned();
@@ -124,7 +124,7 @@ impl Transfer<'_, '_> {
     /// Requests the missing bytes once.
     fn attempt(&mut self, path: &Path) -> Result<(), Failure> {
         let start = match (len(path), self.size) {
-            // An empty file has to be created.
+            // An empty file must still be created.
             (len, Some(size)) if len == size && len > 0 => return Ok(()),
             (len, Some(size)) if len > size => 0,
             (len, _) => len,
@@ -132,7 +132,7 @@ impl Transfer<'_, '_> {
         let contents = self.client.contents(self.id, self.commit, self.file, start);
         let contents = contents.map_err(|failure| match failure {
             Failure::Status(StatusCode::RANGE_NOT_SATISFIABLE, _) => match remove(path) {
-                Ok(()) => Failure::Transient(format!("no bytes from {start} on"), None),
+                Ok(()) => Failure::Transient(format!("the server has no byte {start}"), None),
                 Err(error) => Failure::Other(error),
             },
             failure => failure,
@@ -143,7 +143,7 @@ impl Transfer<'_, '_> {
             }
             (Some(size), _) | (None, Some(size)) => size,
             (None, None) => {
-                let reason = format!("{} is sent without its length", self.file);
+                let reason = format!("{} was sent without its length", self.file);
                 return Err(Failure::Answer(reason));
             }
         };
@@ -151,7 +151,7 @@ impl Transfer<'_, '_> {
         self.receive(contents, size, path)
     }
 
-    /// Writes the contents behind the bytes that are there already.
+    /// Appends the contents to the bytes already on disk.
     fn receive(&mut self, mut contents: Contents, size: u64, path: &Path) -> Result<(), Failure> {
         let written = |error| Failure::Other(Error::write(path, error));
         let mut options = File::options();
@@ -195,7 +195,7 @@ impl Transfer<'_, '_> {
             SHA1_LEN if is_hex => ("git SHA-1", git_sha1(&path)?),
             _ => {
                 let message = format!(
-                    "{}: only the length was verified, because the ETag is no hash",
+                    "{}: only the length was verified, because the ETag is not a hash",
                     self.file
                 );
                 return self.send(Event::Warning(message));
@@ -208,7 +208,7 @@ impl Transfer<'_, '_> {
         Err(self.fatal(failure))
     }
 
-    /// Deletes the incomplete file, which would be resumed otherwise.
+    /// Deletes the incomplete file, so that it is not resumed.
     fn damaged(&self, path: &Path, expected: String, found: String) -> Failure {
         match remove(path) {
             Err(error) => Failure::Other(error),
@@ -247,7 +247,7 @@ fn bytes(size: u64) -> String {
     format!("{size} bytes")
 }
 
-/// The SHA-1 by which git names contents: that of `blob <length>\0<contents>`.
+/// Git's blob hash: the SHA-1 of `blob <length>\0<contents>`.
 fn git_sha1(path: &Path) -> Result<String, Error> {
     let failed = |error| Error::read(path, error);
     let mut file = File::open(path).map_err(failed)?;

@@ -6,25 +6,25 @@ use super::options::{ENDPOINT, Hub, TIMEOUT};
 use crate::error::Error;
 
 impl Hub {
-    /// Reads the environment variables of `huggingface_hub`. Nothing else in this crate reads any.
+    /// Reads the environment variables of `huggingface_hub`. Nothing else in this crate reads the environment.
     ///
     /// | variable | meaning |
     /// |---|---|
     /// | `HF_ENDPOINT` | server [default: `https://huggingface.co`] |
     /// | `HF_HUB_CACHE` | cache folder [default: `hub` in `HF_HOME`] |
-    /// | `HF_HOME` | [default: `huggingface` in `XDG_CACHE_HOME`, or `~/.cache/huggingface`] |
+    /// | `HF_HOME` | folder of cache and token [default: `huggingface` in `XDG_CACHE_HOME`, or `~/.cache/huggingface`] |
     /// | `HF_TOKEN` | access token |
     /// | `HF_TOKEN_PATH` | file with the token of the last login [default: `token` in `HF_HOME`] |
     /// | `HF_HUB_DISABLE_IMPLICIT_TOKEN` | 1: send no token |
     /// | `HF_HUB_OFFLINE` | 1: send no requests |
-    /// | `HF_HUB_ETAG_TIMEOUT` | seconds that the server may take to answer a query [default: 10] |
-    /// | `HF_HUB_DOWNLOAD_TIMEOUT` | seconds that the server may take to send the next bytes [default: 10] |
+    /// | `HF_HUB_ETAG_TIMEOUT` | seconds to wait for the response to a query [default: 10] |
+    /// | `HF_HUB_DOWNLOAD_TIMEOUT` | seconds to wait for the next bytes of a file [default: 10] |
     /// | `HF_HUB_DISABLE_SYMLINKS` | 1: copy files into snapshots |
     /// | `ALL_PROXY`, `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY` | proxy |
     ///
     /// # Errors
     ///
-    /// If a timeout is not a number, the home folder is unknown, or the token's file cannot be read.
+    /// If a timeout is not a number, the home folder is unknown, or the token file cannot be read.
     pub fn from_env() -> Result<Self, Error> {
         let mut hub = from_variables(&|name| std::env::var(name).ok(), std::env::home_dir())?;
         hub.proxy = ureq::Proxy::try_from_env();
@@ -32,7 +32,7 @@ impl Hub {
     }
 }
 
-/// The hub of a set of variables.
+/// Builds a hub from a set of variables.
 fn from_variables(
     variable: &dyn Fn(&str) -> Option<String>,
     home: Option<PathBuf>,
@@ -85,7 +85,7 @@ fn from_variables(
             Some(token) => clean(&token),
             None => match get("HF_TOKEN_PATH") {
                 Some(path) => token_of(folder(path)?)?,
-                // A cache without a home is no reason to fail: there is just no login.
+                // A cache without a home folder is no reason to fail: there is just no token.
                 None => hf_home().map_or(Ok(None), |home| token_of(home.join("token")))?,
             },
         };
@@ -93,7 +93,7 @@ fn from_variables(
     Ok(hub)
 }
 
-/// The token in a file; none if there is no such file.
+/// The token in a file; `None` if there is no such file.
 fn token_of(path: PathBuf) -> Result<Option<String>, Error> {
     match std::fs::read_to_string(&path) {
         Ok(token) => Ok(clean(&token)),

@@ -2,30 +2,30 @@ use std::path::PathBuf;
 
 use crate::error::Error;
 
-/// Reason why a model of the Hugging Face hub cannot be used.
+/// The reason why a model on the Hugging Face hub cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
-    /// The name breaks the hub's rules.
+    /// The name violates the hub's rules.
     #[error("expected owner/name or owner/name@revision")]
     Name,
     /// An environment variable has an invalid value.
     #[error("expected {expected}, found {found:?}")]
     Environment {
-        /// Form of valid values.
+        /// Description of valid values.
         expected: &'static str,
         /// The value.
         found: String,
     },
-    /// The endpoint is no http or https URL.
+    /// The endpoint is not an http or https URL.
     #[error(
         "endpoint {0:?}: expected https://host, without user name and query; check HF_ENDPOINT"
     )]
     Endpoint(String),
-    /// The token has characters that an HTTP header cannot carry. The value is not shown.
+    /// The token has characters that are invalid in an HTTP header. The value is not shown.
     #[error("the token contains a character other than visible ASCII; check HF_TOKEN")]
     Token,
-    /// The server knows no such model, or hides it from the sender of this token.
+    /// The server has no such model, or hides it from the owner of this token.
     #[error("{endpoint} answered {status}: no such model, or a private one; check the name{}{}",
         match has_token { true => " and whether the token (HF_TOKEN) may read it", false => ", or set HF_TOKEN if it is private" },
         moved(*mirror))]
@@ -36,7 +36,7 @@ pub enum HubError {
         status: u16,
         /// True if a token was sent.
         has_token: bool,
-        /// A known copy under another name. It is not used unless it is requested by that name.
+        /// A known copy under another name, which is used only when requested by that name.
         mirror: Option<&'static str>,
     },
     /// The model's licence has to be accepted first.
@@ -72,25 +72,25 @@ pub enum HubError {
         missing: String,
         /// The cache.
         cache: PathBuf,
-        /// Reason why it is not downloaded.
+        /// The reason why it is not downloaded.
         why: String,
     },
-    /// The connection broke off more often than the number of retries; the bytes received are kept.
-    #[error("{file}: the download broke off ({reason}); run again to resume it")]
+    /// The download was interrupted more often than the number of retries. The bytes received are kept.
+    #[error("{file}: the download was interrupted ({reason}); run again to resume it")]
     Interrupted {
         /// Name in the repository.
         file: String,
         /// Cause of the last failure.
         reason: String,
     },
-    /// A download has another length or hash than the server announced; it was deleted.
+    /// The length or hash of a download differs from what the server announced; the file was deleted.
     #[error(
         "{file} arrived damaged and was deleted: expected {expected}, found {found}; try again"
     )]
     Damaged {
         /// Name in the repository.
         file: String,
-        /// Length or hash that the server announced.
+        /// Length or hash announced by the server.
         expected: String,
         /// Length or hash of the file.
         found: String,
@@ -102,18 +102,20 @@ pub enum HubError {
         kind: &'static str,
         /// The name.
         name: String,
-        /// Rule that it breaks.
+        /// The rule that it violates.
         reason: &'static str,
     },
-    /// The server does not speak the hub's protocol.
-    #[error("unexpected answer of {endpoint}: {reason}; check HF_ENDPOINT, proxies and firewalls")]
+    /// A response violates the hub's protocol.
+    #[error(
+        "unexpected answer from {endpoint}: {reason}; check HF_ENDPOINT, proxies and firewalls"
+    )]
     Answer {
         /// The server.
         endpoint: String,
-        /// Deviation from the protocol.
+        /// The violation.
         reason: String,
     },
-    /// The callback cancelled. The bytes received are kept.
+    /// The callback cancelled the download. The bytes received are kept.
     #[error("the download was cancelled")]
     Cancelled,
 }
@@ -125,7 +127,7 @@ fn moved(mirror: Option<&str>) -> String {
 }
 
 impl HubError {
-    /// The error of a model.
+    /// Attaches the name of the model.
     pub(super) fn of(self, id: &str) -> Error {
         Error::Hub {
             id: id.to_owned(),

@@ -3,7 +3,7 @@ use std::ops::ControlFlow;
 
 use super::error::HubError;
 
-/// An event of a download, passed to the caller's callback, which cancels with [`ControlFlow::Break`].
+/// An event of a download, passed to the caller's callback, which can cancel with [`ControlFlow::Break`].
 ///
 /// Its `Display` is a one-line message without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,14 +16,14 @@ pub enum Event {
         /// Name in the repository.
         file: String,
     },
-    /// An attempt failed and will be repeated after a pause. Sent several times a second until then.
+    /// An attempt failed and will be retried after a pause. Sent several times a second until then.
     Retry {
-        /// Name in the repository, or of the repository while its files are listed.
+        /// Name in the repository, or the repository's name while its files are listed.
         file: String,
         /// Cause of the failure.
         reason: String,
     },
-    /// A warning: the hub cannot be used, so files of a cached commit are, which may not be the newest.
+    /// A warning: the hub cannot be used, so files of a cached commit are used, which may be outdated.
     CacheOnly {
         /// Name of the model.
         id: String,
@@ -32,7 +32,7 @@ pub enum Event {
         /// Cause of the failure.
         reason: String,
     },
-    /// Another warning: the download succeeds all the same.
+    /// Any other warning that does not fail the download.
     Warning(String),
 }
 
@@ -49,7 +49,7 @@ pub struct Download {
 }
 
 impl Event {
-    /// Returns whether a program should show the event to its user even when it shows no progress.
+    /// Returns whether a program should show the event to its user even if it shows no progress.
     pub fn is_warning(&self) -> bool {
         matches!(self, Self::CacheOnly { .. } | Self::Warning(_))
     }

@@ -1,9 +1,9 @@
-//! The Hugging Face hub: models by name, downloaded into the cache that all of its clients share.
+//! The Hugging Face hub: models by name, downloaded into the cache shared by all of its clients.
 //!
-//! The client implements the part of the protocol that loading a model needs, on `ureq` and the cache layout of Python's
-//! `huggingface_hub`. No existing crate fits: `hf-hub` 0.5 pins no commit, ignores blobs that other programs downloaded,
+//! The client implements the part of the protocol needed to load a model, on top of `ureq` and the cache layout of Python's
+//! `huggingface_hub`. No existing crate fits: `hf-hub` 0.5 does not pin commits, ignores blobs downloaded by other programs,
 //! sends the token to redirect targets, has no timeouts and cannot be cancelled; `hf-hub` 1.0 adds tokio, reqwest and the
-//! Xet client, 236 packages on Linux (`cargo tree`) where `ureq` with rustls is 26.
+//! Xet client: 236 packages on Linux (`cargo tree`), compared with 26 for `ureq` with rustls.
 //!
 //! # Cache layout
 //!
@@ -20,14 +20,14 @@
 //! - A revision is resolved to its commit once, and every file of the call comes from that commit. `refs/<revision>`
 //!   changes only after all requested files of the new commit are present, so an interrupted update leaves the old
 //!   commit usable offline.
-//! - A blob in the cache is linked, never downloaded again.
-//! - The token is sent to the scheme, host and port of the endpoint and to no redirect target elsewhere. Neither `Debug`
-//!   output nor errors contain it.
-//! - Length and hash of every download are verified before it gets its final name.
-//! - When the hub cannot be reached, cached files are used and [`Event::CacheOnly`] reports it.
-//! - Names that the server sends are checked before they become paths; nothing is written outside the cache.
-//! - No other repository is ever substituted. Where a model has moved, the error names the copy to request instead,
-//!   because the hashes of the original files are not known.
+//! - A cached blob is linked, never downloaded again.
+//! - The token is sent only to the scheme, host and port of the endpoint, never to redirect targets elsewhere. Neither
+//!   `Debug` output nor errors contain it.
+//! - The length and hash of every download are verified before it gets its final name.
+//! - If the hub cannot be reached, cached files are used and [`Event::CacheOnly`] reports it.
+//! - Names sent by the server are checked before they become paths; nothing is written outside the cache.
+//! - No other repository is ever substituted. If a model has moved, the error names the copy to request instead,
+//!   because the hashes of the original files are unknown.
 
 mod name;
 

@@ -1,4 +1,4 @@
-/// Longest owner or model name that the hub allows.
+/// The longest owner or model name allowed by the hub.
 const MAX_NAME_LEN: usize = 96;
 
 /// A parsed `owner/name` or `owner/name@revision`.
@@ -6,12 +6,12 @@ const MAX_NAME_LEN: usize = 96;
 pub(crate) struct HubName {
     /// `owner/name`.
     pub(crate) id: String,
-    /// A branch, a tag or a commit; `main` unless given.
+    /// A branch, a tag or a commit [default: `main`].
     pub(crate) revision: String,
 }
 
 impl HubName {
-    /// Parses a name; none if it breaks the hub's rules for names.
+    /// Parses a name; `None` if it violates the hub's rules for names.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (id, revision) = text.split_once('@').unwrap_or((text, "main"));
         let (owner, name) = id.split_once('/')?;
@@ -23,7 +23,7 @@ impl HubName {
     }
 }
 
-/// Returns whether a string reads as a name on the hub.
+/// Returns whether a string is a valid name on the hub.
 pub(crate) fn is_hub_name(text: &str) -> bool {
     HubName::parse(text).is_some()
 }
@@ -43,9 +43,9 @@ fn is_name(part: &str) -> bool {
 ///
 /// # Errors
 ///
-/// If it does not; the text says why.
+/// If it does not; the error says why.
 pub(crate) fn check_path(path: &str) -> Result<(), &'static str> {
-    /// Longest file name of common file systems.
+    /// The longest file name on common file systems.
     const MAX_PART_LEN: usize = 255;
     if path.chars().any(char::is_control) {
         return Err("contains a control character");
@@ -74,7 +74,7 @@ pub(crate) fn is_commit(revision: &str) -> bool {
 }
 
 #[cfg(feature = "hub")]
-/// The file name of a blob: an ETag header without quotes and weakness mark; none if it cannot be a file name.
+/// The file name of a blob: an ETag header without quotes and weakness mark; `None` if it cannot be a file name.
 pub(crate) fn blob_name(etag: &str) -> Option<&str> {
     const MAX_LEN: usize = 128;
     let etag = etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"');

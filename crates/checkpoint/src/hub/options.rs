@@ -11,10 +11,10 @@ use crate::model::Model;
 
 /// The public hub.
 pub(super) const ENDPOINT: &str = "https://huggingface.co";
-/// Seconds of silence before a connection is given up, as in `huggingface_hub`.
+/// Time without data after which a connection is dropped, as in `huggingface_hub`.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Files of a model in the layout of diffusers that are read besides configurations and weights.
+/// Files of a diffusers folder that are read besides configurations and weights.
 const SHARED_FILES: [&str; 6] = [
     "scheduler/scheduler_config.json",
     "tokenizer/vocab.json",
@@ -24,7 +24,7 @@ const SHARED_FILES: [&str; 6] = [
     "tokenizer/special_tokens_map.json",
 ];
 
-/// The Hugging Face hub, or a server with the same protocol, and a cache.
+/// The Hugging Face hub, or a server with the same protocol, together with a cache.
 ///
 /// [`from_env`](Self::from_env) reads the environment variables of Python's `huggingface_hub`; [`new`](Self::new) reads
 /// nothing. Downloads block the calling thread; `Hub` is `Send` and `Sync`, and any number of threads and processes can
@@ -61,7 +61,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// The public hub with a cache folder, without a token.
+    /// Creates a client of the public hub with this cache folder and without a token.
     pub fn new(cache: impl Into<PathBuf>) -> Self {
         Self {
             endpoint: ENDPOINT.to_owned(),
@@ -85,20 +85,20 @@ impl Hub {
         self
     }
 
-    /// Sets the access token, which is sent to the endpoint and nowhere else.
+    /// Sets the access token, which is sent only to the endpoint.
     pub fn with_token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
         self
     }
 
-    /// Sends no requests and finds only cached files [default: false].
+    /// Sends no requests and uses only cached files [default: false].
     pub fn with_offline(mut self, offline: bool) -> Self {
         self.offline = offline;
         self
     }
 
-    /// Links files of a snapshot to their blobs, or else copies them [default: true]. Where symlinks are impossible, files
-    /// are copied in any case.
+    /// Symlinks files of a snapshot to their blobs instead of copying them [default: true]. Files are always copied where
+    /// symlinks are unsupported.
     pub fn with_symlinks(mut self, symlinks: bool) -> Self {
         self.symlinks = symlinks;
         self
@@ -110,13 +110,13 @@ impl Hub {
         self
     }
 
-    /// Sets the time that the server may take to connect and to answer a query, in silence [default: 10 s].
+    /// Sets the timeout for connecting and for the response to a query [default: 10 s].
     pub fn with_metadata_timeout(mut self, timeout: Duration) -> Self {
         self.metadata_timeout = timeout;
         self
     }
 
-    /// Sets the time that the server may take to connect and to send the next bytes of a file [default: 10 s].
+    /// Sets the timeout for connecting and for the next bytes of a file [default: 10 s].
     pub fn with_download_timeout(mut self, timeout: Duration) -> Self {
         self.download_timeout = timeout;
         self
@@ -127,16 +127,16 @@ impl Hub {
         &self.cache
     }
 
-    /// Downloads the named components of a model in the layout of diffusers, with its tokenizer and scheduler.
+    /// Downloads the named components of a model in diffusers' layout, with its tokenizer and scheduler.
     ///
     /// `id` is `owner/name` or `owner/name@revision`, where the revision is a branch, a tag or a commit [default: `main`].
-    /// Of each component the configuration and one set of weights are downloaded, those that [`Model::weights`] opens with
-    /// this variant. Files in the cache are not downloaded again.
+    /// For each component, this downloads the configuration and one set of weights, the one that [`Model::weights`] opens
+    /// for this variant. Cached files are not downloaded again.
     ///
     /// # Errors
     ///
-    /// If the model or a component does not exist, access is denied, a file arrives damaged, the hub cannot be reached and
-    /// the cache is incomplete, or the callback cancels.
+    /// If the model or a component does not exist, access is denied, a downloaded file is damaged, the hub cannot be
+    /// reached and the cache is incomplete, or the callback cancels.
     pub fn model(
         &self,
         id: &str,
@@ -164,7 +164,7 @@ impl Hub {
     ///
     /// # Errors
     ///
-    /// As [`model`](Self::model).
+    /// Same as [`model`](Self::model).
     pub fn component(
         &self,
         id: &str,
@@ -175,12 +175,12 @@ impl Hub {
         session.finish()
     }
 
-    /// Downloads a file of a repository and returns its path. No request is sent if `id` contains a commit whose file is
-    /// in the cache.
+    /// Downloads a file of a repository and returns its path. No request is sent if `id` contains a commit and that file
+    /// is cached.
     ///
     /// # Errors
     ///
-    /// As [`model`](Self::model).
+    /// Same as [`model`](Self::model).
     pub fn file(
         &self,
         id: &str,
@@ -198,14 +198,14 @@ impl Hub {
 }
 
 impl Model {
-    /// Opens a model by path or by name on the Hugging Face hub: a folder, a file, or `owner/name` with `@revision` unless
-    /// it is `main`. A path that exists takes precedence.
+    /// Opens a model by path or by name on the Hugging Face hub: a folder, a file, `owner/name` or `owner/name@revision`
+    /// [default: `main`]. An existing path takes precedence.
     ///
-    /// From the hub, the named components are downloaded as by [`Hub::model`] with [`Hub::from_env`].
+    /// From the hub, the named components are downloaded by [`Hub::model`] with [`Hub::from_env`].
     ///
     /// # Errors
     ///
-    /// As [`Model::open`] for paths and [`Hub::model`] for names.
+    /// Same as [`Model::open`] for paths and [`Hub::model`] for names.
     ///
     /// # Examples
     ///

@@ -15,8 +15,8 @@ use crate::error::Error;
 use crate::select::{Library, weight_names};
 use crate::shards::shards;
 
-/// Models that are gone from their first home, and where others publish the same files. The hashes of the originals are
-/// not known, so a copy cannot be verified and is only named in the error.
+/// Models that have disappeared from their original repositories, and where others publish the same files. The hashes of
+/// the originals are unknown, so a copy cannot be verified and is only mentioned in the error.
 const MIRRORS: [(&str, &str); 3] = [
     (
         "stabilityai/stable-diffusion-2-1-base",
@@ -31,9 +31,9 @@ const MIRRORS: [(&str, &str); 3] = [
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
     ),
 ];
-/// Interval of events while nothing arrives.
+/// Interval between events while nothing arrives.
 pub(super) const TICK: Duration = Duration::from_millis(100);
-/// Pause before the first repetition; doubled for each further one.
+/// Pause before the first retry, doubled for each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(8);
 
@@ -47,16 +47,16 @@ pub(super) struct Session<'a> {
     watch: &'a mut Watch<'a>,
 }
 
-/// Origin of files that the cache lacks.
+/// The source of files that are not cached.
 enum Source {
     /// The hub, which has files of these names at the commit.
     Hub(Box<Client>, BTreeSet<String>),
-    /// Nowhere, for this reason.
+    /// None, for this reason.
     Nowhere(String),
 }
 
 impl<'a> Session<'a> {
-    /// Resolves a name to a commit: on the hub, or else in the cache.
+    /// Resolves a name to a commit, on the hub or else in the cache.
     pub(super) fn open(hub: &'a Hub, id: &str, watch: &'a mut Watch<'a>) -> Result<Self, Error> {
         let name = HubName::parse(id).ok_or_else(|| HubError::Name.of(id))?;
         let repository = Repository::new(&hub.cache, &name.id);
@@ -79,7 +79,7 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Returns whether the model has a file; without the hub, whether the cache has it.
+    /// Returns whether the model has a file or, without the hub, whether the cache has it.
     pub(super) fn has(&self, file: &str) -> bool {
         match &self.source {
             Source::Hub(_, files) => files.contains(file),
@@ -93,7 +93,7 @@ impl<'a> Session<'a> {
         if self.has(&config) {
             self.file(&config)?;
         }
-        // As `Model` chooses, once the files are there.
+        // The same choice that `Model` makes once the files are present.
         let folder = self.repository.snapshot(&self.commit).join(prefix);
         let names = weight_names(Library::of_folder(&folder, prefix), variant).into_iter();
         let mut names = names.map(|name| format!("{prefix}{name}"));
@@ -112,7 +112,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Gets a file: from the cache, or else from the hub into the cache.
+    /// Gets a file from the cache, downloading it first if necessary.
     pub(super) fn file(&mut self, file: &str) -> Result<PathBuf, Error> {
         if let Err(reason) = check_path(file) {
             let (kind, name) = ("file name", file.to_owned());
@@ -155,7 +155,7 @@ impl<'a> Session<'a> {
         .run()
     }
 
-    /// Records the commit as that of the revision, all files being there, and returns their folder.
+    /// Records the commit of the revision, now that all files are present, and returns their folder.
     pub(super) fn finish(self) -> Result<PathBuf, Error> {
         if let Source::Hub(..) = self.source
             && let Err(error) = self.repository.set_commit(&self.name, &self.commit)
@@ -183,14 +183,14 @@ impl<'a> Session<'a> {
     }
 }
 
-/// A file of a commit that is in the cache. It cannot have changed, so that the hub need not be asked.
+/// A cached file of a commit. Commits never change, so the hub need not be queried.
 pub(super) fn pinned(hub: &Hub, id: &str, file: &str) -> Option<PathBuf> {
     let name = HubName::parse(id).filter(|name| is_commit(&name.revision))?;
     check_path(file).ok()?;
     Repository::new(&hub.cache, &name.id).file(&name.revision, file)
 }
 
-/// Asks the hub for the commit of a revision and falls back on the cached one.
+/// Queries the hub for the commit of a revision, falling back to the cached one.
 fn resolve(
     hub: &Hub,
     name: &HubName,
@@ -198,7 +198,7 @@ fn resolve(
     watch: &mut Watch<'_>,
 ) -> Result<(String, Source), Error> {
     let client = Client::new(hub).map_err(|error| error.of(&name.id))?;
-    // With a fallback at hand, one repetition is enough.
+    // If there is a fallback, one retry is enough.
     let retries = cached.as_ref().map_or(hub.retries, |_| hub.retries.min(1));
     let listing = repeat(retries, &name.id, watch, || {
         client.listing(&name.id, &name.revision)
@@ -221,7 +221,7 @@ fn resolve(
     }
 }
 
-/// Reason to use the cache in place of the hub; none if the failure must reach the caller. As in `huggingface_hub`,
+/// The reason to use the cache instead of the hub; `None` if the failure must reach the caller. As in `huggingface_hub`,
 /// models that became private or were deleted remain usable.
 fn fallback_reason(hub: &Hub, name: &HubName, failure: &Failure) -> Option<String> {
     let endpoint = &hub.endpoint;
@@ -285,7 +285,7 @@ fn not_cached(hub: &Hub, name: &HubName, why: &str) -> Error {
     .of(&name.id)
 }
 
-/// Sends a request up to `1 + retries` times.
+/// Sends a request at most `1 + retries` times.
 fn repeat<T>(
     retries: usize,
     file: &str,
@@ -304,7 +304,7 @@ fn repeat<T>(
     }
 }
 
-/// Waits before a repetition: as long as the server asks for, or else longer each time.
+/// Waits before a retry: for as long as the server requests, or else with exponential backoff.
 pub(super) fn pause(
     failures: usize,
     wait: Option<Duration>,

@@ -13,7 +13,7 @@ pub(super) fn parse_endpoint(endpoint: &str) -> Result<Uri, HubError> {
             .is_some_and(|authority| !authority.as_str().contains('@'));
         matches!(url.scheme_str(), Some("http" | "https")) && is_plain && url.query().is_none()
     });
-    // Not shown if it may contain a password.
+    // Hidden if it may contain a password.
     let shown = match endpoint.contains('@') {
         true => "(hidden)".to_owned(),
         false => endpoint.to_owned(),
@@ -44,7 +44,7 @@ pub(super) fn parse(url: &str) -> Result<Uri, Failure> {
         .map_err(|_| Failure::Answer("a redirect to an invalid URL".to_owned()))
 }
 
-/// The target of a `Location` header. Errors leave the target out: signed URLs are credentials.
+/// The target of a `Location` header. Errors omit the target, because signed URLs are credentials.
 pub(super) fn redirect(from: &Uri, location: &str) -> Result<Uri, Failure> {
     let (scheme, host) = (from.scheme_str().unwrap_or_default(), from.authority());
     let host = host.map(|host| host.as_str()).unwrap_or_default();
@@ -73,7 +73,7 @@ pub(super) fn redirect(from: &Uri, location: &str) -> Result<Uri, Failure> {
     }
 }
 
-/// Scheme, host and port: the token is for exactly one.
+/// Scheme, host and port. The token is sent to exactly one origin.
 pub(super) fn origin(url: &Uri) -> Option<(String, String, u16)> {
     let scheme = url.scheme_str()?.to_lowercase();
     let port = url

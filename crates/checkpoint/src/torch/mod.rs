@@ -1,8 +1,8 @@
-//! Files that `torch.save` wrote (`.ckpt`, `.pt`, `.pth`, `.bin`), as zip archives and, before PyTorch 1.6, as a
-//! sequence of pickles.
+//! Files written by `torch.save` (`.ckpt`, `.pt`, `.pth`, `.bin`): zip archives or, before PyTorch 1.6, sequences of
+//! pickles.
 //!
-//! Only the tensors of the saved dictionary are read. Whatever a training program kept beside them (optimizer states,
-//! callbacks, hyperparameters) is stepped over, and nothing is executed.
+//! Only the tensors of the saved dictionary are read. Anything else saved by a training program (optimizer states,
+//! callbacks, hyperparameters) is skipped, and nothing is executed.
 
 mod pickle;
 mod storage;
@@ -19,13 +19,13 @@ pub(crate) use self::storage::{Element, TorchTensor};
 use self::storage::{Places, Storage, invalid, rebuild};
 use crate::Error;
 
-/// Most bytes of the pickle in a zip archive, whose unpacked size is only a claim.
+/// The size limit of the pickle in a zip archive, whose declared size cannot be trusted.
 const MAX_PICKLE: u64 = 100 << 20;
-/// Levels of dictionaries and modules.
+/// The nesting limit of dictionaries and modules.
 const MAX_DEPTH: usize = 64;
-/// The key that training programs keep weights under, beside their own state.
+/// The key under which training programs save weights, next to their own state.
 const STATE_DICT: &str = "state_dict";
-/// Entries of training programs that hold no weights.
+/// Entries saved by training programs that contain no weights.
 const BOOKKEEPING: [&str; 12] = [
     "callbacks",
     "grad_scaler",
@@ -41,7 +41,7 @@ const BOOKKEEPING: [&str; 12] = [
     "scaler",
 ];
 
-/// The tensors of a file by name, their values unread.
+/// Reads the names and layouts of the tensors in a file, but not their values.
 pub(crate) fn open(path: &Path, file: &WeightFile) -> Result<BTreeMap<String, TorchTensor>, Error> {
     let is_zip = file
         .read(0..file.len().min(2))
@@ -57,7 +57,7 @@ pub(crate) fn open(path: &Path, file: &WeightFile) -> Result<BTreeMap<String, To
         false => Ok(tensors),
         true => Err(Error::NotWeights {
             path: path.to_owned(),
-            found: "a pickle without tensors in its dictionary, not a file of weights".to_owned(),
+            found: "a pickle without tensors in its dictionary, not a weight file".to_owned(),
         }),
     }
 }
@@ -71,7 +71,7 @@ fn of_zip(file: &WeightFile) -> io::Result<(Tree, Places)> {
     let pickle = names
         .iter()
         .position(|name| name == "data.pkl" || name.ends_with("/data.pkl"))
-        .ok_or_else(|| invalid("a zip archive without data.pkl, not of torch.save"))?;
+        .ok_or_else(|| invalid("a zip archive without data.pkl"))?;
     let root = names[pickle].trim_end_matches("data.pkl").to_owned();
     let mut places = Places::new();
     for (index, name) in names.iter().enumerate() {
@@ -79,7 +79,7 @@ fn of_zip(file: &WeightFile) -> io::Result<(Tree, Places)> {
             let entry = archive.by_index_raw(index)?;
             if entry.compression() != CompressionMethod::Stored || entry.encrypted() {
                 return Err(invalid(format!(
-                    "{name} is compressed; torch.save stores it"
+                    "{name} is compressed or encrypted, which torch.save never does"
                 )));
             }
             let start = entry.data_start().unwrap_or(u64::MAX);
@@ -105,7 +105,8 @@ fn of_zip(file: &WeightFile) -> io::Result<(Tree, Places)> {
     Ok((pickle::read(&mut pickle)?, places))
 }
 
-/// A magic number, a version, the writer's byte order, the saved object, the keys of its storages, and those.
+/// Reads the format before PyTorch 1.6: a magic number, a version, the writer's byte order, the saved object, the keys of
+/// its storages, and the storages themselves.
 fn of_pickles(file: &WeightFile) -> io::Result<(Tree, Places)> {
     const VERSION: i64 = 1001;
     let mut reader = BufReader::new(Reader { file, at: 0 });
@@ -140,7 +141,7 @@ fn of_pickles(file: &WeightFile) -> io::Result<(Tree, Places)> {
         let key = name.ok_or_else(|| invalid("a storage without a name"))?;
         let bytes = sizes.get(&key);
         let bytes = bytes.ok_or_else(|| invalid(format!("storage {key} is unknown")))?;
-        // The number of elements, which the pickle has said already, comes first.
+        // The storage begins with its number of elements, already known from the pickle.
         let start = at.saturating_add(8);
         at = start.saturating_add(*bytes);
         if at > file.len() {
@@ -151,7 +152,7 @@ fn of_pickles(file: &WeightFile) -> io::Result<(Tree, Places)> {
     Ok((tree, places))
 }
 
-/// The tensors of the saved dictionary, or of the one that it keeps under `state_dict`.
+/// The tensors of the saved dictionary, or of the one under its key `state_dict`.
 fn tensors(tree: &Tree, places: &Places) -> io::Result<BTreeMap<String, TorchTensor>> {
     let mut walk = Walk {
         tree,
@@ -171,7 +172,7 @@ struct Walk<'a> {
     tree: &'a Tree,
     places: &'a Places,
     found: BTreeMap<String, TorchTensor>,
-    /// Visits left: a pickle may share its dictionaries so that they unfold without end.
+    /// Visits left, because a pickle can share dictionaries in a way that unfolds without end.
     left: usize,
 }
 
@@ -192,7 +193,7 @@ impl Walk<'_> {
                 let key = match tree.node(key) {
                     Node::Str(key) => key.clone(),
                     Node::Int(key) => key.to_string(),
-                    // Classes, tuples and the like: a program's own tables.
+                    // Keys such as classes and tuples belong to a training program's own tables.
                     _ => continue,
                 };
                 if depth == 0 && BOOKKEEPING.contains(&key.as_str()) {
@@ -205,7 +206,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The tensor that a call rebuilds; none if it is another value.
+    /// The tensor rebuilt by a call; `None` for any other value.
     fn tensor(&self, id: Id, name: &str) -> io::Result<Option<TorchTensor>> {
         let Node::Object {
             class, arguments, ..
@@ -256,7 +257,8 @@ impl Walk<'_> {
     }
 }
 
-/// A dictionary, or the tables of a whole module (`torch.save(model)`), whose names join as in its `state_dict`.
+/// The entries of a dictionary, or the tables of a whole module (`torch.save(model)`), whose joined names are those of its
+/// `state_dict`.
 fn dictionaries(tree: &Tree, id: Id) -> Vec<&[(Id, Id)]> {
     const TABLES: [&str; 3] = ["_parameters", "_buffers", "_modules"];
     if let Node::Object {
@@ -271,7 +273,7 @@ fn dictionaries(tree: &Tree, id: Id) -> Vec<&[(Id, Id)]> {
     tree.entries(id).into_iter().collect()
 }
 
-/// Reads a file of weights like a stream.
+/// A weight file as a stream.
 struct Reader<'a> {
     file: &'a WeightFile,
     at: u64,

@@ -1,8 +1,8 @@
-//! A reader of pickles that executes nothing: it builds the tree of values that a pickle describes.
+//! A pickle reader that executes nothing: it builds the tree of values described by a pickle.
 //!
-//! Python's unpickler is a stack machine. Calls and objects are kept as nodes of the tree instead of being made, so
-//! that whatever a training program saved beside its weights can be stepped over. Nodes live in an arena and refer to
-//! each other by index: values that a pickle shares, or that contain themselves, cost nothing here.
+//! Python's unpickler is a stack machine. Here, calls and objects become nodes of the tree instead of being executed, so
+//! anything that a training program saved besides its weights can be skipped. Nodes live in an arena and refer to each
+//! other by index, so shared and self-referential values need no special treatment.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read};
@@ -13,7 +13,7 @@ pub(super) type Id = usize;
 /// A value of a pickle.
 #[derive(Debug)]
 pub(super) enum Node {
-    /// `None`, a float, bytes, or an integer of more than 64 bits: nothing that weights depend on.
+    /// `None`, a float, bytes, or an integer of more than 64 bits, none of which affect weights.
     Other(&'static str),
     Bool(bool),
     Int(i64),
@@ -24,9 +24,9 @@ pub(super) enum Node {
     Dict(Vec<(Id, Id)>),
     /// A class or a function, by module and name.
     Global(String, String),
-    /// An identifier that the file, not the pickle, gives a meaning: a storage.
+    /// A persistent identifier, resolved by the file rather than the pickle: a storage.
     Persistent(Id),
-    /// The result of a call, an instance of a class; entries if it is like a dictionary.
+    /// The result of a call or an instance of a class, with entries if it is dictionary-like.
     Object {
         class: Id,
         arguments: Id,
@@ -56,7 +56,7 @@ impl Tree {
         self.nodes.len()
     }
 
-    /// The identifiers that the file gives a meaning.
+    /// All persistent identifiers.
     pub(super) fn persistent(&self) -> impl Iterator<Item = Id> {
         self.nodes.iter().filter_map(|node| match node {
             Node::Persistent(id) => Some(*id),
@@ -85,7 +85,7 @@ impl Tree {
         }
     }
 
-    /// The entries of a dictionary or of an object that is one (`OrderedDict`, `defaultdict`).
+    /// The entries of a dictionary or a dictionary-like object (`OrderedDict`, `defaultdict`).
     pub(super) fn entries(&self, id: Id) -> Option<&[(Id, Id)]> {
         match self.node(id) {
             Node::Dict(entries) => Some(entries),
@@ -98,7 +98,7 @@ impl Tree {
         }
     }
 
-    /// The value of a dictionary's entry.
+    /// The value of a dictionary for a key.
     pub(super) fn get(&self, id: Id, key: &str) -> Option<Id> {
         let mut entries = self.entries(id)?.iter().rev();
         let found = entries.find(|(name, _)| self.string(*name) == Some(key));
@@ -117,7 +117,7 @@ impl Tree {
     }
 }
 
-/// Reads one pickle and leaves `reader` behind it.
+/// Reads one pickle and leaves `reader` at its end.
 pub(super) fn read(reader: &mut impl Read) -> io::Result<Tree> {
     let mut machine = Machine {
         reader,
@@ -137,7 +137,7 @@ struct Machine<'a, R> {
     reader: &'a mut R,
     nodes: Vec<Node>,
     stack: Vec<Id>,
-    /// Lengths that the stack had at each open mark.
+    /// The length of the stack at each open mark.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
 }
@@ -257,7 +257,7 @@ impl<R: Read> Machine<'_, R> {
 
     fn stack_or_memo(&mut self, opcode: u8) -> io::Result<bool> {
         match opcode {
-            // Protocol versions and frames carry nothing that is needed.
+            // Protocol versions and frames are not needed.
             0x80 => drop(self.bytes::<1>()?),
             0x95 => drop(self.bytes::<8>()?),
             b'0' => match self.marks.last() {
@@ -346,7 +346,8 @@ impl<R: Read> Machine<'_, R> {
         Ok(true)
     }
 
-    /// `OrderedDict([(key, value), …])` of protocols before 2 has its entries as arguments.
+    /// Pushes the result of a call. Protocols before 2 pass the entries of an `OrderedDict` as arguments:
+    /// `OrderedDict([(key, value), …])`.
     fn call(&mut self, class: Id, arguments: Id) {
         let pairs = match &self.nodes[arguments] {
             Node::Tuple(arguments) => match arguments.first().map(|&first| &self.nodes[first]) {
@@ -377,9 +378,9 @@ impl<R: Read> Machine<'_, R> {
         let top = self.top()?;
         match &mut self.nodes[top] {
             Node::List(list) => list.extend(items),
-            // A list-like object of a training program.
+            // A list-like object from a training program.
             Node::Object { .. } => {}
-            _ => return Err(invalid("items appended to what is no list")),
+            _ => return Err(invalid("items appended to a value that is not a list")),
         }
         Ok(())
     }
@@ -388,7 +389,11 @@ impl<R: Read> Machine<'_, R> {
         let top = self.top()?;
         match &mut self.nodes[top] {
             Node::Dict(entries) | Node::Object { entries, .. } => entries.extend(new),
-            _ => return Err(invalid("entries inserted into what is no dictionary")),
+            _ => {
+                return Err(invalid(
+                    "entries inserted into a value that is not a dictionary",
+                ));
+            }
         }
         Ok(())
     }
@@ -442,14 +447,14 @@ impl<R: Read> Machine<'_, R> {
         Ok(bytes)
     }
 
-    /// A little-endian number of `N` bytes.
+    /// Reads a little-endian number of `N` bytes.
     fn length<const N: usize>(&mut self) -> io::Result<u64> {
         let mut wide = [0; 8];
         wide[..N].copy_from_slice(&self.bytes::<N>()?);
         Ok(u64::from_le_bytes(wide))
     }
 
-    /// Bytes whose number the pickle claims: memory grows only as they arrive.
+    /// Reads bytes of a length that the pickle claims, allocating only as they arrive.
     fn take(&mut self, length: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let read = self.reader.by_ref().take(length).read_to_end(&mut bytes)?;
@@ -462,7 +467,7 @@ impl<R: Read> Machine<'_, R> {
     fn text<const N: usize>(&mut self) -> io::Result<Node> {
         let length = self.length::<N>()?;
         let bytes = self.take(length)?;
-        // Python encodes lone surrogates, which UTF-8 forbids; no tensor is named so.
+        // Python encodes lone surrogates, which are invalid UTF-8; no tensor name contains them.
         Ok(Node::Str(String::from_utf8_lossy(&bytes).into_owned()))
     }
 
@@ -497,7 +502,7 @@ fn int(text: &str) -> Node {
         .map_or(Node::Other("long integer"), Node::Int)
 }
 
-/// A little-endian two's complement number.
+/// Parses a little-endian two's complement number.
 fn long(bytes: &[u8]) -> Node {
     let negative = bytes.last().is_some_and(|last| last & 0x80 != 0);
     let mut wide = [if negative { 0xff } else { 0 }; 8];

@@ -1,4 +1,4 @@
-//! Tensors of a file of `torch.save`: a storage, and the strides with which it is read.
+//! Tensors of a `torch.save` file: a storage, and the strides to read it with.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,7 +10,7 @@ use swiftbrush_kernels::WeightFile;
 use super::pickle::{Id, Node, Tree};
 use crate::float8::Float8;
 
-/// The element type of a tensor in a file of `torch.save`.
+/// The element type of a tensor in a `torch.save` file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Element {
     Burn(DType),
@@ -20,7 +20,7 @@ pub(crate) enum Element {
 }
 
 impl Element {
-    /// A storage class of PyTorch; none if it is no typed storage.
+    /// The element type of a PyTorch storage class; `None` if it is not a typed storage.
     fn of_storage(class: &str) -> Option<Self> {
         Self::of_dtype(match class {
             "FloatStorage" => "float32",
@@ -62,7 +62,7 @@ impl Element {
         })
     }
 
-    /// Bytes of an element.
+    /// Number of bytes of an element.
     fn size(self) -> u64 {
         match self {
             Self::Burn(dtype) => dtype.size() as u64,
@@ -73,21 +73,21 @@ impl Element {
     }
 }
 
-/// A tensor of a file of `torch.save`.
+/// A tensor of a `torch.save` file.
 #[derive(Clone, Debug)]
 pub(crate) struct TorchTensor {
     pub(crate) shape: Vec<usize>,
     pub(crate) element: Element,
     strides: Vec<u64>,
-    /// The bytes from its first element to the end of its last.
+    /// The bytes from the start of the first element to the end of the last.
     range: Range<u64>,
 }
 
-/// The largest tensor that may be larger than its storage (an expanded one), in bytes.
+/// The size limit, in bytes, of tensors larger than their storage (expanded ones).
 const MAX_EXPANDED: u64 = 1 << 28;
 
 impl TorchTensor {
-    /// The values, row by row. Only types that burn has, and 8-bit floating-point numbers.
+    /// Reads the values in row-major order. Supports burn's element types and 8-bit floats.
     pub(crate) fn read(&self, file: &WeightFile) -> io::Result<TensorData> {
         let bytes = file.read(self.range.clone())?;
         let bytes = match self.is_contiguous() {
@@ -96,7 +96,7 @@ impl TorchTensor {
         };
         match self.element {
             Element::Burn(dtype) => {
-                // burn panics on other bytes than these.
+                // burn panics on any other bytes.
                 let is_bool = matches!(dtype, DType::Bool(_));
                 if is_bool && bytes.iter().any(|&byte| byte > 1) {
                     return Err(invalid("a boolean other than 0 and 1"));
@@ -141,21 +141,21 @@ impl TorchTensor {
     }
 }
 
-/// A storage that a pickle refers to.
+/// A storage referenced by a pickle.
 #[derive(Clone, Debug)]
 pub(super) struct Storage {
     pub(super) key: String,
-    /// None for bytes of any type.
+    /// `None` for an untyped storage.
     element: Option<Element>,
     pub(super) bytes: u64,
-    /// Elements that a view of it, of PyTorch before 0.4, begins after.
+    /// Offset in elements of a view (PyTorch before 0.4).
     view: u64,
 }
 
 impl Storage {
     /// Reads `('storage', class, key, location, count[, view])`.
     pub(super) fn of(tree: &Tree, id: Id) -> io::Result<Self> {
-        let bad = || invalid("a reference to a storage that is not understood");
+        let bad = || invalid("an invalid reference to a storage");
         let Some(&[tag, class, key, _location, count, ref view @ ..]) = tree.tuple(id) else {
             return Err(bad());
         };
@@ -194,25 +194,25 @@ impl Storage {
 /// The byte ranges of the storages of a file, by key.
 pub(super) type Places = BTreeMap<String, Range<u64>>;
 
-/// Builds the tensor of a call of `torch._utils._rebuild_tensor*`: storage, offset, shape, strides, and the element
-/// type in the third version.
+/// Builds the tensor of a call to `torch._utils._rebuild_tensor*`, whose arguments are storage, offset, shape, strides,
+/// and in the third version the element type.
 pub(super) fn rebuild(tree: &Tree, arguments: &[Id], places: &Places) -> io::Result<TorchTensor> {
-    let bad = |what: &str| invalid(format!("a tensor with {what} that is not understood"));
+    let bad = |what: &str| invalid(format!("a tensor with an invalid {what}"));
     let &[storage, offset, shape, strides, ref rest @ ..] = arguments else {
         return Err(invalid("a tensor without its four arguments"));
     };
     let Node::Persistent(storage) = tree.node(storage) else {
-        return Err(bad("a storage"));
+        return Err(bad("storage"));
     };
     let storage = Storage::of(tree, *storage)?;
-    let offset = natural(tree, offset).ok_or_else(|| bad("an offset"))?;
-    let shape = naturals(tree, shape).ok_or_else(|| bad("a shape"))?;
-    let strides = naturals(tree, strides).ok_or_else(|| bad("strides"))?;
+    let offset = natural(tree, offset).ok_or_else(|| bad("offset"))?;
+    let shape = naturals(tree, shape).ok_or_else(|| bad("shape"))?;
+    let strides = naturals(tree, strides).ok_or_else(|| bad("list of strides"))?;
     let element = match storage.element {
         Some(element) => element,
         None => {
             let dtype = rest.get(2).and_then(|&dtype| tree.global(dtype));
-            let (_, name) = dtype.ok_or_else(|| bad("an element type"))?;
+            let (_, name) = dtype.ok_or_else(|| bad("element type"))?;
             Element::of_dtype(name)
                 .ok_or_else(|| invalid(format!("tensors of type torch.{name} are unsupported")))?
         }
@@ -227,14 +227,14 @@ pub(super) fn rebuild(tree: &Tree, arguments: &[Id], places: &Places) -> io::Res
         .map(|&size| usize::try_from(size).ok())
         .collect();
     Ok(TorchTensor {
-        shape: shape.ok_or_else(|| bad("a shape"))?,
+        shape: shape.ok_or_else(|| bad("shape"))?,
         element,
         strides,
         range: place.start + range.start..place.start + range.end,
     })
 }
 
-/// The bytes of a storage that a tensor spans; none if they cannot be counted.
+/// The bytes of a storage that a tensor spans; `None` on overflow.
 fn extent(
     storage: &Storage,
     element: Element,
@@ -268,7 +268,7 @@ fn natural(tree: &Tree, id: Id) -> Option<u64> {
     u64::try_from(tree.int(id)?).ok()
 }
 
-/// A tuple of numbers, or a `torch.Size` of it.
+/// Reads a tuple of numbers or a `torch.Size`.
 fn naturals(tree: &Tree, id: Id) -> Option<Vec<u64>> {
     let items = match tree.node(id) {
         Node::Object { arguments, .. } => tree.tuple(*tree.tuple(*arguments)?.first()?)?,

@@ -1,6 +1,6 @@
-"""Writes selection.json: the file of weights that diffusers and transformers take among several.
+"""Writes selection.json: the weight file that diffusers and transformers choose among several.
 
-Every file of a folder holds another constant, which the loaded model tells.
+Every file in a folder contains a different constant, so the loaded model reveals which file was read.
 Run with diffusers 0.42, transformers 5.23 and torch 2.15: python make_selection.py
 """
 import itertools, json, logging, pathlib, shutil, tempfile, warnings
@@ -17,7 +17,7 @@ TRANSFORMERS = CLIPTextModel(CLIPTextConfig(vocab_size=8, hidden_size=4, interme
 
 
 def write(folder, name, state):
-    """One candidate: a file, or an index with its shards beside it."""
+    """Writes one candidate: a file, or an index and its shards."""
     if name.endswith(".json"):
         end = "bin" if ".bin." in name else "safetensors"
         keys, weight_map = sorted(state), {}

@@ -1,5 +1,5 @@
-"""Writes torch/*.ckpt: files of torch.save with everything that training programs keep beside weights, and
-torch.safetensors: the weights.
+"""Writes torch/*.ckpt, torch.save files with everything that training programs save besides weights, and
+torch.safetensors, the weights.
 
 Run with torch 2.15: python make_torch.py
 """

@@ -1,4 +1,4 @@
-//! Caches that Python's `huggingface_hub` wrote, as `make_cache.py` recorded them.
+//! Caches written by Python's `huggingface_hub`, recorded by `make_cache.py`.
 
 use std::path::Path;
 

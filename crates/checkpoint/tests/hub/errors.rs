@@ -1,4 +1,4 @@
-//! Answers that are refusals or hostile.
+//! Responses that deny access or are hostile.
 
 use swiftbrush_checkpoint::HubError;
 

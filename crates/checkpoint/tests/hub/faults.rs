@@ -96,7 +96,7 @@ fn a_stalled_server_is_given_up() {
         assert!(error.contains("timeout"), "{error}");
         assert!(start.elapsed() < Duration::from_secs(5), "{path}");
     }
-    // What came before is kept.
+    // The bytes received before are kept.
     server.log();
     get(&hub, ID).unwrap();
     let downloads = server.downloads();
@@ -140,7 +140,7 @@ fn a_file_of_another_length_is_deleted() {
             answer.body.push(7);
             answer.set("Content-Length", LEN + 1);
         },
-        // Without a length, the end of the connection is that of the file.
+        // Without a length, the file ends with the connection.
         |answer| {
             answer.body.push(7);
             answer.headers.remove("Content-Length");
@@ -248,7 +248,7 @@ fn a_cached_model_is_used_with_a_warning_when_the_hub_is_out_of_reach() {
     }
 }
 
-/// An endpoint where nothing listens.
+/// An endpoint that nothing listens on.
 fn closed() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}", listener.local_addr().unwrap())
@@ -281,7 +281,7 @@ fn without_a_network_the_error_names_what_is_missing() {
 
 const CHILD: &str = "SWIFTBRUSH_HUB_TEST_FULL_DISK";
 
-/// A disk without space, simulated by a limit on the size of files in a process of its own.
+/// A full disk, simulated by a limit on file sizes in a separate process.
 #[cfg(unix)]
 #[test]
 fn a_full_disk_is_an_error_and_the_bytes_are_kept() {

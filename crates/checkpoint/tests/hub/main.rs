@@ -1,4 +1,4 @@
-//! Downloads, against a small hub on this machine that can be made to fail.
+//! Downloads from a small local hub that can be made to fail.
 
 mod caches;
 mod errors;
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 const ID: &str = "owner/model";
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
-/// Length of every file of weights.
+/// Length of every weight file.
 const LEN: usize = 10_000;
 
 fn hub(server: &Server, cache: &Path) -> Hub {
@@ -203,7 +203,7 @@ fn all_files_come_from_the_commit_that_was_resolved_first() {
     assert!(!config.contains("second"), "{config}");
     assert!(!snapshot(&cache, SECOND).exists());
 
-    // Of the second commit, only the changed file is downloaded.
+    // Only the changed file of the second commit is downloaded.
     server.log();
     let model = get(&hub, ID).unwrap();
     assert_eq!(model.root(), snapshot(&cache, SECOND));

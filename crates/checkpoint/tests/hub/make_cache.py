@@ -1,5 +1,5 @@
-"""Downloads the files of the tests with huggingface_hub from a small hub on this machine and writes down the cache that
-results: one JSON file per version, with the target of every link and the contents of every file.
+"""Downloads the files of the tests with huggingface_hub from a small local hub and records the resulting cache: one JSON
+file per version, with the target of every link and the contents of every file.
 
     python make_cache.py    # writes huggingface_hub-VERSION.json
 """
@@ -103,7 +103,7 @@ with tempfile.TemporaryDirectory() as folder:
     }
     import huggingface_hub
 
-    # A commit by its hash, for which no ref is written; then the branch, file by file and as a whole.
+    # A commit by its hash, which writes no ref; then the branch, file by file and as a whole.
     for file in first:
         huggingface_hub.hf_hub_download("owner/model", file, revision=FIRST)
     huggingface_hub.hf_hub_download("owner/model", "unet/config.json")

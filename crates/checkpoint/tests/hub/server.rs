@@ -1,4 +1,4 @@
-//! A small hub on this machine that can be made to fail.
+//! A small local hub that can be made to fail.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-/// Contents from this length on are stored as large files, whose ETag is a SHA-256.
+/// Files of at least this length are stored as large files, whose ETag is a SHA-256.
 const LARGE: usize = 1000;
 
 /// The first commit of every model.
@@ -26,7 +26,7 @@ pub(crate) struct Seen {
     pub(crate) authorization: Option<String>,
 }
 
-/// A response, which faults change before it is sent.
+/// A response, which faults can change before it is sent.
 #[derive(Default)]
 pub(crate) struct Answer {
     pub(crate) status: String,
@@ -57,15 +57,15 @@ impl Answer {
         self.headers.insert(header, value.to_string());
     }
 
-    /// Replaces the whole answer.
+    /// Replaces the whole response.
     pub(crate) fn status(&mut self, status: &str) {
         *self = Self::new(status, Vec::new());
     }
 }
 
-/// A change to answers.
+/// A change to responses.
 struct Fault {
-    /// Method and part of the path of the requests it concerns.
+    /// Method and part of the path of the requests it applies to.
     request: (&'static str, String),
     times: usize,
     change: Box<dyn Fn(&mut Answer) + Send>,
@@ -77,9 +77,9 @@ pub(crate) struct State {
     pub(crate) files: BTreeMap<(String, String, String), Vec<u8>>,
     /// Commits of models by branch.
     pub(crate) branches: BTreeMap<(String, String), String>,
-    /// Large files by ETag, as a storage server.
+    /// Large files by ETag, for a storage server.
     pub(crate) blobs: BTreeMap<String, Vec<u8>>,
-    /// Storage server that large files are redirected to.
+    /// The storage server that large files are redirected to.
     pub(crate) storage: Option<String>,
     /// The token that every request must have.
     pub(crate) token: Option<String>,
@@ -103,7 +103,7 @@ impl Server {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let shared = shared.clone();
-                // A client that hangs up is no error.
+                // It is no error if the client hangs up.
                 std::thread::spawn(move || serve(&stream, &shared).ok());
             }
         });
@@ -149,7 +149,7 @@ impl Server {
             .insert((id.to_owned(), "main".to_owned()), SECOND.to_owned());
     }
 
-    /// Changes the next `times` answers to requests of a method for paths that contain a text.
+    /// Changes the next `times` responses to requests with a method and a path that contains a text.
     pub(crate) fn fault(
         &self,
         method: &'static str,
@@ -217,7 +217,7 @@ fn serve(mut stream: &TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         range: headers.get("range").cloned().unwrap_or_default(),
         authorization: headers.get("authorization").cloned(),
     };
-    // Unlocked before anything is sent: a stalled answer holds up no other.
+    // Unlocked before anything is sent, so that a stalled response does not block others.
     let answer = prepare(&seen, &mut state.lock().unwrap());
     let mut head = format!("HTTP/1.1 {}\r\n", answer.status);
     for (name, value) in &answer.headers {

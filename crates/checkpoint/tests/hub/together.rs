@@ -1,4 +1,4 @@
-//! Several threads and processes with one cache, and cancellation.
+//! Several threads and processes sharing one cache, and cancellation.
 
 use std::ops::ControlFlow;
 use std::process::{Child, Command, Stdio};

@@ -1,11 +1,11 @@
-//! The token goes to the endpoint and nowhere else.
+//! The token is sent to the endpoint and nowhere else.
 
 use super::server::{Server, etag};
 use super::{ID, LEN, UNET, get, hub, message, setting};
 
 const TOKEN: &str = "hf_secret";
 
-/// A hub that keeps large files on another server.
+/// A hub that stores large files on another server.
 fn with_storage() -> (Server, Server, tempfile::TempDir) {
     let (server, cache) = setting();
     let storage = Server::new();
