@@ -180,7 +180,7 @@ fn write_rest(
     Ok(())
 }
 
-/// Copies configurations, vocabularies and weights of a component; of several files of weights, those
+/// Copies configurations, vocabularies and weights of a component; of several weight files, those
 /// that are read.
 fn copy_component(model: &Model, component: &str, output: &Path) -> Result<()> {
     let folder = model.path(component).filter(|folder| folder.is_dir());

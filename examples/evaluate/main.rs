@@ -323,7 +323,7 @@ fn weights(args: &Args) -> Result<BTreeMap<String, PathBuf>> {
     Ok(weights)
 }
 
-/// Hash of a file of weights, or of those in a folder.
+/// Hash of a weight file, or of those in a folder.
 fn hash_of_weights(path: &Path) -> Result<String> {
     if !path.is_dir() {
         return Ok(sha256(path)?);

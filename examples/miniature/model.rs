@@ -1,4 +1,4 @@
-//! Configurations and the model folder, in the layout of diffusers.
+//! Configurations and the model folder, in diffusers' layout.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -13,8 +13,8 @@ pub enum HiddenAct {
     QuickGelu,
 }
 
-/// `text_encoder/config.json`, or `text_config` in the configuration of a whole CLIP. Defaults are transformers'. Keys
-/// that transformers writes for every model, such as generation options, are ignored; so is dropout.
+/// `text_encoder/config.json`, or `text_config` in the configuration of a complete CLIP. Defaults are those of
+/// transformers. Keys that transformers writes for every model, such as generation options, are ignored, and so is dropout.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TextConfig {
@@ -28,7 +28,7 @@ pub struct TextConfig {
     pub num_hidden_layers: usize,
     /// Number of attention heads.
     pub num_attention_heads: usize,
-    /// Number of tokens in a prompt, padding included.
+    /// Number of tokens in a prompt, including padding.
     pub max_position_embeddings: usize,
     /// Activation of the feed-forward layers.
     pub hidden_act: HiddenAct,
@@ -36,7 +36,7 @@ pub struct TextConfig {
     pub layer_norm_eps: f64,
     /// Width of the joint space.
     pub projection_dim: usize,
-    /// Token whose state stands for the text; 2, in older files, means the largest token.
+    /// Token whose state represents the text; 2, in older files, means the largest token.
     pub eos_token_id: i64,
 }
 
@@ -71,7 +71,7 @@ impl TextConfig {
         }
     }
 
-    /// An encoder of a few thousand parameters for tests and examples.
+    /// Returns an encoder of a few thousand parameters for tests and examples.
     pub fn tiny() -> Self {
         Self {
             vocab_size: 64,
@@ -88,7 +88,7 @@ impl TextConfig {
     }
 
     /// Reads the `config.json` of a component of a model, usually `text_encoder`. For a single file without
-    /// configurations the fields follow from the shapes of the tensors.
+    /// configurations, the fields are derived from the tensor shapes.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl TextConfig {
     }
 }
 
-/// `vision_config` in the configuration of a whole CLIP. Defaults are transformers' (ViT-B/32).
+/// `vision_config` in the configuration of a complete CLIP. Defaults are those of transformers (ViT-B/32).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VisionConfig {
@@ -170,7 +170,7 @@ impl Default for VisionConfig {
 }
 
 impl VisionConfig {
-    /// An encoder of a few thousand parameters for tests and examples.
+    /// Returns an encoder of a few thousand parameters for tests and examples.
     pub fn tiny() -> Self {
         Self {
             hidden_size: 12,
@@ -194,7 +194,7 @@ pub struct ClipConfig {
     pub vision_config: VisionConfig,
     /// Width of the joint space.
     pub projection_dim: usize,
-    /// Logarithm of the factor of similarities, before training.
+    /// Initial value of the logarithm of the similarity scale.
     pub logit_scale_init_value: f64,
 }
 
@@ -210,7 +210,7 @@ impl Default for ClipConfig {
 }
 
 impl ClipConfig {
-    /// Towers of a few thousand parameters for tests and examples.
+    /// Returns towers of a few thousand parameters for tests and examples.
     pub fn tiny() -> Self {
         Self {
             text_config: TextConfig::tiny(),

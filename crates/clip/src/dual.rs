@@ -8,19 +8,19 @@ use crate::text::TextModel;
 use crate::vision::VisionModel;
 use crate::{ClipConfig, TextEncoder};
 
-/// Both towers with their projections into one space: transformers' `CLIPModel`.
+/// Both towers with their projections into a joint space: transformers' `CLIPModel`.
 #[derive(Module, Debug)]
 pub struct Clip {
     text_model: TextModel,
     vision_model: VisionModel,
     visual_projection: Linear,
     text_projection: Linear,
-    /// Logarithm of the factor of similarities in the contrastive loss, `[1]`.
+    /// Logarithm of the similarity scale in the contrastive loss, `[1]`.
     pub logit_scale: Param<Tensor<1>>,
 }
 
 impl ClipConfig {
-    /// Towers with random weights.
+    /// Creates towers with random weights.
     ///
     /// # Panics
     ///
@@ -46,12 +46,12 @@ impl ClipConfig {
 }
 
 impl Clip {
-    /// Loads a component of a model (`.` for the folder itself); `None` is f32. Files are those of transformers or of
-    /// open_clip.
+    /// Loads a component of a model (`.` for the folder itself) in the element type `dtype` [default: f32]. Files are
+    /// those of transformers or open_clip.
     ///
     /// # Errors
     ///
-    /// If its configuration or its weights cannot be read, or do not fit each other.
+    /// If the configuration or the weights cannot be read or do not match.
     pub fn from_model(
         model: &Model,
         component: &str,
@@ -89,7 +89,7 @@ impl Clip {
     ///
     /// # Shapes
     ///
-    /// - images: `[batch, 3, side, side]` from [`preprocess`](crate::preprocess), of the side
+    /// - images: `[batch, 3, side, side]` from [`preprocess`](crate::preprocess), where side is
     ///   [`image_size`](Self::image_size), in the element type of the tower's arithmetic
     /// - returns: `[batch, projection_dim]`, of length one, f32
     ///
@@ -100,11 +100,11 @@ impl Clip {
         self.embed_image_states(self.image_states(images))
     }
 
-    /// States of the vision tower's last layer: the class token, then the patches row by row.
+    /// States of the vision tower's last layer: the class token, then the patches in row-major order.
     ///
     /// # Shapes
     ///
-    /// - images: as of [`embed_images`](Self::embed_images)
+    /// - images: same as [`embed_images`](Self::embed_images)
     /// - returns: `[batch, 1 + patches, hidden_size]`
     ///
     /// # Panics
@@ -138,7 +138,7 @@ impl Clip {
         width
     }
 
-    /// The text tower alone, without its projection: the encoder that conditions a denoiser.
+    /// Returns only the text tower, without its projection: the encoder that conditions a denoiser.
     pub fn into_text_encoder(self) -> TextEncoder {
         TextEncoder {
             text_model: self.text_model,
@@ -152,7 +152,7 @@ fn normalize(embeddings: Tensor<2>) -> Tensor<2> {
     embeddings / length
 }
 
-/// Cosine of the angle between each image and its text.
+/// Cosine similarity of each image and its text.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};

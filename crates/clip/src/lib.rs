@@ -1,9 +1,9 @@
 //! CLIP (Radford et al., arXiv 2103.00020), as in transformers.
 //!
-//! - [`Tokenizer`] encodes prompts, padded as the checkpoint's own files say;
-//! - [`TextEncoder`] gives the states that a denoiser attends to;
-//! - [`Clip`] embeds texts and images in one space, where [`cosine_similarity`] compares them;
-//! - [`preprocess`] prepares decoded images for it and is differentiable.
+//! - [`Tokenizer`] encodes prompts, with the padding of the checkpoint;
+//! - [`TextEncoder`] computes the states that a denoiser attends to;
+//! - [`Clip`] embeds texts and images in a joint space, where [`cosine_similarity`] compares them;
+//! - [`preprocess`] prepares decoded images for it, and is differentiable.
 
 mod config;
 mod dual;

@@ -1,21 +1,21 @@
-//! open_clip's configuration and its names of tensors.
+//! open_clip's configuration and tensor names.
 
 use serde::Deserialize;
 use swiftbrush_checkpoint::{Error, Weights};
 
 use crate::config::{ClipConfig, HiddenAct, TextConfig, VisionConfig};
 
-/// The configuration that open_clip writes beside its weights.
+/// The configuration that open_clip writes next to its weights.
 pub(crate) const CONFIG: &str = "open_clip_config.json";
 /// Default width of an attention head.
 const HEAD_WIDTH: usize = 64;
-/// Default ratio of the width of the feed-forward layers to that of the states.
+/// Default ratio of the width of the feed-forward layers to the width of the states.
 const MLP_RATIO: f64 = 4.0;
 /// Number of open_clip's last layers that Stable Diffusion does not use.
 const UNUSED_LAYERS: usize = 1;
 /// Width and number of used layers of the text encoder of Stable Diffusion 1.x: OpenAI's ViT-L/14.
 const SD1: (usize, usize) = (768, 12);
-/// The same of 2.x: OpenCLIP's ViT-H/14.
+/// The same for 2.x: OpenCLIP's ViT-H/14.
 const SD2: (usize, usize) = (1024, 23);
 
 #[derive(Debug, Deserialize)]
@@ -105,12 +105,12 @@ impl From<OpenClipConfig> for ClipConfig {
     }
 }
 
-/// True if the tensors are named as in open_clip.
+/// Returns whether the tensors have open_clip's names.
 pub(crate) fn is_open_clip(weights: &Weights) -> bool {
     weights.contains("ln_final.weight")
 }
 
-/// True for the weights of the text encoder of Stable Diffusion 2.x.
+/// Returns whether the weights are those of the text encoder of Stable Diffusion 2.x.
 pub(crate) fn is_of_2(weights: &Weights) -> bool {
     let norm = "text_model.final_layer_norm.weight";
     is_open_clip(weights) || weights.shape(norm) == Some(&[SD2.0])
@@ -121,7 +121,7 @@ pub(crate) fn as_transformers(weights: Weights) -> Result<Weights, Error> {
     if !is_open_clip(&weights) {
         return Ok(weights);
     }
-    // Old files hold a table of the causal mask, which is no weight.
+    // Old files contain the causal mask, which is not a weight.
     let mut weights = weights.filter_map(|name| (name != "attn_mask").then(|| rename(name)))?;
     let fused: Vec<_> = weights
         .names()
@@ -194,9 +194,9 @@ fn rename(name: &str) -> String {
 }
 
 impl TextConfig {
-    /// The configuration of a text encoder of Stable Diffusion that comes without one, from the shapes of its tensors
-    /// (in transformers' names below `text_model`). For the widths of 1.x and 2.x the number of layers and the
-    /// activation are known, however many layers the file holds and whichever library named its tensors.
+    /// Derives the configuration of a Stable Diffusion text encoder that comes without one from its tensor shapes (in
+    /// transformers' names below `text_model`). For the widths of 1.x and 2.x the number of layers and the activation are
+    /// known, regardless of the number of layers in the file and of its tensor names.
     pub(crate) fn from_shapes(weights: &Weights, is_open_clip: bool) -> Self {
         let size = |name: &str, axis: usize| {
             weights
@@ -230,8 +230,8 @@ impl TextConfig {
     }
 }
 
-/// The text tower of weights in transformers' names, below `text_model`: its first `n_layers` layers (all if `None`)
-/// and everything around them.
+/// Selects the text tower from weights in transformers' names, below `text_model`: its first `n_layers` layers (all if
+/// `None`) and everything around them.
 pub(crate) fn text_tower(weights: &Weights, n_layers: Option<usize>) -> Result<Weights, Error> {
     // transformers 5 saves the encoder without the prefix of earlier versions.
     let nested = weights.contains("text_model.final_layer_norm.weight");

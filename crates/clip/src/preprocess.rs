@@ -2,10 +2,10 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 /// Mean of each channel over CLIP's training images, for values in 0…1.
 pub const MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-/// Standard deviation of each channel, likewise.
+/// Standard deviation of each channel over the same images.
 pub const STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
-/// Prepares images for the vision tower: resizes them to a square and normalises. Differentiable.
+/// Prepares images for the vision tower: resizes them to a square and normalises them. Differentiable.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
@@ -37,8 +37,8 @@ pub fn preprocess(images: Tensor<4>, side: usize) -> Tensor<4> {
     images * scale + shift
 }
 
-/// Resizes bicubically with antialiasing (Keys, 1981, a = −½, widened when shrinking), as Pillow and torchvision on
-/// floats: one matrix for the rows and one for the columns, so it is differentiable.
+/// Resizes bicubically with antialiasing (Keys, 1981, a = −½, widened when shrinking), like Pillow and torchvision on
+/// floats. It is differentiable, because it is a product with one matrix for the rows and one for the columns.
 ///
 /// # Shapes
 ///

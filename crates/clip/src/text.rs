@@ -27,7 +27,7 @@ pub struct TextEncoder {
 }
 
 impl TextConfig {
-    /// An encoder with random weights.
+    /// Creates an encoder with random weights.
     ///
     /// # Panics
     ///
@@ -43,12 +43,12 @@ impl TextConfig {
 }
 
 impl TextEncoder {
-    /// Loads the first `num_hidden_layers` layers of a component of a model, usually `text_encoder`; `None` is f32.
-    /// Tensors are named as in transformers or as in open_clip.
+    /// Loads the first `num_hidden_layers` layers of a component of a model, usually `text_encoder`, in the element type
+    /// `dtype` [default: f32]. Tensors have the names of transformers or open_clip.
     ///
     /// # Errors
     ///
-    /// If its configuration or its weights cannot be read, or do not fit each other.
+    /// If the configuration or the weights cannot be read or do not match.
     pub fn from_model(
         model: &Model,
         component: &str,
@@ -57,7 +57,7 @@ impl TextEncoder {
     ) -> Result<Self, Error> {
         let config = TextConfig::from_model(model, component)?;
         let weights = model.weights(component)?;
-        // As in transformers, a configuration may ask for fewer layers than are stored.
+        // As in transformers, a configuration may have fewer layers than the file.
         let n_layers = Some(config.num_hidden_layers);
         let weights = text_tower(&as_transformers(weights)?, n_layers)?;
         Ok(Self {
@@ -107,7 +107,7 @@ pub(crate) struct Table {
 impl Table {
     pub(crate) fn new(rows: usize, width: usize, device: &Device) -> Self {
         let normal = Distribution::Normal(0.0, INITIAL_DEVIATION);
-        // Drawn when it is first read, so never if the table is loaded from a file.
+        // Initialised on first access, so never if the table is loaded from a file.
         let draw = move |device: &Device, is_trained: bool| {
             let table = Tensor::random([rows, width], normal, device);
             match is_trained {
@@ -169,7 +169,7 @@ impl TextModel {
     }
 
     fn end(&self, ids: &[i64]) -> usize {
-        // 2 in older configurations means that the end is the largest token.
+        // 2, in older configurations, means that the largest token marks the end.
         let end = if self.eos_token_id == 2 {
             ids.iter().max()
         } else {

@@ -14,7 +14,7 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior};
 use crate::open_clip::is_of_2;
 use crate::vocabulary::{END, END_OF_WORD, START, clip_vocabulary};
 
-/// Padding of Stable Diffusion 2.x.
+/// The padding token of Stable Diffusion 2.x.
 const PAD_OF_2: &str = "!";
 /// Contractions, words, single digits, and runs of other characters.
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
@@ -42,22 +42,22 @@ pub struct Tokenizer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Tokens {
-    /// Start, text, end, padding: always the tokenizer's full length.
+    /// Start, text, end and padding, always of the tokenizer's full length.
     pub ids: Vec<i32>,
-    /// Number of tokens that were cut off the end of the text.
+    /// Number of tokens truncated from the end of the text.
     pub n_dropped: usize,
-    /// The end of the prompt that was cut off, as it was written.
+    /// The truncated end of the prompt, as it was written.
     pub lost: Option<String>,
 }
 
-/// A tokenizer that cannot be used.
+/// Errors of loading a tokenizer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
     /// A file of the folder cannot be read.
     #[error(transparent)]
     File(#[from] swiftbrush_checkpoint::Error),
-    /// The folder holds no vocabulary.
+    /// The folder has no vocabulary.
     #[error("{folder} has neither vocab.json with merges.txt nor tokenizer.json")]
     NoVocabulary {
         /// The folder.
@@ -73,7 +73,7 @@ pub enum TokenizerError {
     },
 }
 
-/// The fields of `tokenizer_config.json` and `special_tokens_map.json` that matter here.
+/// The relevant fields of `tokenizer_config.json` and `special_tokens_map.json`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Settings {
@@ -112,22 +112,22 @@ impl Settings {
     }
 }
 
-/// Number of tokens in a prompt if the folder does not say.
+/// Number of tokens in a prompt if the folder does not specify it.
 const DEFAULT_LENGTH: usize = 77;
-/// Lengths from here on mean no limit.
+/// Lengths from this one on mean no limit.
 const NO_LIMIT: f64 = 1e6;
 
 impl Tokenizer {
     /// Reads the `tokenizer` of a model: `vocab.json` with `merges.txt`, or `tokenizer.json`; a single file without
     /// configurations gets CLIP's own vocabulary.
     ///
-    /// The padding token is that of `special_tokens_map.json`, else of `tokenizer_config.json`, else the end of text:
-    /// in Stable Diffusion 2.1 the two files disagree, and the first is right.
+    /// The padding token is that of `special_tokens_map.json`, else of `tokenizer_config.json`, else the end of text. In
+    /// Stable Diffusion 2.1 the two files disagree, and the first is right.
     ///
     /// # Errors
     ///
-    /// If the files are missing or damaged, or the vocabulary lacks the special tokens or its own token for unknown
-    /// symbols.
+    /// If the files are missing or damaged, or the vocabulary lacks the special tokens or the unknown token that it
+    /// declares.
     pub fn from_model(model: &Model, component: &str) -> Result<Self, TokenizerError> {
         let Some(folder) = model.path(component) else {
             // The text encoder of 2.x is open_clip's, with that library's padding.
@@ -161,8 +161,8 @@ impl Tokenizer {
         Self::new(inner, &padding, length).map_err(bad)
     }
 
-    /// CLIP's own vocabulary with prompts of 77 tokens. The padding is `!` in Stable Diffusion 2.x, and
-    /// `<|endoftext|>` in 1.x and wherever CLIP is used alone.
+    /// Creates a tokenizer with CLIP's own vocabulary and prompts of 77 tokens. The padding is `!` in Stable Diffusion
+    /// 2.x, and `<|endoftext|>` in 1.x and in CLIP itself.
     ///
     /// # Panics
     ///
@@ -185,8 +185,8 @@ impl Tokenizer {
         if let Some(unknown) = unknown_token(inner.get_model())? {
             id(unknown)?;
         }
-        // Special tokens are found in the text before it is split into words. The padding is one of them in
-        // transformers, so "!!" is two tokens where "!" pads.
+        // Special tokens are matched before the text is split into words. In transformers the padding is one of them, so
+        // "!!" is two tokens if "!" is the padding.
         inner.add_special_tokens(&[START, END, padding].map(|token| AddedToken::from(token, true)));
         Ok(Self {
             inner: Arc::new(inner),
@@ -203,12 +203,12 @@ impl Tokenizer {
         largest.map_or(0, |largest| largest as usize + 1)
     }
 
-    /// Number of tokens in every encoded prompt, padding included.
+    /// Number of tokens in every encoded prompt, including padding.
     pub fn length(&self) -> usize {
         self.length
     }
 
-    /// Encodes a prompt. One that is too long loses its end, which the result tells.
+    /// Encodes a prompt. If it is too long, its end is truncated and the result reports it.
     pub fn encode(&self, prompt: &str) -> Tokens {
         let encoding = self.inner.encode(prompt, false);
         let encoding = encoding.expect("every symbol is a token, or the unknown token");
@@ -247,7 +247,7 @@ impl Tokenizer {
     }
 }
 
-/// The token that stands for unknown symbols; without one, they are left out.
+/// The token for unknown symbols, which are dropped if there is none.
 fn unknown_token(model: &ModelWrapper) -> Result<Option<&str>, String> {
     match model {
         ModelWrapper::BPE(model) => Ok(model.unk_token.as_deref()),
@@ -258,7 +258,7 @@ fn unknown_token(model: &ModelWrapper) -> Result<Option<&str>, String> {
     }
 }
 
-/// The tokenizer that transformers' `CLIPTokenizerFast` makes of the two files.
+/// Builds the tokenizer that transformers' `CLIPTokenizerFast` builds from the two files.
 fn from_vocabulary(vocab: &Path, merges: &Path) -> tokenizers::Result<tokenizers::Tokenizer> {
     let text = |path: &Path| {
         path.to_str()
@@ -287,8 +287,8 @@ fn from_bpe(model: BpeBuilder) -> tokenizers::Result<tokenizers::Tokenizer> {
     Ok(tokenizer)
 }
 
-/// Reads the part of a `tokenizer.json` that leads from text to tokens. Start, end, length and padding are added here,
-/// and nothing is decoded. (A damaged decoder makes `tokenizers` 0.22 panic.)
+/// Reads the part of a `tokenizer.json` that maps text to tokens. Start, end, length and padding are added here. The
+/// decoder is not read, because a damaged one makes `tokenizers` 0.22 panic.
 fn from_whole(path: &Path) -> Result<tokenizers::Result<tokenizers::Tokenizer>, TokenizerError> {
     let mut whole: Map<String, Value> = read_json(path)?;
     for part in ["decoder", "post_processor", "padding", "truncation"] {

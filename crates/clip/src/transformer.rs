@@ -5,7 +5,7 @@ use swiftbrush_kernels::{LayerNorm, LayerNormConfig, Linear, LinearConfig, Mask,
 
 use crate::HiddenAct;
 
-/// The sizes that both towers share.
+/// The size parameters that both towers have.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     pub(crate) width: usize,
@@ -24,7 +24,7 @@ impl Shape {
     }
 }
 
-/// Pre-norm layers of self-attention and feed-forward.
+/// Pre-norm transformer layers.
 #[derive(Module, Debug)]
 pub(crate) struct Encoder {
     layers: Vec<Layer>,

@@ -10,7 +10,7 @@ use crate::transformer::{Encoder, Shape};
 #[derive(Module, Debug)]
 pub(crate) struct VisionModel {
     embeddings: Embeddings,
-    /// Misspelt in every checkpoint.
+    /// The name is misspelt in every checkpoint.
     pre_layrnorm: LayerNorm,
     encoder: Encoder,
     post_layernorm: LayerNorm,

@@ -1,4 +1,4 @@
-//! CLIP's own vocabulary, the same in every checkpoint.
+//! CLIP's vocabulary, which is the same in every checkpoint.
 
 use std::io::Read;
 
@@ -7,14 +7,14 @@ use tokenizers::models::bpe::{Merges, Vocab};
 
 /// The token before the text.
 pub(crate) const START: &str = "<|startoftext|>";
-/// The token behind the text.
+/// The token after the text.
 pub(crate) const END: &str = "<|endoftext|>";
 /// Suffix of tokens at the end of a word.
 pub(crate) const END_OF_WORD: &str = "</w>";
 
 const FILE: &[u8] = include_bytes!("../data/bpe_simple_vocab_16e6.txt.gz");
-/// Number of merges that CLIP takes from the file. With 256 bytes, inside and at the end of a word, and two special
-/// tokens, they make 49,408 tokens.
+/// Number of merges that CLIP uses from the file. Together with 256 bytes inside words, 256 at the end of words and two
+/// special tokens they make 49,408 tokens.
 const N_MERGES: usize = 48_894;
 
 /// The tokens with their indices, and the merges.
@@ -42,8 +42,8 @@ pub(crate) fn clip_vocabulary() -> (Vocab, Merges) {
     (tokens.zip(0..).collect(), merges)
 }
 
-/// A printable character for each byte: the byte itself if it is printable, else one beyond the first 256. Printable
-/// bytes come first.
+/// A printable character for each byte: the byte itself if it is printable, else a character beyond the first 256.
+/// Printable bytes come first.
 fn symbols() -> Vec<String> {
     let printable = |byte: &u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let n_others = (0..256).filter(|byte| !printable(byte)).count() as u32;

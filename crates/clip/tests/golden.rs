@@ -1,4 +1,4 @@
-//! Against transformers: `golden/make.py` writes the numbers.
+//! Parity with transformers; the files are written by `golden/make.py`.
 
 use burn::tensor::DType;
 use serde::Deserialize;
@@ -93,8 +93,8 @@ fn tokens_are_those_of_transformers() {
     }
 }
 
-/// Both towers in open_clip's files: a pickle with quick GELU, and safetensors in f16 with heads of an odd width.
-/// `golden/make_open_clip.py` makes them.
+/// Both towers from open_clip's files: a pickle with quick GELU, and safetensors in f16 with heads of an odd width,
+/// written by `golden/make_open_clip.py`.
 #[test]
 fn open_clips_own_files() {
     let (golden, device) = (Golden::open(HERE, "open_clip"), device());
@@ -110,7 +110,7 @@ fn open_clips_own_files() {
     }
 }
 
-/// The vocabulary that is compiled in, padded as 1.x and as 2.x pads.
+/// The built-in vocabulary, with the padding of 1.x and 2.x.
 #[test]
 fn clips_own_tokenizer() {
     let plain = Tokenizer::clip("<|endoftext|>").encode("a photo of a cat!");

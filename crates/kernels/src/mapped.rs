@@ -88,7 +88,7 @@ pub enum Access {
     Owned,
 }
 
-/// A file of weights, of which ranges are read on demand.
+/// A weight file, of which ranges are read on demand.
 ///
 /// # Contract
 ///

@@ -4,9 +4,9 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
 use swiftbrush_checkpoint::{NamedVisitor, is_finite, named_tensors, visit_named};
 
-/// The two factors of one layer's update, on the host, in the floating-point type of their file.
+/// The two factors of a layer's update, on the host, in the floating-point type of their file.
 ///
-/// For a convolution the second factor has the kernel's two axes in addition, and the first may have two of size 1.
+/// For a convolution, the second factor also has the two axes of the kernel, and the first may have two of size 1.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
     /// B, `[outputs, rank]`.
@@ -28,13 +28,13 @@ impl Adapter {
         self.alpha / self.rank() as f64
     }
 
-    /// The update's shape as a matrix: outputs, and all values that one output reads.
+    /// The shape of the update as a matrix: outputs × inputs, which include the kernel of a convolution.
     pub(crate) fn sides(&self) -> [usize; 2] {
         let down = self.down.shape().to_vec();
         [self.up.shape()[0], down[1..].iter().product()]
     }
 
-    /// Checks that the factors form a pair of finite numbers; otherwise returns the fault.
+    /// Checks that the factors match and are finite; otherwise returns the reason.
     pub(crate) fn check(&self) -> Result<(), String> {
         let (down, up) = (self.down.shape().to_vec(), self.up.shape().to_vec());
         let ones = |shape: &[usize]| shape.iter().all(|&size| size == 1);
@@ -54,11 +54,11 @@ impl Adapter {
     }
 }
 
-/// burn's names of the factors of an adapter, after the path of the module.
+/// burn's names for the factors of an adapter, after the path of the module.
 const UP: &str = ".weight.lora.a";
 const DOWN: &str = ".weight.lora.b";
 
-/// The adapters of a network, by the paths of the modules that they adapt.
+/// The adapters of a network, by the paths of the adapted modules.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Adapters(BTreeMap<String, Adapter>);
 
@@ -69,7 +69,7 @@ impl FromIterator<(String, Adapter)> for Adapters {
 }
 
 impl Adapters {
-    /// The adapters attached to a module, in f32, with the α that they were attached with.
+    /// The adapters attached to a module, in f32, with the α they were attached with.
     pub fn from_module<M: Module>(module: &M, alpha: f64) -> Self {
         let mut factors = named_tensors(module);
         let ups: Vec<_> = factors
@@ -118,7 +118,7 @@ impl Adapters {
             .map(|(module, adapter)| (module.as_str(), adapter))
     }
 
-    /// The shape as a matrix of the weight of every linear layer and convolution of a module, by its path.
+    /// The weight shape, as a matrix, of every linear layer and convolution of a module, by path.
     pub(crate) fn layers<M: Module>(module: &M) -> BTreeMap<String, [usize; 2]> {
         struct Layers(BTreeMap<String, [usize; 2]>);
         impl NamedVisitor for Layers {

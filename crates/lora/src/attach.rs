@@ -16,12 +16,12 @@ pub struct LoraConfig {
     pub rank: usize,
     /// α; the update is multiplied by α/r.
     pub alpha: f64,
-    /// Names of the adapted modules, or ends of their paths after a dot (`to_q`, `attn1.to_q`).
+    /// Names of the adapted modules, or suffixes of their paths after a dot (`to_q`, `attn1.to_q`).
     pub target_modules: Vec<String>,
 }
 
 impl LoraConfig {
-    /// Adapters of rank `rank` and scale `alpha/rank` for modules of these names.
+    /// Configures adapters of rank `rank` and scale `alpha/rank` for modules with these names.
     pub fn new<S: Into<String>>(
         rank: usize,
         alpha: f64,
@@ -44,12 +44,12 @@ impl LoraConfig {
     }
 }
 
-/// Freezes a module and attaches untrained adapters to its linear layers, initialised as PEFT does: A uniform within
-/// `±1/√inputs`, B zero, so that nothing changes yet. The same seed gives the same adapters.
+/// Freezes a module and attaches untrained adapters to its linear layers, initialised as in PEFT: A is uniform within
+/// `±1/√inputs` and B is zero, so that nothing changes yet. The same seed gives the same adapters.
 ///
 /// # Errors
 ///
-/// If no linear layer has one of the names; as in PEFT, names without a layer are fine beside others that have one.
+/// If none of the names matches a linear layer. As in PEFT, it is enough if one of them does.
 ///
 /// # Panics
 ///
@@ -128,7 +128,7 @@ fn adapter(up: TensorData, down: TensorData, scale: f64, device: &Device) -> Lor
 ///
 /// # Errors
 ///
-/// If an adapter finds no linear layer of its name and size; the error lists all of them.
+/// If an adapter has no linear layer of its name and size; the error lists all of them.
 pub fn insert<M: Module>(module: M, adapters: &Adapters) -> Result<M, Error> {
     check(&module, adapters)?;
     let convolutions: Vec<_> = adapters
@@ -169,13 +169,13 @@ impl Reparameterizer for Insert<'_> {
     }
 }
 
-/// Adds adapters, times `strength`, to the weights of linear layers and convolutions; with −1 they are removed again up
-/// to rounding. Sums are taken in f32. Weights that are not adapted are shared with the given module, so a clone of
-/// it is a cheap way back.
+/// Adds adapters, scaled by `strength`, to the weights of linear layers and convolutions. A strength of −1 removes them
+/// again, up to rounding. Sums are computed in f32. Weights that are not adapted are shared with the given module, so
+/// keeping a clone of it is a cheap way to undo the change.
 ///
 /// # Errors
 ///
-/// If the strength is not finite, or an adapter finds no layer of its name and size; the error lists all of them.
+/// If the strength is not finite, or an adapter has no layer of its name and size; the error lists all of them.
 pub fn fuse<M: Module>(module: M, adapters: &Adapters, strength: f64) -> Result<M, Error> {
     if !strength.is_finite() {
         return Err(Error::Strength(strength));
@@ -214,13 +214,13 @@ fn fused<const D: usize>(
         let fused = (weight.cast(FloatDType::F32) + update).cast(dtype).detach();
         match fused.is_autodiff() {
             true => fused.set_require_grad_if(requires_grad),
-            // As loading leaves the weights of convolutions.
+            // The layout in which loading leaves the weights of convolutions.
             false => to_conv_layout(fused),
         }
     })
 }
 
-/// Both factors as matrices: the inputs of a convolution's output include its kernel.
+/// Both factors as matrices. The inputs of a convolution include its kernel.
 fn matrices(adapter: &Adapter) -> [TensorData; 2] {
     let ([outputs, inputs], rank) = (adapter.sides(), adapter.rank());
     [
@@ -258,7 +258,7 @@ fn check<M: Module>(module: &M, adapters: &Adapters) -> Result<(), Error> {
     }
 }
 
-/// The module that a weight belongs to; empty for a layer on its own.
+/// The path of the module that a weight belongs to; empty for a single layer.
 fn module_of(name: &str) -> Option<&str> {
     let module = name.strip_suffix("weight")?;
     match module.is_empty() {
@@ -267,7 +267,7 @@ fn module_of(name: &str) -> Option<&str> {
     }
 }
 
-/// burn's path without the variants of enums, the only segments with a capital.
+/// burn's path without enum variants, the only segments that begin with a capital.
 fn checkpoint_path(path: &str) -> String {
     let is_field = |segment: &&str| !segment.starts_with(char::is_uppercase);
     path.split('.')

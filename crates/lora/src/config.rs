@@ -1,4 +1,4 @@
-//! PEFT's configuration of adapters: `adapter_config.json`, or the copy in the header of diffusers' files.
+//! PEFT's adapter configuration: `adapter_config.json`, or the copy in the header of diffusers' files.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::{Adapter, Adapters};
 const DEFAULT_RANK: usize = 8;
 const DEFAULT_ALPHA: f64 = 8.0;
 
-/// Options that are read, or on which no result depends once an adapter is trained.
+/// Options that are read, or that do not affect a trained adapter.
 const NEUTRAL: [&str; 25] = [
     "alpha_pattern",
     "auto_mapping",
@@ -40,17 +40,17 @@ const NEUTRAL: [&str; 25] = [
     "target_modules",
     "task_type",
     "use_rslora",
-    // Of configurations that diffusers writes into headers.
+    // Written by diffusers into the headers of its files.
     "_custom_modules",
 ];
-/// Initialisations whose result the saved factors replace. The others change the adapted weights when PEFT loads them
-/// (PiSSA, OLoRA, CorDA, LoftQ), or are adapters of another kind (MiCA).
+/// Initialisations whose result is replaced by the saved factors. Others change the adapted weights when PEFT loads them
+/// (PiSSA, OLoRA, CorDA, LoftQ) or are different kinds of adapters (MiCA).
 const INITIALISATIONS: [&str; 4] = ["gaussian", "eva", "orthogonal", "lora_ga"];
 
-/// The modules that a configuration names.
+/// The modules targeted by a configuration.
 #[derive(Debug)]
 enum Targets {
-    /// Names, or ends of paths after a dot.
+    /// Names, or suffixes of paths after a dot.
     Names(Vec<String>),
     /// A regular expression for the whole path.
     Pattern(Regex),
@@ -92,12 +92,12 @@ impl Targets {
     }
 }
 
-/// The parts of a configuration that results depend on.
+/// The parts of a configuration that affect results.
 #[derive(Debug, Default)]
 pub(crate) struct Config {
-    /// None where nothing is configured: then ranks and α follow from the factors.
+    /// `None` without a configuration: ranks and α then follow from the factors.
     base: Option<(usize, f64)>,
-    /// The first pattern that matches a module counts, so their order is kept.
+    /// Patterns in file order, because the first match wins.
     ranks: Vec<(Regex, f64)>,
     alphas: Vec<(Regex, f64)>,
     is_rank_stabilized: bool,
@@ -142,7 +142,7 @@ impl Config {
         Ok(config)
     }
 
-    /// α of a module whose factors have this rank, as what is divided by the rank.
+    /// α of a module whose factors have this rank, normalised so that the scale is α/rank.
     pub(crate) fn alpha(&self, module: &str, rank: usize) -> f64 {
         match self.base {
             None => rank as f64,
@@ -181,14 +181,14 @@ impl Config {
     }
 }
 
-/// As PEFT matches: the end of a path, after a dot.
+/// Matches patterns as PEFT does: against the end of a path, after a dot.
 fn first_match(patterns: &[(Regex, f64)], module: &str) -> Option<f64> {
     let mut patterns = patterns.iter();
     let found = patterns.find(|(pattern, _)| pattern.is_match(module));
     found.map(|(_, value)| *value)
 }
 
-/// Returns whether an option is supported at its value.
+/// Checks that an option is supported with its value.
 fn check(key: &str, field: &Field) -> Result<(), String> {
     let refused = |expected: &str| Err(format!("unsupported `{key}` = {field}; {expected}"));
     match (key, field.value()) {
@@ -203,7 +203,7 @@ fn check(key: &str, field: &Field) -> Result<(), String> {
         }
         ("bias", Some(Value::String(kind))) if kind == "none" => Ok(()),
         (key, _) if NEUTRAL.contains(&key) || field.is_off() => Ok(()),
-        _ => refused("the option is unsupported at values other than its default"),
+        _ => refused("only the default of this option is supported"),
     }
 }
 
@@ -233,7 +233,7 @@ fn patterns(key: &str, field: &Field) -> Result<Vec<(Regex, f64)>, String> {
     patterns.collect()
 }
 
-/// The entries of a JSON object in their order, which serde_json's own map does not keep.
+/// The entries of a JSON object in file order, which serde_json's map does not keep.
 #[derive(Debug)]
 struct Entries<T>(Vec<(String, T)>);
 
@@ -267,7 +267,7 @@ enum Field {
 }
 
 impl Field {
-    /// A value that is no object.
+    /// The value, unless it is an object.
     fn value(&self) -> Option<&Value> {
         match self {
             Self::Map(_) => None,
@@ -275,7 +275,7 @@ impl Field {
         }
     }
 
-    /// Returns whether it is null, false or empty, the defaults of all options that switch something on.
+    /// Returns whether it is null, false or empty, the defaults of all options that enable something.
     fn is_off(&self) -> bool {
         match self {
             Self::Map(entries) => entries.0.is_empty(),
@@ -294,7 +294,7 @@ impl fmt::Display for Field {
     }
 }
 
-/// The configuration with which PEFT reads adapters: the most frequent rank and α, and patterns for the others.
+/// The configuration that makes PEFT read adapters correctly: the most frequent rank and α, and patterns for the others.
 pub(crate) fn to_json(adapters: &Adapters) -> Map<String, Value> {
     let (rank, alpha) = most_frequent(adapters);
     let others = |differs: &dyn Fn(&Adapter) -> Option<Value>| -> Value {
@@ -330,12 +330,12 @@ fn most_frequent(adapters: &Adapters) -> (usize, f64) {
     usual.map_or((0, 0.0), |(key, _)| key)
 }
 
-/// The end of a module's path by which PEFT finds it. transformers 5 nests the text encoder in one module less.
+/// The suffix of a module's path by which PEFT finds it. transformers 5 nests the text encoder one level less.
 fn target(module: &str) -> &str {
     module.strip_prefix("text_model.").unwrap_or(module)
 }
 
-/// Whole numbers without a fraction, as in PEFT's own files.
+/// Writes whole numbers as integers, as in PEFT's own files.
 fn whole(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 {
         json!(value as i64)

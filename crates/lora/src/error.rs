@@ -4,17 +4,17 @@ use swiftbrush_checkpoint::abridged;
 
 use crate::Layout;
 
-/// Errors of files of adapters, and of adapters that do not fit a module.
+/// Errors of adapter files, and of adapters that do not match a module.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The file cannot be read or written.
     #[error(transparent)]
     File(#[from] swiftbrush_checkpoint::Error),
-    /// The file holds no adapters at all.
+    /// The file contains no adapters at all.
     #[error("{0} holds no adapters; the program that saved it wrote an empty file")]
     Empty(PathBuf),
-    /// A folder without a file of adapters, or with two.
+    /// A folder without an adapter file, or with two.
     #[error("{folder} {reason}")]
     Folder {
         /// The folder.
@@ -22,7 +22,7 @@ pub enum Error {
         /// The files expected and found.
         reason: String,
     },
-    /// Tensors whose names belong to no layout.
+    /// Tensors whose names match no layout.
     #[error(
         "{path}: these are not adapter tensors of Stable Diffusion 1.x or 2.x: {}",
         abridged(.names)
@@ -74,7 +74,7 @@ pub enum Error {
         path: PathBuf,
         /// The adapted module.
         module: String,
-        /// The fault found.
+        /// What is wrong with it.
         found: String,
     },
     /// An adapter of a kind other than LoRA.
@@ -87,7 +87,7 @@ pub enum Error {
         /// One of its tensors.
         name: String,
     },
-    /// A configuration of adapters with unsupported or contradictory options.
+    /// An adapter configuration with unsupported or contradictory options.
     #[error("{path}: {reason}")]
     BadConfig {
         /// The configuration, or the file with it in its header.
@@ -95,7 +95,7 @@ pub enum Error {
         /// The option, what was expected and found.
         reason: String,
     },
-    /// PEFT's configuration of another file would be overwritten.
+    /// Saving would overwrite PEFT's configuration of other adapters.
     #[error("{0} exists and belongs to other adapters; save into another folder")]
     ConfigExists(PathBuf),
     /// A layout that cannot name the adapters of some modules.
@@ -111,7 +111,7 @@ pub enum Error {
     },
     /// Two networks in a layout that holds one.
     #[error(
-        "{0}: PEFT keeps the adapters of denoiser and text encoder in two folders; save them separately"
+        "{0}: PEFT stores the adapters of denoiser and text encoder in two folders; save them separately"
     )]
     TwoNetworks(PathBuf),
     /// Adapters of convolutions where only those of linear layers can be used.

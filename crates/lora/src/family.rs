@@ -1,8 +1,8 @@
-//! Files that are no adapters of Stable Diffusion 1.x or 2.x, told from the names of their tensors.
+//! Detection, by tensor names, of files that are not adapters for Stable Diffusion 1.x or 2.x.
 
 use regex::Regex;
 
-/// Parts of names that only one family of models has.
+/// Parts of names that are specific to one family of models.
 const FAMILIES: [(&str, &str); 16] = [
     ("lora_te2_", "Stable Diffusion XL"),
     ("text_encoder_2.", "Stable Diffusion XL"),
@@ -22,13 +22,13 @@ const FAMILIES: [(&str, &str); 16] = [
     ("diffusion_model.blocks.", "a video model"),
 ];
 
-/// The family of models that a tensor's name belongs to, if it is another.
+/// The unsupported family of models that a tensor's name belongs to, if any.
 pub(crate) fn other_family(name: &str) -> Option<&'static str> {
     let found = FAMILIES.iter().find(|(part, _)| name.contains(part));
     if let Some((_, family)) = found {
         return Some(family);
     }
-    // Stable Diffusion 1.x and 2.x have one transformer block in each attention.
+    // Stable Diffusion 1.x and 2.x have only one transformer block per attention.
     const BLOCKS: &str = "transformer_blocks";
     let at = name.find(BLOCKS)? + BLOCKS.len();
     let index = name[at..].trim_start_matches(['.', '_']);
@@ -41,7 +41,7 @@ pub(crate) fn other_family(name: &str) -> Option<&'static str> {
     (is_unet && is_further).then_some("Stable Diffusion XL")
 }
 
-/// The network whose weights, not adapters, a tensor's name belongs to.
+/// The network that a tensor belongs to if it is a weight and not an adapter.
 pub(crate) fn whole_network(name: &str) -> Option<&'static str> {
     const STARTS: [(&str, &str); 6] = [
         (r"model\.diffusion_model\.", "a whole model"),

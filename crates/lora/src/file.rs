@@ -10,11 +10,11 @@ use crate::family::{other_family, whole_network};
 use crate::names::{Component, Layout, Name, Role, format, is_peft, other_kind, parse};
 use crate::{Adapter, Adapters, Error};
 
-/// Key of diffusers' configuration in a file's header.
+/// The key of diffusers' configuration in a file's header.
 const DIFFUSERS_METADATA: &str = "lora_adapter_metadata";
-/// PEFT's configuration beside its tensors.
+/// PEFT's configuration, stored next to its tensors.
 const PEFT_CONFIG: &str = "adapter_config.json";
-/// Entries of a header that a layout writes itself, or that are hashes of the tensors as they were.
+/// Header entries that are written by a layout itself, or are outdated hashes of the tensors.
 const OWN_METADATA: [&str; 5] = [
     "format",
     DIFFUSERS_METADATA,
@@ -23,7 +23,7 @@ const OWN_METADATA: [&str; 5] = [
     "modelspec.hash_sha256",
 ];
 
-/// The contents of a file of adapters, whatever its layout.
+/// The contents of an adapter file, independent of its layout.
 ///
 /// # Examples
 ///
@@ -54,14 +54,14 @@ pub struct AdapterFile {
     pub unet: Adapters,
     /// Adapters of the text encoder.
     pub text_encoder: Adapters,
-    /// Free-form strings of the header, such as kohya's `ss_*`, without what the layout itself writes there.
+    /// Free-form strings of the header, such as kohya's `ss_*`, without those written by the layout itself.
     pub metadata: BTreeMap<String, String>,
-    /// Sentences about the file that a user should be told.
+    /// Messages about the file for the user.
     pub notes: Vec<String>,
 }
 
 impl AdapterFile {
-    /// Adapters of a denoiser and of a text encoder, either of which may be empty.
+    /// Creates a file from the adapters of a denoiser and a text encoder, either of which may be empty.
     pub fn new(unet: Adapters, text_encoder: Adapters) -> Self {
         Self {
             unet,
@@ -70,16 +70,15 @@ impl AdapterFile {
         }
     }
 
-    /// Reads a file in any [`Layout`], which the names of its tensors tell, or the file in a folder of PEFT or diffusers.
+    /// Reads a file in any [`Layout`], detected by its tensor names, or the adapter file in a folder of PEFT or diffusers.
     ///
-    /// α comes from the file's own tensors, else from the header (diffusers) or, for files with PEFT's names only, from
-    /// `adapter_config.json` beside it, module by module; otherwise it is the rank. rsLoRA's α, which is divided
-    /// by √rank, is converted to one that is divided by the rank. Factors keep their element type; 8-bit floating-point
-    /// numbers are widened to f16.
+    /// α is taken, module by module, from the file's own tensors, else from the header (diffusers) or, for files with PEFT's
+    /// names, from `adapter_config.json` next to them; otherwise it is the rank. rsLoRA's α, which is divided by √rank, is
+    /// converted to one that is divided by the rank. Factors keep their element type; 8-bit floats are widened to f16.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, is empty, holds anything but pairs of factors, belongs to another family of models
+    /// If the file cannot be read, is empty, contains anything but pairs of factors, belongs to another family of models
     /// or to a whole network, or has adapters of another kind (DoRA, LoHa, LoKr). Also if a configuration sets options
     /// that are unsupported or contradict the factors.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
@@ -102,12 +101,12 @@ impl AdapterFile {
         })
     }
 
-    /// Writes the adapters in a layout, atomically; for PEFT also `adapter_config.json` beside the file. Layouts without
-    /// α have it multiplied into B, which then is stored in f32. [`metadata`](Self::metadata) goes into the header.
+    /// Writes the adapters in a layout, atomically; for PEFT also `adapter_config.json` next to the file. For layouts
+    /// without α, it is multiplied into B, which is then stored in f32. [`metadata`](Self::metadata) goes into the header.
     ///
     /// # Errors
     ///
-    /// If there are no adapters, the layout has no name for some modules, the files cannot be written, or PEFT's
+    /// If there are no adapters, the layout cannot name some modules, the files cannot be written, or PEFT's
     /// configuration of other adapters would be overwritten.
     pub fn save(&self, path: impl AsRef<Path>, layout: Layout) -> Result<(), Error> {
         let path = path.as_ref();
@@ -193,7 +192,7 @@ impl AdapterFile {
             config.insert(key.to_owned(), value);
         }
         let beside = path.with_file_name(PEFT_CONFIG);
-        // The configuration beside a file of PEFT is its own.
+        // The configuration next to a PEFT file belongs to it.
         let is_own = Weights::open(path).is_ok_and(|weights| weights.names().any(is_peft));
         if beside.exists() && !is_own {
             let existing = read_json::<Map<String, Value>>(&beside);
@@ -205,7 +204,7 @@ impl AdapterFile {
     }
 }
 
-/// The file itself, or the one in a folder of PEFT or diffusers.
+/// The file itself, or the adapter file in a folder of PEFT or diffusers.
 fn file_of(path: &Path) -> Result<PathBuf, Error> {
     const FILES: [[&str; 2]; 2] = [
         ["adapter_model.safetensors", "adapter_model.bin"],
@@ -217,7 +216,7 @@ fn file_of(path: &Path) -> Result<PathBuf, Error> {
     if !path.is_dir() {
         return Ok(path.to_owned());
     }
-    // Each library prefers safetensors.
+    // Both libraries prefer safetensors.
     let found = FILES.iter().filter_map(|names| {
         let paths = names.iter().map(|name| path.join(name));
         paths.into_iter().find(|path| path.is_file())
@@ -228,7 +227,7 @@ fn file_of(path: &Path) -> Result<PathBuf, Error> {
         (None, _) => Err(Error::Folder {
             folder: path.to_owned(),
             reason: format!(
-                "has no {} or {}; name the file of adapters",
+                "has no {} or {}; pass the path of the adapter file",
                 FILES[0][0], FILES[1][0]
             ),
         }),
@@ -239,7 +238,7 @@ fn file_of(path: &Path) -> Result<PathBuf, Error> {
     }
 }
 
-/// Rejects files that are something else than a set of adapters for Stable Diffusion 1.x or 2.x.
+/// Rejects files that are not adapters for Stable Diffusion 1.x or 2.x.
 fn check_names(weights: &Weights) -> Result<(), Error> {
     let path = weights.path().to_owned();
     if weights.is_empty() {
@@ -289,7 +288,7 @@ fn config(weights: &Weights, component: Component) -> Result<Config, Error> {
     }
     let beside = weights.path().with_file_name(PEFT_CONFIG);
     if !beside.is_file() {
-        let reason = format!("PEFT keeps α in {PEFT_CONFIG}, which is missing beside it");
+        let reason = format!("PEFT stores α in {PEFT_CONFIG}, which is missing in this folder");
         return Err(bad(weights.path(), reason));
     }
     let text = std::fs::read_to_string(&beside)
@@ -331,7 +330,7 @@ impl Parts {
                 return Err(Error::BadPair {
                     path,
                     module,
-                    found: format!("{name} is there twice, in two layouts"),
+                    found: format!("{name} is present twice, in two layouts"),
                 });
             }
         }
@@ -376,8 +375,8 @@ impl Parts {
     }
 }
 
-/// The tensors of an adapter under their names in a layout; an error if it holds, or its product with α would be, a NaN
-/// or an infinity.
+/// The tensors of an adapter under their names in a layout. It is an error if they contain, or their product with α would
+/// be, a NaN or an infinity.
 fn factors(
     adapter: &Adapter,
     [down, up, alpha]: [Option<String>; 3],

@@ -1,6 +1,6 @@
-//! Paths with underscores for dots, and paths of the original training code.
+//! Paths with underscores instead of dots, and paths of the original training code ("LDM").
 
-/// The words of paths, besides numbers. An underscore is part of a word or stands for a dot; the longest word wins.
+/// The words in paths, besides numbers. An underscore is either part of a word or replaces a dot; the longest word wins.
 const WORDS: [&str; 61] = [
     // The denoiser in diffusers.
     "down_blocks",
@@ -68,7 +68,7 @@ const WORDS: [&str; 61] = [
     "text_projection",
 ];
 
-/// The path of a flattened one, in diffusers' names; none if it contains other words.
+/// Recovers the path, in diffusers' names, from a flattened one; `None` if it contains unknown words.
 pub(crate) fn decode(flat: &str) -> Option<String> {
     let mut parts = Vec::new();
     let mut rest = flat;
@@ -103,7 +103,7 @@ fn is_part(rest: &str, len: usize) -> bool {
     ends && (WORDS.contains(&part) || part.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// LDM's blocks per level: two residual blocks, and a change of resolution on the way down or a third on the way up.
+/// LDM's blocks per level: two residual blocks, plus a change of resolution on the way down or a third block on the way up.
 const LEVEL: usize = 3;
 
 const RESNET: [(&str, &str); 6] = [
@@ -122,7 +122,7 @@ const WHOLE: [(&str, &str); 5] = [
     ("out.2", "conv_out"),
 ];
 
-/// diffusers' name of a module that LDM names so; none if there is no such module.
+/// Translates a module's LDM name to diffusers'; `None` if there is no such module.
 fn of_ldm(path: &str) -> Option<String> {
     if let Some((_, name)) = WHOLE.iter().find(|(ldm, _)| *ldm == path) {
         return Some((*name).to_owned());
@@ -175,7 +175,7 @@ fn of_ldm(path: &str) -> Option<String> {
     }
 }
 
-/// LDM's name of a module of Stable Diffusion's denoiser; none if there is no such module.
+/// Translates the diffusers name of a module of Stable Diffusion's denoiser to LDM's; `None` if there is no such module.
 pub(crate) fn to_ldm(path: &str) -> Option<String> {
     if let Some((name, _)) = WHOLE.iter().find(|(_, name)| *name == path) {
         return Some((*name).to_owned());

@@ -1,28 +1,28 @@
-//! The names of adapters' tensors in each layout.
+//! The names of adapter tensors in each layout.
 
 use serde::{Deserialize, Serialize};
 
 use crate::flat;
 
-/// The names that a file gives to its tensors.
+/// The layout of an adapter file: the names of its tensors, and where α is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layout {
     /// `adapter_model.safetensors` of PEFT with its `adapter_config.json`: `base_model.model.<module>.lora_A.weight`.
-    /// It holds the adapters of one network.
+    /// A file contains the adapters of one network.
     Peft,
-    /// `pytorch_lora_weights.safetensors` of diffusers: `unet.<module>.lora_A.weight`, with the configuration in its
+    /// `pytorch_lora_weights.safetensors` of diffusers: `unet.<module>.lora_A.weight`, with the configuration in the
     /// header.
     Diffusers,
-    /// diffusers in 2023: `unet.<module>.lora.down.weight`. It has no α.
+    /// The layout of diffusers in 2023: `unet.<module>.lora.down.weight`, without α.
     DiffusersLora,
-    /// diffusers before that: `unet.<attention>.processor.to_q_lora.down.weight`. It has no α and only names
+    /// The earlier layout of diffusers: `unet.<attention>.processor.to_q_lora.down.weight`, without α and only for
     /// attention.
     DiffusersProcessor,
-    /// kohya's and most training programs: `lora_unet_<module>.lora_down.weight`, with underscores for dots, and
-    /// α.
+    /// The layout of kohya's and most training scripts: `lora_unet_<module>.lora_down.weight`, with underscores instead of
+    /// dots, and with α.
     Kohya,
-    /// kohya's with the modules of the denoiser named as in the original training code.
+    /// kohya's layout with the modules of the denoiser named as in the original training code.
     KohyaLdm,
 }
 
@@ -67,7 +67,7 @@ pub(crate) struct Name {
     pub(crate) role: Role,
 }
 
-/// Suffixes of adapters of other kinds, and those kinds.
+/// Tensor name suffixes of other kinds of adapters, and those kinds.
 const OTHER_KINDS: [(&str, &str); 10] = [
     (".dora_scale", "DoRA"),
     (".lora_magnitude_vector", "DoRA"),
@@ -154,7 +154,7 @@ fn parse_path(path: &str) -> Option<(Component, String)> {
         Component::Unet => module,
         Component::TextEncoder => nested(module),
     };
-    // The rest has to be a module of a network, not the name of another network.
+    // The rest must be a module of a network, not the name of another network.
     const ROOTS: [&str; 9] = [
         "down_blocks.",
         "mid_block.",
@@ -170,7 +170,7 @@ fn parse_path(path: &str) -> Option<(Component, String)> {
     is_known.then_some((component, module))
 }
 
-/// A module of the text encoder, which transformers 5 no longer nests in `text_model`.
+/// Adds the `text_model` that transformers 5 no longer has in paths of the text encoder.
 fn nested(module: String) -> String {
     match module.starts_with("encoder.") {
         true => format!("text_model.{module}"),
@@ -178,7 +178,7 @@ fn nested(module: String) -> String {
     }
 }
 
-/// Names of both factors and of α where the layout has one; none if the layout cannot name the module.
+/// Names of both factors, and of α if the layout has one; `None` if the layout cannot name the module.
 pub(crate) fn format(
     layout: Layout,
     component: Component,

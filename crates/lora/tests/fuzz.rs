@@ -1,6 +1,6 @@
-//! Whatever a configuration of adapters says, it is read or an error, never a panic.
+//! Any adapter configuration is either read or an error, never a panic.
 //!
-//! `SWIFTBRUSH_FUZZ_SECONDS=600 cargo test --release --workspace --test fuzz` runs longer. Inputs that fail are kept
+//! `SWIFTBRUSH_FUZZ_SECONDS=600 cargo test --release --workspace --test fuzz` runs longer. Failing inputs are kept
 //! in `corpus`.
 
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Parity with PEFT and diffusers; `golden/make.py` and `golden/make_peft.py` write the files.
+//! Parity with PEFT and diffusers; the files are written by `golden/make.py` and `golden/make_peft.py`.
 
 use std::path::{Path, PathBuf};
 
@@ -132,7 +132,7 @@ fn adapters_without_a_layer_are_named() {
     assert!(error.contains("conv_in, to_z"), "{error}");
 }
 
-/// `golden/make_peft.py` merges each adapter by PEFT.
+/// `golden/make_peft.py` merges each adapter with PEFT.
 #[test]
 fn options_of_peft_have_its_effect_or_are_named() {
     const REFUSED: [(&str, &str); 4] = [

@@ -1,4 +1,4 @@
-//! Files in every layout: round trips lose nothing, and unsupported files are errors that name the tensor or option.
+//! Files in every layout: round trips are lossless, and unsupported files are errors that name the tensor or option.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ const LAYOUTS: [Layout; 5] = [
     Layout::KohyaLdm,
 ];
 
-/// Modules of attention, which every layout can name.
+/// Attention modules, which every layout can name.
 const ATTENTION: [&str; 4] = [
     "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q",
     "down_blocks.2.attentions.0.transformer_blocks.0.attn2.to_out.0",
@@ -41,7 +41,7 @@ fn data(shape: Vec<usize>) -> impl Strategy<Value = TensorData> {
     values.prop_map(move |values| TensorData::new(values, shape.clone()))
 }
 
-/// A pair of factors; those of convolutions have a kernel.
+/// A pair of factors, with a kernel for convolutions.
 fn adapter(is_convolution: bool) -> impl Strategy<Value = Adapter> {
     let kernel = if is_convolution { vec![3, 3] } else { vec![] };
     let ones = if is_convolution { vec![1, 1] } else { vec![] };
@@ -68,7 +68,7 @@ fn adapters(modules: &'static [&'static str]) -> impl Strategy<Value = Adapters>
     all.prop_map(|adapters| adapters.into_iter().flatten().collect())
 }
 
-/// α/rank · B·A, row by row, in f64.
+/// Computes α/rank · B·A in row-major order, in f64.
 fn update(adapter: &Adapter) -> Vec<f64> {
     let (up, down): (Vec<f64>, Vec<f64>) =
         (adapter.up.iter().collect(), adapter.down.iter().collect());
@@ -95,7 +95,7 @@ fn assert_same(found: &Adapters, expected: &Adapters) -> Result<(), TestCaseErro
         let (found, expected) = (update(found), update(expected));
         let scale = expected.iter().fold(0.0f64, |max, x| max.max(x.abs()));
         for (found, expected) in found.iter().zip(&expected) {
-            // A product with α is rounded to f32 where a layout has no place for α.
+            // Layouts without α store the product with it, rounded to f32.
             prop_assert!(
                 (found - expected).abs() <= 1e-6 * scale.max(1e-3),
                 "{}",
@@ -213,7 +213,7 @@ fn unsupported_tensors_are_named() {
 
 const CONV_IN: &str = "base_model.model.conv_in";
 
-/// A file of PEFT with one adapter of rank 2, whose B is `up`.
+/// Writes a PEFT file with one adapter of rank 2, whose B is `up`.
 fn peft(folder: &Path, up: TensorData) -> PathBuf {
     let path = folder.join("adapter_model.safetensors");
     let down = TensorData::new(vec![1.0f32; 4], [2, 2]).convert_dtype(DType::F16);

@@ -6,7 +6,7 @@ use swiftbrush_clip::TokenizerError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A model folder or file of weights cannot be used.
+    /// A model folder or weight file cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] swiftbrush_checkpoint::Error),
     /// The tokenizer cannot be used.

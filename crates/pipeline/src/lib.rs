@@ -15,7 +15,7 @@
 //! use swiftbrush_pipeline::{Model, Rng, Seeds, TextToImage};
 //!
 //! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/model");
-//! let model = Model::open(folder)?; // in the layout of diffusers
+//! let model = Model::open(folder)?; // in diffusers' layout
 //! let pipeline = TextToImage::from_model(&model, None, &Device::default())?;
 //! let request = pipeline.request(["a red circle on a blue background"])?;
 //! let generation = pipeline.generate(&request, &mut Seeds::new(Rng::Native, [42]))?;

@@ -127,7 +127,7 @@ impl Loader {
     ///
     /// # Errors
     ///
-    /// As [`check`](Self::check), or if a part is damaged.
+    /// Same as [`check`](Self::check), or if a part is damaged.
     pub fn load(&self) -> Result<TextToImage, Error> {
         self.check()?;
         let Scheduler {
@@ -162,7 +162,7 @@ impl Loader {
     ///
     /// # Errors
     ///
-    /// As [`load`](Self::load) and [`TextToImage::generate_with`].
+    /// Same as [`load`](Self::load) and [`TextToImage::generate_with`].
     pub fn generate_sequentially(
         &self,
         request: &Request,

@@ -100,7 +100,7 @@ impl Picture {
     ///
     /// # Panics
     ///
-    /// As [`to_png`](Self::to_png).
+    /// Same as [`to_png`](Self::to_png).
     pub fn save(
         &self,
         path: impl AsRef<std::path::Path>,

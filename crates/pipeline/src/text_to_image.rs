@@ -92,7 +92,7 @@ impl TextToImage {
     ///
     /// # Errors
     ///
-    /// As [`Loader::load`].
+    /// Same as [`Loader::load`].
     pub fn from_model(model: &Model, dtype: Option<DType>, device: &Device) -> Result<Self, Error> {
         let loader = Loader::new(model.clone(), device);
         loader.with_dtype(dtype.unwrap_or(DType::F32)).load()
@@ -173,7 +173,7 @@ impl TextToImage {
     ///
     /// # Errors
     ///
-    /// As [`default_method`](Self::default_method).
+    /// Same as [`default_method`](Self::default_method).
     pub fn request<S: Into<String>>(
         &self,
         prompts: impl IntoIterator<Item = S>,
@@ -203,7 +203,7 @@ impl TextToImage {
     ///
     /// # Errors
     ///
-    /// As [`encode`](Self::encode).
+    /// Same as [`encode`](Self::encode).
     pub fn encode_request(&self, request: &Request) -> Result<Conditioning, Error> {
         encode_request(&self.tokenizer, &self.text_encoder, request, &self.device)
     }
@@ -221,7 +221,7 @@ impl TextToImage {
     ///
     /// # Errors
     ///
-    /// As [`generate`](Self::generate), and [`Error::Cancelled`].
+    /// Same as [`generate`](Self::generate), and [`Error::Cancelled`].
     pub fn generate_with(
         &self,
         request: &Request,
@@ -239,7 +239,7 @@ impl TextToImage {
     ///
     /// # Errors
     ///
-    /// As [`generate_with`](Self::generate_with), or if guidance lacks negative embeddings.
+    /// Same as [`generate_with`](Self::generate_with), or if guidance lacks negative embeddings.
     ///
     /// # Panics
     ///
@@ -262,7 +262,7 @@ impl TextToImage {
     ///
     /// # Errors
     ///
-    /// As [`generate_with`](Self::generate_with), or if prompts and seeds do not pair up. Everything is checked before
+    /// Same as [`generate_with`](Self::generate_with), or if prompts and seeds do not pair up. Everything is checked before
     /// the first batch.
     pub fn generate_in_batches(
         &self,

@@ -34,7 +34,7 @@ pub enum Warning {
     },
     /// DDIM clips latents, because the model's scheduler does not set `clip_sample` to false.
     LatentsClipped,
-    /// Something about a file of weights or adapters: values that are widened, a substitute for a missing file.
+    /// Something about a weight file or adapters: values that are widened, a substitute for a missing file.
     File(String),
 }
 

@@ -48,7 +48,7 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new), or if no step is left.
+    /// Same as [`new`](Self::new), or if no step is left.
     pub fn after(
         kind: SamplerKind,
         config: &SchedulerConfig,

@@ -86,7 +86,7 @@ pub fn assert_close<const D: usize>(found: Tensor<D>, expected: Tensor<D>, toler
 ///
 /// # Panics
 ///
-/// As [`assert_close`].
+/// Same as [`assert_close`].
 #[track_caller]
 pub fn assert_values_close(found: &[f32], expected: &[f32], tolerance: f64) {
     assert_eq!(found.len(), expected.len(), "the lengths differ");
@@ -176,7 +176,7 @@ impl Golden {
     ///
     /// # Panics
     ///
-    /// As [`tensor`](Self::tensor).
+    /// Same as [`tensor`](Self::tensor).
     pub fn ints<const D: usize>(&self, name: &str, device: &Device) -> Tensor<D, Int> {
         Tensor::from_data(self.data(name).convert_dtype(DType::I32), device)
     }

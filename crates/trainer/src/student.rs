@@ -66,7 +66,7 @@ impl Student {
         materialize(self.unet.clone())
     }
 
-    /// The adapters alone; none if all weights were trained.
+    /// The adapters alone; `None` if all weights were trained.
     pub fn adapters(&self) -> Option<Adapters> {
         let lora = self.lora.as_ref()?;
         Some(Adapters::from_module(&self.unet, lora.alpha))

@@ -39,11 +39,11 @@ impl UNet {
     ///
     /// # Shapes
     ///
-    /// As [`forward`](Self::forward).
+    /// Same as [`forward`](Self::forward).
     ///
     /// # Panics
     ///
-    /// As [`forward`](Self::forward).
+    /// Same as [`forward`](Self::forward).
     pub fn forward_checkpointed(
         &self,
         latents: Tensor<4>,

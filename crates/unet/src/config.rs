@@ -161,7 +161,7 @@ impl Default for UNetConfig {
 }
 
 impl UNetConfig {
-    /// A network of a few thousand parameters for tests and examples, with attention on two levels.
+    /// Returns a network of a few thousand parameters for tests and examples, with attention on two levels.
     pub fn tiny() -> Self {
         use BlockType::{CrossAttnDownBlock2D, CrossAttnUpBlock2D};
         Self {

@@ -38,7 +38,7 @@ pub struct UNet {
 }
 
 impl UNetConfig {
-    /// A network with random weights.
+    /// Creates a network with random weights.
     ///
     /// # Panics
     ///
@@ -75,7 +75,7 @@ impl UNetConfig {
     ///
     /// # Errors
     ///
-    /// If it cannot be read, contradicts itself, or sets an option that is not supported.
+    /// If it cannot be read, contradicts itself, or sets an unsupported option.
     pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
         let (config, path) = match model.config(component)? {
             Some(path) => (
@@ -100,7 +100,7 @@ impl UNet {
     ///
     /// # Errors
     ///
-    /// If its configuration or its weights cannot be read, or do not fit each other.
+    /// If the configuration or the weights cannot be read or do not match.
     pub fn from_model(
         model: &Model,
         component: &str,
@@ -121,7 +121,7 @@ impl UNet {
     ///
     /// # Errors
     ///
-    /// As [`from_model`](Self::from_model).
+    /// Same as [`from_model`](Self::from_model).
     pub fn from_model_as_stored(
         model: &Model,
         component: &str,

@@ -15,8 +15,8 @@ pub enum DecoderBlockType {
     UpDecoderBlock2D,
 }
 
-/// `vae/config.json` of an `AutoencoderKL`. [`Default`] has the values of Stable Diffusion. Options that a file leaves out have the
-/// defaults of diffusers.
+/// `vae/config.json` of an `AutoencoderKL`. [`Default`] has the values of Stable Diffusion; options missing in a file get
+/// diffusers' defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AutoencoderKlConfig {
     /// Channels of the images.
@@ -38,13 +38,13 @@ pub struct AutoencoderKlConfig {
     /// Side of the images that the model was trained on.
     #[serde(deserialize_with = "side")]
     pub sample_size: usize,
-    /// The network overflows half precision and should compute in f32.
+    /// True if the network overflows in half precision and should compute in f32.
     pub force_upcast: bool,
     /// Factor that gives latents unit variance.
     pub scaling_factor: f64,
 }
 
-/// The side of a square: a number, or a list of equal numbers, which diffusers accepts as well.
+/// Parses the side of a square: a number, or a list of equal numbers, which diffusers also accepts.
 fn side<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -75,7 +75,7 @@ impl Default for AutoencoderKlConfig {
 }
 
 impl AutoencoderKlConfig {
-    /// A small network with these channels per level, finest first.
+    /// Returns a small network with these channels per level, finest first.
     pub fn with_levels(block_out_channels: impl Into<Vec<usize>>) -> Self {
         let block_out_channels = block_out_channels.into();
         let n_levels = block_out_channels.len();
@@ -94,7 +94,7 @@ impl AutoencoderKlConfig {
         }
     }
 
-    /// A network of a few thousand parameters for tests and examples; it halves the side once.
+    /// Returns a network of a few thousand parameters for tests and examples; it halves the side once.
     pub fn tiny() -> Self {
         Self {
             sample_size: 16,
@@ -103,7 +103,7 @@ impl AutoencoderKlConfig {
         }
     }
 
-    /// diffusers' defaults, for options that a file leaves out.
+    /// diffusers' defaults, for options missing in a file.
     pub(crate) fn diffusers_defaults() -> Self {
         Self {
             norm_num_groups: 32,
@@ -163,9 +163,9 @@ pub struct AutoencoderTinyConfig {
     pub num_decoder_blocks: Vec<usize>,
     /// Channels of the latents.
     pub latent_channels: usize,
-    /// A repetition of `decoder_block_out_channels` in diffusers' files; not read.
+    /// A copy of `decoder_block_out_channels` in diffusers' files; ignored.
     pub block_out_channels: Vec<usize>,
-    /// Factor of the latents; 1 means that they are those of the denoiser.
+    /// Factor of the latents; 1 if they are already in the denoiser's scale.
     pub scaling_factor: f64,
 }
 
@@ -186,7 +186,7 @@ impl Default for AutoencoderTinyConfig {
 }
 
 impl AutoencoderTinyConfig {
-    /// A network of a few thousand parameters for tests and examples; it halves the side once.
+    /// Returns a network of a few thousand parameters for tests and examples; it halves the side once.
     pub fn tiny() -> Self {
         Self {
             encoder_block_out_channels: vec![8; 2],

@@ -33,7 +33,7 @@ pub struct AutoencoderKl {
 }
 
 impl AutoencoderKlConfig {
-    /// A network with random weights.
+    /// Creates a network with random weights.
     ///
     /// # Panics
     ///
@@ -52,12 +52,12 @@ impl AutoencoderKlConfig {
         }
     }
 
-    /// Reads the `config.json` of a component of a model, usually `vae`. For a single file without one, it is derived from the shapes
-    /// of the tensors.
+    /// Reads the `config.json` of a component of a model, usually `vae`. For a single file without one, it is derived from the
+    /// tensor shapes.
     ///
     /// # Errors
     ///
-    /// If it cannot be read, contradicts itself, or sets an option that is not supported.
+    /// If it cannot be read, contradicts itself, or sets an unsupported option.
     pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
         let accepted = [
             ("act_fn", json!("silu")),
@@ -88,7 +88,7 @@ impl AutoencoderKlConfig {
 pub struct Posterior {
     /// The mean, `[batch, latent_channels, height', width']`.
     pub mean: Tensor<4>,
-    /// The logarithm of the variance, within −30…20, of the same shape.
+    /// The logarithm of the variance, within −30…20, with the same shape.
     pub log_variance: Tensor<4>,
     scaling_factor: f64,
 }
@@ -99,16 +99,16 @@ impl Posterior {
         self.mean.clone() * self.scaling_factor
     }
 
-    /// Latents drawn with the given unit noise, scaled.
+    /// A sample of the latents with the given unit noise, scaled.
     ///
     /// # Panics
     ///
-    /// If the noise has another shape than the mean.
+    /// If the shapes of the noise and the mean differ.
     pub fn sample(&self, noise: Tensor<4>) -> Tensor<4> {
         assert_eq!(
             noise.dims(),
             self.mean.dims(),
-            "the noise has another shape than the mean"
+            "the shapes of the noise and the mean differ"
         );
         let deviation = (self.log_variance.clone() * 0.5).exp();
         (self.mean.clone() + deviation * noise) * self.scaling_factor
@@ -116,12 +116,12 @@ impl Posterior {
 }
 
 impl AutoencoderKl {
-    /// Loads a component of a model, usually `vae`, in the element type `dtype`; `None` is f32. Tensors may be named as in
-    /// diffusers (now or in its first year) or as in the original training code.
+    /// Loads a component of a model, usually `vae`, in the element type `dtype` [default: f32]. Tensors may have the names of
+    /// diffusers (current or from its first year) or of the original training code.
     ///
     /// # Errors
     ///
-    /// If its configuration or its weights cannot be read, or do not fit each other.
+    /// If the configuration or the weights cannot be read or do not match.
     pub fn from_model(
         model: &Model,
         component: &str,
@@ -141,18 +141,18 @@ impl AutoencoderKl {
     ///
     /// # Shapes
     ///
-    /// - images: `[batch, 3, height, width]`, RGB in −1…1, sides multiples of the downsampling (8 for
+    /// - images: `[batch, 3, height, width]`, RGB in −1…1, with sides that are multiples of the downsampling factor (8 for
     ///   Stable Diffusion)
     /// - returns: mean and variance, `[batch, latent_channels, height/8, width/8]`
     ///
     /// # Panics
     ///
-    /// If the channels do not agree, or the dtype is not that of the weights.
+    /// If the number of channels or the element type does not match the weights.
     pub fn encode(&self, images: Tensor<4>) -> Posterior {
         self.posterior(self.moments(images))
     }
 
-    /// Mean and logarithm of the variance side by side, `[batch, 2·latent_channels, height', width']`.
+    /// Mean and logarithm of the variance, concatenated: `[batch, 2·latent_channels, height', width']`.
     pub(crate) fn moments(&self, images: Tensor<4>) -> Tensor<4> {
         self.quant_conv.forward(self.encoder.forward(images))
     }
@@ -160,7 +160,7 @@ impl AutoencoderKl {
     pub(crate) fn posterior(&self, moments: Tensor<4>) -> Posterior {
         let mut halves = moments.chunk(2, 1).into_iter();
         let (Some(mean), Some(log_variance)) = (halves.next(), halves.next()) else {
-            unreachable!("the encoder gives a mean and a variance per channel")
+            unreachable!("the encoder returns a mean and a variance per channel")
         };
         let log_variance = log_variance.clamp(-30.0, 20.0);
         Posterior {
@@ -179,7 +179,7 @@ impl AutoencoderKl {
     ///
     /// # Panics
     ///
-    /// If the channels do not agree, or the dtype is not that of the weights.
+    /// If the number of channels or the element type does not match the weights.
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
         let [batch, _, height, width] = latents.dims();
         let [_, channels, _, _] = self.post_quant_conv.weight.lazy_shape().dims::<4>();
@@ -262,7 +262,7 @@ impl Decoder {
     fn new(config: &AutoencoderKlConfig, device: &Device) -> Self {
         let (groups, channels) = (config.norm_num_groups, &config.block_out_channels);
         let last = channels.len() - 1;
-        // The decoder counts levels from the coarsest.
+        // The decoder numbers its levels from the coarsest.
         let level = |level: usize| {
             let inputs = channels[last - level.saturating_sub(1)];
             let (layers, outputs) = (config.layers_per_block + 1, channels[last - level]);

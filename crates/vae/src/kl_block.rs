@@ -90,7 +90,7 @@ impl Level {
         halves: bool,
         device: &Device,
     ) -> Self {
-        // The encoder pads at the bottom and right edges only.
+        // The encoder pads only the bottom and right edges.
         let conv = Conv2dConfig::new(outputs, outputs, 3)
             .with_stride(2)
             .with_padding((0, 1));

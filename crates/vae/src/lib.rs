@@ -1,7 +1,7 @@
 //! The autoencoders of Stable Diffusion: diffusers' `AutoencoderKL` and `AutoencoderTiny` (TAESD).
 //!
-//! Images are RGB in −1…1. Latents are always *scaled*, as the denoiser sees them; only this crate knows the factor (0.18215 for
-//! Stable Diffusion).
+//! Images are RGB in −1…1. Latents are always *scaled*, as the denoiser expects them; only this crate knows the factor (0.18215
+//! for Stable Diffusion).
 
 mod config;
 mod kl;

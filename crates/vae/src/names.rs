@@ -1,4 +1,4 @@
-//! Translation of other tensor names into those of diffusers: from the original training code ("LDM"), early diffusers and TAESD.
+//! Translation of tensor names from the original training code ("LDM"), early diffusers and TAESD to those of diffusers.
 
 use swiftbrush_checkpoint::{Error, Weights};
 
@@ -18,8 +18,8 @@ const ATTENTION: [(&str, &str); 9] = [
     ("norm", "group_norm"),
 ];
 
-/// The tensors of an `AutoencoderKL` as diffusers names them now. Tensors of LDM's training (discriminator, averaged weights) are
-/// left out.
+/// Renames the tensors of an `AutoencoderKL` to the current names of diffusers. Tensors used only in LDM's training
+/// (discriminator, averaged weights) are dropped.
 pub(crate) fn as_diffusers(weights: Weights) -> Result<Weights, Error> {
     let levels = (0..)
         .take_while(|i| weights.contains(&format!("decoder.up.{i}.block.0.conv1.weight")))
@@ -43,7 +43,7 @@ pub(crate) fn as_diffusers(weights: Weights) -> Result<Weights, Error> {
     Ok(renamed)
 }
 
-/// Renames LDM's blocks. LDM counts the levels of the decoder from the finest, diffusers from the coarsest.
+/// Renames LDM's blocks. LDM numbers the levels of the decoder from the finest, diffusers from the coarsest.
 fn block(name: &str, levels: usize) -> String {
     let Some((half, rest)) = name.split_once('.') else {
         return name.to_owned();
@@ -87,7 +87,7 @@ fn attention(name: &str) -> String {
 }
 
 impl AutoencoderKlConfig {
-    /// The configuration of Stable Diffusion's autoencoder with the sizes of these tensors (in diffusers' names).
+    /// Derives the configuration of Stable Diffusion's autoencoder from the shapes of these tensors (in diffusers' names).
     pub(crate) fn from_shapes(weights: &Weights) -> Self {
         let size = |name: &str| weights.shape(name).and_then(|shape| shape.first().copied());
         let level = |i: usize| size(&format!("encoder.down_blocks.{i}.resnets.0.conv1.weight"));
@@ -107,8 +107,8 @@ impl AutoencoderKlConfig {
     }
 }
 
-/// One of TAESD's own two files, as diffusers names its tensors. Each file has half of the network as numbered layers; the decoder's
-/// first layer is a clamp without weights.
+/// Renames the tensors of one of TAESD's own two files to diffusers' names. Each file has half of the network as numbered
+/// layers; the first layer of the decoder is a clamp without weights.
 pub(crate) fn of_taesd(weights: &Weights, half: &str) -> Result<Weights, Error> {
     let before = usize::from(half == "decoder");
     weights.rename(|name| {

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{AutoencoderKl, Posterior};
 
-/// Overlapping tiles for encoding and decoding, as diffusers' `enable_tiling`: memory grows with the tile instead of
-/// the image. Normalisation and attention see a single tile, so tiles differ slightly in colour; where they overlap
-/// they are blended linearly.
+/// Overlapping tiles for encoding and decoding, like diffusers' `enable_tiling`: memory grows with the tile instead of
+/// the image. Normalisation and attention see a single tile, so tiles differ slightly in colour; overlaps are blended
+/// linearly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tiling {
     /// Side of a tile in latents.
@@ -32,22 +32,22 @@ struct Grid {
     side: usize,
     /// Distance between tiles in the input.
     stride: usize,
-    /// Rows and columns of each output tile that are kept.
+    /// Number of rows or columns of each output tile that are kept.
     kept: usize,
-    /// Rows and columns of each output tile that are blended with the tile before.
+    /// Number of rows or columns of each output tile that are blended with the previous tile.
     blend: usize,
 }
 
 impl AutoencoderKl {
-    /// [`decode`](Self::decode) in tiles; latents that fit into one tile are decoded whole.
+    /// Decodes like [`decode`](Self::decode), but in tiles; latents that fit into one tile are decoded whole.
     ///
     /// # Shapes
     ///
-    /// As [`decode`](Self::decode).
+    /// Same as [`decode`](Self::decode).
     ///
     /// # Panics
     ///
-    /// As [`decode`](Self::decode), or if the overlap is not smaller than the side.
+    /// Same as [`decode`](Self::decode), or if the overlap is not smaller than the side.
     pub fn decode_tiled(&self, latents: Tensor<4>, tiling: Tiling) -> Tensor<4> {
         let continued = &mut |_, _| ControlFlow::Continue(());
         match self.decode_tiled_with(latents, tiling, continued) {
@@ -56,12 +56,12 @@ impl AutoencoderKl {
         }
     }
 
-    /// [`decode_tiled`](Self::decode_tiled), calling `before` with the number of decoded tiles and the number of all
-    /// tiles before each; a break ends the decoding there.
+    /// Decodes like [`decode_tiled`](Self::decode_tiled), calling `before` ahead of each tile with the number of tiles
+    /// decoded so far and the total; breaking stops there.
     ///
     /// # Panics
     ///
-    /// As [`decode_tiled`](Self::decode_tiled).
+    /// Same as [`decode_tiled`](Self::decode_tiled).
     pub fn decode_tiled_with(
         &self,
         latents: Tensor<4>,
@@ -79,16 +79,16 @@ impl AutoencoderKl {
         grid.map(latents, before, |tile| self.decode(tile))
     }
 
-    /// [`encode`](Self::encode) in tiles, whose means and variances are blended; images that fit into one tile are
-    /// encoded whole.
+    /// Encodes like [`encode`](Self::encode), but in tiles whose means and variances are blended; images that fit into one
+    /// tile are encoded whole.
     ///
     /// # Shapes
     ///
-    /// As [`encode`](Self::encode).
+    /// Same as [`encode`](Self::encode).
     ///
     /// # Panics
     ///
-    /// As [`encode`](Self::encode), or if the overlap is not smaller than the side.
+    /// Same as [`encode`](Self::encode), or if the overlap is not smaller than the side.
     pub fn encode_tiled(&self, images: Tensor<4>, tiling: Tiling) -> Posterior {
         let scale = self.scale();
         let stride = tiling.stride();
@@ -165,7 +165,7 @@ impl Grid {
     }
 }
 
-/// `after` with its first `extent` rows or columns faded in from the last ones of `before`.
+/// Returns `after` with its first `extent` rows or columns blended with the last ones of `before`.
 fn blended(before: Tensor<4>, after: Tensor<4>, extent: usize, axis: usize) -> Tensor<4> {
     let (ends, size) = (before.dims()[axis], after.dims()[axis]);
     let extent = extent.min(ends).min(size);

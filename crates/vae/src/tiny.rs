@@ -9,10 +9,10 @@ use swiftbrush_kernels::{Conv2d, Conv2dConfig, Epilogue, upsample_nearest_2x};
 use crate::AutoencoderTinyConfig;
 use crate::names::of_taesd;
 
-/// Latents are squashed to within ±this before decoding.
+/// Bound of the magnitude that latents are squashed to before decoding.
 const LATENT_MAGNITUDE: f64 = 3.0;
 
-/// TAESD, a small stand-in for [`AutoencoderKl`](crate::AutoencoderKl) on the same latents (madebyollin/taesd; diffusers'
+/// TAESD, a small replacement for [`AutoencoderKl`](crate::AutoencoderKl) on the same latents (madebyollin/taesd; diffusers'
 /// `AutoencoderTiny`).
 ///
 /// # Examples
@@ -34,7 +34,7 @@ pub struct AutoencoderTiny {
 }
 
 impl AutoencoderTinyConfig {
-    /// A network with random weights.
+    /// Creates a network with random weights.
     ///
     /// # Panics
     ///
@@ -50,11 +50,11 @@ impl AutoencoderTinyConfig {
         }
     }
 
-    /// Reads the `config.json` of a component of a model; without one, it is that of TAESD.
+    /// Reads the `config.json` of a component of a model [default: that of TAESD].
     ///
     /// # Errors
     ///
-    /// If it cannot be read, contradicts itself, or sets an option that is not supported.
+    /// If it cannot be read, contradicts itself, or sets an unsupported option.
     pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
         let accepted = [
             ("act_fn", json!("relu")),
@@ -115,12 +115,12 @@ impl AutoencoderTinyConfig {
 }
 
 impl AutoencoderTiny {
-    /// Loads a component of a model in the element type `dtype`; `None` is f32. The component is a folder of diffusers or
-    /// one with TAESD's own files, `taesd_encoder` and `taesd_decoder` with the extension `.safetensors` or `.pth`.
+    /// Loads a component of a model in the element type `dtype` [default: f32]. The component is a diffusers folder, or one
+    /// with TAESD's own files, `taesd_encoder` and `taesd_decoder` with the extension `.safetensors` or `.pth`.
     ///
     /// # Errors
     ///
-    /// If its configuration or its weights cannot be read, or do not fit each other.
+    /// If the configuration or the weights cannot be read or do not match.
     pub fn from_model(
         model: &Model,
         component: &str,
@@ -171,12 +171,12 @@ impl AutoencoderTiny {
     ///
     /// # Panics
     ///
-    /// If the channels do not agree, or the dtype is not that of the weights.
+    /// If the number of channels or the element type does not match the weights.
     pub fn encode(&self, images: Tensor<4>) -> Tensor<4> {
         self.encoder.forward((images + 1.0) / 2.0) * self.scaling_factor
     }
 
-    /// Decodes latents. Differentiable: the decoder of the clamped CLIP loss (arXiv 2408.14176, §4.3).
+    /// Decodes latents. Differentiable, for the clamped CLIP loss (arXiv 2408.14176, §4.3).
     ///
     /// # Shapes
     ///
@@ -185,7 +185,7 @@ impl AutoencoderTiny {
     ///
     /// # Panics
     ///
-    /// If the channels do not agree, or the dtype is not that of the weights.
+    /// If the number of channels or the element type does not match the weights.
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
         let latents = latents / self.scaling_factor;
         let squashed = (latents / LATENT_MAGNITUDE).tanh() * LATENT_MAGNITUDE;
@@ -193,7 +193,7 @@ impl AutoencoderTiny {
     }
 }
 
-/// Layers in sequence, indexed as in checkpoints.
+/// A sequence of layers, indexed as in checkpoints.
 #[derive(Module, Debug)]
 struct Sequence {
     layers: Vec<Layer>,
@@ -227,7 +227,7 @@ impl Sequence {
 #[derive(Module, Debug)]
 #[allow(
     clippy::large_enum_variant,
-    reason = "there are a handful of layers, each allocated once"
+    reason = "there are only a few layers, each allocated once"
 )]
 enum Layer {
     Convolution(Conv2d),

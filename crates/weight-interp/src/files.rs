@@ -9,31 +9,30 @@ use swiftbrush_checkpoint::{
 
 use crate::Error;
 
-/// Header entry with the origin of a merged file.
+/// The header entry with the origin of a merged file.
 const PROVENANCE: &str = "swiftbrush.interpolation";
-/// Header entry in which two models of one architecture may not differ.
+/// A header entry that must not differ between the two models.
 const PREDICTION: &str = "modelspec.prediction_type";
-/// Hashes of the tensors of the first file, which no longer hold.
+/// Hashes of the tensors of the first file, which become invalid.
 const HASHES: [&str; 3] = [
     "sshs_model_hash",
     "sshs_legacy_hash",
     "modelspec.hash_sha256",
 ];
 
-/// Writes `λ·a + (1−λ)·b` to the safetensors file `output`, tensor by tensor: at most three are in memory.
+/// Writes `λ·a + (1−λ)·b` to the safetensors file `output`, tensor by tensor, with at most three tensors in memory.
 ///
-/// Inputs are files of weights (safetensors, an index of shards, or what `torch.save` wrote) or folders of one component.
-/// The result has the element types and the header of `a`, without hashes that no longer hold, and a new entry with both
-/// files (by SHA-256) and λ. Sums are taken in f64. λ outside 0…1 extrapolates. Buffers such as `position_ids` are
-/// copied from `a` and need not be in both.
+/// Inputs are weight files (safetensors, an index of shards, or a `torch.save` file) or component folders. The result has
+/// the element types and the header of `a`, without hashes that become invalid, and a new entry with λ and both files by
+/// SHA-256. Sums are computed in f64. λ outside 0…1 extrapolates. Buffers such as `position_ids` are copied from `a` and
+/// need not be in both.
 ///
-/// Returns sentences that a user should be told: about extrapolation, headers that differ, and tensors whose type was
-/// widened.
+/// Returns messages for the user about extrapolation, headers that differ, and tensors whose type was widened.
 ///
 /// # Errors
 ///
 /// If λ is not finite, a file cannot be read or written, the files differ in names, shapes, integer tensors or prediction
-/// type, or an input or the result holds a NaN or an infinity. An existing `output` is then left as it was.
+/// type, or an input or the result contains a NaN or an infinity. An existing `output` is then left unchanged.
 pub fn interpolate_files(
     a: impl AsRef<Path>,
     b: impl AsRef<Path>,
@@ -56,7 +55,7 @@ pub fn interpolate_files(
     Ok(pair.notes())
 }
 
-/// Opens a file, or the weights in the folder of a component.
+/// Opens a file, or the weights in a component folder.
 fn open(path: &Path) -> Result<Weights, Error> {
     if !path.is_dir() {
         return Ok(Weights::open(path)?);
@@ -77,7 +76,7 @@ fn open(path: &Path) -> Result<Weights, Error> {
     })
 }
 
-/// Two models, and the point between them to compute.
+/// Two models and the interpolation between them.
 #[derive(Clone, Copy)]
 struct Pair<'a> {
     a: &'a Weights,
@@ -163,7 +162,7 @@ impl<'a> Pair<'a> {
                 true => Ok(data),
                 false => Err(not_finite(
                     weights.path(),
-                    "holds a NaN or an infinity".to_owned(),
+                    "contains a NaN or an infinity".to_owned(),
                 )),
             }
         };
@@ -175,7 +174,7 @@ impl<'a> Pair<'a> {
             false => Err(not_finite(
                 self.output,
                 format!(
-                    "would leave the range of {:?}; choose λ nearer to 0…1, or convert the first file to F32",
+                    "would exceed the range of {:?}; choose λ closer to 0…1, or convert the first file to F32",
                     mixed.dtype()
                 ),
             )),
@@ -217,7 +216,7 @@ impl<'a> Pair<'a> {
                 }
                 (None, Some(b)) => {
                     format!(
-                        "header `{key}`: only the second file has it ({}), dropped",
+                        "header `{key}`: only in the second file ({}), dropped",
                         short(b)
                     )
                 }
@@ -239,7 +238,7 @@ fn short(text: &str) -> String {
     }
 }
 
-/// Names and hashes of the files, and their own origin if they are merged themselves.
+/// Names and hashes of the files, plus their own origin if they were merged.
 fn origin(weights: &Weights) -> Result<Value, FileError> {
     let files = weights.files().into_iter().map(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -385,7 +384,7 @@ mod tests {
         let nan = write(folder.path(), "nan", &nan);
         let not_finite = error(&a, &nan, 0.5);
         assert!(
-            not_finite.contains("nan: tensor w holds a NaN"),
+            not_finite.contains("nan: tensor w contains a NaN"),
             "{not_finite}"
         );
         assert!(error(&a, &a, f64::NAN).contains("lambda is NaN"));
@@ -400,7 +399,7 @@ mod tests {
         let b = write(folder.path(), "b", &half(-60000.0));
         let beyond = error(&a, &b, 1.5);
         assert!(
-            beyond.contains("tensor w would leave the range of F16"),
+            beyond.contains("tensor w would exceed the range of F16"),
             "{beyond}"
         );
         let output = folder.path().join("c");

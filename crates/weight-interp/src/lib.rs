@@ -1,7 +1,7 @@
 //! Interpolation of weights (SwiftBrush v2, arXiv 2408.14176, §4.4): `θ = λ·θ_A + (1−λ)·θ_B`.
 //!
-//! Both models must have the same architecture and descend from the same weights, or the points between them are no
-//! working models. Low-rank adapters are fused first.
+//! Both models must have the same architecture and be trained from the same weights; otherwise the interpolated models do
+//! not work. Low-rank adapters must be fused first.
 
 mod error;
 mod files;

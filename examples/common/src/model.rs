@@ -16,7 +16,7 @@ use crate::{Wanted, adapter, find, miniature, named};
 /// The model and the device.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// Model: a folder in the layout of diffusers, a single file (.safetensors, .ckpt), or a name on the Hugging Face
+    /// Model: a folder in diffusers' layout, a single file (.safetensors, .ckpt), or a name on the Hugging Face
     /// hub such as stabilityai/sd-turbo [default: the miniature].
     #[arg(long)]
     pub model: Option<String>,

@@ -1,6 +1,6 @@
 """Writes text_*.safetensors, clip_*.safetensors, resize.safetensors and the tokenizer's golden files.
 
-Networks: weights and inputs are rounded to f32, everything is then computed in f64 and stored as f32.
+Networks: weights and inputs are rounded to f32; everything is then computed in f64 and stored as f32.
 Run with transformers 5.23 and torch 2.15: python make.py
 """
 import gzip, json, pathlib, shutil, tempfile, torch

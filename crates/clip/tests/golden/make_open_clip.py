@@ -1,7 +1,7 @@
-"""Writes open_clip/: CLIPs of toy size as open_clip saves them, and their embeddings.
+"""Writes open_clip/: toy-sized CLIPs as open_clip saves them, and their embeddings.
 
-b: as ViT-B/32 of OpenAI (quick GELU), written by torch.save. g: as ViT-g/14 of LAION (heads of an odd width, feed-forward
-layers of no whole multiple), safetensors in f16. Everything is computed in f64.
+b: like OpenAI's ViT-B/32 (quick GELU), written by torch.save. g: like LAION's ViT-g/14 (heads of an odd width, feed-forward
+layers that are not a whole multiple), safetensors in f16. Everything is computed in f64.
 Run with open_clip 3.3 and torch 2.15: python make_open_clip.py
 """
 import json, pathlib, shutil, torch
@@ -35,7 +35,7 @@ for name, config in {
     tokens[0, 5], tokens[1, 8] = 59, 59
     tokens[0, 6:] = 0
     with torch.no_grad():
-        # Of the mask, which open_clip keeps in f32.
+        # For the mask, which open_clip keeps in f32.
         model.attn_mask = model.attn_mask.double()
         goldens |= {f"{name}.images": images, f"{name}.tokens": tokens,
                     f"{name}.image_embeds": model.encode_image(images.double(), normalize=True).float(),

@@ -63,7 +63,7 @@ pub const NETWORKS: [&str; 7] = [
     "efficientnet-lite0",
 ];
 
-/// Opens a network by name. `path` is a file of weights, for CLIP a folder.
+/// Opens a network by name. `path` is a weight file, for CLIP a folder.
 ///
 /// # Errors
 ///

@@ -204,7 +204,7 @@ impl Block<'_> {
     ///
     /// # Safety
     ///
-    /// As [`attend`](Self::attend); unless `first` is 0, the rows are initialised.
+    /// Same as [`attend`](Self::attend); unless `first` is 0, the rows are initialised.
     unsafe fn weigh(
         &self,
         first: usize,

@@ -117,7 +117,7 @@ impl Product {
     ///
     /// # Safety
     ///
-    /// As [`multiply`].
+    /// Same as [`multiply`].
     unsafe fn portable(self) {
         // SAFETY: as the caller has promised.
         unsafe { self.run::<[f32; 8], 8, 6, 4, 2>() };
@@ -127,7 +127,7 @@ impl Product {
     ///
     /// # Safety
     ///
-    /// As [`multiply`], with the feature of the vector.
+    /// Same as [`multiply`], with the feature of the vector.
     #[inline(always)]
     unsafe fn run<V: Vector, const R1: usize, const R2: usize, const R3: usize, const R4: usize>(
         self,
@@ -153,7 +153,7 @@ impl Product {
     ///
     /// # Safety
     ///
-    /// As [`run`](Self::run); there are columns from `first` on.
+    /// Same as [`run`](Self::run); there are columns from `first` on.
     #[inline(always)]
     unsafe fn strip<V: Vector, const ROWS: usize, const VECTORS: usize>(
         &self,
@@ -181,7 +181,7 @@ impl Product {
     ///
     /// # Safety
     ///
-    /// As [`strip`](Self::strip); `right` and `target` point to the strip, the target to row `row` of it.
+    /// Same as [`strip`](Self::strip); `right` and `target` point to the strip, the target to row `row` of it.
     #[inline(always)]
     unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize, const WHOLE: bool>(
         &self,
@@ -318,7 +318,7 @@ mod x86 {
 
     /// # Safety
     ///
-    /// As [`super::multiply`].
+    /// Same as [`super::multiply`].
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn with_avx512(product: Product) {
         // SAFETY: as the caller has promised.
@@ -327,7 +327,7 @@ mod x86 {
 
     /// # Safety
     ///
-    /// As [`super::multiply`].
+    /// Same as [`super::multiply`].
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn with_avx2(product: Product) {
         // SAFETY: as the caller has promised.

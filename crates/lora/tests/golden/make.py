@@ -1,7 +1,7 @@
-"""Writes lora.safetensors: adapters of PEFT on a small U-Net, its output with and without them, and the same
-adapters in the files of PEFT and diffusers.
+"""Writes lora.safetensors: PEFT adapters on a small U-Net, its output with and without them, and the same adapters in the
+file formats of PEFT and diffusers.
 
-Weights and inputs are rounded to f32, everything is then computed in f64 and stored as f32.
+Weights and inputs are rounded to f32; everything is then computed in f64 and stored as f32.
 Run with diffusers 0.42, peft 0.21 and torch 2.15: python make.py
 """
 import json, pathlib, shutil, tempfile, torch

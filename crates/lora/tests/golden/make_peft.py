@@ -1,5 +1,5 @@
-"""Writes configurations/*: folders of PEFT with options that change what an adapter does, and expected.safetensors in
-each: the change of every weight after PeftModel.from_pretrained and merge_and_unload.
+"""Writes configurations/*: PEFT folders with options that change the effect of an adapter, each with expected.safetensors:
+the change of every weight after PeftModel.from_pretrained and merge_and_unload.
 
 Run with peft 0.21 and torch 2.15: python make_peft.py
 """

@@ -52,7 +52,7 @@ impl Loader {
     ///
     /// # Errors
     ///
-    /// As [`check`](Self::check), or if the request contradicts itself or the model.
+    /// Same as [`check`](Self::check), or if the request contradicts itself or the model.
     pub fn check_request(&self, request: &Request) -> Result<(), Error> {
         self.check()?;
         let config = self.scheduler()?;

@@ -23,7 +23,7 @@ impl Loader {
     ///
     /// # Errors
     ///
-    /// As [`scheduler`](Self::scheduler).
+    /// Same as [`scheduler`](Self::scheduler).
     pub fn warnings(&self) -> Result<Vec<Warning>, Error> {
         let mut warnings = self.resolve_scheduler()?.warnings;
         warnings.extend(self.file_notes());
@@ -48,7 +48,7 @@ impl Loader {
     ///
     /// # Errors
     ///
-    /// As [`scheduler`](Self::scheduler), or if its class is unknown.
+    /// Same as [`scheduler`](Self::scheduler), or if its class is unknown.
     pub fn default_method(&self) -> Result<Method, Error> {
         Method::of_scheduler(&self.scheduler()?)
     }

@@ -1,6 +1,6 @@
-"""Writes kl_*.safetensors and tiny_*.safetensors: small autoencoders of diffusers with inputs and outputs.
+"""Writes kl_*.safetensors and tiny_*.safetensors: small diffusers autoencoders with inputs and outputs.
 
-Weights and inputs are rounded to f32, everything is then computed in f64 and stored as f32.
+Weights and inputs are rounded to f32; everything is then computed in f64 and stored as f32.
 Run with diffusers 0.42 and torch 2.15: python make.py
 """
 import json, pathlib, torch
