@@ -368,7 +368,7 @@ fn bad_inputs_are_named() -> Result<()> {
     reject(&["--pictures", &path], &["give --reference"]);
     reject(
         &["--protocol", "fid", "--reference", &path],
-        &["fid is no valid protocol", "clean-fid"],
+        &["fid is not a valid protocol", "clean-fid"],
     );
     reject(
         &["--protocol", "clean-fid", "--reference", &path],

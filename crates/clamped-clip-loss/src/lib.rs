@@ -1,4 +1,4 @@
-//! The clamped CLIP loss (SwiftBrush v2, arXiv 2408.14176, §4.3): pure functions on embeddings.
+//! The clamped CLIP loss (SwiftBrush v2, arXiv 2408.14176, §4.3): pure functions of embeddings.
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
@@ -19,14 +19,14 @@ use burn::tensor::{FloatDType, Tensor, assert_shape};
 /// τ of the paper, for ViT-B/32. Other encoders have other ranges of cosines.
 pub const DEFAULT_THRESHOLD: f64 = 0.35;
 
-/// Smallest length by which a vector is divided, as in PyTorch's `cosine_similarity`.
+/// Lower bound of the length that a vector is divided by, as in PyTorch's `cosine_similarity`.
 const LEAST_LENGTH: f64 = 1e-8;
 
-/// `mean(max(0, τ − cos(image, text)))`, with the vectors normalised here.
+/// `mean(max(0, τ − cos(image, text)))`, which normalises the vectors itself.
 ///
-/// The clamp applies to each sample, so a sample beyond the threshold receives no gradient whatever
-/// the others do. For embeddings that already have length one, [`clamped_loss`] of their products
-/// saves the normalisation.
+/// The clamp applies to each sample, so a sample beyond the threshold receives no gradient, regardless
+/// of the others. For embeddings that already have unit length, [`clamped_loss`] of their products
+/// avoids the normalisation.
 ///
 /// # Shapes
 ///
@@ -47,7 +47,7 @@ pub fn clamped_clip_loss(
     clamped_loss(cosine, threshold)
 }
 
-/// `mean(max(0, τ − cos))` of cosines, or of any score that grows with quality.
+/// `mean(max(0, τ − cos))` of cosines, or of any score that increases with quality.
 ///
 /// # Shapes
 ///
@@ -64,8 +64,8 @@ fn normalize(embeds: Tensor<2>) -> Tensor<2> {
     embeds / length.clamp_min(LEAST_LENGTH)
 }
 
-/// Weight of the loss at a step: linear from `initial` at step 0 to 0 at the last step (0.1 in the
-/// paper, which does not give the shape).
+/// Weight of the loss at a step: linear from `initial` at step 0 (0.1 in the paper, which does not
+/// specify the shape) to 0 at the last step.
 ///
 /// # Panics
 ///
@@ -109,7 +109,7 @@ mod tests {
         );
         assert!(
             (grad[0] + 0.5 * 0.96).abs() < 1e-6,
-            "descent must raise the first cosine by turning its image, gradient {grad:?}"
+            "descent must increase the first cosine by rotating its image, gradient {grad:?}"
         );
     }
 

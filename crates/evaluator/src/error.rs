@@ -1,16 +1,16 @@
 use std::path::PathBuf;
 
-/// An evaluation that cannot be computed.
+/// Errors of an evaluation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Weights cannot be read or do not fit.
+    /// Weights cannot be read or do not match the network.
     #[error(transparent)]
     Checkpoint(#[from] swiftbrush_checkpoint::Error),
     /// A tokenizer cannot be read.
     #[error(transparent)]
     Tokenizer(#[from] swiftbrush_clip::TokenizerError),
-    /// A picture cannot be read or is not supported.
+    /// An image cannot be read or is not supported.
     #[error(transparent)]
     Picture(#[from] swiftbrush_images::Error),
     /// Features cannot be compared.
@@ -18,7 +18,7 @@ pub enum Error {
     Metric(#[from] swiftbrush_metrics::Error),
     /// The tokenizer belongs to another CLIP.
     #[error(
-        "{folder}: expected a tokenizer of at most {expected} tokens, found {found}; put the one that the model was trained with into the folder"
+        "{folder}: expected a tokenizer of at most {expected} tokens, found {found}; add the one that the model was trained with to the folder"
     )]
     Vocabulary {
         /// Folder of the network.
@@ -34,7 +34,7 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// A network that the protocol needs is missing.
+    /// A network required by the protocol is missing.
     #[error("the protocol {protocol} needs the network {network}")]
     MissingNetwork {
         /// The protocol.
@@ -42,12 +42,12 @@ pub enum Error {
         /// The network.
         network: String,
     },
-    /// A network lacks an ability that a measure needs.
+    /// A network lacks a capability required by a measure.
     #[error("{network} cannot {task}")]
     Unable {
         /// The network.
         network: String,
-        /// The missing ability.
+        /// The missing capability.
         task: &'static str,
     },
     /// A measure lacks an input.
@@ -58,8 +58,8 @@ pub enum Error {
         /// The missing input.
         needed: String,
     },
-    /// A name or file is no valid protocol.
-    #[error("{name} is no valid protocol: {reason}")]
+    /// A name or file is not a valid protocol.
+    #[error("{name} is not a valid protocol: {reason}")]
     Protocol {
         /// The name or file.
         name: String,

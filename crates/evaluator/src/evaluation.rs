@@ -5,7 +5,7 @@ use serde_json::{Value as Json, json};
 
 use crate::{Error, Protocol, Value};
 
-/// A result with everything that it depends on, as written to a file.
+/// A result with everything it depends on, as stored in a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Short name of the model or folder.
@@ -14,24 +14,24 @@ pub struct Evaluation {
     pub protocol: Protocol,
     /// Name and version of the evaluating program.
     pub software: String,
-    /// SHA-256 of the networks' weights by name, of `prompts`, `reference` and `pictures`.
+    /// SHA-256 of the weights by network name, and of `prompts`, `reference` and `pictures`.
     pub hashes: BTreeMap<String, String>,
-    /// Number of pictures.
+    /// Number of images.
     pub pictures: usize,
-    /// Pictures of each prompt.
+    /// Number of images per prompt.
     pub per_prompt: usize,
-    /// Number of reference pictures; none for means and covariances, which do not say.
+    /// Number of reference images; `None` for means and covariances, which do not record it.
     pub reference_pictures: Option<usize>,
-    /// Model, method and seed of the pictures, if they were generated.
+    /// Model, method and seed of the images, if they were generated.
     pub painted: Json,
     /// The values.
     pub values: Vec<Value>,
-    /// Caveats to report beside the values.
+    /// Caveats to report with the values.
     pub notes: Vec<String>,
 }
 
 impl Evaluation {
-    /// Differences that make two results incomparable: everything but the pictures and their generation.
+    /// Differences that make two results incomparable: everything except the images and their generation.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let conditions = |of: &Self| {
             let hashes: BTreeMap<_, _> = of
@@ -51,7 +51,7 @@ impl Evaluation {
     }
 }
 
-/// All differences between two JSON values, one sentence each.
+/// Lists all differences between two JSON values, one sentence each.
 pub fn differences(first: &Json, second: &Json) -> Vec<String> {
     let mut found = Vec::new();
     differ("", first, second, &mut found);
@@ -62,7 +62,7 @@ pub fn differences(first: &Json, second: &Json) -> Vec<String> {
 ///
 /// # Errors
 ///
-/// If not, with all differences from the first.
+/// If they were not, with all differences from the first.
 pub fn comparable<'a>(evaluations: impl IntoIterator<Item = &'a Evaluation>) -> Result<(), Error> {
     let mut evaluations = evaluations.into_iter();
     let Some(first) = evaluations.next() else {

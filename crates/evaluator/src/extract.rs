@@ -7,10 +7,10 @@ use swiftbrush_metrics::Features;
 use crate::networks::rows;
 use crate::{Error, FeatureNetwork, Measure, Protocol};
 
-/// Rows whose logits are computed at once.
+/// Number of rows whose logits are computed at once.
 const ROWS: usize = 1024;
 
-/// Feature networks by the names that protocols use.
+/// Feature networks, by their names in protocols.
 #[derive(Default)]
 pub struct Networks(BTreeMap<String, Box<dyn FeatureNetwork>>);
 
@@ -20,11 +20,11 @@ impl std::fmt::Debug for Networks {
     }
 }
 
-/// Features of a set of images by network, one row each, and scores of images and their prompts by measure.
+/// Features of a set of images by network, one row per image, and scores of images and their prompts by measure.
 pub type FeatureSets = BTreeMap<String, Features>;
 
 impl Networks {
-    /// Adds a network, or replaces that of the same name.
+    /// Adds a network, or replaces the one with the same name.
     pub fn with(mut self, name: &str, network: Box<dyn FeatureNetwork>) -> Self {
         self.0.insert(name.to_owned(), network);
         self
@@ -40,8 +40,8 @@ impl Networks {
             })
     }
 
-    /// Features of generated images, as [`Preparation`](crate::Preparation) has left them, and their CLIP scores if there are
-    /// prompts, one for each image.
+    /// Computes the features of generated images after their [`Preparation`](crate::Preparation), and their CLIP scores if there
+    /// are prompts, one for each image.
     ///
     /// # Errors
     ///
@@ -77,7 +77,7 @@ impl Networks {
         Ok(sets)
     }
 
-    /// Features of reference images, by those networks alone that a comparison needs.
+    /// Computes the features of reference images, using only the networks needed for comparisons.
     ///
     /// # Errors
     ///
@@ -95,7 +95,7 @@ impl Networks {
         networks.map(extract).collect()
     }
 
-    /// Logits of generated images by a network that classifies.
+    /// Logits of generated images from a classifying network.
     pub(crate) fn logits(
         &self,
         protocol: &Protocol,
@@ -106,7 +106,7 @@ impl Networks {
         let network = self.get(protocol, name)?;
         let unable = || Error::Unable {
             network: name.to_owned(),
-            task: "classify images, as the inception score needs",
+            task: "classify images, which the inception score needs",
         };
         let width = features.width();
         let mut values = Vec::new();
@@ -135,7 +135,7 @@ fn cosines(
         .collect();
     let texts = network.texts(&prompts).ok_or_else(|| Error::Unable {
         network: name.to_owned(),
-        task: "encode prompts, as the CLIP score needs",
+        task: "encode prompts, which the CLIP score needs",
     })?;
     rows((features.clone() * texts).sum_dim(1))
 }

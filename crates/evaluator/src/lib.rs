@@ -1,7 +1,7 @@
-//! Evaluation of generated pictures by values that compare with published ones.
+//! Evaluation of generated images with scores that are comparable with published ones.
 //!
-//! A [`Protocol`] states everything that a value depends on besides the pictures: their preparation, the feature networks, the
-//! measures. [`Networks::extract`] computes features, a batch at a time; [`Networks::measure`] computes the measures; an
+//! A [`Protocol`] describes everything that a score depends on besides the images: their preparation, the feature networks and
+//! the measures. [`Networks::extract`] computes features, a batch at a time; [`Networks::measure`] computes the measures; an
 //! [`Evaluation`] stores the values with the protocol and the hashes of all inputs, and [`comparable`] rejects results that were
 //! measured under different conditions.
 //!

@@ -13,15 +13,15 @@ use swiftbrush_metrics::{
 use crate::extract::score_key;
 use crate::{Error, FeatureSets, Measure, Networks, Protocol};
 
-/// Seed of all random draws: subsets, resamples, shuffles.
+/// The seed of all random draws: subsets, resamples and shuffles.
 const SEED: u64 = 0;
 
-/// The set with which generated images are compared.
+/// The set that generated images are compared with.
 #[derive(Clone, Debug, Default)]
 pub struct Reference {
     /// Features of its images.
     pub features: FeatureSets,
-    /// Means and covariances by network, where there are no features.
+    /// Means and covariances by network, if there are no features.
     pub statistics: BTreeMap<String, Gaussian>,
 }
 
@@ -30,11 +30,11 @@ pub struct Reference {
 pub struct Measured {
     /// Values in the order of the protocol.
     pub values: Vec<Value>,
-    /// Caveats to report beside the values.
+    /// Caveats to report with the values.
     pub notes: Vec<String>,
-    /// Score of each image with its prompt, of the first measure that has one.
+    /// The score of each image and its prompt, from the first measure that has one.
     pub scores: Option<Vec<f64>>,
-    /// Nearest reference image of each generated one, and its distance, if the protocol measures it.
+    /// The nearest reference image of each generated image and its distance, if the protocol measures it.
     pub nearest: Vec<(usize, f64)>,
 }
 
@@ -47,7 +47,7 @@ pub struct Value {
     pub network: String,
     /// The value.
     pub value: f64,
-    /// Standard error due to the choice of prompts and images; a 95 % interval is ± 1.96 of it.
+    /// Standard error due to the choice of prompts and images; a 95 % interval is ± 1.96 standard errors.
     pub standard_error: Option<f64>,
 }
 
@@ -55,11 +55,11 @@ impl Networks {
     /// Computes a protocol's measures.
     ///
     /// - per_prompt: consecutive images of each prompt, which are resampled together
-    /// - resamples: for standard errors of distances and overlaps; fewer than two for none
+    /// - resamples: number of resamples for standard errors of distances and overlaps; fewer than two compute none
     ///
     /// # Errors
     ///
-    /// If something that a measure needs is missing, or sets cannot be compared.
+    /// If an input of a measure is missing, or sets cannot be compared.
     pub fn measure(
         &self,
         protocol: &Protocol,
@@ -106,7 +106,7 @@ impl Networks {
     }
 }
 
-/// A measure and the sets that it compares.
+/// A measure and the sets it compares.
 struct Sets<'a> {
     measure: &'a Measure,
     generated: &'a FeatureSets,
@@ -131,7 +131,7 @@ impl Sets<'_> {
     fn reference(&self) -> Result<&Features, Error> {
         let features = self.reference.features.get(self.measure.network());
         features.ok_or_else(|| {
-            self.lacks("the images of the reference; means and covariances do not suffice")
+            self.lacks("the images of the reference; means and covariances are not enough")
         })
     }
 
@@ -162,12 +162,12 @@ impl Sets<'_> {
         }
     }
 
-    /// A value with the measure's own name.
+    /// A value with the name of the measure.
     fn named(&self, value: f64, standard_error: Option<f64>) -> Value {
         self.value(&self.measure.to_string(), value, standard_error)
     }
 
-    /// Mean of values, `per_group` of which belong together, and its standard error over groups.
+    /// The mean of values in groups of `per_group`, and its standard error over groups.
     fn mean(&self, values: &[f64], per_group: usize) -> Result<Value, Error> {
         Groups::new(values.len(), per_group)?;
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
@@ -198,7 +198,7 @@ impl Sets<'_> {
         Ok(self.named(distance(features)?, error))
     }
 
-    /// A note for each set with no more images than features.
+    /// Adds a note for each set with no more images than features.
     fn singular(&self) -> Result<Vec<String>, Error> {
         let (measure, width) = (self.measure, self.generated()?.width());
         let reference = self.reference.features.get(measure.network());
@@ -209,13 +209,13 @@ impl Sets<'_> {
         let note = |(which, count): (&str, Option<usize>)| {
             let count = count.filter(|count| *count <= width)?;
             Some(format!(
-                "{measure}: {count} {which} pictures for {width} features leave the covariance singular; the distance is far from that of larger sets"
+                "{measure}: {count} {which} pictures for {width} features give a singular covariance; the distance is far from that of larger sets"
             ))
         };
         Ok(counts.into_iter().filter_map(note).collect())
     }
 
-    /// Measures that need features alone.
+    /// Computes measures that need only features.
     fn values(&self) -> Result<Vec<Value>, Error> {
         let generated = self.generated()?;
         Ok(match self.measure {
@@ -255,7 +255,7 @@ impl Sets<'_> {
         })
     }
 
-    /// Statistics of `k` nearest neighbours, with errors over halves of both sets where halves are large enough.
+    /// Computes statistics of `k` nearest neighbours, with errors over halves of both sets if these are large enough.
     fn overlap(
         &self,
         k: usize,
@@ -289,15 +289,15 @@ impl Sets<'_> {
         let (mean, mut deviation) = kernel_distance(reference, generated, &rows)?;
         let whole_prompts = size / self.per_prompt;
         if self.per_prompt > 1 && whole_prompts * self.per_prompt > 1 {
-            // Subsets of whole prompts deviate more.
+            // Subsets of whole prompts vary more.
             let prompts = self.prompts()?;
             let by_prompt = rows
                 .into_iter()
                 .map(|(reference, _)| (reference, prompts.subset(whole_prompts, &mut rng)));
             deviation = kernel_distance(reference, generated, &by_prompt.collect::<Vec<_>>())?.1;
         }
-        // The deviation is that of sets of `size`; that of the whole set is smaller by the root of the ratio of their sizes. If
-        // each subset is the whole set, it says nothing.
+        // This is the deviation for sets of `size`; for the whole set it is smaller by the square root of the ratio of the sizes.
+        // If each subset is the whole set, it means nothing.
         let error = deviation * (size as f64 / generated.len() as f64).sqrt();
         Ok(self.named(mean, (size < generated.len()).then_some(error)))
     }

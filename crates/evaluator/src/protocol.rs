@@ -8,7 +8,7 @@ use swiftbrush_images::{Filter, Orient, centre_square, resize};
 
 use crate::Error;
 
-/// Everything that a value depends on besides the pictures: their preparation, the feature networks, the measures. Values are
+/// Everything that a score depends on besides the images: their preparation, the feature networks and the measures. Scores are
 /// comparable only if their protocols are equal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -17,9 +17,9 @@ pub struct Protocol {
     pub name: String,
     /// Version, increased whenever the protocol of this name changes.
     pub version: u32,
-    /// Preparation of the pictures of both sets.
+    /// Preparation of the images in both sets.
     pub pictures: Preparation,
-    /// Treatment of Exif orientations in both sets.
+    /// Handling of Exif orientations in both sets.
     #[serde(default, skip_serializing_if = "is_upright")]
     pub orientation: Orient,
     /// Measures to compute, in order.
@@ -30,13 +30,13 @@ fn is_upright(orientation: &Orient) -> bool {
     *orientation == Orient::Upright
 }
 
-/// Preparation of pictures before any network.
+/// Preparation of images before any network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preparation {
     /// None.
     AsTheyAre,
-    /// Crops the central square and resizes it in bytes.
+    /// Crops the central square and resizes it in 8-bit precision.
     Square {
         /// New side in pixels.
         side: u32,
@@ -46,7 +46,7 @@ pub enum Preparation {
 }
 
 impl Preparation {
-    /// Prepares a picture.
+    /// Prepares an image.
     ///
     /// # Panics
     ///
@@ -59,7 +59,7 @@ impl Preparation {
     }
 }
 
-/// A measure of one set of pictures, or of two.
+/// A measure of one set of images, or of two.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(
     tag = "measure",
@@ -77,7 +77,7 @@ pub enum Measure {
     FrechetInfinity {
         /// Feature network.
         network: String,
-        /// Pictures in the smallest subset.
+        /// Images in the smallest subset.
         smallest: usize,
         /// Number of subsets.
         points: usize,
@@ -86,9 +86,9 @@ pub enum Measure {
     KernelDistance {
         /// Feature network.
         network: String,
-        /// Number of subsets of both sets.
+        /// Number of subsets drawn from both sets.
         subsets: usize,
-        /// Pictures in a subset; all if the sets have fewer.
+        /// Images in a subset; all if the sets have fewer.
         size: usize,
     },
     /// See [`precision_recall`](swiftbrush_metrics::precision_recall).
@@ -105,16 +105,16 @@ pub enum Measure {
         /// The neighbour whose distance is the radius of a neighbourhood.
         k: usize,
     },
-    /// See [`inception_score`](swiftbrush_metrics::inception_score); pictures are shuffled first.
+    /// See [`inception_score`](swiftbrush_metrics::inception_score); images are shuffled first.
     InceptionScore {
         /// Classifier.
         network: String,
         /// Number of parts.
         splits: usize,
     },
-    /// Mean cosine of pictures and their prompts: CLIP score, HPSv2 or PickScore, depending on the weights.
+    /// Mean cosine of images and their prompts: CLIP score, HPSv2 or PickScore, depending on the weights.
     ClipScore {
-        /// Encoder of pictures and texts.
+        /// Encoder of images and texts.
         network: String,
         /// Text before each prompt.
         prefix: String,
@@ -135,7 +135,7 @@ pub enum Measure {
         /// Feature network.
         network: String,
     },
-    /// Mean distance to the nearest picture of the reference; see [`nearest`](swiftbrush_metrics::nearest).
+    /// Mean distance to the nearest image of the reference; see [`nearest`](swiftbrush_metrics::nearest).
     NearestNeighbour {
         /// Feature network.
         network: String,
@@ -173,7 +173,7 @@ impl Measure {
     }
 }
 
-/// The field's names: FID and KID are distances on Inception's features only.
+/// The usual names: distances are called FID and KID only on Inception's features.
 impl fmt::Display for Measure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let network = self.network();
@@ -259,7 +259,7 @@ fn torch_fidelity() -> Vec<Measure> {
     ]
 }
 
-/// All distances on the features of any network.
+/// All distances that apply to the features of any network.
 fn distances(network: &str) -> Vec<Measure> {
     vec![
         frechet(network),
@@ -295,14 +295,14 @@ impl Protocol {
     ///
     /// | name | definition |
     /// |---|---|
-    /// | `swiftbrush-v2` | the paper's (arXiv 2408.14176) and its published evaluation's: central squares, resized to 256 pixels by Lanczos; clean-fid's FID, precision and recall with k = 3 on TensorFlow's Inception, inception score, CLIP score with the prefix "A photo depicts ", in the paper on open_clip's ViT-g-14 `laion2b_s12b_b42k` |
-    /// | `clean-fid`, `pytorch-fid`, `torch-fidelity` | those programs' results for two folders (without torch-fidelity's precision and recall, which need VGG) |
+    /// | `swiftbrush-v2` | follows the paper (arXiv 2408.14176) and its published evaluation: central squares, resized to 256 pixels with Lanczos; clean-fid's FID, precision and recall with k = 3 on TensorFlow's Inception, inception score, CLIP score with the prefix "A photo depicts ", in the paper on open_clip's ViT-g-14 `laion2b_s12b_b42k` |
+    /// | `clean-fid`, `pytorch-fid`, `torch-fidelity` | the results of those programs for two folders (without torch-fidelity's precision and recall, which need VGG) |
     /// | `cmmd` | CLIP ViT-L/14 at 336 pixels, σ = 10, times 1000 |
     /// | `hpsv2` | HPSv2's ViT-H/14, times 100 as in its tables |
-    /// | `efficientnet-lite0` | distances on the features of a network that a Python package contains |
+    /// | `efficientnet-lite0` | distances on the features of a network available as a Python package |
     /// | `clip` | distances and the CLIP score on any CLIP, such as the miniature's |
     ///
-    /// Protocols of other programs ignore Exif orientations, as those programs do; the last two turn pictures upright.
+    /// Protocols of other programs ignore Exif orientations, as those programs do; the last two rotate images upright.
     ///
     /// # Errors
     ///
@@ -349,11 +349,11 @@ impl Protocol {
         })
     }
 
-    /// Reads a custom protocol in the form that results contain (JSON). Its name must differ from those of built-in protocols.
+    /// Reads a custom protocol in the JSON form stored in results. Its name must differ from those of built-in protocols.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read or is no valid protocol.
+    /// If the file cannot be read or is not a valid protocol.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let bad = |reason: String| Error::Protocol {
             name: path.display().to_string(),
@@ -404,12 +404,12 @@ impl Protocol {
         Ok(())
     }
 
-    /// The networks that the generated pictures need.
+    /// The networks to run on generated images.
     pub fn networks(&self) -> BTreeSet<&str> {
         self.measures.iter().map(Measure::network).collect()
     }
 
-    /// The networks that the reference needs: those of measures that compare.
+    /// The networks to run on the reference: those of measures that compare with it.
     pub fn reference_networks(&self) -> BTreeSet<&str> {
         let measures = self.measures.iter();
         let comparing = measures.filter(|measure| measure.needs_reference());

@@ -1,4 +1,4 @@
-//! Networks beside pytorch-fid, torch-fidelity, clean-fid, efficientnet_lite_pytorch and open_clip (`golden/make.py`), with
+//! Networks compared with pytorch-fid, torch-fidelity, clean-fid, efficientnet_lite_pytorch and open_clip (`golden/make.py`), with
 //! the same random weights, drawn from PyTorch's generator on both sides.
 
 use std::collections::{BTreeMap, HashMap};
@@ -61,7 +61,7 @@ fn features(network: &dyn FeatureNetwork, pictures: &[RgbImage]) -> Tensor<2> {
     features
 }
 
-/// The tolerance that the field's own tools agree to among one another is 1e-4.
+/// The reference tools agree with each other to 1e-4.
 const CLOSE: f64 = 1e-5;
 
 #[test]
@@ -84,7 +84,7 @@ fn inception_is_that_of_pytorch_fid_torch_fidelity_and_clean_fid() {
 
 #[test]
 fn efficientnet_lite0_agrees() {
-    /// PyTorch's own f32 is 1.4e-5 off here.
+    /// PyTorch's own f32 result is off by 1.4e-5.
     const CLOSE: f64 = 5e-5;
     let (golden, device) = (golden(), device());
     let folder = tempfile::tempdir().unwrap();
@@ -125,7 +125,7 @@ fn clip_sees_what_open_clip_hpsv2_and_cmmd_show_it() {
 fn other_weights_and_names_are_refused() {
     let device = device();
     let folder = tempfile::tempdir().unwrap();
-    // As torchvision's own Inception: 1000 classes, and a classifier on the way.
+    // Like torchvision's own Inception: 1000 classes, and an auxiliary classifier.
     let shapes = include_str!("golden/inception.txt");
     let shapes = shapes.replace("fc.bias 1008", "fc.bias 1000");
     let path = weights(&format!("{shapes}AuxLogits.fc.bias 1000\n"), folder.path());

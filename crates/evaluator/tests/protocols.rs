@@ -1,4 +1,4 @@
-//! Protocols as data and their measures, on a network whose features are known.
+//! Protocols as data, and their measures on a network with known features.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use image::{Rgb, RgbImage};
@@ -12,7 +12,7 @@ use swiftbrush_images::{Filter, Orient};
 use swiftbrush_metrics::{Features, Moments, frechet_distance, inception_score};
 use swiftbrush_testing::device;
 
-/// A picture's features are its first pixel, a text's its number of words.
+/// Takes the first pixel as the features of an image, and the number of words as those of a text.
 struct FirstPixel(Device);
 
 impl FeatureNetwork for FirstPixel {
@@ -133,12 +133,12 @@ fn every_protocol_computes_its_measures() {
             let doubled = generated.values().iter().map(|value| 2.0 * value);
             let logits = Features::new(3, doubled.collect()).unwrap();
             let whole = inception_score(&logits, 1).unwrap().0;
-            // Smaller for parts of three pictures.
+            // Smaller, for splits of three images.
             assert!(score > 1.0 && score < whole, "{score} {whole}");
         }
         assert!(!measured.values.is_empty() && measured.notes.is_empty());
     }
-    // FID and KID are names of distances on Inception's features alone.
+    // Distances are called FID and KID only on Inception's features.
     let names = |name: &str| -> Vec<String> {
         let protocol = Protocol::named(name).unwrap();
         protocol.measures.iter().map(Measure::to_string).collect()
@@ -185,7 +185,7 @@ fn missing_inputs_are_named() {
     };
     let error = measure(&Reference::default());
     assert!(error.contains("FID needs a reference"), "{error}");
-    // Statistics suffice for FID, not for neighbours.
+    // Statistics are enough for FID, but not for nearest neighbours.
     let gaussian = Moments::of(&seen["inception/clean-fid"])
         .gaussian()
         .unwrap();
@@ -205,7 +205,7 @@ fn missing_inputs_are_named() {
     let error = measure(&reference);
     assert!(error.contains("CLIP score needs prompts"), "{error}");
 
-    // A covariance of three features needs more than three pictures.
+    // The covariance of three features needs more than three images.
     let one = Protocol::named("pytorch-fid").unwrap();
     let few = networks.extract(&one, &pictures[..3], None).unwrap();
     let reference = Reference {
@@ -289,7 +289,7 @@ fn results_of_different_conditions_are_not_comparable() {
         values: Vec::new(),
         notes: Vec::new(),
     };
-    // Pictures and models may differ.
+    // Images and models may differ.
     let mut other = evaluation.clone();
     other.painted = serde_json::json!({ "seed": 2 });
     other.subject = "b".to_owned();
@@ -360,7 +360,7 @@ fn only_comparing_networks_run_over_the_reference() {
     );
 }
 
-/// Repeating each picture adds no information: no interval may shrink.
+/// Repeating each image adds no information: no interval may shrink.
 #[test]
 fn intervals_are_over_prompts() {
     let device = device();
@@ -387,7 +387,7 @@ fn intervals_are_over_prompts() {
         errors.collect::<std::collections::BTreeMap<_, _>>()
     };
     let (single, repeated) = (errors(1), errors(4));
-    // Among four copies radii of three neighbours are zero, so recall says nothing.
+    // With four copies, the radii of three neighbours are zero, so recall means nothing.
     for name in [
         "Fréchet distance",
         "precision",

@@ -5,17 +5,17 @@ use image::{Rgb32FImage, RgbImage};
 pub enum Grid {
     /// Pixel centres are aligned: PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
     Centres,
-    /// Upper left corners are aligned: TensorFlow 1's `resize_bilinear`, which shifts the picture.
+    /// Upper left corners are aligned: TensorFlow 1's `resize_bilinear`, which shifts the image.
     Corners,
 }
 
-/// Resizes by bilinear interpolation of four pixels at any scale, without antialiasing.
+/// Resizes with bilinear interpolation of four pixels at any scale, without antialiasing.
 ///
 /// - returns: values in 0…255, not rounded
 ///
 /// # Panics
 ///
-/// If a side, old or new, is zero.
+/// If any side, old or new, is zero.
 pub fn resize_bilinear(picture: &RgbImage, width: u32, height: u32, grid: Grid) -> Rgb32FImage {
     let columns = places(picture.width(), width, grid);
     let rows = places(picture.height(), height, grid);

@@ -15,7 +15,7 @@ pub fn centre_square(picture: &RgbImage) -> RgbImage {
 mod tests {
     use super::*;
 
-    /// First column that torchvision's `center_crop` keeps of pictures 4, 5, 6 and 7 wide and 4 high.
+    /// First column that torchvision's `center_crop` keeps of images 4, 5, 6 and 7 wide and 4 high.
     #[test]
     fn borders_are_as_in_torchvision() {
         for (width, first) in [(4, 0), (5, 0), (6, 1), (7, 2)] {

@@ -3,7 +3,7 @@ use image::imageops::crop_imm;
 
 use crate::{Filter, resize};
 
-/// Fits a start image into `width` × `height`: by [`round_down`] if that is their size, else by [`resize_and_crop`].
+/// Fits a start image to `width` × `height`, with [`round_down`] if that gives this size, else with [`resize_and_crop`].
 ///
 /// # Panics
 ///
@@ -14,8 +14,8 @@ pub fn fit(picture: &RgbImage, width: u32, height: u32, unit: u32) -> RgbImage {
     rounded.unwrap_or_else(|| resize_and_crop(picture, width, height))
 }
 
-/// Resizes a picture by Lanczos' filter until it covers `width` × `height`, keeping its aspect ratio, and cuts what exceeds them
-/// evenly at both ends: every byte is that of diffusers' `VaeImageProcessor.resize` with `resize_mode="crop"`.
+/// Resizes an image with the Lanczos filter to cover `width` × `height`, preserving its aspect ratio, and crops the excess
+/// evenly on both sides. The result matches diffusers' `VaeImageProcessor.resize` with `resize_mode="crop"` byte for byte.
 ///
 /// # Panics
 ///
@@ -34,10 +34,10 @@ pub fn resize_and_crop(picture: &RgbImage, width: u32, height: u32) -> RgbImage 
     crop_imm(&covering, x, y, width, height).to_image()
 }
 
-/// Resizes a picture by Lanczos' filter to the multiples of `unit` just below its sides, which changes its aspect ratio a
-/// little: every byte is that of diffusers' `VaeImageProcessor.preprocess`, whose `vae_scale_factor` is `unit`.
+/// Resizes an image with the Lanczos filter, rounding its sides down to multiples of `unit`, which changes its aspect ratio
+/// slightly. The result matches diffusers' `VaeImageProcessor.preprocess` with a `vae_scale_factor` of `unit` byte for byte.
 ///
-/// - returns: none if a side is smaller than `unit`
+/// - returns: `None` if a side is smaller than `unit`
 ///
 /// # Panics
 ///

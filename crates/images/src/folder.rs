@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use crate::Error;
 
-/// Extensions of picture files, in any case: those that pytorch-fid and clean-fid count.
+/// Extensions of image files, in any case: those that pytorch-fid and clean-fid count.
 pub const EXTENSIONS: [&str; 10] = [
     "bmp", "jpeg", "jpg", "npy", "pgm", "png", "ppm", "tif", "tiff", "webp",
 ];
 
-/// The pictures in a folder and its sub-folders, and everything else that lies there.
+/// The images in a folder and its sub-folders, and everything else found there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Folder {
@@ -24,7 +24,7 @@ impl Folder {
     ///
     /// # Errors
     ///
-    /// If a folder cannot be read, or there are no pictures.
+    /// If a folder cannot be read, or there are no images.
     pub fn list(folder: &Path) -> Result<Self, Error> {
         let mut found = Self {
             pictures: Vec::new(),
@@ -39,7 +39,7 @@ impl Folder {
             for entry in fs::read_dir(&folder).map_err(failed)? {
                 let entry = entry.map_err(failed)?;
                 let path = entry.path();
-                // macOS leaves a hidden "._name" beside each file that it copies.
+                // macOS leaves a hidden "._name" next to each file that it copies.
                 let is_hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
                 if is_hidden {
                     found.skipped.push(path);
@@ -62,8 +62,8 @@ impl Folder {
         }
     }
 
-    /// Two pictures whose names, without extensions and leading zeros, are the same: the order of `1.png` and `01.jpg` means
-    /// nothing.
+    /// Two images whose names differ only in extensions and leading zeros, if any: the order of `1.png` and `01.jpg` is
+    /// arbitrary.
     pub fn tie(&self) -> Option<[&Path; 2]> {
         let mut neighbours = self.pictures.windows(2);
         let pair = neighbours.find(|pair| by_number(&pair[0], &pair[1]) == Ordering::Equal)?;
@@ -76,9 +76,9 @@ fn is_picture(path: &Path) -> bool {
     extension.is_some_and(|extension| EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str()))
 }
 
-/// Orders paths as people number them: digits compare as numbers, so that `2.png` comes before `10.png`.
+/// Compares paths in natural order: digits compare as numbers, so that `2.png` comes before `10.png`.
 ///
-/// Names that differ only in leading zeros or in their extensions are ordered by their bytes; see [`Folder::tie`].
+/// Names that differ only in leading zeros or extensions are ordered by their bytes; see [`Folder::tie`].
 ///
 /// # Examples
 ///
@@ -112,7 +112,7 @@ fn by_number(first: &Path, second: &Path) -> Ordering {
     }
 }
 
-/// Part of a name; numbers come before other bytes, as digits come before letters.
+/// A part of a name. Numbers sort before other bytes, as digits sort before letters.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Part<'a> {
     End,

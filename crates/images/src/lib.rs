@@ -1,8 +1,8 @@
-//! Pictures as files and as pixels: decoding within limits, upright and without transparency; crops; resizing that equals
-//! Pillow's to the bit.
+//! Image files and pixels: decoding with limits, upright and without transparency; cropping; and resizing that matches
+//! Pillow's bit for bit.
 //!
 //! [`open`] reads any supported format and reports what it changed, [`Folder::list`] lists a folder in natural order, and
-//! [`resize`] is Pillow's.
+//! [`resize`] resizes like Pillow.
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
 mod bilinear;

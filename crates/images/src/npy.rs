@@ -5,11 +5,11 @@ use npyz::NpyFile;
 
 pub(crate) const SIGNATURE: &[u8] = b"\x93NUMPY";
 
-/// The shape of an array of bytes: height, width and three channels, row by row.
+/// Reads the shape of an array of bytes: height, width and three channels, in row-major order.
 ///
 /// # Errors
 ///
-/// If the file is damaged or holds anything else, as a sentence.
+/// If the file is damaged or contains anything else; the error is a message.
 pub(crate) fn dimensions(bytes: &[u8]) -> Result<(u32, u32), String> {
     let file = NpyFile::new(bytes).map_err(|error| error.to_string())?;
     let kind = file.dtype().descr();
@@ -23,7 +23,7 @@ pub(crate) fn dimensions(bytes: &[u8]) -> Result<(u32, u32), String> {
     }
 }
 
-/// The picture in an array of `dimensions`.
+/// Decodes the image in an array of `dimensions`.
 ///
 /// # Errors
 ///

@@ -17,14 +17,14 @@ use image::{
 
 use crate::{Orient, npy, orientation};
 
-/// Largest picture decoded, in pixels: Pillow's own limit, above which it suspects a decompression bomb.
+/// Size limit of a decoded image in pixels: Pillow's own limit, above which it suspects a decompression bomb.
 pub const MAX_PIXELS: u64 = 178_956_970;
-/// Largest file read, in bytes; uncompressed pictures of [`MAX_PIXELS`] fit.
+/// Size limit of a file in bytes, large enough for uncompressed images of [`MAX_PIXELS`].
 pub const MAX_FILE: u64 = 1 << 30;
-/// Most memory for colour profiles and texts in a PNG, which are compressed and would otherwise inflate without end.
+/// Memory limit for colour profiles and texts in a PNG, which are compressed and could otherwise inflate without bound.
 const MAX_METADATA: u64 = 64 << 20;
 
-/// A picture that cannot be used.
+/// Errors of reading an image.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -36,7 +36,7 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
-    /// The file is damaged, or no picture in a supported format.
+    /// The file is damaged, or not an image in a supported format.
     #[error("cannot decode {path}")]
     Decode {
         /// The file.
@@ -44,17 +44,17 @@ pub enum Error {
         /// The cause.
         source: ImageError,
     },
-    /// The picture would have to be converted in a way on which the field's tools disagree, or exceeds a limit.
+    /// The image would need a conversion that common tools do differently, or it exceeds a limit.
     #[error("{path} {found}; {remedy}")]
     Unsupported {
         /// The file.
         path: PathBuf,
-        /// Property of the picture that is not supported.
+        /// The unsupported property of the image.
         found: String,
-        /// Way around it.
+        /// What to do about it.
         remedy: String,
     },
-    /// A folder has no pictures.
+    /// A folder has no images.
     #[error("{path} has no pictures ({})", crate::EXTENSIONS.join(", "))]
     Empty {
         /// The folder.
@@ -62,20 +62,20 @@ pub enum Error {
     },
 }
 
-/// A decoded file, and the changes that decoding made.
+/// A decoded file, and the changes made by decoding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Decoded {
-    /// The picture, RGB with eight bits a channel.
+    /// The image, in RGB with eight bits per channel.
     pub image: RgbImage,
-    /// Exif's number of the orientation that the file names, 1 to 8; 1 is upright or unnamed. It is 1 for TIFF, whose readers
-    /// always follow the orientation, Pillow's included.
+    /// Exif orientation of the file, 1 to 8; 1 means upright or unspecified. It is always 1 for TIFF, whose readers, including
+    /// Pillow's, always apply the orientation.
     pub orientation: u8,
-    /// True if a pixel was not opaque. Colours are kept, transparency is dropped, as Pillow's `convert("RGB")` does.
+    /// True if any pixel was not opaque. Colours are kept and transparency is dropped, as in Pillow's `convert("RGB")`.
     pub had_transparency: bool,
 }
 
-/// Opens a picture upright; see [`decode`].
+/// Opens an image upright; see [`decode`].
 ///
 /// # Errors
 ///
@@ -84,11 +84,11 @@ pub fn open(path: &Path) -> Result<Decoded, Error> {
     decode(&read_file(path)?, path, Orient::Upright)
 }
 
-/// The bytes of a regular file of at most [`MAX_FILE`]; a device such as `/dev/zero` is an error.
+/// Reads a regular file of at most [`MAX_FILE`] bytes; a device such as `/dev/zero` is an error.
 ///
 /// # Errors
 ///
-/// If it cannot be read, is no regular file, or is larger.
+/// If it cannot be read, is not a regular file, or is larger.
 pub fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
     let failed = |source| Error::Io {
         path: path.to_owned(),
@@ -99,7 +99,7 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
         found,
         remedy: remedy.to_owned(),
     };
-    // Opening a pipe would wait for its writer.
+    // Opening a pipe would block until it has a writer.
     let metadata = std::fs::metadata(path).map_err(failed)?;
     if !metadata.is_file() {
         let found = "is not a regular file".to_owned();
@@ -118,14 +118,14 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-/// Decodes the bytes of a picture. The format is known by its content; `path` only names the file in errors.
+/// Decodes the bytes of an image. The format is recognised by content; `path` is used only in errors.
 ///
-/// PNG, JPEG, WebP, BMP, TIFF (its first page), PNM, and NumPy arrays of bytes are supported. Grey becomes RGB; transparency is
-/// dropped in every colour type, and reported.
+/// PNG, JPEG, WebP, BMP, TIFF (first page), PNM, and NumPy arrays of bytes are supported. Greyscale becomes RGB; transparency
+/// is dropped in every colour type, and reported.
 ///
 /// # Errors
 ///
-/// If the picture is damaged, animated, in CMYK, has more than eight bits a channel or more than [`MAX_PIXELS`], or is less
+/// If the image is damaged, animated, in CMYK, has more than eight bits per channel or more than [`MAX_PIXELS`], or is less
 /// than two pixels wide or high.
 pub fn decode(bytes: &[u8], path: &Path, orient: Orient) -> Result<Decoded, Error> {
     let found = match bytes.starts_with(npy::SIGNATURE) {
@@ -135,7 +135,7 @@ pub fn decode(bytes: &[u8], path: &Path, orient: Orient) -> Result<Decoded, Erro
     found.map_err(|fault| fault.of(path))
 }
 
-/// A fault of a picture whose file is not named yet.
+/// An error that does not name its file yet.
 #[derive(Debug)]
 enum Fault {
     Image(ImageError),
@@ -208,7 +208,7 @@ fn decode_picture(bytes: &[u8], orient: Orient) -> Result<Decoded, Fault> {
     })
 }
 
-/// The decoder of a file, within limits, and the orientation that the file names.
+/// Creates the decoder of a file, with limits, and reads the orientation of the file.
 fn open_decoder(bytes: &[u8]) -> Result<(Box<dyn ImageDecoder + '_>, Orientation), Fault> {
     let reader = Cursor::new(bytes);
     Ok(match image::guess_format(bytes)? {
@@ -241,7 +241,7 @@ fn limited<'a, D: ImageDecoder + 'a>(
     mut decoder: D,
 ) -> ImageResult<(Box<dyn ImageDecoder + 'a>, Orientation)> {
     let mut limits = Limits::no_limits();
-    // Four bytes a pixel, and as much again to decode with.
+    // Four bytes per pixel, and the same again for decoding.
     limits.max_alloc = Some(8 * MAX_PIXELS);
     decoder.set_limits(limits)?;
     let turn = orientation::of_decoder(&mut decoder);
@@ -287,13 +287,13 @@ fn has_transparency(image: &DynamicImage) -> bool {
     }
 }
 
-/// Number of components of a JPEG, by the header of its frame: its decoder reports those of its own output.
+/// Number of components of a JPEG, from its frame header. The decoder reports only those of its own output.
 fn jpeg_components(bytes: &[u8]) -> Option<u8> {
     const COMPONENTS: usize = 9;
     let mut rest = bytes.get(2..)?;
     loop {
         let (marker, length) = (rest.get(1)?, rest.get(2..4)?);
-        // C0 to CF begin a frame, except for the tables and the conditioning among them.
+        // C0 to CF begin a frame, except for those that begin tables or arithmetic conditioning.
         if (0xc0..=0xcf).contains(marker) && ![0xc4, 0xc8, 0xcc].contains(marker) {
             return rest.get(COMPONENTS).copied();
         }

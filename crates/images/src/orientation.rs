@@ -2,19 +2,19 @@ use image::ImageDecoder;
 use image::metadata::Orientation;
 use serde::{Deserialize, Serialize};
 
-/// Treatment of an orientation tag, with which cameras say that a picture is stored on its side.
+/// Handling of the Exif orientation tag, which cameras write for images stored sideways.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Orient {
-    /// Rotates or mirrors the pixels, so that the picture is upright: `PIL.ImageOps.exif_transpose`, viewers, browsers,
+    /// Rotates or mirrors the image so that it is upright, like `PIL.ImageOps.exif_transpose`, viewers, browsers and
     /// diffusers' `load_image`.
     #[default]
     Upright,
-    /// Ignores the tag, except in TIFF: pytorch-fid, clean-fid, torch-fidelity.
+    /// Ignores the tag, except in TIFF, like pytorch-fid, clean-fid and torch-fidelity.
     AsStored,
 }
 
-/// The orientation that a PNG names in Exif data, before or behind its pixels, or in XMP.
+/// The orientation of a PNG from its Exif data, before or after the pixels, or from XMP.
 pub(crate) fn of_png(bytes: &[u8]) -> Orientation {
     const SIGNATURE: usize = 8;
     let (mut exif, mut xmp) = (None, None);
@@ -34,7 +34,7 @@ pub(crate) fn of_png(bytes: &[u8]) -> Orientation {
     either(exif, xmp)
 }
 
-/// The orientation that a WebP names in Exif data or in XMP.
+/// The orientation of a WebP from its Exif data or XMP.
 pub(crate) fn of_webp(bytes: &[u8]) -> Orientation {
     const HEADER: usize = 12;
     let (mut exif, mut xmp) = (None, None);
@@ -51,12 +51,12 @@ pub(crate) fn of_webp(bytes: &[u8]) -> Orientation {
         }
         rest = data.get(len + len % 2..).unwrap_or_default();
     }
-    // Some writers keep the prefix that JPEG puts before Exif data.
+    // Some writers keep the prefix that precedes Exif data in JPEG.
     let exif = exif.map(|exif| exif.strip_prefix(b"Exif\0\0").unwrap_or(exif));
     either(exif, xmp)
 }
 
-/// The orientation that any other file names, as far as its decoder tells; unreadable metadata name none.
+/// The orientation of any other file, as reported by its decoder; unreadable metadata counts as none.
 pub(crate) fn of_decoder(decoder: &mut impl ImageDecoder) -> Orientation {
     match decoder.orientation() {
         Ok(orientation) if orientation != Orientation::NoTransforms => orientation,
@@ -67,14 +67,14 @@ pub(crate) fn of_decoder(decoder: &mut impl ImageDecoder) -> Orientation {
     }
 }
 
-/// Exif goes before XMP, as in Pillow.
+/// Prefers Exif to XMP, as Pillow does.
 fn either(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Orientation {
     let exif = exif.and_then(Orientation::from_exif_chunk);
     exif.or_else(|| of_xmp(xmp?))
         .unwrap_or(Orientation::NoTransforms)
 }
 
-/// `tiff:Orientation="6"` or `<tiff:Orientation>6<`, which is all that Pillow looks for, too.
+/// Looks for `tiff:Orientation="6"` or `<tiff:Orientation>6<`, as Pillow does.
 fn of_xmp(xmp: &[u8]) -> Option<Orientation> {
     const KEY: &[u8] = b"tiff:Orientation";
     let at = xmp.windows(KEY.len()).position(|window| window == KEY)?;

@@ -1,15 +1,15 @@
-//! Pillow's resizing with antialiasing (`ImagingResample`), bit by bit: weights in f64, in fixed point for bytes, rounded between
+//! Pillow's resizing with antialiasing (`ImagingResample`), bit for bit: weights in f64, in fixed point for bytes, rounded between
 //! the two axes.
 //!
-//! The axis that goes first follows Pillow 13; older versions always resize rows first. The results agree for squares, and unless
-//! height shrinks by more than twice as many pixels as width.
+//! The order of the axes follows Pillow 13; older versions always resize rows first. The results agree for squares, and unless
+//! the height shrinks by more than twice as many pixels as the width.
 
 use std::f64::consts::PI;
 
 use image::{Rgb32FImage, RgbImage};
 use serde::{Deserialize, Serialize};
 
-/// Resampling filter, by Pillow's names.
+/// A resampling filter, with Pillow's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Filter {
@@ -17,11 +17,11 @@ pub enum Filter {
     Box,
     /// Triangle.
     Bilinear,
-    /// Sinc under Hamming's window.
+    /// Sinc with a Hamming window.
     Hamming,
     /// Keys' cubic with a = −½.
     Bicubic,
-    /// Sinc under Lanczos' window of three lobes.
+    /// Sinc with a Lanczos window of three lobes.
     Lanczos,
 }
 
@@ -43,7 +43,7 @@ impl Filter {
             Self::Hamming if x == 0.0 => 1.0,
             Self::Hamming if x.abs() < 1.0 => {
                 let x = x.abs() * PI;
-                // Pillow's constants are in f32.
+                // Pillow's constants are f32.
                 x.sin() / x * (f64::from(0.54f32) + f64::from(0.46f32) * x.cos())
             }
             Self::Bicubic => cubic(x.abs()),
@@ -72,7 +72,7 @@ fn sinc(x: f64) -> f64 {
     x.sin() / x
 }
 
-/// Resizes a picture of bytes; every byte equals that of Pillow's `Image.resize` in mode RGB.
+/// Resizes an 8-bit image. The result matches Pillow's `Image.resize` in mode RGB byte for byte.
 ///
 /// # Panics
 ///
@@ -82,8 +82,8 @@ pub fn resize(picture: &RgbImage, width: u32, height: u32, filter: Filter) -> Rg
     RgbImage::from_raw(width, height, samples).expect("three samples a pixel")
 }
 
-/// Resizes a picture of floats; every bit equals that of Pillow's `Image.resize` in mode F, channel by channel. Values are not
-/// clipped: cubic and sinc filters overshoot at edges.
+/// Resizes a floating-point image. Each channel matches Pillow's `Image.resize` in mode F bit for bit. Values are not clipped:
+/// cubic and sinc filters overshoot at edges.
 ///
 /// # Panics
 ///
@@ -131,7 +131,7 @@ fn resample<S: Sample>(
     }
 }
 
-/// Element of a picture, and the arithmetic of its weighted sums.
+/// A sample of an image, and the arithmetic of its weighted sums.
 trait Sample: Copy {
     type Weight: Copy;
     type Sum: Copy;
@@ -142,7 +142,7 @@ trait Sample: Copy {
     fn end(sum: Self::Sum) -> Self;
 }
 
-/// Fractional bits of a weight for bytes.
+/// Number of fractional bits of a weight for bytes.
 const PRECISION: u32 = 32 - 8 - 2;
 
 impl Sample for u8 {
@@ -236,7 +236,7 @@ impl<S: Sample> Weights<S> {
         resized
     }
 
-    /// Resizes columns of rows of `width` samples.
+    /// Resizes the rows of `width` samples.
     fn columns(&self, samples: &[S], width: usize) -> Vec<S> {
         let mut resized = Vec::with_capacity(width * self.places.len());
         for (first, weights) in &self.places {

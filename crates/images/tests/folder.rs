@@ -1,4 +1,4 @@
-//! Listing folders.
+//! Listing of folders.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Pictures that are nearly right: decoding fails or succeeds, and never panics.
+//! Nearly valid images: decoding fails or succeeds, but never panics.
 
 mod common;
 
@@ -37,7 +37,7 @@ fn decodes(bytes: &[u8]) {
     }
 }
 
-/// Makes checksums right, so that changes get beyond them.
+/// Recomputes checksums, so that mutations get past them.
 fn with_checksums(mut png: Vec<u8>) -> Vec<u8> {
     let mut at = 8;
     while let Some(header) = png.get(at..).and_then(|rest| rest.first_chunk::<4>()) {

@@ -1,4 +1,4 @@
-//! Decoding beside Pillow and diffusers (`golden/pictures.py`), and everything that is rejected, by name.
+//! Decoding compared with Pillow and diffusers (`golden/pictures.py`), and everything that is rejected by name.
 
 mod common;
 
@@ -33,7 +33,7 @@ fn every_format_and_orientation_decodes_as_in_pillow() {
     for entry in std::fs::read_dir(golden().join("pictures")).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        // Decoders of JPEG round differently.
+        // JPEG decoders round differently.
         let tolerance = if name.ends_with("jpg") { 2 } else { 0 };
         let bytes = read_file(&path).unwrap();
         for (name, orient) in [
@@ -133,7 +133,7 @@ fn damaged_files_are_rejected_at_every_length() {
             .save_with_format(&path, format)
             .unwrap();
         let bytes = std::fs::read(&path).unwrap();
-        // The last bytes of a PNG only mark its end.
+        // The last bytes of a PNG only mark the end.
         for len in 0..bytes.len() - 12 {
             std::fs::write(&path, &bytes[..len]).unwrap();
             rejected(&path, "");
@@ -145,14 +145,14 @@ fn damaged_files_are_rejected_at_every_length() {
     rejected(&folder.path().join("none.png"), "cannot read");
 }
 
-/// Puts a chunk behind the header of a PNG.
+/// Inserts a chunk after the header of a PNG.
 fn with_chunk(png: &[u8], kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     const BEHIND_HEADER: usize = 33;
     let (start, end) = png.split_at(BEHIND_HEADER);
     [start, &chunk(kind, data), end].concat()
 }
 
-/// Most memory that this process has had, in bytes.
+/// Peak memory of this process, in bytes.
 #[cfg(target_os = "linux")]
 fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();

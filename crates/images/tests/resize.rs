@@ -1,4 +1,4 @@
-//! Resizing beside Pillow, PyTorch and TensorFlow (`golden/make.py`).
+//! Resizing compared with Pillow, PyTorch and TensorFlow (`golden/make.py`).
 
 mod common;
 
@@ -61,7 +61,7 @@ fn interpolation_is_pytorchs_and_tensorflows() {
             let (width, height) = expected.dimensions();
             let found = resize_bilinear(&picture, width, height, grid);
             for (found, expected) in found.iter().zip(expected.iter()) {
-                // Sums of products in another order, of values up to 255.
+                // The products, of values up to 255, are summed in another order.
                 assert!(
                     (found - expected).abs() < 2e-4,
                     "{found} {expected}: {name} of case {compared}"

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-/// Features or files that cannot be compared.
+/// Errors of comparing features or reading statistics.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -42,12 +42,12 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
-    /// A file does not hold a mean and a covariance.
-    #[error("{path} does not hold a mean and a covariance: {reason}")]
+    /// A file does not contain a mean and a covariance.
+    #[error("{path} does not contain a mean and a covariance: {reason}")]
     Statistics {
         /// The file.
         path: PathBuf,
-        /// The fault.
+        /// What is wrong with it.
         reason: String,
     },
     /// An eigenvalue decomposition did not converge.

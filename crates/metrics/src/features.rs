@@ -1,6 +1,6 @@
 use crate::Error;
 
-/// Features of a set of images, one row each.
+/// Features of a set of images, one row per image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Features {
     width: usize,
@@ -8,7 +8,7 @@ pub struct Features {
 }
 
 impl Features {
-    /// Rows of `width` values each, one after the other.
+    /// Creates features from consecutive rows of `width` values.
     ///
     /// # Errors
     ///
@@ -35,7 +35,7 @@ impl Features {
         self.values.len() / self.width
     }
 
-    /// True without rows.
+    /// Returns whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
@@ -45,7 +45,7 @@ impl Features {
         self.width
     }
 
-    /// All values, row by row.
+    /// All values in row-major order.
     pub fn values(&self) -> &[f32] {
         &self.values
     }
@@ -64,7 +64,7 @@ impl Features {
         self.values.chunks(self.width)
     }
 
-    /// The given rows, in the given order.
+    /// Returns the given rows, in the given order.
     ///
     /// # Panics
     ///

@@ -12,12 +12,12 @@ use crate::{Error, Gaussian};
 /// Tolerated asymmetry of a covariance, relative to its largest variance.
 const ASYMMETRY: f64 = 1e-6;
 
-/// Mean and covariance as a file, with the network whose features they describe.
+/// A stored mean and covariance, with the network whose features they describe.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Statistics {
     /// Mean and covariance.
     pub gaussian: Gaussian,
-    /// Name of the feature network; none in files of other programs, which do not say.
+    /// Name of the feature network; `None` in files of other programs, which do not record it.
     pub network: Option<String>,
 }
 
@@ -71,7 +71,8 @@ impl Statistics {
         Ok(Self { gaussian, network })
     }
 
-    /// Writes `mu`, `sigma` and `network` (UTF-8 bytes, which other programs ignore) as pytorch-fid and clean-fid read them; an older file is replaced once the new one is complete.
+    /// Writes `mu`, `sigma` and `network` (UTF-8 bytes, which other programs ignore) in the format of pytorch-fid and clean-fid.
+    /// An existing file is replaced once the new one is complete.
     ///
     /// # Errors
     ///
@@ -131,7 +132,7 @@ fn network<R: Read + io::Seek>(archive: &mut ZipArchive<R>) -> io::Result<Option
     }
 }
 
-/// Shape and values of an array of f64 or f32, row by row.
+/// Reads the shape and values of an array of f64 or f32.
 fn numbers<R: Read>(file: NpyFile<R>) -> io::Result<(Vec<u64>, Vec<f64>)> {
     // A mean has one axis and a covariance is symmetric: row-major and column-major order agree.
     let shape = file.shape().to_vec();

@@ -7,7 +7,7 @@ use crate::{Error, Gaussian};
 ///
 /// The trace of the root is computed as that of `√(√Σ₁·Σ₂·√Σ₁)`, a positive semi-definite matrix whose eigenvalues below
 /// rounding are set to zero, so covariances may be singular (fewer images than features). The estimate is biased upwards for
-/// few images (arXiv 1911.07023): compare only values over the same number of images.
+/// few images (arXiv 1911.07023): compare only values for the same number of images.
 ///
 /// # Errors
 ///
@@ -30,7 +30,7 @@ pub fn frechet_distance(first: &Gaussian, second: &Gaussian) -> Result<f64, Erro
     let shared: f64 = eigenvalues(&inner)?.into_iter().map(f64::sqrt).sum();
     let trace = |matrix: &Mat<f64>| (0..matrix.nrows()).map(|i| matrix[(i, i)]).sum::<f64>();
     let distance = apart + trace(&first.covariance) + trace(&second.covariance) - 2.0 * shared;
-    // For equal distributions only rounding remains, of either sign.
+    // For equal distributions only rounding errors remain, of either sign.
     Ok(distance.max(0.0))
 }
 
@@ -52,7 +52,7 @@ fn eigenvalues(matrix: &Mat<f64>) -> Result<Vec<f64>, Error> {
     values.map(positive).map_err(|_| Error::Eigenvalues)
 }
 
-/// Sets eigenvalues that are only rounding to zero: thousands of their square roots would add up.
+/// Sets eigenvalues that are mere rounding errors to zero, because thousands of their square roots would add up.
 fn positive(values: Vec<f64>) -> Vec<f64> {
     let largest = values.iter().fold(0.0f64, |max, value| max.max(*value));
     let rounding = largest * values.len() as f64 * f64::EPSILON;

@@ -86,7 +86,7 @@ fn wide(features: &Features) -> Mat<f64> {
 
 /// Biased estimate of the squared maximum mean discrepancy under the kernel `exp(−|x − y|²/2σ²)`: each row is also paired with
 /// itself. On CLIP's embeddings with σ = 10, times 1000, it is CMMD (Jayasumana et al., arXiv 2401.09603, equation 4), which
-/// needs far fewer images than FID.
+/// needs far fewer images than FID does.
 ///
 /// # Errors
 ///
@@ -109,7 +109,7 @@ pub fn gaussian_mmd(first: &Features, second: &Features, sigma: f64) -> Result<f
 
 /// Mean of `exp(−|x − y|²/2σ²)` over all pairs.
 fn mean_kernel(a: &Mat<f64>, b: &Mat<f64>, sigma: f64) -> f64 {
-    /// Rows of `b` in a block.
+    /// Number of rows of `b` in a block.
     const ROWS: usize = 512;
     let squares = |rows: &Mat<f64>| -> Vec<f64> {
         let square = |i| (0..rows.ncols()).map(|j| rows[(i, j)] * rows[(i, j)]).sum();

@@ -1,7 +1,7 @@
-//! Distances between two sets of images, by their features.
+//! Distances between two sets of images, based on their features.
 //!
-//! A network turns each image into a row of [`Features`]; this crate compares two sets of rows and knows neither network nor
-//! images. Distances close to a decision are recomputed in f64, covariances are in f64 throughout.
+//! A network turns each image into a row of [`Features`]; this crate compares two sets of rows, independently of the network and
+//! the images. Distances close to a threshold are recomputed in f64; covariances are f64 throughout.
 //!
 //! | measure | function | reference |
 //! |---|---|---|

@@ -3,10 +3,10 @@ use faer::{Accum, Mat, MatRef, Par};
 
 use crate::{Error, Features};
 
-/// Rows in a block.
+/// Number of rows in a block.
 const BLOCK: usize = 256;
 
-/// Streaming mean and covariance of features, in f64. Moments of parts, on any number of machines, merge into those of all.
+/// Streaming mean and covariance of features, in f64. Moments of parts, even from several machines, can be merged.
 #[derive(Clone, Debug)]
 pub struct Moments {
     count: usize,
@@ -16,7 +16,7 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Moments of an empty set of rows of this width.
+    /// Creates the moments of an empty set of rows of this width.
     pub fn new(width: usize) -> Self {
         Self {
             count: 0,
@@ -25,7 +25,7 @@ impl Moments {
         }
     }
 
-    /// Moments of a set.
+    /// Computes the moments of a set.
     pub fn of(features: &Features) -> Self {
         let mut moments = Self::new(features.width());
         let added = moments.add(features);
@@ -43,7 +43,7 @@ impl Moments {
         self.mean.len()
     }
 
-    /// The normal distribution with this mean and unbiased covariance (divided by the count less one).
+    /// The normal distribution with this mean and unbiased covariance (divided by the count minus one).
     ///
     /// # Errors
     ///

@@ -4,9 +4,9 @@ use rayon::prelude::*;
 
 use crate::{Error, Features};
 
-/// Distances in a block: a quarter of a gigabyte of f32.
+/// Number of distances in a block: a quarter of a gigabyte of f32.
 const BLOCK: usize = 1 << 26;
-/// Rounding error of a squared distance in f32, relative to the squared lengths that it is a difference of.
+/// Rounding error of a squared distance in f32, relative to the squared lengths it is computed from.
 const ROUNDING: f32 = 1e-5;
 
 /// Overlap of two sets.
@@ -28,10 +28,10 @@ pub struct DensityCoverage {
 }
 
 /// Improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991, equations 1 and 2): an image is within a set if it is no
-/// farther from one of its images than that one's `k`-th neighbour, usually k = 3.
+/// farther from one of its images than the `k`-th neighbour of that image, usually with k = 3.
 ///
-/// Distances are computed in f32, a block at a time; those within rounding of a radius are recomputed in f64. Memory stays small
-/// and the result is that of f64.
+/// Distances are computed in f32, a block at a time; those within rounding error of a radius are recomputed in f64. Memory stays
+/// small, and the result is the same as in f64.
 ///
 /// # Errors
 ///
@@ -73,8 +73,8 @@ pub fn density_coverage(
     })
 }
 
-/// The nearest row of another set for each row, and its distance: a measure of memorisation, if the other is the training set. The
-/// first of equally near rows is taken.
+/// Finds the nearest row of another set for each row, and its distance: a measure of memorisation if the other is the training
+/// set. Among equally near rows, the first is used.
 ///
 /// # Errors
 ///
@@ -96,7 +96,7 @@ pub fn nearest(of: &Features, among: &Features) -> Result<Vec<(usize, f64)>, Err
         let of_row = |j: usize| {
             let length = of.lengths[start + j];
             let all = 0..among.rows.nrows();
-            // Candidates: every row that, given rounding, may be the nearest in f64.
+            // Candidates are all rows that may be the nearest in f64, given rounding.
             let farthest = |i: usize| distances[(i, j)] + among.rounding(i, length);
             let bound = all.clone().map(farthest).fold(f32::INFINITY, f32::min);
             all.filter(|&i| distances[(i, j)] - among.rounding(i, length) <= bound)
@@ -112,7 +112,7 @@ pub fn nearest(of: &Features, among: &Features) -> Result<Vec<(usize, f64)>, Err
     Ok(found.into_iter().map(root).collect())
 }
 
-/// Both sets, shifted by the same vector, or all distances between them would be wrong.
+/// Prepares both sets, shifted by the same vector, without which all distances between them would be wrong.
 fn clouds<'a>(
     first: &'a Features,
     second: &'a Features,
@@ -135,7 +135,7 @@ fn clouds<'a>(
 /// A set prepared for distances in f32.
 struct Cloud<'a> {
     features: &'a Features,
-    /// Minus the mean of both sets, which shortens the rows and reduces rounding in f32.
+    /// The rows minus the mean of both sets, which shortens them and reduces rounding errors in f32.
     rows: Mat<f32>,
     /// Squared lengths of the rows.
     lengths: Vec<f32>,
@@ -155,7 +155,7 @@ impl<'a> Cloud<'a> {
         }
     }
 
-    /// Squared distances of `count` rows of another set to all of this one, one column per row of the other.
+    /// Squared distances of `count` rows of another set to all rows of this one, one column per row of the other set.
     fn distances(&self, other: &Self, start: usize, count: usize) -> Mat<f32> {
         let some = other.rows.as_ref().subrows(start, count);
         let mut distances = Mat::zeros(self.rows.nrows(), count);
@@ -203,7 +203,7 @@ impl<'a> Cloud<'a> {
             .map(move |start| (start, size.min(all - start)))
     }
 
-    /// Squared distance of each row to its k-th neighbour in this set, itself not counted.
+    /// Squared distance of each row to its k-th neighbour in this set, not counting itself.
     fn radii(&self, k: usize) -> Vec<f64> {
         let mut radii = Vec::with_capacity(self.rows.nrows());
         for (start, count) in self.blocks(self) {
@@ -212,7 +212,7 @@ impl<'a> Cloud<'a> {
                 let row = start + j;
                 let length = self.lengths[row];
                 let others = (0..self.rows.nrows()).filter(|&i| i != row);
-                // Candidates: every row that, given rounding, may be the k-th in f64.
+                // Candidates are all rows that may be the k-th in f64, given rounding.
                 let mut least: Vec<f32> = others
                     .clone()
                     .map(|i| distances[(i, j)] + self.rounding(i, length))
@@ -230,7 +230,7 @@ impl<'a> Cloud<'a> {
         radii
     }
 
-    /// The number of balls around rows of this set that contain each row of another, and which balls contain one. Radii are
+    /// The number of balls around rows of this set that contain each row of another set, and which balls contain any. Radii are
     /// squared.
     fn counts(&self, radii: &[f64], other: &Self) -> (Vec<usize>, Vec<bool>) {
         let mut counts = Vec::with_capacity(other.rows.nrows());
@@ -265,7 +265,7 @@ impl<'a> Cloud<'a> {
     }
 }
 
-/// Mean of both sets, the same for either order.
+/// Mean of both sets, independent of their order.
 fn centre(first: &Features, second: &Features) -> Vec<f32> {
     let mut sum = vec![0.0f64; first.width()];
     for row in first.rows().chain(second.rows()) {

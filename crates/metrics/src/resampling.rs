@@ -4,9 +4,9 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{Error, Features, Gaussian, Moments, frechet_distance};
 
-/// Rows in groups of equal size that follow one another and are drawn together, such as the images of one prompt.
+/// Consecutive groups of rows of equal size that are drawn together, such as the images of one prompt.
 ///
-/// Images of one prompt resemble each other; resampling them one by one would make every interval too narrow.
+/// Images of one prompt resemble each other; resampling them individually would make every interval too narrow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Groups {
     count: usize,
@@ -14,7 +14,7 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// Groups of `size` among `rows`.
+    /// Divides `rows` into groups of `size`.
     ///
     /// # Errors
     ///
@@ -33,7 +33,7 @@ impl Groups {
         }
     }
 
-    /// Each row its own group.
+    /// Makes each row its own group.
     pub fn single(rows: usize) -> Self {
         Self {
             count: rows,
@@ -50,13 +50,13 @@ impl Groups {
         group * self.size..(group + 1) * self.size
     }
 
-    /// As many groups, drawn with replacement.
+    /// Draws the same number of groups with replacement.
     fn resample(self, rng: &mut ChaCha8Rng) -> Vec<usize> {
         let draw = |_| self.rows(rng.random_range(0..self.count));
         (0..self.count).flat_map(draw).collect()
     }
 
-    /// The rows of `count` different groups, in random order of the groups.
+    /// Draws the rows of `count` different groups, in random order of groups.
     ///
     /// # Panics
     ///
@@ -67,11 +67,11 @@ impl Groups {
     }
 }
 
-/// Bootstrap standard error of a statistic (Efron, 1979): its standard deviation over `resamples` sets of as many groups, drawn
-/// with replacement. `statistic` takes the rows of a set.
+/// Bootstrap standard error of a statistic (Efron, 1979): its standard deviation over `resamples` sets of the same number of
+/// groups, drawn with replacement. `statistic` takes the rows of a set.
 ///
-/// Resampled sets have fewer distinct images, which raises a Fréchet distance: use the deviation, not the mean. A 95 % interval is
-/// the value on the whole set ± 1.96 standard errors.
+/// Resampled sets have fewer distinct images, which increases a Fréchet distance: use the deviation, not the mean. A 95 %
+/// interval is the value on the whole set ± 1.96 standard errors.
 ///
 /// # Errors
 ///
@@ -89,11 +89,11 @@ pub fn standard_error(
 }
 
 /// Standard errors of statistics of two sets, over random halves of both: the delete-half jackknife, whose variance estimate is
-/// that of the halves. `statistics` takes rows of the first and of the second set.
+/// that of the halves. `statistics` takes rows of the first and the second set.
 ///
-/// For statistics of nearest neighbours, which the bootstrap breaks: a row drawn twice is its own neighbour at distance zero.
+/// Use it for nearest-neighbour statistics, which the bootstrap breaks: a row drawn twice is its own neighbour at distance zero.
 /// Radii grow when rows are left out, so the errors are 10 to 40 % too large for a few hundred rows; the binomial error of a
-/// share, which takes radii and the other set for fixed, is up to 60 % too small.
+/// share, which assumes fixed radii and a fixed other set, is up to 60 % too small.
 ///
 /// # Errors
 ///
@@ -141,7 +141,7 @@ fn deviation(values: &[f64]) -> f64 {
     (squares / (values.len() - 1) as f64).sqrt()
 }
 
-/// `count` different rows of `from`, in random order.
+/// Draws `count` different rows of `from`, in random order.
 ///
 /// # Panics
 ///
@@ -153,8 +153,8 @@ pub fn subset(from: usize, count: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
 }
 
 /// Fréchet distance extrapolated to infinitely many images, FID∞ on Inception's features (Chong & Forsyth, arXiv 1911.07023, §4):
-/// the intercept of a straight line through the distances of `points` subsets, of `smallest` images to all of them in equal
-/// steps, over the inverse of their sizes.
+/// the intercept of a straight line through the distances of `points` subsets, whose sizes grow in equal steps from `smallest`
+/// to all images, over the inverse of their sizes.
 ///
 /// # Errors
 ///

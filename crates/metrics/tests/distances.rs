@@ -137,7 +137,7 @@ fn distances_are_symmetric_and_zero_only_for_equal_sets() {
         frechet_distance(&b, &a).unwrap(),
     );
     assert!((there - back).abs() < 1e-9 * there);
-    // On one axis: the squared difference of the means plus that of the deviations.
+    // In one dimension: the squared difference of the means plus that of the deviations.
     let one = |mean: f64, deviation: f64| Gaussian {
         mean: vec![mean],
         covariance: faer::Mat::from_fn(1, 1, |_, _| deviation * deviation),
@@ -254,14 +254,14 @@ fn a_mean_has_the_standard_error_of_statistics() {
         Ok(sum / rows.len() as f64)
     };
     let found = standard_error(Groups::single(400), 2000, 1, mean).unwrap();
-    // Deviation of 0…19, over the root of their number.
+    // Deviation of 0…19, over the square root of their number.
     let expected = (399.0f64 / 12.0).sqrt() / 20.0;
     assert!((found / expected - 1.0).abs() < 0.05, "{found} {expected}");
     let error = |groups, resamples| standard_error(groups, resamples, 1, mean).is_err();
     assert!(error(Groups::single(0), 9) && error(Groups::single(9), 1));
 }
 
-/// Four equal images of a prompt say no more than one.
+/// Four equal images of a prompt carry no more information than one.
 #[test]
 fn rows_of_a_group_are_drawn_together() {
     let values: Vec<f64> = (0..400).map(|i| f64::from(i / 4 % 20)).collect();
@@ -273,7 +273,7 @@ fn rows_of_a_group_are_drawn_together() {
     let found = standard_error(groups, 2000, 1, mean).unwrap();
     let expected = (399.0f64 / 12.0).sqrt() / 10.0;
     assert!((found / expected - 1.0).abs() < 0.05, "{found} {expected}");
-    // A mean over half of the groups deviates from that over all as that does from the truth.
+    // A mean over half of the groups deviates from the mean over all as much as that does from the true mean.
     let halves = |rows: &[usize], _: &[usize]| Ok([mean(rows)?]);
     let [found] = half_sample_errors(groups, groups, 2000, 1, halves).unwrap();
     assert!((found / expected - 1.0).abs() < 0.05, "{found} {expected}");
@@ -282,7 +282,7 @@ fn rows_of_a_group_are_drawn_together() {
     }
 }
 
-/// The interval must cover how far precision and recall move from one pair of samples to the next.
+/// The interval must cover the variation of precision and recall between pairs of samples.
 #[test]
 fn errors_of_precision_and_recall_cover_their_deviation() {
     const ROWS: usize = 200;
@@ -330,7 +330,7 @@ fn errors_of_precision_and_recall_cover_their_deviation() {
     }
 }
 
-/// Between samples of one distribution the distance is pure bias, which vanishes at infinity.
+/// Between samples of the same distribution the distance is pure bias, which vanishes at infinity.
 #[test]
 fn fewer_images_raise_the_distance_and_extrapolation_corrects_it() {
     let all = features("a");

@@ -1,10 +1,10 @@
-//! Scheduler classes of diffusers 0.42: their defaults, their options, and the samplers that stand in for them.
+//! Scheduler classes of diffusers 0.42: their defaults, their options, and the samplers that replace them.
 
 use serde_json::{Value, json};
 
 use crate::{BetaSchedule, SamplerKind, SchedulerConfig, TimestepSpacing};
 
-/// The sampler that stands in for a scheduler class without an implementation: the closest in order and kind of noise.
+/// The replacement for a scheduler class without an implementation: the closest sampler in order and kind of noise.
 pub(crate) fn replacement(class: &str) -> Option<SamplerKind> {
     Some(match class {
         "DDPMScheduler" | "DDPMParallelScheduler" | "DDIMParallelScheduler" => SamplerKind::Ddim,
@@ -21,8 +21,8 @@ pub(crate) fn replacement(class: &str) -> Option<SamplerKind> {
     })
 }
 
-/// Beginnings of the names of classes whose models are not trained on a schedule of betas, so that no sampler here
-/// could be right for them.
+/// Name prefixes of classes whose models are not trained on a schedule of betas, so that none of the samplers here is
+/// right for them.
 const OTHER_PROCESSES: [&str; 22] = [
     "Amused",
     "BlockRefinement",
@@ -52,8 +52,8 @@ pub(crate) fn is_other_process(class: &str) -> bool {
     OTHER_PROCESSES.iter().any(|name| class.starts_with(name))
 }
 
-/// The values that diffusers' class of that name gives to fields that a file omits. Classes that diffusers does not
-/// have get those that most of its classes share.
+/// The defaults of diffusers' class of that name, for fields missing in a file. Unknown classes get the defaults that
+/// most classes share.
 pub(crate) fn defaults(class: &str) -> SchedulerConfig {
     let common = SchedulerConfig {
         class_name: class.to_owned(),
@@ -99,7 +99,7 @@ pub(crate) fn defaults(class: &str) -> SchedulerConfig {
     }
 }
 
-/// An option that is supported only at the values at which it changes nothing here.
+/// An option that is supported only with values that have no effect here.
 pub(crate) struct SwitchedOff {
     pub(crate) name: &'static str,
     values: fn() -> Vec<Value>,
@@ -149,7 +149,7 @@ const SWITCHED_OFF: [SwitchedOff; 16] = {
     const OFF: fn() -> Vec<Value> = || vec![json!(false)];
     const NULL: fn() -> Vec<Value> = Vec::new;
     [
-        // DPM-Solver takes DEIS' name for itself.
+        // DPM-Solver treats DEIS' name as its own.
         option(
             "algorithm_type",
             || vec![json!("dpmsolver++"), json!("deis")],
@@ -165,7 +165,7 @@ const SWITCHED_OFF: [SwitchedOff; 16] = {
         option("sigma_max", NULL, &[Euler]),
         option("sigma_min", NULL, &[Euler]),
         option("solver_order", || vec![json!(2)], &[DpmSolver]),
-        // The other three are names of other solvers, for which DPM-Solver takes the midpoint rule.
+        // The other three name other solvers, for which DPM-Solver uses the midpoint rule.
         option(
             "solver_type",
             || {
@@ -189,8 +189,8 @@ const SWITCHED_OFF: [SwitchedOff; 16] = {
     ]
 };
 
-/// Options of diffusers' classes without effect on the samplers here: they belong to classes without an
-/// implementation, to options that are switched off, or to the last step, which ends at σ = 0 in any case.
+/// Options of diffusers' classes that have no effect on the samplers here: they belong to classes without an
+/// implementation, to options that are off, or to the last step, which always ends at σ = 0.
 const WITHOUT_EFFECT: [&str; 21] = [
     "corrector_order",
     "disable_corrector",

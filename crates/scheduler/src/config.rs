@@ -1,4 +1,4 @@
-//! `scheduler_config.json`, as diffusers writes it.
+//! diffusers' `scheduler_config.json`.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ pub enum BetaSchedule {
     ScaledLinear,
 }
 
-/// The quantity that the network predicts.
+/// The quantity predicted by the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PredictionType {
@@ -38,17 +38,17 @@ pub enum PredictionType {
 pub enum TimestepSpacing {
     /// Multiples of `train / n`, shifted by `steps_offset`.
     Leading,
-    /// Evenly from 0 to the last timestep, both included.
+    /// Evenly spaced from 0 to the last timestep, both included.
     Linspace,
     /// Counted down from the last timestep in strides of `train / n`; a single step visits the last timestep.
     Trailing,
 }
 
-/// The fields of `scheduler_config.json` that samplers read. [`Default`] is SD-Turbo's file.
+/// The fields of `scheduler_config.json` used by samplers. [`Default`] is SD-Turbo's file.
 ///
-/// The configuration remembers which fields its file sets. A sampler of another class than the file's takes those,
-/// and its own class's defaults for all others, as `OtherScheduler.from_config(pipe.scheduler.config)` does in
-/// diffusers; see [`for_sampler`](Self::for_sampler). Use the `with_` methods to set a field for every sampler.
+/// The configuration records which fields its file sets. A sampler of another class than the file's uses those, and its
+/// own class's defaults for all others, like `OtherScheduler.from_config(pipe.scheduler.config)` in diffusers; see
+/// [`for_sampler`](Self::for_sampler). Use the `with_` methods to set a field for every sampler.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(into = "Map<String, Value>", try_from = "Map<String, Value>")]
 #[non_exhaustive]
@@ -63,42 +63,42 @@ pub struct SchedulerConfig {
     pub beta_end: f64,
     /// Interpolation between the two.
     pub beta_schedule: BetaSchedule,
-    /// The quantity that the network predicts.
+    /// The quantity predicted by the network.
     pub prediction_type: PredictionType,
-    /// The timesteps that a sampler visits.
+    /// The spacing of the timesteps that a sampler visits.
     pub timestep_spacing: TimestepSpacing,
     /// Added to every timestep of [`TimestepSpacing::Leading`].
     pub steps_offset: usize,
-    /// Ends the last step of DDIM and PNDM at ᾱ = 1 instead of ᾱ₀.
+    /// Makes the last step of DDIM and PNDM end at ᾱ = 1 instead of ᾱ₀.
     pub set_alpha_to_one: bool,
     /// Rescales the schedule to end in pure noise, ᾱ_T = 0 (Lin et al., arXiv 2305.08891, algorithm 1).
-    /// Not for networks that predict noise, whose output says nothing there.
+    /// Not for networks that predict noise, whose output carries no information there.
     pub rescale_betas_zero_snr: bool,
-    /// Number of steps of the grid on which a latent consistency model was trained.
+    /// Number of steps of the grid that a latent consistency model was trained on.
     pub original_inference_steps: usize,
     /// Factor of timesteps in the boundary conditions of a latent consistency model.
     pub timestep_scaling: f64,
-    /// Clips x₀ to ±[`clip_sample_range`](Self::clip_sample_range) in DDIM. Latents are not bounded, so only
-    /// models of pixels want it.
+    /// Clips x₀ to ±[`clip_sample_range`](Self::clip_sample_range) in DDIM. Latents are unbounded, so this is only for
+    /// pixel-space models.
     pub clip_sample: bool,
     /// The bound of clipped x₀.
     pub clip_sample_range: f64,
-    /// Starts PNDM without Runge-Kutta steps; nothing else is supported.
+    /// Starts PNDM without Runge-Kutta steps, the only supported way.
     pub skip_prk_steps: bool,
-    /// Marks a one-step student: `"_swiftbrush_sampler": "one-step"`, which diffusers ignores as it
-    /// does every key that starts with an underscore.
+    /// Marks a one-step student: `"_swiftbrush_sampler": "one-step"`, which diffusers ignores like every key that starts
+    /// with an underscore.
     pub is_one_step: bool,
-    /// Names of the fields that the file omits.
+    /// Names of the fields missing in the file.
     pub(crate) unset: Vec<String>,
-    /// Options of the file that some sampler does not support.
+    /// Options of the file that are not supported by every sampler.
     pub(crate) unsupported: BTreeMap<String, Value>,
-    /// Keys of the file that no class of diffusers has.
+    /// Keys of the file that no diffusers class has.
     pub(crate) unknown: Vec<String>,
 }
 
 /// The key and the value that mark a one-step student.
 const SAMPLER: (&str, &str) = ("_swiftbrush_sampler", "one-step");
-/// Names of the fields that the file omits, where a configuration is written with its defaults.
+/// The key that lists fields missing in the original file, in a configuration written with its defaults.
 const UNSET: &str = "_use_default_values";
 
 impl Default for SchedulerConfig {
@@ -128,12 +128,12 @@ impl Default for SchedulerConfig {
 }
 
 impl SchedulerConfig {
-    /// Reads the text of a `scheduler_config.json`.
+    /// Parses the text of a `scheduler_config.json`.
     ///
     /// # Errors
     ///
-    /// If the text is not such a file, its class belongs to another process than diffusion with betas (such as flow
-    /// matching), or its noise schedule is not supported. Options that only some samplers read are checked by
+    /// If the text is not such a file, its class belongs to a process other than diffusion with betas (such as flow
+    /// matching), or its noise schedule is not supported. Options read by only some samplers are checked by
     /// [`for_sampler`](Self::for_sampler).
     ///
     /// # Examples
@@ -150,13 +150,13 @@ impl SchedulerConfig {
     /// # Ok::<(), swiftbrush_scheduler::ConfigError>(())
     /// ```
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
-        // diffusers writes this value for `lambda_min_clipped`, which is not JSON.
+        // diffusers writes this value, which is not JSON, for `lambda_min_clipped`.
         let text = text.replace("-Infinity", "null");
         serde_json::from_str::<Map<String, Value>>(&text)?.try_into()
     }
 
-    /// The configuration that a sampler runs with: the fields that the file sets, and the defaults of the sampler's
-    /// own scheduler class for all others.
+    /// The configuration that a sampler runs with: the fields set in the file, and the defaults of the sampler's own
+    /// scheduler class for all others.
     ///
     /// # Errors
     ///
@@ -182,7 +182,7 @@ impl SchedulerConfig {
     ///
     /// # Errors
     ///
-    /// If nothing comes close, or the file names no class.
+    /// If no sampler is close enough, or the file names no class.
     pub fn sampler(&self) -> Result<SamplerKind, ConfigError> {
         SamplerKind::of_class(&self.class_name)
             .or_else(|| class::replacement(&self.class_name))
@@ -191,18 +191,18 @@ impl SchedulerConfig {
             })
     }
 
-    /// True if [`sampler`](Self::sampler) is another one than the class names.
+    /// Returns whether [`sampler`](Self::sampler) is a replacement for an unimplemented class.
     pub fn is_substituted(&self) -> bool {
         SamplerKind::of_class(&self.class_name).is_none()
     }
 
-    /// Keys of the file that no scheduler class of diffusers has; they are ignored.
+    /// Keys of the file that no diffusers scheduler class has; they are ignored.
     pub fn unknown_keys(&self) -> &[String] {
         &self.unknown
     }
 
     /// Applies the two corrections that diffusers' `StableDiffusionPipeline` makes to the scheduler of a folder
-    /// (`steps_offset` 1, `clip_sample` false) and returns a sentence for each.
+    /// (`steps_offset` 1, `clip_sample` false), and returns a message for each.
     pub fn correct_for_stable_diffusion(&mut self) -> Vec<String> {
         let mut notes = Vec::new();
         if self.steps_offset != 1 {
@@ -213,14 +213,14 @@ impl SchedulerConfig {
         }
         if std::mem::take(&mut self.clip_sample) {
             notes.push(
-                "clip_sample is ignored, as in diffusers' StableDiffusionPipeline: latents are not bounded"
+                "clip_sample is ignored, as in diffusers' StableDiffusionPipeline: latents are unbounded"
                     .to_owned(),
             );
         }
         notes
     }
 
-    /// Names another scheduler class.
+    /// Sets the scheduler class.
     pub fn with_class(mut self, class_name: &str) -> Self {
         class_name.clone_into(&mut self.class_name);
         self
@@ -232,7 +232,7 @@ impl SchedulerConfig {
         self.mark_set("timestep_spacing")
     }
 
-    /// Sets the quantity that the network predicts.
+    /// Sets the quantity predicted by the network.
     pub fn with_prediction_type(mut self, prediction_type: PredictionType) -> Self {
         self.prediction_type = prediction_type;
         self.mark_set("prediction_type")
@@ -285,7 +285,7 @@ impl SchedulerConfig {
         }
     }
 
-    /// Sets a field by name; returns whether it is one.
+    /// Sets a field by name; returns whether there is such a field.
     fn set(&mut self, name: &str, value: &Value) -> Result<bool, ConfigError> {
         match name {
             "num_train_timesteps" => self.num_train_timesteps = count(name, value)?,
@@ -311,7 +311,7 @@ impl SchedulerConfig {
         Ok(true)
     }
 
-    /// Takes a key that is no field.
+    /// Stores or checks a key that is not a field.
     fn take_option(&mut self, name: String, value: Value) -> Result<(), ConfigError> {
         if name == SAMPLER.0 {
             self.is_one_step = value == SAMPLER.1;
@@ -392,14 +392,14 @@ fn number(name: &str, value: &Value) -> Result<f64, ConfigError> {
     number.ok_or_else(|| ConfigError::unsupported(name, value, "a number"))
 }
 
-/// A whole number, which may be written as `1000.0`.
+/// Parses a whole number, which may be written as `1000.0`.
 fn count(name: &str, value: &Value) -> Result<usize, ConfigError> {
     let whole = |number: &f64| number.fract() == 0.0 && (0.0..=1e9).contains(number);
     let count = value.as_f64().filter(whole).map(|number| number as usize);
     count.ok_or_else(|| ConfigError::unsupported(name, value, "a whole number"))
 }
 
-/// True or false; null is false, as in Python.
+/// Parses a boolean; null is false, as in Python.
 fn flag(name: &str, value: &Value) -> Result<bool, ConfigError> {
     match value {
         Value::Null => Ok(false),

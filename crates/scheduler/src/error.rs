@@ -3,7 +3,7 @@ use crate::SamplerKind;
 /// The longest value quoted in an error, in characters.
 const MAX_QUOTED: usize = 60;
 
-/// A scheduler configuration that cannot be read, or that asks for something unsupported.
+/// Errors of a scheduler configuration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -15,7 +15,7 @@ pub enum ConfigError {
     Unsupported {
         /// Name of the field.
         name: String,
-        /// Value found, cut to a readable length.
+        /// The value found, truncated to a readable length.
         value: String,
         /// The supported values.
         expected: String,
@@ -23,7 +23,7 @@ pub enum ConfigError {
     /// A scheduler class without a sampler here.
     #[error("unsupported scheduler class {class:?}; choose a sampler: {}", names())]
     Class {
-        /// The class that the file names; empty if it names none.
+        /// The class named by the file; empty if there is none.
         class: String,
     },
     /// A number of steps that the sampler cannot take.
@@ -33,7 +33,7 @@ pub enum ConfigError {
         kind: SamplerKind,
         /// Number of steps requested.
         found: usize,
-        /// The most steps that it takes.
+        /// Maximum number of steps.
         most: usize,
     },
     /// All steps of a sampler are skipped.

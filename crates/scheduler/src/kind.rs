@@ -11,7 +11,7 @@ pub enum SamplerKind {
     /// DDIM with η = 0 (Song et al., arXiv 2010.02502, equation 12), as diffusers' `DDIMScheduler`.
     Ddim,
     /// Euler's method on the probability-flow ODE (Karras et al., arXiv 2206.00364, algorithm 2 without noise), as
-    /// diffusers' `EulerDiscreteScheduler`: latents are carried as `x₀ + (σ/α)·ε`.
+    /// diffusers' `EulerDiscreteScheduler`: latents are represented as `x₀ + (σ/α)·ε`.
     Euler,
     /// Euler's method with noise added after each step, as diffusers' `EulerAncestralDiscreteScheduler`.
     EulerAncestral,
@@ -19,9 +19,9 @@ pub enum SamplerKind {
     /// its defaults: second order, the midpoint rule, first order in the first step and in the last, which ends at
     /// the predicted clean latents.
     DpmSolver,
-    /// Pseudo linear multi-step sampling (Liu et al., arXiv 2202.09778, with the start of its appendix), as
-    /// diffusers' `PNDMScheduler` with `skip_prk_steps`: the second timestep is visited twice, so the network
-    /// is called once more than there are steps, unless there is only one.
+    /// Pseudo linear multi-step sampling (Liu et al., arXiv 2202.09778, with the start-up from its appendix), as
+    /// diffusers' `PNDMScheduler` with `skip_prk_steps`: the second timestep is visited twice, so there is one more
+    /// network call than there are steps, unless there is only one step.
     Pndm,
     /// Multi-step sampling of latent consistency models (Luo et al., arXiv 2310.04378, algorithm 3), as diffusers'
     /// `LCMScheduler`: each step predicts clean latents and adds new noise to them.
@@ -44,12 +44,12 @@ impl SamplerKind {
         Self::Lcm,
     ];
 
-    /// The sampler that a scheduler class of diffusers implements; `None` for every other class.
+    /// The sampler that a diffusers scheduler class implements; `None` for any other class.
     pub fn of_class(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.class() == name)
     }
 
-    /// The scheduler class of diffusers that implements the sampler.
+    /// The diffusers scheduler class that implements the sampler.
     pub fn class(self) -> &'static str {
         match self {
             Self::Ddim => "DDIMScheduler",
@@ -81,10 +81,10 @@ impl SamplerKind {
         }
     }
 
-    /// The most steps that the sampler can take.
+    /// The maximum number of steps of the sampler.
     pub fn max_steps(self, config: &SchedulerConfig) -> usize {
         match self {
-            // With one step for each timestep, one timestep would be visited twice.
+            // With a step for every timestep, one timestep would be visited twice.
             Self::DpmSolver => config.num_train_timesteps - 1,
             Self::Lcm => config.original_inference_steps,
             _ => config.num_train_timesteps,

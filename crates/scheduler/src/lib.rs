@@ -1,12 +1,12 @@
 //! Noise schedules of latent diffusion, and the samplers built on them.
 //!
-//! Everything here works on tensors and knows no network: [`NoiseSchedule`] holds the tables of α and σ, [`guide`]
-//! combines two predictions, and a [`Sampler`] steps from noise to latents. The crate can be used alone with any
-//! network that predicts noise, velocity or clean latents.
+//! Everything here works on tensors and is independent of the network: [`NoiseSchedule`] holds the tables of α and σ,
+//! [`guide`] combines two predictions, and a [`Sampler`] steps from noise to latents. The crate can be used on its own
+//! with any network that predicts noise, velocity or clean latents.
 //!
-//! Tables are computed and kept in f64. A sampler step is `x ← a·x + b·p` (for some samplers `+ c·p'` of the steps
-//! before), where p is the network's output or the clean latents that follow from it; the factors are computed in f64
-//! and applied in f32.
+//! Tables are computed and stored in f64. A sampler step is `x ← a·x + b·p` (plus `c·p'` of previous steps for some
+//! samplers), where p is the network's output or the clean latents derived from it; the factors are computed in f64 and
+//! applied in f32.
 
 mod class;
 mod config;

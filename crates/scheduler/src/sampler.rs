@@ -1,4 +1,4 @@
-//! Samplers: from noise to latents in a handful of network calls.
+//! Samplers: from noise to latents in a few network calls.
 
 use crate::step::Step;
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     timesteps,
 };
 
-/// ᾱ of the last timestep where a schedule that ends in pure noise would make σ/α infinite; diffusers' constant.
+/// ᾱ of the last timestep if a schedule that ends in pure noise would make σ/α infinite; the constant is diffusers'.
 const LEAST_ALPHA_CUMPROD: f64 = 1.0 / 16_777_216.0;
 /// Standard deviation of the data in the boundary conditions of latent consistency models.
 const SIGMA_DATA: f64 = 0.5;
@@ -19,7 +19,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler from pure noise. The configuration is resolved with [`SchedulerConfig::for_sampler`].
+    /// Creates a sampler that starts from pure noise. The configuration is resolved with
+    /// [`SchedulerConfig::for_sampler`].
     ///
     /// # Errors
     ///
@@ -43,7 +44,7 @@ impl Sampler {
         Self::after(kind, config, n_steps, 0)
     }
 
-    /// A sampler of `n_steps` without its first `n_skipped`, for latents of an image with noise added
+    /// Creates a sampler of `n_steps` steps without the first `n_skipped`, for latents of an image with noise added
     /// ([`Step::entry`]).
     ///
     /// # Errors
@@ -83,7 +84,7 @@ impl Sampler {
         &self.steps
     }
 
-    /// Factor of unit noise in the first latents.
+    /// Factor of unit noise in the initial latents.
     pub fn initial_scale(&self) -> f64 {
         self.initial_scale
     }
@@ -101,7 +102,7 @@ impl Sampler {
             let next = alpha_cumprod_before(config, schedule, timestep, stride);
             let clean = schedule.to_latents(alpha, sigma);
             let noise = schedule.to_noise(alpha, sigma);
-            // x₀ enters through the prediction, or clipped on its own.
+            // x₀ enters through the prediction, or separately if it is clipped.
             let of_clean = if config.clip_sample { 0.0 } else { next.sqrt() };
             let factor = |i: usize| of_clean * clean[i] + (1.0 - next).sqrt() * noise[i];
             Step {
@@ -208,8 +209,8 @@ impl Sampler {
     }
 
     /// PNDM advances `x ← keep·x + factor·prediction`, where the prediction combines up to four. For noise this is the
-    /// paper's equation 11, rearranged. For velocity the network's outputs are combined, as in diffusers, and the
-    /// noise follows from the current latents. When steps are skipped, the first one left is still followed by the
+    /// paper's equation 11, rearranged. For velocity, as in diffusers, the network's outputs are combined and the noise
+    /// is computed from the current latents. If steps are skipped, the first remaining one is still followed by the
     /// second visit, as in diffusers.
     fn pndm(
         config: &SchedulerConfig,
@@ -230,7 +231,7 @@ impl Sampler {
                 false => (keep, noise),
             }
         };
-        // Of the predictions so far, the latest first. The second call's is used only in its own step.
+        // Factors of the predictions so far, latest first. The second call's is used only in its own step.
         const WEIGHTS: [&[f64]; 4] = [
             &[1.5, 0.0, -0.5],
             &[23.0 / 12.0, -16.0 / 12.0, 0.0, 5.0 / 12.0],
@@ -247,7 +248,7 @@ impl Sampler {
             let (keep, predicted) = match index {
                 0 => (first_keep, vec![first]),
                 1 => {
-                    // Heun's correction of the first step, whose starting point is recovered from its end.
+                    // Heun's correction of the first step, whose start is recovered from its end.
                     let (again, mean) = factors(timestep + stride);
                     let back = again / first_keep;
                     (back, vec![0.5 * mean, 0.5 * mean - back * first])
@@ -319,7 +320,7 @@ impl Sampler {
 fn shares(schedule: &NoiseSchedule, timestep: usize) -> [f64; 2] {
     [schedule.alpha(timestep), schedule.sigma(timestep)]
 }
-/// ᾱ a stride before a timestep; before the first timestep it is ᾱ₀, or 1.
+/// ᾱ one stride before a timestep; before the first timestep it is ᾱ₀, or 1.
 fn alpha_cumprod_before(
     config: &SchedulerConfig,
     schedule: &NoiseSchedule,

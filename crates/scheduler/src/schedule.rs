@@ -21,7 +21,7 @@ pub struct NoiseSchedule {
 }
 
 impl NoiseSchedule {
-    /// The schedule that a configuration describes.
+    /// Creates the schedule of a configuration.
     pub fn new(config: &SchedulerConfig) -> Self {
         let last = (config.num_train_timesteps - 1) as f64;
         let between =
@@ -53,7 +53,7 @@ impl NoiseSchedule {
         }
     }
 
-    /// The schedule with ᾱ no lower than `least`, so that σ/α is finite.
+    /// Returns the schedule with ᾱ at least `least`, so that σ/α is finite.
     pub(crate) fn floored(mut self, least: f64) -> Self {
         for product in &mut self.alphas_cumprod {
             *product = product.max(least);
@@ -79,12 +79,12 @@ impl NoiseSchedule {
         }
     }
 
-    /// Number of timesteps, which count from 0.
+    /// Number of timesteps, which are numbered from 0.
     pub fn len(&self) -> usize {
         self.alphas_cumprod.len()
     }
 
-    /// False: configurations have at least two timesteps.
+    /// Always false, because configurations have at least two timesteps.
     pub fn is_empty(&self) -> bool {
         self.alphas_cumprod.is_empty()
     }
@@ -113,7 +113,7 @@ impl NoiseSchedule {
         (1.0 - self.alpha_cumprod(timestep)).sqrt()
     }
 
-    /// α and σ of each sample, `[batch, 1, 1, 1]`, to be multiplied with latents.
+    /// α and σ of each sample, `[batch, 1, 1, 1]`, to multiply latents with.
     ///
     /// # Panics
     ///
@@ -154,7 +154,7 @@ impl NoiseSchedule {
         noisy.cast(dtype)
     }
 
-    /// Converts a network's output, whatever it predicts, to noise.
+    /// Converts a network's output to noise, whatever the network predicts.
     ///
     /// # Shapes
     ///
@@ -184,7 +184,7 @@ impl NoiseSchedule {
         noise.cast(dtype)
     }
 
-    /// Converts noise to clean latents, `x̂₀ = (x_t − σ_t·ε̂) / α_t`, in f32 whatever the element type: at the last
+    /// Converts noise to clean latents, `x̂₀ = (x_t − σ_t·ε̂) / α_t`. Always computed in f32, because at the last
     /// timestep the division multiplies every error of ε̂ by 14.6.
     ///
     /// At the last timestep and with pure noise this is SwiftBrush's one-step rule (arXiv 2312.05239, equation 6).
@@ -208,7 +208,7 @@ impl NoiseSchedule {
     }
 
     /// Converts a network's output to clean latents in f32. Unlike [`predicted_noise`](Self::predicted_noise) followed by
-    /// [`predicted_latents`](Self::predicted_latents) it does not divide where the network predicts velocity, so it works
+    /// [`predicted_latents`](Self::predicted_latents), it does not divide if the network predicts velocity, so it works
     /// at ᾱ = 0.
     ///
     /// # Shapes
@@ -264,7 +264,7 @@ mod tests {
         })
     }
 
-    /// Stable Diffusion's table at timesteps that papers and code print.
+    /// Values of Stable Diffusion's table that are printed in papers and code.
     #[test]
     fn the_table_is_that_of_stable_diffusion() {
         let schedule = schedule(PredictionType::Epsilon);

@@ -1,42 +1,42 @@
 use burn::tensor::{FloatDType, Tensor};
 
-/// One step of a sampler: the input of the network, and the next latents from its output.
+/// One step of a sampler: the input of the network, and the next latents computed from its output.
 ///
-/// The network sees `x · input_scale` at `timestep`. Its output becomes a prediction (the output itself, the noise or
-/// the clean latents), and the next latents are `x · keep`, plus the predictions of this step and of some before it,
-/// each times its factor, plus new noise.
+/// The network gets `x · input_scale` at `timestep`. Its output is converted to a prediction (the output itself, the noise
+/// or the clean latents), and the next latents are `x · keep`, plus the predictions of this and previous steps, each with
+/// its own factor, plus new noise.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Step {
-    /// The timestep given to the network; Euler's linspace visits fractional ones.
+    /// The timestep passed to the network; Euler's linspace has fractional ones.
     pub timestep: f64,
     /// Factor of the latents in the input of the network.
     pub input_scale: f64,
     /// Factors of the latents and of the network's output in the prediction.
     pub prediction: [f64; 2],
-    /// Factors of the latents and of the network's output in the expected clean latents.
+    /// Factors of the latents and of the network's output in the predicted clean latents.
     pub clean: [f64; 2],
     /// Factor of the latents in the result.
     pub keep: f64,
-    /// Factors of the prediction of this step, of the step before, and so on.
+    /// Factors of the predictions of this step, of the previous step, and so on.
     pub predicted: Vec<f64>,
-    /// Bound and factor in the result of the expected clean latents, where they are clipped.
+    /// Bound of the predicted clean latents and their factor in the result, if they are clipped.
     pub clipped: Option<[f64; 2]>,
     /// Factor of new unit noise in the result; 0 in deterministic samplers.
     pub fresh: f64,
-    /// Factors of clean latents and of unit noise in latents at the beginning of this step, for image to image.
+    /// Factors of clean latents and of unit noise in the latents at the start of this step, for image to image.
     pub entry: [f64; 2],
 }
 
-/// The last predictions of a run, which multi-step samplers combine.
+/// The latest predictions of a run, which multi-step samplers combine.
 #[derive(Clone, Debug, Default)]
 pub struct History(Vec<Tensor<4>>);
 
-/// The most predictions that a sampler combines.
+/// The maximum number of predictions that a sampler combines.
 const MEMORY: usize = 5;
 
 impl Step {
-    /// A step whose prediction is the network's output and that adds nothing.
+    /// Creates a step whose prediction is the network's output and that adds nothing.
     pub(crate) fn at(timestep: f64, clean: [f64; 2], entry: [f64; 2]) -> Self {
         Self {
             timestep,
@@ -60,7 +60,7 @@ impl Step {
         latents * self.input_scale
     }
 
-    /// The clean latents that the network expects, in f32.
+    /// The clean latents predicted by the network, in f32.
     ///
     /// # Shapes
     ///
@@ -69,8 +69,8 @@ impl Step {
         combine(self.clean, latents, output)
     }
 
-    /// The next latents, combined in f32; `history` is that of this run. Where [`fresh`](Self::fresh) is not 0, the
-    /// caller adds unit noise times that factor.
+    /// Computes the next latents in f32; `history` is that of this run. If [`fresh`](Self::fresh) is not 0, the caller
+    /// must add unit noise times that factor.
     ///
     /// # Shapes
     ///
@@ -78,7 +78,7 @@ impl Step {
     ///
     /// # Panics
     ///
-    /// If the shapes differ, or the steps before this one have not been taken with the same history.
+    /// If the shapes differ, or the previous steps were not taken with the same history.
     pub fn advance(
         &self,
         latents: Tensor<4>,

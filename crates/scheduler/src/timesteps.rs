@@ -2,7 +2,7 @@
 
 use crate::{SchedulerConfig, TimestepSpacing};
 
-/// Whole timesteps, rounded as numpy rounds.
+/// Whole timesteps, rounded like numpy.
 pub(crate) fn whole(config: &SchedulerConfig, n_steps: usize) -> Vec<usize> {
     let train = config.num_train_timesteps;
     match config.timestep_spacing {
@@ -34,7 +34,7 @@ pub(crate) fn whole(config: &SchedulerConfig, n_steps: usize) -> Vec<usize> {
     }
 }
 
-/// Euler's timesteps, which linspace does not round.
+/// Euler's timesteps, which are not rounded for linspace.
 pub(crate) fn fractional(config: &SchedulerConfig, n_steps: usize) -> Vec<f64> {
     let last = (config.num_train_timesteps - 1) as f64;
     match (config.timestep_spacing, n_steps) {
@@ -50,7 +50,7 @@ pub(crate) fn fractional(config: &SchedulerConfig, n_steps: usize) -> Vec<f64> {
     }
 }
 
-/// DPM-Solver's timesteps: `n_steps + 1` of them without the last, where it ends.
+/// DPM-Solver's timesteps: `n_steps + 1` of them, without the last one, where it ends.
 pub(crate) fn of_solver(config: &SchedulerConfig, n_steps: usize) -> Vec<usize> {
     let train = config.num_train_timesteps;
     match config.timestep_spacing {

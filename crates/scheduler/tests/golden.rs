@@ -1,4 +1,4 @@
-//! Samplers against diffusers' schedulers. `golden/make.py` writes the files.
+//! Parity of samplers with diffusers' schedulers; the files are written by `golden/make.py`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use swiftbrush_scheduler::{Sampler, SamplerKind, SchedulerConfig};
 
-/// A run of one of diffusers' samplers on one number.
+/// A run of one of diffusers' samplers on a scalar.
 #[derive(Deserialize)]
 struct Case {
     config: serde_json::Value,
@@ -19,9 +19,9 @@ struct Case {
     trace: Vec<f64>,
 }
 
-/// diffusers keeps Euler's tables in f32 and steps in f32: a relative 1e-5 is its own precision.
+/// diffusers stores Euler's tables and takes steps in f32, so a relative 1e-5 is its own precision.
 const TOLERANCE: f64 = 1e-5;
-/// Of σ/α = 4096, where its levels of noise begin when the schedule ends in pure noise.
+/// Relative to σ/α = 4096, where noise levels begin if the schedule ends in pure noise.
 const TOLERANCE_ZERO_SNR: f64 = 4e-4;
 
 fn run(file: &str) {
@@ -100,7 +100,7 @@ fn a_swapped_sampler_brings_the_defaults_of_its_class() {
     run("swapped.json");
 }
 
-/// The fields that omitted keys stand for, of every class with betas.
+/// The defaults of omitted fields, for every class with betas.
 #[test]
 fn omitted_fields_are_the_defaults_of_the_class() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/defaults.json");

@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Seconds per target; [`SECONDS_IN_TESTS`] when unset.
+/// The variable with the seconds per target [default: [`SECONDS_IN_TESTS`]].
 const SECONDS: &str = "SWIFTBRUSH_FUZZ_SECONDS";
 const SECONDS_IN_TESTS: u64 = 1;
 /// Longest input in bytes.
 const MAX_LEN: usize = 1 << 16;
 
 /// Runs `target` on every file in `corpus`, on the seeds, and on mutated seeds for `SWIFTBRUSH_FUZZ_SECONDS`
-/// (one when unset).
+/// [default: 1].
 ///
 /// Mutations are the usual ones: flipped bits, random bytes, integers at their limits, slices repeated, removed
 /// or spliced in from other seeds, and words from the dictionary `words`. Errors returned by the target are fine; only
-/// panics are findings.
+/// panics are failures.
 ///
 /// # Panics
 ///
@@ -48,7 +48,7 @@ pub fn fuzz(corpus: &Path, seeds: &[Vec<u8>], words: &[&str], target: impl Fn(&[
         .ok()
         .and_then(|seconds| seconds.parse().ok());
     let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(SECONDS_IN_TESTS));
-    // Reproducible inputs in tests, new ones in each long run.
+    // Inputs are reproducible in tests, and different in each long run.
     let first = seconds.map_or(0, |_| std::process::id().into());
     let mut rng = ChaCha8Rng::seed_from_u64(first);
     while Instant::now() < end {

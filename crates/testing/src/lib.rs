@@ -61,8 +61,8 @@ fn limit_vectors() {
 
 /// Normal values with mean 0.3 and standard deviation 1.5, the same on every device.
 ///
-/// The seed is fixed by the caller because sums of few values that nearly cancel would otherwise fail
-/// once in a while.
+/// The caller fixes the seed, because sums of a few values that nearly cancel would otherwise fail
+/// occasionally.
 pub fn random<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
     let normal = Normal::new(0.3f32, 1.5).expect("the deviation is finite");
     let values = normal.sample_iter(ChaCha8Rng::seed_from_u64(seed));

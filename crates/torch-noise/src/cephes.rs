@@ -1,11 +1,11 @@
 //! Logarithm, sine and cosine in f32 as in PyTorch's vectorised code for x86 (AVX2 with FMA): the polynomials of the
-//! Cephes library (S. L. Moshier, 1992), in its order of operations.
+//! Cephes library (S. L. Moshier, 1992), with the same order of operations.
 //!
-//! The last bits of the noise depend on them, so the same multiplications are fused.
+//! The last bits of the noise depend on which multiplications are fused, so they are the same as in PyTorch.
 
 /// Natural logarithm of a positive normal number.
 pub(crate) fn ln(x: f32) -> f32 {
-    /// ln 2, as the sum of a number of few bits and a small remainder.
+    /// ln 2, as the sum of a number with few bits and a small remainder.
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     const COEFFICIENTS: [f32; 9] = [
         7.037_683_6e-2,
@@ -36,7 +36,7 @@ pub(crate) fn ln(x: f32) -> f32 {
 
 /// Sine and cosine of a small non-negative angle.
 pub(crate) fn sin_cos(x: f32) -> (f32, f32) {
-    /// −π/4, as the sum of two numbers of few bits and a small remainder.
+    /// −π/4, as the sum of two numbers with few bits and a small remainder.
     const QUARTER: [f32; 3] = [-0.785_156_25, -2.418_756_5e-4, -3.774_895e-8];
     const SIN: [f32; 3] = [-1.951_529_6e-4, 8.332_161e-3, -1.666_665_5e-1];
     const COS: [f32; 3] = [2.443_315_7e-5, -1.388_731_6e-3, 4.166_664_6e-2];
@@ -57,7 +57,7 @@ pub(crate) fn sin_cos(x: f32) -> (f32, f32) {
     }
 }
 
-/// Horner's rule with fused multiplications, highest power first.
+/// Evaluates a polynomial by Horner's rule with fused multiply-adds, highest power first.
 fn polynomial(coefficients: &[f32], x: f32) -> f32 {
     let terms = coefficients.iter().copied();
     terms

@@ -7,7 +7,7 @@ use rand_mt::Mt;
 
 use crate::cephes;
 
-/// Number of values that are transformed together in large draws.
+/// Number of values transformed together in large draws.
 const BLOCK: usize = 16;
 
 /// `torch.Generator("cpu").manual_seed(seed)`.
@@ -19,7 +19,7 @@ pub struct CpuGenerator {
 }
 
 impl CpuGenerator {
-    /// A generator before its first draw. PyTorch uses only the lower 32 bits of the seed.
+    /// Creates a generator. PyTorch uses only the lower 32 bits of the seed.
     pub fn new(seed: u64) -> Self {
         Self {
             engine: Mt::new(seed as u32),
@@ -34,7 +34,7 @@ impl CpuGenerator {
 
     /// `torch.randn(count)`: normal with mean 0 and standard deviation 1.
     ///
-    /// Fewer than 16 values are drawn pair by pair in f64, others in blocks of 16 in f32. If the count is not a multiple
+    /// Fewer than 16 values are drawn pair by pair in f64, more in blocks of 16 in f32. If the count is not a multiple
     /// of 16, the last 16 values are drawn again.
     pub fn randn(&mut self, count: usize) -> Vec<f32> {
         if count < BLOCK {
@@ -73,7 +73,7 @@ impl CpuGenerator {
     }
 }
 
-/// Transforms eight pairs of uniform values, each of one in the first half and one in the second, to normal values.
+/// Transforms eight pairs of uniform values, each with one value from either half, to normal values.
 fn box_muller(block: &mut [f32]) {
     let (lengths, angles) = block.split_at_mut(BLOCK / 2);
     for (length, angle) in lengths.iter_mut().zip(angles) {

@@ -5,7 +5,7 @@ use std::f32::consts::TAU;
 
 /// Number of threads in a block of PyTorch's launches.
 const THREADS: usize = 256;
-/// Number of values that a thread draws from one state.
+/// Number of values drawn from one state of a thread.
 const LANES: usize = 4;
 /// 2⁻³².
 const SCALE: f32 = 1.0 / 4_294_967_296.0;
@@ -17,13 +17,13 @@ const SCALE: f32 = 1.0 / 4_294_967_296.0;
 #[derive(Clone, Debug)]
 pub struct CudaGenerator {
     seed: u64,
-    /// Number of states that each thread has used.
+    /// Number of states used by each thread.
     offset: u64,
     blocks: usize,
 }
 
 impl CudaGenerator {
-    /// A generator before its first draw, on a GPU that no draw fills.
+    /// Creates a generator for a GPU that is larger than any draw.
     pub fn new(seed: u64) -> Self {
         Self {
             seed,
@@ -32,9 +32,9 @@ impl CudaGenerator {
         }
     }
 
-    /// The generator on a GPU that runs `blocks` blocks of 256 threads at once: its number of multiprocessors times
-    /// their resident threads, over 256 (108 · 2048 / 256 = 864 on an A100, 82 · 1536 / 256 = 492 on an RTX 3090).
-    /// It matters for draws of more than 256 values per block, such as 4×64×64 latents of eight images on the latter.
+    /// Sets the number of blocks of 256 threads that the GPU runs at once: its number of multiprocessors times their
+    /// resident threads, over 256 (108 · 2048 / 256 = 864 on an A100, 82 · 1536 / 256 = 492 on an RTX 3090).
+    /// It matters for draws of more than 256 values per block, such as 4×64×64 latents for eight images on the latter.
     ///
     /// # Panics
     ///
@@ -61,7 +61,7 @@ impl CudaGenerator {
         })
     }
 
-    /// The first lane of every thread, then the second of every thread, and so on.
+    /// Draws the first lane of every thread, then the second lane of every thread, and so on.
     fn draw(&mut self, count: usize, transform: impl Fn([u32; LANES]) -> [f32; LANES]) -> Vec<f32> {
         let mut numbers = vec![0.0; count];
         if count == 0 {
@@ -95,8 +95,8 @@ fn box_muller(x: u32, y: u32) -> (f32, f32) {
     (radius * sin, radius * cos)
 }
 
-/// Ten rounds of Philox4x32: the key is the seed, the lower half of the counter the index of the state, its upper half
-/// that of the thread.
+/// Ten rounds of Philox4x32: the key is the seed, the lower half of the counter is the index of the state, and the upper
+/// half that of the thread.
 fn philox(seed: u64, state: u64, thread: u64) -> [u32; 4] {
     const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
     const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -125,7 +125,7 @@ fn philox(seed: u64, state: u64, thread: u64) -> [u32; 4] {
 mod tests {
     use super::*;
 
-    /// The known answers that Random123 1.14 ships (`kat_vectors`, philox4x32 with ten rounds).
+    /// The known answers shipped with Random123 1.14 (`kat_vectors`, philox4x32 with ten rounds).
     #[test]
     fn philox_gives_its_authors_known_answers() {
         assert_eq!(

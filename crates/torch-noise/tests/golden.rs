@@ -1,4 +1,4 @@
-//! The CPU generator against PyTorch. `golden/make.py` writes the values.
+//! Parity of the CPU generator with PyTorch; the values are written by `golden/make.py`.
 
 use safetensors::SafeTensors;
 use swiftbrush_torch_noise::CpuGenerator;

@@ -1,5 +1,5 @@
-//! Variational score distillation (Wang et al., arXiv 2305.16213) as SwiftBrush uses it
-//! (arXiv 2312.05239): pure functions on tensors that know no network.
+//! Variational score distillation (Wang et al., arXiv 2305.16213) as used by SwiftBrush
+//! (arXiv 2312.05239): pure functions of tensors, independent of any network.
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
@@ -21,7 +21,7 @@
 
 use burn::tensor::{FloatDType, Tensor, assert_shape};
 
-/// Direction in which variational score distillation moves the student's latents,
+/// The direction in which variational score distillation moves the student's latents,
 /// `g = w(t)·(ε̂_teacher − ε̂_fake)` (arXiv 2408.14176, §3, with SwiftBrush's `w(t) = σ_t²`).
 ///
 /// Descending on [`vsd_loss`] with this direction pulls the latents towards the teacher's denoised
@@ -49,12 +49,12 @@ pub fn vsd_gradient(
     (difference * weight).detach()
 }
 
-/// The same direction in the normalisation of DMD (Yin et al., arXiv 2311.18828, equation 8):
-/// `g = (x̂_fake − x̂_teacher) / mean|x − x̂_teacher|`, the mean taken over each sample.
+/// The same direction, normalised as in DMD (Yin et al., arXiv 2311.18828, equation 8):
+/// `g = (x̂_fake − x̂_teacher) / mean|x − x̂_teacher|`, with a mean per sample.
 ///
 /// The denoised estimates are compared instead of the noise, so the timestep does not weight the
-/// difference; samples that the teacher would change a lot count less. Where the teacher would change
-/// nothing at all the result is not finite.
+/// difference; samples that the teacher would change a lot count less. If the teacher would not change
+/// a sample at all, the result is not finite.
 ///
 /// # Shapes
 ///
@@ -80,7 +80,7 @@ pub fn normalized_vsd_gradient(
 
 /// Half the mean squared distance between the latents and the latents moved by `−gradient`.
 ///
-/// Its value says little about progress; its derivative is `gradient / elements`.
+/// Its value says little about progress, but its derivative is `gradient / elements`.
 ///
 /// # Shapes
 ///
@@ -195,8 +195,8 @@ mod tests {
         );
     }
 
-    /// PyTorch 2.15, as in DMD2's `compute_distribution_matching_loss`, of samples whose values the
-    /// comments give: `grad = (p_real - p_fake) / p_real.abs().mean([1, 2, 3], keepdim=True)`.
+    /// Computed with PyTorch 2.15 as in DMD2's `compute_distribution_matching_loss`, from samples whose values are in
+    /// the comments: `grad = (p_real - p_fake) / p_real.abs().mean([1, 2, 3], keepdim=True)`.
     #[test]
     fn the_normalized_gradient_is_that_of_dmd() {
         let device = device();

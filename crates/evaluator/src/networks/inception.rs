@@ -1,4 +1,4 @@
-//! Inception-v3 as FID uses it (Szegedy et al., arXiv 1512.00567, weights of TensorFlow's release of 2015-12-05).
+//! Inception-v3 as used for FID (Szegedy et al., arXiv 1512.00567, with the weights of TensorFlow's release of 2015-12-05).
 
 use std::path::Path;
 
@@ -21,12 +21,12 @@ const WIDTH: usize = 2048;
 /// The number of classes, eight of which are unused.
 const CLASSES: usize = 1008;
 
-/// Input transform to 299×299 pixels in about −1…1. The field's programs differ here, and their FIDs by several points.
+/// Input transform to 299×299 pixels in about −1…1. FID programs differ here, which changes FIDs by several points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InceptionInput {
     /// pytorch-fid: bilinear on floats without antialiasing, `2·x/255 − 1`.
     PytorchFid,
-    /// torch-fidelity and the TensorFlow graph of guided-diffusion's evaluator: bilinear as in TensorFlow 1,
+    /// torch-fidelity and the TensorFlow graph in guided-diffusion's evaluator: bilinear as in TensorFlow 1,
     /// `(x − 128)/128`.
     TorchFidelity,
     /// clean-fid: Pillow's bicubic filter on floats, clipped to 0…255, `(x − 128)/128`.
@@ -65,10 +65,10 @@ impl Inception {
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, or has another network's weights, such as torchvision's Inception with 1000 classes, whose
-    /// distances differ.
+    /// If the file cannot be read, or contains the weights of another network, such as torchvision's Inception with 1000 classes,
+    /// which gives other distances.
     pub fn open(path: &Path, input: InceptionInput, device: &Device) -> Result<Self, Error> {
-        // Fields of this module are in lower case.
+        // The fields of this module are in lower case.
         let weights = Weights::open(path)?.rename(str::to_ascii_lowercase)?;
         Ok(Self {
             network: load(InceptionV3::new(device), &weights, Some(DType::F32))?,
@@ -77,7 +77,7 @@ impl Inception {
         })
     }
 
-    /// The same network with another input transform.
+    /// Returns the same network with another input transform.
     pub fn with_input(&self, input: InceptionInput) -> Self {
         Self {
             input,
@@ -85,7 +85,7 @@ impl Inception {
         }
     }
 
-    /// Pooled features of prepared pictures.
+    /// Computes the pooled features of prepared images.
     ///
     /// # Shapes
     ///
@@ -112,7 +112,7 @@ impl FeatureNetwork for Inception {
     }
 }
 
-/// Tensors have torchvision's names, in lower case.
+/// The network, whose tensors have torchvision's names in lower case.
 #[derive(Module, Debug)]
 struct InceptionV3 {
     conv2d_1a_3x3: Layer,
@@ -211,7 +211,7 @@ impl Layer {
         self
     }
 
-    /// With zero padding that keeps height and width.
+    /// Adds zero padding that preserves height and width.
     fn same(mut self) -> Self {
         self.padding = self.kernel.map(|side| side / 2);
         self
@@ -228,10 +228,10 @@ fn shrink(input: Tensor<4>) -> Tensor<4> {
     max_pool2d(input, MaxPoolOptions::new([3, 3]).with_stride([2, 2]))
 }
 
-/// 3×3 pooling of a block's pooling branch.
+/// The 3×3 pooling in the pooling branch of a block.
 #[derive(Clone, Copy, Debug)]
 enum Pool {
-    /// Mean without padding in the count: TensorFlow's.
+    /// Mean that does not count padding, as in TensorFlow.
     Mean,
     /// Maximum, in the last block of FID's network.
     Max,

@@ -1,4 +1,4 @@
-//! Convolution and batch normalisation of classifiers.
+//! Convolution and batch normalisation for classifiers.
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::module::conv2d;
@@ -11,7 +11,7 @@ fn param<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>>
     Param::uninitialized(ParamId::new(), zeros, device.clone(), false, shape.into())
 }
 
-/// Kernels of a convolution, without a bias: normalisation has one.
+/// The kernels of a convolution. It has no bias, because the normalisation after it does.
 #[derive(Module, Debug)]
 pub(super) struct Kernel {
     /// `[channels_out, channels_in / groups, height, width]`
@@ -26,7 +26,7 @@ impl Kernel {
     }
 }
 
-/// Batch normalisation by the statistics of training.
+/// Batch normalisation with the statistics of training.
 #[derive(Module, Debug)]
 pub(super) struct BatchNorm {
     weight: Param<Tensor<1>>,
@@ -62,16 +62,16 @@ impl Classifier {
         }
     }
 
-    /// Without the bias: `[batch, features]` → `[batch, classes]`.
+    /// The products without the bias: `[batch, features]` → `[batch, classes]`.
     pub(super) fn products(&self, features: Tensor<2>) -> Tensor<2> {
         features.matmul(self.weight.val().transpose())
     }
 }
 
-/// Epsilon of normalisation in both networks.
+/// Epsilon of the normalisation in both networks.
 const EPSILON: f64 = 1e-3;
 
-/// Folds normalisation, a factor and an offset for each kernel, into the convolution.
+/// Convolves with the normalisation folded in as a factor and an offset for each kernel.
 pub(super) fn convolve(
     input: Tensor<4>,
     kernel: &Kernel,

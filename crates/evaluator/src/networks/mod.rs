@@ -1,4 +1,4 @@
-//! Networks that turn pictures into features.
+//! Networks that turn images into features.
 
 mod clip;
 mod efficientnet;
@@ -18,30 +18,30 @@ pub use clip::{ClipInput, ClipNetwork};
 pub use efficientnet::EfficientNetLite0;
 pub use inception::{Inception, InceptionInput};
 
-/// A network that turns pictures into features. Protocols refer to it by its name in [`Networks`](crate::Networks).
+/// A network that turns images into features. Protocols refer to it by its name in [`Networks`](crate::Networks).
 pub trait FeatureNetwork {
     /// The number of features.
     fn width(&self) -> usize;
 
-    /// Features of pictures of any sizes.
+    /// Computes the features of images of any size.
     ///
     /// # Shapes
     ///
-    /// - returns: `[pictures, width]`
+    /// - returns: `[images, width]`
     fn features(&self, pictures: &[RgbImage]) -> Tensor<2>;
 
-    /// Logits of classes, for the inception score; none for a network that does not classify.
+    /// Class logits, for the inception score; `None` for a network that does not classify.
     ///
     /// # Shapes
     ///
-    /// - features: `[pictures, width]`
-    /// - returns: `[pictures, classes]`
+    /// - features: `[images, width]`
+    /// - returns: `[images, classes]`
     fn logits(&self, features: Tensor<2>) -> Option<Tensor<2>> {
         let _ = features;
         None
     }
 
-    /// Features of texts in the same space, for the CLIP score; none for a network without a text encoder.
+    /// Features of texts in the same space, for the CLIP score; `None` for a network without a text encoder.
     ///
     /// # Shapes
     ///
@@ -52,7 +52,7 @@ pub trait FeatureNetwork {
     }
 }
 
-/// Names of the networks that [`open`] loads, and of their input transforms.
+/// Names of the networks that [`open`] loads, with their input transforms.
 pub const NETWORKS: [&str; 7] = [
     "inception/pytorch-fid",
     "inception/torch-fidelity",
@@ -63,11 +63,11 @@ pub const NETWORKS: [&str; 7] = [
     "efficientnet-lite0",
 ];
 
-/// Opens a network by name. `path` is a weight file, for CLIP a folder.
+/// Opens a network by name. `path` is a weight file, or a folder for CLIP.
 ///
 /// # Errors
 ///
-/// If the name is not among [`NETWORKS`], or its weights cannot be read.
+/// If the name is not in [`NETWORKS`], or the weights cannot be read.
 pub fn open(name: &str, path: &Path, device: &Device) -> Result<Box<dyn FeatureNetwork>, Error> {
     use InceptionInput::{CleanFid, PytorchFid, TorchFidelity};
     let inception = |input| -> Result<Box<dyn FeatureNetwork>, Error> {
@@ -90,7 +90,7 @@ pub fn open(name: &str, path: &Path, device: &Device) -> Result<Box<dyn FeatureN
     }
 }
 
-/// Prepared pictures as a tensor `[pictures, 3, height, width]`.
+/// Converts prepared images to a tensor `[images, 3, height, width]`.
 fn batch(
     pictures: &[RgbImage],
     prepare: impl Fn(&RgbImage) -> Rgb32FImage + Send + Sync,
@@ -108,7 +108,7 @@ fn batch(
     Tensor::<4>::from_data(TensorData::new(values, shape), device).permute([0, 3, 1, 2])
 }
 
-/// Rows of a tensor.
+/// Reads the rows of a tensor.
 ///
 /// # Errors
 ///

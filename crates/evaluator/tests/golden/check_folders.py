@@ -1,9 +1,9 @@
-"""Compares the program `evaluate` with pytorch-fid, torch-fidelity and clean-fid on two folders of pictures.
+"""Compares the program `evaluate` with pytorch-fid, torch-fidelity and clean-fid on two folders of images.
 
-Not part of the tests, which need no Python: what the tests compare piece by piece is compared here whole, from files to numbers.
-Inception has the random weights of make.py, saved as those programs publish theirs.
-Both folders hold as many pictures, so that the kernel distance is of all of them; those of a folder are of one size, which pytorch-fid
-needs. Run as: python check_folders.py EVALUATE GENERATED REAL
+Not part of the tests, which do not need Python: the tests compare the parts, and this script compares the whole, from files to
+scores. Inception has the random weights of make.py, saved in the format that those programs publish.
+Both folders contain the same number of images, so that the kernel distance covers all of them; the images of a folder have one
+size, which pytorch-fid needs. Run as: python check_folders.py EVALUATE GENERATED REAL
 """
 import json, pathlib, subprocess, sys, tempfile
 import torch

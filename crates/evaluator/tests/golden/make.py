@@ -1,8 +1,8 @@
-"""Writes networks.safetensors and the shapes of the networks' tensors: pictures, and what pytorch-fid, torch-fidelity, clean-fid, efficientnet_lite_pytorch and
-open_clip's transforms make of them.
+"""Writes networks.safetensors and the shapes of the networks' tensors: images, and their features from pytorch-fid,
+torch-fidelity, clean-fid, efficientnet_lite_pytorch and open_clip's transforms.
 
-The weights are too large to keep: tensor i of a network, in the order of their names, is drawn from seed i, and the tests draw
-the same numbers. Networks run in f64, so that what is compared is not the reference's rounding.
+The weights are too large to store: tensor i of a network, in order of names, is drawn with seed i, and the tests draw the same
+values. Networks run in f64, so that the comparison does not depend on the rounding of the reference.
 Run with pytorch-fid 0.3, torch-fidelity 0.4, clean-fid 0.1.35, open_clip 3.3, efficientnet_lite_pytorch 0.1:
 python make.py
 """
@@ -16,7 +16,7 @@ HERE = pathlib.Path(__file__).parent
 torch.manual_seed(0)
 
 def draw(shapes):
-    """Numbers of the size that networks have, by name."""
+    """Random weights of a realistic magnitude, by name."""
     weights = {}
     for index, (name, shape) in enumerate(sorted(shapes.items())):
         normal = torch.randn(shape, generator=torch.Generator().manual_seed(index))
@@ -31,7 +31,7 @@ def draw(shapes):
     return weights
 
 def shapes(module, file):
-    """Shapes of the tensors of a network by name, which are written for the tests too."""
+    """Shapes of a network's tensors by name, which are also written for the tests."""
     of = {n: tuple(t.shape) for n, t in module.state_dict().items() if t.is_floating_point()}
     lines = [f"{n} {','.join(map(str, s or (1,)))}\n" for n, s in sorted(of.items())]
     (HERE / file).write_text("".join(lines))
@@ -42,7 +42,7 @@ def load(module, weights):
     assert not unexpected and all(n.endswith("num_batches_tracked") for n in missing), (missing, unexpected)
     return module.double().eval()
 
-# Smooth pictures, of which 128 grey levels more or less matter, with noise on top; not squares.
+# Smooth images, where small differences between grey levels matter, with noise on top; not square.
 rng = np.random.default_rng(0)
 def picture(height, width):
     y, x = np.mgrid[0:height, 0:width] / 16
@@ -55,7 +55,7 @@ rows = lambda f: np.concatenate([f(t).numpy() for t in tensors]).astype(np.float
 
 import pytorch_fid.inception as pf
 import torch_fidelity.feature_extractor_inceptionv3 as tf
-# Both would fetch their weights.
+# Both would download their weights.
 tf.load_state_dict_from_url = lambda *a, **k: None
 original = torch.nn.Module.load_state_dict
 torch.nn.Module.load_state_dict = lambda self, state, *a, **k: None if state is None else original(self, state, *a, **k)

@@ -1,5 +1,5 @@
-//! Arrays of pixels in golden files, and chunks of PNG files.
-#![allow(dead_code, reason = "each test target uses a part")]
+//! Pixel arrays in golden files, and chunks of PNG files.
+#![allow(dead_code, reason = "each test target uses only some of it")]
 
 use std::path::{Path, PathBuf};
 
@@ -37,7 +37,7 @@ impl Golden {
         Rgb32FImage::from_raw(width, height, values.collect())
     }
 
-    /// Names of arrays that begin with `prefix`, without it.
+    /// Names of arrays that begin with `prefix`, which is removed.
     pub(crate) fn names(&self, prefix: &str) -> Vec<String> {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         let names = file.names().into_iter();
@@ -53,7 +53,7 @@ pub(crate) fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     [&len[..], &body, &checksum(&body).to_be_bytes()].concat()
 }
 
-/// CRC-32 of a PNG's chunk.
+/// CRC-32 of a PNG chunk.
 pub(crate) fn checksum(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| match crc & 1 {

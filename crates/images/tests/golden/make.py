@@ -1,4 +1,4 @@
-"""Writes pillow.safetensors and bilinear.safetensors: pictures, and what Pillow, PyTorch and torch-fidelity make of them.
+"""Writes pillow.safetensors and bilinear.safetensors: images, resized by Pillow, PyTorch and torch-fidelity.
 
 Run with Pillow 13, torch, torch-fidelity 0.4: python make.py
 """

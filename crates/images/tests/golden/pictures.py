@@ -1,7 +1,7 @@
-"""Writes pictures/*, files of many kinds, and pictures.safetensors: the pixels that Pillow, diffusers and NumPy read from them.
+"""Writes pictures/*, image files of many kinds, and pictures.safetensors: the pixels that Pillow, diffusers and NumPy read from them.
 
-NAME is what `diffusers.utils.load_image` makes of a file (upright, RGB), NAME.stored what pytorch-fid and clean-fid make of it
-(`Image.open(NAME).convert("RGB")`). CROP.WIDTHxHEIGHT and ROUND.UNIT are diffusers' resizing for image to image.
+NAME is the result of `diffusers.utils.load_image` for a file (upright, RGB), and NAME.stored that of pytorch-fid and clean-fid
+(`Image.open(NAME).convert("RGB")`). CROP.WIDTHxHEIGHT and ROUND.UNIT are resized by diffusers for image to image.
 Run with Pillow 13 and diffusers 0.42: python pictures.py
 """
 import pathlib, shutil, struct, warnings, zlib
@@ -26,7 +26,7 @@ def exif(orientation):
     return exif
 def chunk(kind, data): return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 def with_chunk(name, kind, data, last):
-    """Puts a chunk behind the header of a PNG, or before its end."""
+    """Inserts a chunk after the header of a PNG, or before its end."""
     file = FILES / name; bytes_ = file.read_bytes(); at = len(bytes_) - 12 if last else 33
     file.write_bytes(bytes_[:at] + chunk(kind, data) + bytes_[at:])
 

@@ -1,8 +1,8 @@
-"""Writes features.safetensors, expected.json and pytorch_fid.npz: features that are made up, and what pytorch-fid,
-torch-fidelity and numpy say of them.
+"""Writes features.safetensors, expected.json and pytorch_fid.npz: synthetic features, and their scores from pytorch-fid,
+torch-fidelity and numpy.
 
-Sets of fewer pictures than features, with pictures twice, and equal ones among them. Precision, recall, density and
-coverage are written out in numpy in f64; torch-fidelity's precision and recall agree where no distance is a radius.
+Includes sets with fewer images than features, with repeated images, and equal sets. Precision, recall, density and
+coverage are computed with numpy in f64; torch-fidelity's precision and recall agree unless a distance equals a radius.
 Run with pytorch-fid 0.3, torch-fidelity 0.4: python make.py
 """
 import json, pathlib, numpy as np, torch
@@ -39,7 +39,7 @@ for first, second, k in [("a", "b", 3), ("a", "b", 5), ("few", "fewer", 3), ("a"
     moments = [(v.astype(np.float64).mean(0), np.cov(v.astype(np.float64), rowvar=False)) for v in (x, y)]
     fid = calculate_frechet_distance(*moments[0], *moments[1])
     if min(len(x), len(y)) <= WIDTH or first == "twice" or second == "twice":
-        # Of a singular product scipy's root is good to a few digits: by eigenvalues instead.
+        # scipy's square root of a singular product is accurate to only a few digits, so use eigenvalues instead.
         w, v = np.linalg.eigh(moments[0][1])
         root = (v * np.sqrt(np.where(w > w.max() * 1e-13, w, 0))) @ v.T
         e = np.linalg.eigvalsh(root @ moments[1][1] @ root)
@@ -58,7 +58,7 @@ logits = (rng.normal(size=(103, 9)) * 2).astype(np.float32)
 score = isc_features_to_metric(torch.tensor(logits).double(), splits=10, shuffle=False)
 sets["logits"] = logits
 save_file(sets, HERE / "features.safetensors")
-# CMMD's formula, FID's line over 1/n, the distances within groups of four and to the nearest, in numpy.
+# In numpy: CMMD's formula, FID's line over 1/n, the distances within groups of four and to the nearest row.
 def cmmd(x, y, sigma):
     k = lambda p, q: np.exp(-distances(p, q) / (2 * sigma ** 2)).mean()
     return float(k(x, x) + k(y, y) - 2 * k(x, y))

@@ -3,11 +3,11 @@
 use super::{PredictionType, SchedulerConfig};
 use crate::{ConfigError, SamplerKind, class};
 
-/// The most timesteps, so that no file asks for tables of any size.
+/// The maximum number of timesteps, which limits the size of tables.
 const MAX_TIMESTEPS: usize = 100_000;
 
 impl SchedulerConfig {
-    /// Checks the noise schedule, which every sampler reads.
+    /// Checks the noise schedule, which every sampler uses.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let check = |holds: bool, name: &str, value: String, expected: &str| match holds {
             true => Ok(()),
@@ -56,7 +56,7 @@ impl SchedulerConfig {
         }
     }
 
-    /// Checks the fields and options that one sampler reads.
+    /// Checks the fields and options used by one sampler.
     pub(super) fn check_for(&self, kind: SamplerKind) -> Result<(), ConfigError> {
         let refuse = |name: &str, value: String, expected: &str| {
             Err(ConfigError::unsupported(name, value, expected))
@@ -76,7 +76,7 @@ impl SchedulerConfig {
                 refuse("skip_prk_steps", "false".to_owned(), expected)
             }
             SamplerKind::Pndm if self.rescale_betas_zero_snr => {
-                let expected = "false for pndm, which divides by zero where the schedule ends in pure noise; or choose another sampler";
+                let expected = "false for pndm, which divides by zero if the schedule ends in pure noise; or choose another sampler";
                 refuse("rescale_betas_zero_snr", "true".to_owned(), expected)
             }
             SamplerKind::Pndm | SamplerKind::EulerAncestral if is_sample => {

@@ -168,7 +168,7 @@ fn long_values_are_cut_in_errors() {
     assert!(error.len() < 160, "{error}");
 }
 
-/// Records hold configurations: what is written is read back, silent fields included.
+/// Records contain configurations, so a configuration that is written must be read back, including its omitted fields.
 #[test]
 fn a_configuration_survives_serialisation() {
     let text = r#"{"_class_name": "PNDMScheduler", "beta_start": 0.00085, "skip_prk_steps": true,

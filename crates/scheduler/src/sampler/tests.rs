@@ -7,13 +7,13 @@ fn one_trailing_step_is_the_one_step_rule() {
     let euler = Sampler::new(SamplerKind::Euler, &config, 1).unwrap();
     assert_eq!(euler.steps[0].timestep, 999.0);
     assert!((euler.initial_scale - 14.614_641).abs() < 1e-5);
-    // SD-Turbo: x̂₀ = (σ/α)·(z − ε); the network is fed σ·z.
+    // SD-Turbo: x̂₀ = (σ/α)·(z − ε); the input of the network is σ·z.
     assert!((euler.initial_scale * euler.steps[0].input_scale - schedule.sigma(999)).abs() < 1e-12);
     assert!((euler.steps[0].predicted[0] + euler.initial_scale).abs() < 1e-12);
 }
 
 /// From any starting point, a perfect network leads to the clean latents, whatever it predicts. Samplers that add
-/// noise are tried with one step only.
+/// noise are tested with only one step.
 #[test]
 fn every_sampler_returns_the_clean_latents_of_a_perfect_network() {
     let (x0, noise) = (0.7, -1.3);
@@ -25,7 +25,7 @@ fn every_sampler_returns_the_clean_latents_of_a_perfect_network() {
         let config = SchedulerConfig {
             set_alpha_to_one: true,
             prediction_type,
-            // Otherwise the boundary condition of a consistency model keeps some of the noise.
+            // Otherwise the boundary condition of a consistency model would keep some of the noise.
             timestep_scaling: 1e9,
             ..Default::default()
         };
@@ -50,7 +50,7 @@ fn every_sampler_returns_the_clean_latents_of_a_perfect_network() {
             let mut predictions = Vec::new();
             for step in &sampler.steps {
                 let input = x * step.input_scale;
-                // Of x = a·x₀ + s·ε with a² + s² = 1, as the network sees it.
+                // For x = a·x₀ + s·ε with a² + s² = 1, the input of the network.
                 let (alpha, sigma) = {
                     let [clean, level] = step.entry;
                     (clean * step.input_scale, level * step.input_scale)
@@ -70,7 +70,7 @@ fn every_sampler_returns_the_clean_latents_of_a_perfect_network() {
             let velocity_by_pndm = kind == SamplerKind::Pndm
                 && prediction_type == PredictionType::VPrediction
                 && n_steps > 1;
-            // Velocities of different timesteps are not the same even if all are true.
+            // Velocities at different timesteps differ even if all of them are exact.
             let tolerance = if velocity_by_pndm { 0.5 } else { 1e-6 };
             assert!((x - x0).abs() < tolerance, "{case} ends at {x}");
         }

@@ -1,9 +1,9 @@
-"""Writes samplers.json, swapped.json and defaults.json: runs of diffusers' schedulers on one number with a made-up network.
+"""Writes samplers.json, swapped.json and defaults.json: runs of diffusers' schedulers on a scalar with an artificial network.
 
-The network answers 0.3·x + 0.1·cos(t), so that every step depends on all before it. Noise that is drawn on the way is
-0.5, -0.8, 0.5, … A run that begins in the middle begins at 0.7·clean + 1.1·noise of its first step. swapped.json holds
-`Other.from_config(File.from_config(file).config)` of every pair of classes, for files that omit fields or spell them
-out; defaults.json the defaults of every class with betas. Run with diffusers 0.42: python make.py
+The network returns 0.3·x + 0.1·cos(t), so that every step depends on all previous ones. Noise drawn along the way is
+0.5, -0.8, 0.5, … A run that starts in the middle starts at 0.7·clean + 1.1·noise of its first step. swapped.json contains
+`Other.from_config(File.from_config(file).config)` for every pair of classes, with files that omit fields or spell them
+out, and defaults.json the defaults of every class with betas. Run with diffusers 0.42: python make.py
 """
 import inspect, itertools, json, math, pathlib, diffusers, torch
 from unittest.mock import patch
@@ -84,7 +84,7 @@ SILENT = [{}, BETAS, BETAS | dict(steps_offset=1, set_alpha_to_one=False, clip_s
 for (name, file_class), (kind, (asked, _)), file in itertools.product(BY_NAME.items(), KINDS.items(), SILENT):
     file = {"_class_name": name} | file
     scheduler = asked.from_config(file_class.from_config(file).config)
-    # Refused here: Runge-Kutta starts, clipping in LCM, a schedule without an end for PNDM, which diffusers ignores.
+    # Unsupported in this crate: Runge-Kutta starts, clipping in LCM, and zero terminal SNR for PNDM, which diffusers ignores.
     if kind == "pndm" and (not scheduler.config.skip_prk_steps or file.get("rescale_betas_zero_snr")) or kind == "lcm" and scheduler.config.clip_sample:
         continue
     trace(scheduler, file, kind, 3)

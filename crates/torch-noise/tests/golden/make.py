@@ -1,4 +1,4 @@
-"""Writes torch.safetensors: draws of PyTorch's CPU generator, several of each seed one after the other.
+"""Writes torch.safetensors: draws of PyTorch's CPU generator, several in sequence for each seed.
 
 Run in the folder of this file with PyTorch 2.15 (x86 with AVX2) and safetensors.
 """
@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 SEEDS = [0, 42, 2**32 + 5, 2**64 - 1]
-# Below 16 pairs are drawn one by one, and an odd count keeps half of one for the next such draw.
+# Fewer than 16 values are drawn pair by pair, and an odd count keeps half a pair for the next such draw.
 COUNTS = [3, 16, 1, 20, 15, 5_003]
 
 tensors = {}
