@@ -7,7 +7,7 @@ use crate::backend::Kernels;
 
 /// `x·Φ(x)` with Φ the normal distribution function (Hendrycks and Gimpel, arXiv 1606.08415).
 ///
-/// burn's own operation has the same value, but the gradient of the tanh approximation.
+/// burn's own operation computes the same value, but has the gradient of the tanh approximation.
 ///
 /// # Shapes
 ///
@@ -16,7 +16,7 @@ pub fn gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(<Dispatch as Kernels>::exact_gelu(input.into_dispatch()))
 }
 
-/// `x·σ(x)` with σ the logistic function (the same paper, §2), also called swish.
+/// `x·σ(x)` with σ the logistic function (same paper, §2), also called swish.
 ///
 /// # Shapes
 ///
@@ -53,7 +53,7 @@ mod tests {
 
     use super::*;
 
-    /// x, gelu(x) and its derivative to nine digits (scipy's norm.cdf and norm.pdf).
+    /// x, gelu(x) and its derivative to nine digits, computed with scipy's norm.cdf and norm.pdf.
     const KNOWN: [(f64, f64, f64); 6] = [
         (-3.0, -0.00404969409, -0.0119456472),
         (-1.0, -0.158655254, -0.0833154706),

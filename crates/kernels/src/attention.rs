@@ -1,4 +1,4 @@
-//! Scaled dot-product attention, whose gradient never holds the whole score matrix.
+//! Scaled dot-product attention, whose gradient never materialises the whole score matrix.
 
 use burn::backend::Dispatch;
 use burn::tensor::{Tensor, assert_shape};
@@ -8,7 +8,7 @@ use crate::options::Mask;
 
 /// Attention, `softmax(Q·Kᵀ / √width)·V` (Vaswani et al., arXiv 1706.03762, equation 1).
 ///
-/// Under autodiff only the inputs and the output are kept. The gradient recomputes the scores of 256 queries at a time, so
+/// Under autodiff, only the inputs and the output are kept. The gradient recomputes the scores of 256 queries at a time, so
 /// memory grows linearly with the number of tokens (FlashAttention, arXiv 2205.14135, §3.1, in blocks of queries).
 ///
 /// # Shapes
@@ -19,7 +19,7 @@ use crate::options::Mask;
 ///
 /// # Panics
 ///
-/// If the shapes do not agree, or the three tensors differ in dtype.
+/// If the shapes do not match, or the three tensors differ in dtype.
 ///
 /// # Examples
 ///
@@ -50,7 +50,7 @@ pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, mask: Mask)
     ))
 }
 
-/// Softmax along the last axis: `eˣ` over the sum of `eˣ`, the weights of an attention.
+/// Softmax along the last axis, `eˣ` over the sum of `eˣ`.
 ///
 /// # Shapes
 ///

@@ -1,6 +1,6 @@
-//! The operations on burn's autodiff backend: a recorder, and for each gradient written by hand the values that it keeps.
+//! The operations on burn's autodiff backend: a recorder, and for each hand-written gradient the values that it keeps.
 //!
-//! Biases, residuals and activations that follow a layer are composed of burn's differentiable operations.
+//! Biases, residuals and activations after a layer are composed of burn's differentiable operations.
 
 use std::fmt::Debug;
 use std::marker::PhantomData;
@@ -16,10 +16,10 @@ use crate::backend::{KernelGrads, Kernels};
 use crate::composed::{self, cast_like};
 use crate::options::{Extras, GroupNormOptions, Mask, Window};
 
-/// The values that an operation of `N` inputs keeps for its gradients. Fields that only one gradient needs are `None` where
-/// that gradient is not wanted.
+/// The values that an operation with `N` inputs keeps for its gradients. Fields needed by only one gradient are `None` if
+/// that gradient is not needed.
 trait Saved<B: Backend, const N: usize>: Clone + Debug + Send + 'static {
-    /// Gradients of the inputs, given that of the output.
+    /// Computes the gradients of the inputs from that of the output.
     fn grads(self, grad: FloatTensor<B>) -> [Option<FloatTensor<B>>; N];
 }
 
@@ -40,8 +40,8 @@ impl<B: Backend, S: Saved<B, N>, const N: usize> Backward<B, N> for Step<S> {
     }
 }
 
-/// Runs an operation on the inner backend. Where an input is tracked, records a step with what `save` makes of the inputs,
-/// of which of them are tracked, and of the output. Otherwise nothing is cloned, so the operation may reuse their memory.
+/// Runs an operation on the inner backend. If an input is tracked, records a step with the values that `save` returns, given
+/// the inputs, which of them are tracked, and the output. Otherwise nothing is cloned, so the operation can reuse memory.
 fn record<B: Backend, C: CheckpointStrategy, S: Saved<B, N>, const N: usize>(
     inputs: [FloatTensor<Autodiff<B, C>>; N],
     run: impl FnOnce([FloatTensor<B>; N]) -> FloatTensor<B>,
@@ -60,8 +60,8 @@ fn record<B: Backend, C: CheckpointStrategy, S: Saved<B, N>, const N: usize>(
     }
 }
 
-/// A weight in the element type of the input where it is trained, so that its gradient passes through the cast. A frozen
-/// one stays as it is stored, and is widened where it is used.
+/// Casts a trained weight to the element type of the input, so that its gradient passes through the cast. A frozen weight
+/// stays in its storage type and is widened where it is used.
 fn trained_like<B: Backend, C: CheckpointStrategy>(
     weight: FloatTensor<Autodiff<B, C>>,
     input: &FloatTensor<Autodiff<B, C>>,
@@ -167,7 +167,7 @@ impl<B: KernelGrads, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     }
 }
 
-/// Inputs, and the output, whose product with its gradient replaces the row sums of the softmax's own backward pass.
+/// The inputs, and the output, whose product with its gradient replaces the row sums in the backward pass of the softmax.
 #[derive(Clone, Debug)]
 struct Attention<B: Backend> {
     inputs: [FloatTensor<B>; 3],
@@ -217,7 +217,7 @@ impl<B: KernelGrads> Saved<B, 2> for Convolution<B> {
     }
 }
 
-/// The inputs: statistics are cheaper to recompute than to keep.
+/// The inputs only, because statistics are cheaper to recompute than to keep.
 #[derive(Clone, Debug)]
 struct GroupNorm<B: Backend> {
     inputs: [FloatTensor<B>; 3],

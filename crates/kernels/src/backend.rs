@@ -1,4 +1,4 @@
-//! The operations as an extension of burn's `Backend`: what a backend may do in its own way.
+//! The operations as an extension of burn's `Backend`, which backends can override.
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, backend_extension};
@@ -7,8 +7,8 @@ use burn::tensor::Shape;
 use crate::composed;
 use crate::options::{AdamWUpdate, Extras, GroupNormOptions, Mask, Window};
 
-/// The operations. Every method has a body that works on all backends. Weights of linear layers and convolutions may have
-/// another element type than the input, whose type is computed in.
+/// The operations. Every method has a default body that works on all backends. Arithmetic is in the element type of the
+/// input; weights of linear layers and convolutions may have another one.
 #[backend_extension(
     Autodiff,
     Flex: cfg(feature = "flex"),
@@ -37,7 +37,7 @@ pub(crate) trait Kernels: Backend {
         composed::linear::forward::<Self>(input, weight, extras)
     }
 
-    /// See [`crate::conv2d()`] and [`Epilogue`](crate::Epilogue); with `relu`, negative values become 0 last.
+    /// See [`crate::conv2d()`] and [`Epilogue`](crate::Epilogue); with `relu`, negative values are set to 0 last.
     #[fusion(default)]
     fn convolution(
         input: FloatTensor<Self>,
@@ -150,8 +150,8 @@ pub(crate) trait Kernels: Backend {
     }
 }
 
-/// Gradients of the operations of [`Kernels`] that have one written by hand. An ordinary trait, not dispatched: autodiff
-/// calls it on its inner backend, so a gradient of a gradient, which burn does not have, does not compile.
+/// Hand-written gradients of the operations in [`Kernels`]. This is an ordinary trait, which is not dispatched: autodiff
+/// calls it on its inner backend, so second-order gradients, which burn does not have, do not compile.
 pub(crate) trait KernelGrads: Kernels {
     /// Gradient of [`linear`](Kernels::linear) with respect to its input.
     fn linear_input_grad(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {

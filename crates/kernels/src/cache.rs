@@ -1,9 +1,9 @@
 //! The cache of compiled GPU kernels.
 
-/// Makes CUDA keep compiled kernels between runs, beside the autotuning results that all CubeCL backends keep (cubecl 0.11.3;
-/// WGSL is compiled by the driver, which may have a cache of its own). Call it before a program names a device.
+/// Makes CUDA keep compiled kernels between runs, next to the autotuning results that all CubeCL backends keep (cubecl 0.11.3;
+/// WGSL is compiled by the driver, which may have its own cache). Call it before creating a device.
 ///
-/// The folder is the one of `cubecl.toml`, else `target/environment` of the workspace that a program is started in, else the
+/// The folder is the one in `cubecl.toml`, else `target/environment` in the workspace that the program is started in, else the
 /// user's cache folder. Does nothing without the feature `persistence`, or if cubecl has already read its configuration.
 pub fn keep_compiled_kernels() {
     #[cfg(feature = "persistence")]

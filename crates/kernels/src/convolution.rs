@@ -1,4 +1,4 @@
-//! Two-dimensional convolution, and the operations on images between convolutions.
+//! Two-dimensional convolution, and the image operations between convolutions.
 
 use burn::backend::Dispatch;
 use burn::config::Config;
@@ -9,10 +9,10 @@ use crate::backend::Kernels;
 use crate::options::{Extras, Window};
 use crate::params::{random_param, value};
 
-/// Convolution of a batch of images; the call behind every [`Conv2d`].
+/// Convolves a batch of images; the function behind every [`Conv2d`].
 ///
-/// Computes in the element type of the input; the weight may have another. The gradient of the weight is computed only if
-/// the weight is trained, and the input is kept only for that gradient. The kernels are this crate's on the CPU in f32 and
+/// Computes in the element type of the input; the weight may have another one. The gradient of the weight is computed only
+/// if the weight is trained, and the input is kept only for that gradient. Uses this crate's kernels for f32 on the CPU, and
 /// burn's elsewhere.
 ///
 /// # Shapes
@@ -24,7 +24,7 @@ use crate::params::{random_param, value};
 ///
 /// # Panics
 ///
-/// If the shapes do not agree, or input and bias differ in dtype.
+/// If the shapes do not match, or input and bias differ in dtype.
 ///
 /// # Examples
 ///
@@ -47,7 +47,7 @@ pub fn conv2d(
     convolve(input, weight, bias, Epilogue::default(), window)
 }
 
-/// Convolution with an epilogue, whose shift is already in the bias, `[batch or 1, channels]`.
+/// Convolves with an epilogue, whose shift is already part of the bias, `[batch or 1, channels]`.
 fn convolve(
     input: Tensor<4>,
     weight: Tensor<4>,
@@ -103,8 +103,8 @@ fn check_extras(
     }
 }
 
-/// The same weight in the memory layout that convolutions on its device read fastest. Use it for weights that are used often:
-/// convolutions convert other layouts at each call. Tensors of other than four axes are returned unchanged.
+/// Converts a weight to the memory layout that convolutions on its device read fastest. Use it for weights that are used
+/// often, because convolutions convert other layouts in each call. Tensors that do not have four axes are returned unchanged.
 ///
 /// # Shapes
 ///
@@ -124,7 +124,7 @@ pub fn to_conv_layout<const D: usize>(weight: Tensor<D>) -> Tensor<D> {
 pub struct Epilogue {
     /// Added to every pixel, `[batch, channels_out]`.
     pub shift: Option<Tensor<2>>,
-    /// Added to the output, of its shape.
+    /// Added to the output; has its shape.
     pub residual: Option<Tensor<4>>,
     /// Sets negative values to 0, last.
     pub relu: bool,
@@ -150,7 +150,7 @@ impl Epilogue {
     }
 }
 
-/// Concatenation along the channels, in the memory layout that convolutions on the device read fastest.
+/// Concatenates images along the channels, in the memory layout that convolutions on the device read fastest.
 ///
 /// # Shapes
 ///
@@ -160,7 +160,7 @@ impl Epilogue {
 ///
 /// # Panics
 ///
-/// If the shapes do not agree.
+/// If the shapes do not match.
 pub fn join_channels(first: Tensor<4>, second: Tensor<4>) -> Tensor<4> {
     let ([batch, _, height, width], [_, more, _, _]) = (first.dims(), second.dims());
     assert_shape!(second, [batch, more, height, width]);
@@ -191,7 +191,7 @@ pub struct Conv2dConfig {
     /// Distance between two applications of the kernel, in pixels.
     #[config(default = 1)]
     pub stride: usize,
-    /// Zeros around the input: above and to the left, below and to the right.
+    /// Zero padding of the input: above and to the left, below and to the right.
     #[config(default = "(0, 0)")]
     pub padding: (usize, usize),
     /// Adds a bias.
@@ -200,12 +200,12 @@ pub struct Conv2dConfig {
 }
 
 impl Conv2dConfig {
-    /// A 3×3 convolution that keeps height and width.
+    /// Configures a 3×3 convolution that preserves height and width.
     pub fn same3x3(channels_in: usize, channels_out: usize) -> Self {
         Self::new(channels_in, channels_out, 3).with_padding((1, 1))
     }
 
-    /// A layer initialised as in PyTorch: uniform within `±1/√(channels_in·kernel²)`.
+    /// Creates a layer initialised as in PyTorch: uniform within `±1/√(channels_in·kernel²)`.
     pub fn init(&self, device: &Device) -> Conv2d {
         let Self {
             channels_in,
@@ -225,7 +225,7 @@ impl Conv2dConfig {
     }
 }
 
-/// Convolution with its parameters; see [`conv2d`].
+/// A convolution with its parameters; see [`conv2d`].
 #[derive(Module, Debug)]
 pub struct Conv2d {
     /// `[channels_out, channels_in, kernel, kernel]`
@@ -234,7 +234,7 @@ pub struct Conv2d {
     pub bias: Option<Param<Tensor<1>>>,
     /// Distance between two applications of the kernel, in pixels.
     pub stride: usize,
-    /// Zeros around the input: above and to the left, below and to the right.
+    /// Zero padding of the input: above and to the left, below and to the right.
     pub padding: (usize, usize),
 }
 
@@ -248,7 +248,7 @@ impl Conv2d {
         self.forward_with(input, Epilogue::default())
     }
 
-    /// [`forward`](Self::forward) of the [upsampled](upsample_nearest_2x) input, which on the CPU never exists in memory:
+    /// [`forward`](Self::forward) on the [upsampled](upsample_nearest_2x) input, which is never materialised on the CPU:
     /// `[batch, channels_in, height, width]` → `[batch, channels_out, (2·height)', (2·width)']`
     ///
     /// # Panics
@@ -275,7 +275,7 @@ impl Conv2d {
     ///
     /// # Panics
     ///
-    /// If the shapes do not agree, or input, shift and residual differ in dtype.
+    /// If the shapes do not match, or input, shift and residual differ in dtype.
     pub fn forward_with(&self, input: Tensor<4>, epilogue: Epilogue) -> Tensor<4> {
         let (window, dtype) = (self.window(), input.dtype());
         let bias = self
@@ -386,7 +386,7 @@ mod tests {
     #[test]
     fn the_epilogue_equals_separate_steps() {
         let device = device().autodiff();
-        // By tiles, with few and with many pixels, and by unfolding, with and without a bias.
+        // With Winograd tiles, for few and many pixels, and with unfolding, with and without a bias.
         for (size, channels, bias) in [
             (9, 32, true),
             (100, 32, true),
@@ -438,7 +438,7 @@ mod tests {
             if !device.supports_dtype(DType::from(dtype)) {
                 continue;
             }
-            // By unfolding, and by tiles with few and with many pixels.
+            // With unfolding, and with Winograd tiles for few and many pixels.
             for (channels, size) in [(5, 9), (40, 12), (33, 100)] {
                 let layer = Conv2dConfig::same3x3(channels, channels).init(&device);
                 let narrow = |weight: Tensor<4>| weight.cast(dtype);
@@ -468,12 +468,12 @@ mod tests {
         check([3, 2, 20, 32], [3, 2, 3, 3], 1, (1, 1));
         check([3, 2, 23, 70], [3, 2, 3, 3], 2, (1, 1));
         check([40, 3, 4, 4], [5, 3, 3, 3], 1, (1, 1));
-        // Large enough for Winograd: whole tiles and tiles beyond the edge, several panels, one image and several.
+        // Large enough for Winograd: whole tiles and tiles beyond the edge, several panels, one or more images.
         check([1, 32, 24, 24], [40, 32, 3, 3], 1, (1, 1));
         check([2, 33, 23, 30], [35, 33, 3, 3], 1, (1, 1));
         check([3, 32, 12, 70], [32, 32, 3, 3], 1, (0, 2));
         check([1, 40, 50, 130], [32, 40, 3, 3], 1, (0, 0));
-        // Few outputs of many pixels; a panel of few inputs at a time; tiles of several images in one unit.
+        // Few outputs with many pixels; a panel with a few inputs at a time; tiles of several images in one unit.
         check([1, 33, 100, 90], [3, 33, 3, 3], 1, (1, 1));
         check([1, 200, 16, 16], [50, 200, 3, 3], 1, (1, 1));
         check([5, 32, 8, 8], [33, 32, 3, 3], 1, (1, 1));

@@ -1,13 +1,13 @@
-//! Support for a device's backend.
+//! Checks whether a device's backend is supported.
 
 use burn::backend::DispatchDevice;
 use burn::tensor::Device;
 
-/// A reason why this crate cannot compute.
+/// The reason why this crate cannot compute on a device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// burn was compiled with the backend of a device, this crate without.
+    /// burn was compiled with the backend of a device, but this crate was not.
     #[error(
         "{device} is not supported: swiftbrush-kernels was compiled without this backend; enable its feature of the same \
          name as burn's (`flex`, `wgpu`, `metal` or `cuda`)"
@@ -19,11 +19,11 @@ pub enum Error {
 }
 
 /// Checks that this crate was compiled with the backend of a device. On other devices its operations panic, because burn
-/// selects a backend when it runs; call this where a device is chosen.
+/// selects the backend at run time; call this where a device is chosen.
 ///
 /// # Errors
 ///
-/// If the crate's feature of that backend is missing.
+/// If the crate's feature for that backend is off.
 ///
 /// # Examples
 ///

@@ -11,17 +11,17 @@ use crate::params::value;
 
 /// Group normalisation (Wu and He, arXiv 1803.08494) followed by an activation.
 ///
-/// Statistics are computed in f32, whatever the dtype of the input. Under autodiff only the input and the parameters are kept.
+/// Statistics are computed in f32, whatever the dtype of the input. Under autodiff, only the input and the parameters are kept.
 ///
 /// # Shapes
 ///
 /// - input: `[batch, channels, height, width]`
 /// - gamma, beta: `[channels]`
-/// - returns: as input
+/// - returns: same as input
 ///
 /// # Panics
 ///
-/// If the shapes do not agree, the dtypes differ, or `channels` is not a multiple of `groups`.
+/// If the shapes do not match, the dtypes differ, or `channels` is not a multiple of `groups`.
 pub fn group_norm(
     input: Tensor<4>,
     gamma: Tensor<1>,
@@ -59,9 +59,9 @@ pub fn group_norm(
 /// Configuration of a [`GroupNorm`].
 #[derive(Config, Debug)]
 pub struct GroupNormConfig {
-    /// Number of groups that the channels are split into.
+    /// Number of groups of channels.
     pub groups: usize,
-    /// Channels of the input; a multiple of `groups`.
+    /// Channels of the input, a multiple of `groups`.
     pub channels: usize,
     /// Added to the variance.
     #[config(default = 1e-5)]
@@ -69,7 +69,7 @@ pub struct GroupNormConfig {
 }
 
 impl GroupNormConfig {
-    /// A layer with a scale of one and a shift of zero.
+    /// Creates a layer with a scale of one and a shift of zero.
     ///
     /// # Panics
     ///
@@ -101,7 +101,7 @@ pub struct GroupNorm {
     pub weight: Param<Tensor<1>>,
     /// Shift, `[channels]`.
     pub bias: Param<Tensor<1>>,
-    /// Number of groups that the channels are split into.
+    /// Number of groups of channels.
     pub groups: usize,
     /// Added to the variance.
     pub epsilon: f64,
@@ -134,7 +134,7 @@ mod tests {
 
     const EPSILON: f64 = 1e-3;
 
-    /// By its definition, in burn's differentiable operations.
+    /// The definition, in burn's differentiable operations.
     fn reference(
         input: Tensor<4>,
         gamma: Tensor<1>,
@@ -204,7 +204,7 @@ mod tests {
             check([2, 6, 3, 5], 3, activation);
             check([1, 4, 1, 1], 1, activation);
             check([3, 8, 4, 4], 8, activation);
-            // More than one cube takes the sums of a group on a GPU.
+            // On a GPU, the sums of a group take more than one cube.
             check([2, 6, 40, 41], 2, activation);
         }
     }

@@ -14,11 +14,11 @@ use crate::params::value;
 ///
 /// - input: `[batch, tokens, width]`
 /// - gamma, beta: `[width]`
-/// - returns: as input
+/// - returns: same as input
 ///
 /// # Panics
 ///
-/// If the shapes do not agree, or the dtypes differ.
+/// If the shapes do not match, or the dtypes differ.
 pub fn layer_norm(input: Tensor<3>, gamma: Tensor<1>, beta: Tensor<1>, epsilon: f64) -> Tensor<3> {
     let [_, _, width] = input.dims();
     assert_shape!(gamma, [width]);
@@ -48,7 +48,7 @@ pub struct LayerNormConfig {
 }
 
 impl LayerNormConfig {
-    /// A layer with a scale of one and a shift of zero.
+    /// Creates a layer with a scale of one and a shift of zero.
     pub fn init(&self, device: &Device) -> LayerNorm {
         LayerNorm {
             weight: Param::from_tensor(Tensor::ones([self.width], device)),

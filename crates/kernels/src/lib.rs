@@ -2,20 +2,20 @@
 //!
 //! Use it instead of burn's own functions when a network is *trained*: burn's autodiff keeps several copies of the
 //! `[batch, heads, queries, keys]` score matrix of every attention and splits a group normalisation into a dozen elementwise
-//! passes. Here each is one operation with a gradient written by hand; [`attention`] needs memory linear in the number of
-//! tokens, forwards and backwards. Use it as well for *inference on a CPU*: the kernels for f32 are this crate's own.
+//! passes. Here, each is one operation with a hand-written gradient; [`attention`] needs memory linear in the number of
+//! tokens, forward and backward. Use it also for *inference on a CPU*, where f32 has fast native kernels.
 //!
-//! [`Linear`], [`Conv2d`], [`GroupNorm`] and [`LayerNorm`] have parameters named and shaped as in PyTorch (`weight` of a linear
-//! layer is `[outputs, inputs]`), so a checkpoint loads without renaming or transposing anything.
+//! [`Linear`], [`Conv2d`], [`GroupNorm`] and [`LayerNorm`] have parameters named and shaped as in PyTorch (the `weight` of a
+//! linear layer is `[outputs, inputs]`), so checkpoints load without renaming or transposing.
 //!
-//! | backend | own kernels | composed of burn's operations |
+//! | backend | native kernels | composed of burn's operations |
 //! |---|---|---|
 //! | CPU (`flex`), f32, weights in f32, f16 or bf16 | all | – |
 //! | CPU, other element types | – | all |
-//! | GPU (CubeCL) | normalisation; memory layouts between convolutions | the rest, which burn's fusion joins |
+//! | GPU (CubeCL) | normalisation; memory layouts between convolutions | the rest, which burn's fusion merges |
 //!
-//! Programs call [`keep_freed_memory`] first on a CPU and [`keep_compiled_kernels`] on a GPU. [`supports`] tells whether this
-//! crate was compiled with the backend of a device.
+//! Programs should first call [`keep_freed_memory`] on a CPU and [`keep_compiled_kernels`] on a GPU. [`supports`] checks
+//! whether this crate was compiled with the backend of a device.
 //!
 //! # Features
 //!
@@ -24,8 +24,8 @@
 //! | feature | enables |
 //! |---|---|
 //! | `flex`, `cuda`, `wgpu`, `metal` | burn's backend of the same name |
-//! | `fusion` | burn's `fusion`, which fuses the operations that kernels are composed of |
-//! | `persistence` | burn's `persistence`, which keeps autotuning results, see [`keep_compiled_kernels`] |
+//! | `fusion` | burn's `fusion`, which fuses composed operations |
+//! | `persistence` | burn's `persistence`, which keeps autotuning results; see [`keep_compiled_kernels`] |
 //!
 //! # Layers of this crate
 //!

@@ -22,7 +22,7 @@ pub struct LinearConfig {
 }
 
 impl LinearConfig {
-    /// A layer initialised as in PyTorch: uniform within `±1/√inputs`.
+    /// Creates a layer initialised as in PyTorch: uniform within `±1/√inputs`.
     pub fn init(&self, device: &Device) -> Linear {
         let Self {
             inputs,
@@ -37,12 +37,12 @@ impl LinearConfig {
     }
 }
 
-/// `x·Wᵀ + b`.
+/// A linear layer, `x·Wᵀ + b`.
 ///
-/// With burn's LoRA attached to the weight (`W + s·A·B`, `A: [outputs, rank]`, `B: [rank, inputs]`), the layer computes `x·Wᵀ + s·(x·Bᵀ)·Aᵀ` and never composes the dense matrix,
-/// whose gradient alone would cost as much as the frozen layer.
+/// With burn's LoRA attached to the weight (`W + s·A·B`, `A: [outputs, rank]`, `B: [rank, inputs]`), the layer computes
+/// `x·Wᵀ + s·(x·Bᵀ)·Aᵀ` and never composes the dense matrix, whose gradient alone would cost as much as the frozen layer.
 ///
-/// Like all layers of this crate it computes in the element type of its input and converts parameters stored in another at
+/// Like all layers of this crate, it computes in the element type of its input and converts parameters of another type at
 /// each use, so a network can be stored in half precision and compute in f32. The input is kept for the backward pass only
 /// if the weight is trained.
 ///
@@ -75,11 +75,11 @@ impl Linear {
         self.compute(input, None)
     }
 
-    /// The layer's output plus a residual: `[…, inputs]`, `[…, outputs]` → `[…, outputs]`
+    /// Computes the layer's output plus a residual: `[…, inputs]`, `[…, outputs]` → `[…, outputs]`
     ///
     /// # Panics
     ///
-    /// If the shapes do not agree, or input and residual differ in dtype.
+    /// If the shapes do not match, or input and residual differ in dtype.
     pub fn forward_residual<const D: usize>(
         &self,
         input: Tensor<D>,
@@ -98,7 +98,7 @@ impl Linear {
             let expected = (dims, input.dtype());
             assert_eq!(
                 found, expected,
-                "the residual has another shape or dtype than the output"
+                "the shape or dtype of the residual differs from the output's"
             );
         }
         let rows = input.reshape([-1, inputs as i32]);
@@ -108,7 +108,7 @@ impl Linear {
         product(rows, self.weight.base(), bias, residual).reshape(dims)
     }
 
-    /// Adds the low-rank path, if an adapter is attached, to what the layer adds.
+    /// Adds the low-rank path, if an adapter is attached, to the residual.
     fn with_adapter(&self, rows: &Tensor<2>, residual: Option<Tensor<2>>) -> Option<Tensor<2>> {
         let Some(adapter) = self.weight.adapter() else {
             return residual;
@@ -120,10 +120,10 @@ impl Linear {
     }
 }
 
-/// `x·Wᵀ + b`; the call behind [`Linear`] without an adapter, for weights that are parameters of something else, such as a 1×1
-/// convolution.
+/// `x·Wᵀ + b`, the function behind [`Linear`] without an adapter, for weights that are parameters of something else, such as
+/// a 1×1 convolution.
 ///
-/// Computes in the element type of the input; weight and bias may have another.
+/// Computes in the element type of the input; weight and bias may have another one.
 ///
 /// # Shapes
 ///
@@ -134,7 +134,7 @@ impl Linear {
 ///
 /// # Panics
 ///
-/// If the shapes do not agree.
+/// If the shapes do not match.
 pub fn linear<const D: usize>(
     input: Tensor<D>,
     weight: Tensor<2>,
@@ -253,7 +253,7 @@ mod tests {
         );
     }
 
-    /// Lazily drawn weights once lost the flag that they are trained, and only biases learned.
+    /// Lazily initialised weights once lost their require-grad flag, so that only biases learned.
     #[test]
     fn all_parameters_of_new_layers_are_trained() {
         let device = device().autodiff();

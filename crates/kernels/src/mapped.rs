@@ -1,7 +1,7 @@
-//! Files of weights, mapped into memory or read in copies.
+//! Weight files, memory-mapped or copied.
 #![allow(
     unsafe_code,
-    reason = "mapping a file relies on nobody changing it in place"
+    reason = "mapping a file is sound only if nothing changes it in place"
 )]
 
 use std::fs::File;
@@ -12,8 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use memmap2::Mmap;
 
-/// The contents of a file, mapped into memory: pages are read when they are first touched and shared with the
-/// operating system's cache.
+/// A memory-mapped file, whose pages are read on first access and shared with the operating system's page cache.
 #[derive(Clone, Debug)]
 pub struct MappedFile(Arc<Mmap>);
 
@@ -28,33 +27,33 @@ impl MappedFile {
     ///
     /// # Safety
     ///
-    /// As long as the mapping or a slice of it lives, nobody may write to the file in place or truncate it.
-    /// Replacing the file by renaming another over it is fine: the mapping keeps the old contents.
+    /// As long as the mapping or a slice of it is alive, nothing may write to the file in place or truncate it.
+    /// Renaming another file over it is fine: the mapping keeps the old contents.
     ///
     /// # Errors
     ///
-    /// If the file cannot be mapped; an empty one never can.
+    /// If the file cannot be mapped; an empty file never can.
     pub unsafe fn map(file: &File) -> io::Result<Self> {
         // SAFETY: the caller guarantees that the file does not change.
         let map = unsafe { Mmap::map(file)? };
         Ok(Self(Arc::new(map)))
     }
 
-    /// A range of the contents, which keeps the mapping alive.
+    /// Returns a range of the contents, which keeps the mapping alive.
     ///
     /// # Panics
     ///
-    /// If the range lies outside the file.
+    /// If the range is out of bounds.
     pub fn slice(&self, range: Range<usize>) -> Bytes {
         Bytes::from_owner(self.clone()).slice(range)
     }
 
-    /// Advises the operating system that a range is not needed soon, so that its pages stop counting towards this
-    /// process's memory. They are read again when they are touched again.
+    /// Advises the operating system that a range will not be needed soon, so that its pages no longer count towards this
+    /// process's memory. They are read again on the next access.
     ///
     /// # Panics
     ///
-    /// If the range lies outside the file.
+    /// If the range is out of bounds.
     pub fn release(&self, range: Range<usize>) {
         assert!(range.end <= self.0.len(), "{range:?} lies outside the file");
         #[cfg(unix)]
@@ -74,26 +73,26 @@ impl MappedFile {
     }
 }
 
-/// The way in which a [`WeightFile`] gives access to its contents.
+/// The access mode of a [`WeightFile`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Access {
-    /// The file is mapped: opening costs nothing, and weights that are used as stored are never copied.
+    /// The file is memory-mapped: opening costs nothing, and weights used in their storage type are never copied.
     ///
-    /// The file must not be written to in place or truncated while its tensors are in use. A truncated mapping
-    /// ends the process (`SIGBUS`), a changed one changes weights that have already been validated. Files replaced
-    /// by renaming, as this workspace, `huggingface_hub` and most downloaders do, are safe.
+    /// The file must not be written to in place or truncated while its tensors are in use. Truncation kills the process
+    /// (`SIGBUS`), and writes change weights that have already been validated. Replacing files by renaming, as this
+    /// workspace, `huggingface_hub` and most downloaders do, is safe.
     #[default]
     Mapped,
-    /// Every range is copied when it is read. Later changes to the file have no effect on what was read.
+    /// Every range is copied when it is read, so later changes to the file have no effect.
     Owned,
 }
 
-/// A weight file, of which ranges are read on demand.
+/// A weight file, whose ranges are read on demand.
 ///
 /// # Contract
 ///
-/// With [`Access::Mapped`] the caller promises that the file is not changed in place while bytes of it are in use; see
-/// there. [`Access::Owned`] needs no promise.
+/// With [`Access::Mapped`] the caller guarantees that the file is not changed in place while any of its bytes are in use.
+/// [`Access::Owned`] has no such requirement.
 #[derive(Debug)]
 pub struct WeightFile {
     contents: Contents,
@@ -107,7 +106,7 @@ enum Contents {
 }
 
 impl WeightFile {
-    /// Takes an open file.
+    /// Wraps an open file.
     ///
     /// # Errors
     ///
@@ -121,8 +120,8 @@ impl WeightFile {
             ));
         }
         let contents = match access {
-            // SAFETY: callers of `Access::Mapped` promise not to change the file; the contract is on `Access`,
-            // `WeightFile` and every public type that opens one.
+            // SAFETY: callers that pass `Access::Mapped` guarantee not to change the file; the contract is documented
+            // on `Access`, `WeightFile` and every public type that opens one.
             Access::Mapped => Contents::Mapped(unsafe { MappedFile::map(&file)? }),
             Access::Owned => Contents::Owned(Mutex::new(file)),
         };
@@ -146,7 +145,7 @@ impl WeightFile {
         }
     }
 
-    /// Returns whether the file is empty; never true, as an empty file cannot be opened.
+    /// Returns whether the file is empty, which is never true, because empty files cannot be opened.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -155,7 +154,7 @@ impl WeightFile {
     ///
     /// # Errors
     ///
-    /// If the range lies outside the file, or the file cannot be read.
+    /// If the range is out of bounds, or the file cannot be read.
     pub fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
         let outside = || {
             let text = format!("bytes {range:?} lie outside a file of {} bytes", self.len);
@@ -177,8 +176,8 @@ impl WeightFile {
         }
     }
 
-    /// Advises that a range is not needed soon; see [`MappedFile::release`]. Does nothing outside the file or without a
-    /// mapping.
+    /// Advises that a range will not be needed soon; see [`MappedFile::release`]. Does nothing if the range is out of bounds
+    /// or the file is not mapped.
     pub fn release(&self, range: Range<u64>) {
         if let (Contents::Mapped(mapped), true) = (&self.contents, range.end <= self.len)
             && let Some(range) = to_usize(&range)
@@ -237,7 +236,7 @@ mod tests {
             let opened = WeightFile::new(File::open(&path).unwrap(), access).unwrap();
             assert_eq!(opened.len(), 5);
             assert!(opened.read(0..6).is_err());
-            #[expect(clippy::reversed_empty_ranges, reason = "what is refused")]
+            #[expect(clippy::reversed_empty_ranges, reason = "it must be rejected")]
             let reversed = 4..3;
             assert!(opened.read(reversed).is_err());
             opened.release(0..60);

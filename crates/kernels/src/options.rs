@@ -1,4 +1,4 @@
-//! Options of the operations: plain values, known to every layer of this crate.
+//! Options of the operations: plain values used by every layer of this crate.
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, ExtensionType};
@@ -27,12 +27,12 @@ pub enum Activation {
 pub struct Window {
     /// Distance between two applications of the kernel, in pixels.
     pub stride: usize,
-    /// Zeros around the input: above and to the left, below and to the right.
+    /// Zero padding of the input: above and to the left, below and to the right.
     pub padding: (usize, usize),
 }
 
 impl Window {
-    /// Height or width of the output, given that of the input and of the kernel.
+    /// Height or width of the output, given those of the input and the kernel.
     pub(crate) fn output(self, size: usize, kernel: usize) -> usize {
         (size + self.padding.0 + self.padding.1 - kernel) / self.stride + 1
     }
@@ -101,6 +101,6 @@ pub struct AdamWUpdate {
     pub rate: f64,
     /// `√(1 − β₂ᵗ)`.
     pub deviation_correction: f64,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub epsilon: f64,
 }

@@ -9,7 +9,7 @@ pub(crate) fn value<const D: usize>(param: &Param<Tensor<D>>, dtype: DType) -> T
     cast(param.val(), dtype)
 }
 
-/// The tensor in an element type; itself where it already has that.
+/// Casts a tensor, unless it already has the element type.
 pub(crate) fn cast<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
     if tensor.dtype() == dtype {
         return tensor;
@@ -17,8 +17,8 @@ pub(crate) fn cast<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D>
     tensor.cast(FloatDType::from(dtype))
 }
 
-/// A trainable parameter, uniform within `±bound`. It is drawn when it is first read, so a network that is loaded from a file
-/// never draws it.
+/// Creates a trainable parameter, uniform within `±bound`. It is drawn on first access, so never in a network that is loaded
+/// from a file.
 pub(crate) fn random_param<const D: usize>(
     shape: [usize; D],
     bound: f64,

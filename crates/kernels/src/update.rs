@@ -1,4 +1,4 @@
-//! Updates of whole parameters by an optimiser; on the CPU each is one pass over memory, in place.
+//! Optimiser updates of whole parameters; on the CPU, each is one pass over memory, in place.
 
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor};
@@ -37,7 +37,7 @@ pub fn adamw(
     (Tensor::from_dispatch(weight), moments)
 }
 
-/// Linear interpolation, `start + factor·(end − start)`. Elements that are equal in both are returned unchanged, to the bit.
+/// Linear interpolation, `start + factor·(end − start)`. Elements that are equal in both are returned unchanged, bit for bit.
 ///
 /// # Shapes
 ///
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn interpolation_moves_by_the_factor() {
         let [from, to] = draw();
-        // A part of a longer tensor whose storage is shared.
+        // A slice of a longer tensor with shared storage.
         let part = lerp(
             from.clone().narrow(0, 5, 100),
             to.clone().narrow(0, 7, 100),

@@ -1,7 +1,7 @@
-//! Memory of the forward and the backward pass, counted byte by byte by an allocator on the CPU backend: attention's grows
+//! Memory of the forward and backward pass on the CPU backend, measured by a counting allocator: attention memory grows
 //! linearly with the number of tokens, and frozen layers keep no inputs.
 #![cfg(feature = "flex")]
-#![allow(unsafe_code, reason = "an allocator that counts")]
+#![allow(unsafe_code, reason = "a counting allocator")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,12 +18,12 @@ static COUNTING: Mutex<()> = Mutex::new(());
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call is passed on to the system's allocator.
+// SAFETY: every call is forwarded to the system allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let now = NOW.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
         PEAK.fetch_max(now, Ordering::Relaxed);
-        // SAFETY: the caller keeps the contract.
+        // SAFETY: the caller upholds the contract.
         unsafe { System.alloc(layout) }
     }
 
@@ -37,7 +37,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Bytes at the peak of a forward and a backward pass, beyond those allocated before.
+/// Peak memory of a forward and a backward pass in bytes, on top of what was allocated before.
 fn peak(tokens: usize) -> usize {
     let device = Device::flex().autodiff();
     let random = || {
@@ -62,13 +62,13 @@ fn twice_the_tokens_take_twice_the_memory() {
         ratio < 2.3,
         "{small} bytes grew to {large}, {ratio:.2} times"
     );
-    // One score matrix alone would be 2 heads × 4096² × 4 bytes.
+    // A single score matrix would take 2 heads × 4096² × 4 bytes.
     assert!(large < 2 * 4096 * 4096 * 4 / 2, "{large} bytes");
 }
 
-/// Bytes that eight applications of a layer keep for the backward pass, and the last output.
+/// Bytes that eight applications of a layer keep for the backward pass, including the last output.
 fn kept<const D: usize>(input: &Tensor<D>, layer: impl Fn(Tensor<D>) -> Tensor<D>) -> usize {
-    // Scratch buffers are allocated by the first call.
+    // The first call allocates scratch buffers.
     drop(layer(input.clone()));
     let before = NOW.load(Ordering::Relaxed);
     let output = (0..8).fold(input.clone(), |hidden, _| layer(hidden));
@@ -110,7 +110,7 @@ fn frozen_layers_keep_no_inputs() {
 fn frozen_weights_in_half_precision_are_not_copied() {
     let _counting = COUNTING.lock().unwrap_or_else(PoisonError::into_inner);
     let device = Device::flex().autodiff();
-    // The weight has 4 MiB in f32, an activation 64 KiB.
+    // In f32, the weight takes 4 MiB and an activation 64 KiB.
     let random = Distribution::Normal(0.0, 0.03);
     let weight = Tensor::<2>::random([1024, 1024], random, &device.clone().inner());
     let half = weight.cast(FloatDType::F16).autodiff();

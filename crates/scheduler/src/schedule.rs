@@ -138,7 +138,7 @@ impl NoiseSchedule {
     ///
     /// # Panics
     ///
-    /// If the shapes do not agree or a timestep lies outside the schedule.
+    /// If the shapes do not match or a timestep lies outside the schedule.
     pub fn add_noise(
         &self,
         latents: Tensor<4>,

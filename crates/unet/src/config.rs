@@ -2,7 +2,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
-/// `unet/config.json`. [`Default`] has the values of SD-Turbo and Stable Diffusion 2.1-base. Options that a file leaves out have
+/// `unet/config.json`. [`Default`] has the values of SD-Turbo and Stable Diffusion 2.1-base. Options missing in a file have
 /// the defaults of diffusers, mostly those of 1.x.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UNetConfig {
@@ -177,7 +177,7 @@ impl UNetConfig {
         }
     }
 
-    /// diffusers' defaults, for options that a file leaves out.
+    /// diffusers' defaults, for options missing in a file.
     pub(crate) fn diffusers_defaults() -> Self {
         Self {
             attention_head_dim: OneOrMany::One(8),

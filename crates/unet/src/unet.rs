@@ -143,7 +143,7 @@ impl UNet {
     ///
     /// # Panics
     ///
-    /// If the shapes do not agree, or latents and context differ in dtype.
+    /// If the shapes do not match, or latents and context differ in dtype.
     pub fn forward(
         &self,
         latents: Tensor<4>,

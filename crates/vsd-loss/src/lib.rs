@@ -36,7 +36,7 @@ use burn::tensor::{FloatDType, Tensor, assert_shape};
 ///
 /// # Panics
 ///
-/// If the shapes do not agree.
+/// If the shapes do not match.
 pub fn vsd_gradient(
     teacher_noise: Tensor<4>,
     fake_noise: Tensor<4>,
@@ -113,7 +113,7 @@ pub fn vsd_loss(latents: Tensor<4>, gradient: Tensor<4>) -> Tensor<1> {
 ///
 /// # Panics
 ///
-/// If the shapes do not agree.
+/// If the shapes do not match.
 pub fn denoising_loss(
     predicted_noise: Tensor<4>,
     noise: Tensor<4>,

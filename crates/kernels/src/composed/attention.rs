@@ -1,4 +1,4 @@
-//! Attention, and a gradient that never holds the whole score matrix.
+//! Attention, and a gradient that never materialises the whole score matrix.
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Slice, TensorMetadata};
@@ -10,7 +10,7 @@ use crate::options::Mask;
 /// Queries per block of the gradient, whose scores are held at a time. At 4096 keys and f32 a block is 4 MiB per head.
 pub(crate) const QUERY_BLOCK: usize = 256;
 
-/// burn's own forward pass, which is blocked on every backend where it matters.
+/// burn's own forward pass, which works in blocks on every backend where it matters.
 pub(crate) fn forward<B: Backend>(
     query: FloatTensor<B>,
     key: FloatTensor<B>,
@@ -63,7 +63,7 @@ pub(crate) fn backward<B: Backend>(
     [query_grad, key_grad, value_grad]
 }
 
-/// Keys and values as every block of queries needs them.
+/// Keys and values in the form needed by every block of queries.
 struct Keys<B: Backend> {
     key: FloatTensor<B>,
     key_t: FloatTensor<B>,
@@ -73,7 +73,7 @@ struct Keys<B: Backend> {
 }
 
 impl<B: Backend> Keys<B> {
-    /// A block's share of the gradients of query, key and value, from its queries, output and output gradient.
+    /// The contribution of a block to the gradients of query, key and value, from its queries, output and output gradient.
     ///
     /// With `P = softmax(S)` and `S = Q·Kᵀ·scale`: `dV = Pᵀ·dO`, `dS = P ∘ (dO·Vᵀ − rowsum(dO ∘ O))`,
     /// `dQ = dS·K·scale`, `dK = dSᵀ·Q·scale`.

@@ -1,4 +1,4 @@
-//! Convolution, and the operations on images between convolutions.
+//! Convolution, and the image operations between convolutions.
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
@@ -7,7 +7,7 @@ use burn::tensor::{FloatDType, Shape};
 use crate::composed::cast_like;
 use crate::options::{Extras, Window};
 
-/// burn's convolution. A bias that all images share is added by burn's kernel.
+/// burn's convolution. A bias shared by all images is added by burn's kernel.
 pub(crate) fn forward<B: Backend>(
     input: FloatTensor<B>,
     weight: FloatTensor<B>,
@@ -53,7 +53,7 @@ pub(crate) fn finish<B: Backend>(
     if relu { B::relu(output) } else { output }
 }
 
-/// The gradient of the input, whose shape is all that is needed of it.
+/// The gradient of the input, of which only the shape is needed.
 pub(crate) fn input_grad<B: Backend>(
     shape: Shape,
     weight: FloatTensor<B>,
@@ -62,12 +62,12 @@ pub(crate) fn input_grad<B: Backend>(
 ) -> FloatTensor<B> {
     let weight = cast_like::<B>(weight, &grad);
     let dtype = FloatDType::from(grad.dtype());
-    // burn takes the input, and reads nothing but its shape.
+    // burn takes the input, but reads only its shape.
     let input = B::float_empty(shape, &grad.device(), dtype);
     B::conv2d_x_backward(input, weight, grad, window.options())
 }
 
-/// The gradient of the weight, whose shape is all that is needed of it.
+/// The gradient of the weight, of which only the shape is needed.
 pub(crate) fn weight_grad<B: Backend>(
     input: FloatTensor<B>,
     shape: Shape,
@@ -75,7 +75,7 @@ pub(crate) fn weight_grad<B: Backend>(
     window: Window,
 ) -> FloatTensor<B> {
     let dtype = FloatDType::from(grad.dtype());
-    // burn takes the weight, and reads nothing but its shape.
+    // burn takes the weight, but reads only its shape.
     let weight = B::float_empty(shape, &grad.device(), dtype);
     B::conv2d_weight_backward(input, weight, grad, window.options())
 }

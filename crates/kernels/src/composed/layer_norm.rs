@@ -6,7 +6,7 @@ use burn::tensor::{FloatDType, Shape};
 
 use crate::composed::{narrow, widen};
 
-/// Normalised values and the reciprocal of the deviation, in at least f32.
+/// The normalised values and the reciprocal of the standard deviation, in at least f32.
 fn normalize<B: Backend>(input: FloatTensor<B>, epsilon: f64) -> (FloatTensor<B>, FloatTensor<B>) {
     let x = widen::<B>(input);
     let centred = B::float_sub(x.clone(), B::float_mean_dim(x, 2));

@@ -7,7 +7,7 @@ use burn::tensor::Shape;
 use crate::composed::cast_like;
 use crate::options::Extras;
 
-/// `r + (x·Wᵀ + b)`, whatever of bias and residual there is.
+/// `r + (x·Wᵀ + b)`, with optional bias and residual.
 pub(crate) fn forward<B: Backend>(
     input: FloatTensor<B>,
     weight: FloatTensor<B>,

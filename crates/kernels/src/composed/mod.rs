@@ -1,4 +1,4 @@
-//! Every operation and gradient composed of burn's own operations: what runs where a backend has no kernel of its own.
+//! Every operation and gradient composed of burn's own operations, for backends without a native kernel.
 
 pub(crate) mod attention;
 pub(crate) mod convolution;

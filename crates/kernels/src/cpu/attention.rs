@@ -28,20 +28,20 @@ use crate::cpu::tensor::tensor;
 use crate::cpu::transpose::transpose;
 use crate::options::Mask;
 
-/// Queries per task: enough to pay for reading the keys and values once each.
+/// Queries per task: enough to amortise reading all keys and values.
 const QUERIES: usize = 128;
 /// Keys per packed strip: three AVX-512 or six AVX2 vectors, whole tiles of [`multiply`].
 const STRIP: usize = 48;
-/// Keys whose scores exist at a time.
+/// Number of keys whose scores exist at a time.
 const KEYS: usize = 4 * STRIP;
-/// Partial maxima and sums that a row is reduced through: the lanes of an AVX-512 vector.
+/// Number of partial maxima and sums in the reduction of a row: the lanes of an AVX-512 vector.
 const LANES: usize = 16;
 
 /// Heads as matrices, `[batch, heads, rows, width]`, each row contiguous.
 pub(crate) struct Heads(FlexTensor);
 
 impl Heads {
-    /// The tensor in place if its rows are contiguous, else a copy.
+    /// Uses the tensor in place if its rows are contiguous, else copies it.
     pub(crate) fn new(tensor: FlexTensor) -> Self {
         let layout = tensor.layout();
         let is_readable = layout.strides()[3] == 1 && layout.strides().iter().all(|&s| s >= 0);
@@ -68,8 +68,9 @@ impl Heads {
     }
 }
 
-/// `[batch, heads, queries, width]` with keys and values `[batch, heads, keys, width]`, none of them empty. A causal mask
-/// needs as many keys as queries. The memory of the output is in the order `[batch, queries, heads, width]`.
+/// Computes attention for queries `[batch, heads, queries, width]` and keys and values `[batch, heads, keys, width]`, none of
+/// them empty. A causal mask needs the same number of keys and queries. The output is stored as
+/// `[batch, queries, heads, width]`.
 pub(crate) fn forward(query: &Heads, key: &Heads, value: &Heads, mask: Mask) -> FlexTensor {
     Kernel::Attention.count();
     let [batch, heads, queries, width] = query.dims();
@@ -124,9 +125,9 @@ impl Output {
     ///
     /// # Safety
     ///
-    /// It is of the output and initialised, and nobody else touches it meanwhile.
+    /// The row is part of the output and initialised, and nothing else accesses it during the call.
     unsafe fn row<'a>(self, row: usize, width: usize) -> &'a mut [f32] {
-        // SAFETY: as the caller has promised.
+        // SAFETY: guaranteed by the caller.
         unsafe { std::slice::from_raw_parts_mut(self.at.add(row * self.row), width) }
     }
 }
@@ -148,7 +149,7 @@ impl Block<'_> {
     ///
     /// # Safety
     ///
-    /// The output has a row for each query, as wide as that, and no other thread touches them meanwhile.
+    /// The output has a row for each query with the same width, and no other thread accesses these rows during the call.
     unsafe fn attend(&self, output: Output) {
         let (count, width) = (self.query.rows, self.query.columns);
         let scale = 1.0 / (width as f32).sqrt();
@@ -170,7 +171,7 @@ impl Block<'_> {
                 }
                 let keys = KEYS.min(self.value.rows - first);
                 self.score(queries, first, keys, scores);
-                // SAFETY: the caller vouches for the rows, which are initialised from the second round on.
+                // SAFETY: the caller guarantees the rows, which are initialised from the second round on.
                 unsafe {
                     self.weigh(first, keys, scores, &mut states, output);
                     let weights = Matrix::strided(scores, count, keys, KEYS);
@@ -187,7 +188,7 @@ impl Block<'_> {
         });
     }
 
-    /// Writes the scores of `keys` keys from `first` on, in lines of KEYS.
+    /// Writes the scores of `keys` keys from `first` on, in rows of KEYS.
     fn score(&self, queries: Matrix<'_>, first: usize, keys: usize, scores: &mut [f32]) {
         let width = queries.columns;
         for strip in (0..keys).step_by(STRIP) {
@@ -195,12 +196,12 @@ impl Block<'_> {
             let packed = &self.keys[(first + strip) * width..][..width * STRIP];
             let right = Matrix::strided(packed, width, columns, STRIP);
             let target = scores[strip..].as_mut_ptr();
-            // SAFETY: there is a line of KEYS scores for each query, and the columns are of these.
+            // SAFETY: there is a row of KEYS scores for each query, and the columns are within it.
             unsafe { multiply(target, KEYS, queries, right, false) };
         }
     }
 
-    /// Turns scores into weights, and rescales the output where the largest score has grown.
+    /// Turns scores into weights, and rescales the output if the largest score has grown.
     ///
     /// # Safety
     ///
@@ -222,7 +223,7 @@ impl Block<'_> {
             let factor = to_weights(seen, state);
             unseen.fill(0.0);
             if first > 0 && factor != 1.0 {
-                // SAFETY: as the caller has promised.
+                // SAFETY: guaranteed by the caller.
                 let output = unsafe { output.row(row, self.query.columns) };
                 scale_row(output, factor);
             }
@@ -237,8 +238,8 @@ vectorized! {
 }
 
 vectorized! {
-    /// Turns scores of a query into weights relative to its largest score so far; returns the factor that brings former
-    /// weights to the same measure.
+    /// Turns the scores of a query into weights relative to its largest score so far; returns the factor that rescales
+    /// earlier weights accordingly.
     fn to_weights(scores: &mut [f32], state: &mut State) -> f32 {
         let (before, sum) = *state;
         let mut lanes = [f32::NEG_INFINITY; LANES];

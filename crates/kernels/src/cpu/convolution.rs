@@ -1,4 +1,4 @@
-//! Convolution as matrix products over unfolded rows of the images (im2col, a block at a time), and its gradients.
+//! Convolution as matrix products over unfolded image rows (im2col, a block at a time), and its gradients.
 //!
 //! ```text
 //!                                patches: taps × columns         output rows of the whole batch, taken in blocks
@@ -11,8 +11,8 @@
 //!   │           │                │ group         │
 //! ```
 //!
-//! Blocks go to the threads; if there are fewer of them than threads, the groups of each block do. No sum depends on which,
-//! so results do not depend on the number of threads. Most 3×3 convolutions go to [`winograd`] instead.
+//! Threads process blocks or, if there are fewer blocks than threads, the groups of each block. Neither changes any sum, so
+//! results do not depend on the number of threads. Most 3×3 convolutions use [`winograd`] instead.
 #![allow(unsafe_code, reason = "threads write disjoint rows of one output")]
 
 use std::ops::Range;
@@ -34,17 +34,17 @@ use crate::cpu::unfold::{Framed, Geometry};
 use crate::cpu::winograd;
 use crate::options::Window;
 
-/// Columns of the patch matrix aimed at: the widest strip of [`multiply`], four AVX-512 vectors, for which rows of the weight
-/// are read least often.
+/// Target number of columns of the patch matrix: the widest strip of [`multiply`], four AVX-512 vectors, which reads the rows of
+/// the weight least often.
 const COLUMNS: usize = 64;
-/// The same for the weight gradient, whose sums run over the columns: `gemm` packs both operands, which pays for long sums.
+/// The same for the weight gradient, whose sums run over the columns: `gemm` packs both operands, which pays off for long sums.
 const GRAD_COLUMNS: usize = 512;
-/// Rows of the patch matrix that are multiplied at a time: 512 × 64 values are 128 KiB, a quarter of a second cache of 512 KiB.
+/// Rows of the patch matrix multiplied at a time: 512 × 64 values are 128 KiB, a quarter of an L2 cache of 512 KiB.
 const INNER: usize = 512;
-/// Outputs per task: whole tiles of 6, 8, 12 and 16 rows of [`multiply`], and 48 × 64 sums (12 KiB) stay in the first cache.
+/// Outputs per task: whole tiles of 6, 8, 12 and 16 rows of [`multiply`], and 48 × 64 sums (12 KiB) stay in the L1 cache.
 const GROUP: usize = 48;
-/// Most parts that the sum over a batch is split into for the weight gradient; a constant, so that the order of summation does not
-/// depend on the number of threads.
+/// Maximum number of parts that the sum over a batch is split into for the weight gradient; a constant, so that the order of
+/// summation does not depend on the number of threads.
 const PARTS: usize = 8;
 
 /// `[batch, inputs, height, width]` with weights `[outputs, inputs, rows, columns]` → `[batch, outputs, height', width']`.
@@ -54,14 +54,14 @@ pub(crate) fn forward(input: &F32, weight: &Weight, added: &Added, window: Windo
     convolve(input, weight, epilogue, shapes, window)
 }
 
-/// Returns true if [`forward_upsampled`] computes this convolution.
+/// Returns whether [`forward_upsampled`] supports this convolution.
 pub(crate) fn fuses_upsampling(input: &FlexTensor, weight: &FlexTensor, window: Window) -> bool {
     F32::is_supported(input)
         && Weight::is_supported(weight)
         && winograd::suits(&input.shape(), &weight.shape(), window, true)
 }
 
-/// The convolution of the input upsampled by 2, which never exists in memory.
+/// The convolution of the input upsampled by 2, which is never materialised.
 ///
 /// # Panics
 ///
@@ -142,7 +142,7 @@ impl Unfolded<'_> {
         output
     }
 
-    /// A block on this thread.
+    /// Computes a block on this thread.
     fn block(&self, rows: &Range<usize>, target: Target) {
         let geometry = &self.geometry;
         with_scratch(|[patches]| {
@@ -159,7 +159,7 @@ impl Unfolded<'_> {
         });
     }
 
-    /// A block on all threads: channels are unfolded in parallel, then groups of outputs are computed in parallel.
+    /// Computes a block on all threads: channels are unfolded in parallel, then groups of outputs are computed in parallel.
     fn shared_block(&self, rows: &Range<usize>, target: Target) {
         let geometry = &self.geometry;
         with_scratch(|[patches]| {
@@ -175,7 +175,7 @@ impl Unfolded<'_> {
         });
     }
 
-    /// A group of outputs at the output rows of a block.
+    /// Computes a group of outputs at the output rows of a block.
     fn group(&self, first: usize, patches: &[f32], rows: &Range<usize>, target: Target) {
         let Geometry {
             outputs,
@@ -193,7 +193,7 @@ impl Unfolded<'_> {
                 let (left, row) = self.weight.rows(place, patch, [count, inner], widened);
                 let left = Matrix::strided(left, count, inner, row);
                 let right = Matrix::new(&patches[from * columns..][..inner * columns], columns);
-                // SAFETY: the sums have exactly this size, and are this thread's.
+                // SAFETY: the sums have exactly this size, and belong to this thread.
                 unsafe { multiply(sums.as_mut_ptr(), columns, left, right, from > 0) };
             }
             for (output, sums) in (first..).zip(sums.chunks(columns)) {
@@ -201,7 +201,7 @@ impl Unfolded<'_> {
                     let (image, y) = (row / out_height, row % out_height);
                     let plane = image * outputs + output;
                     let at = (plane * out_height + y) * out_width;
-                    // SAFETY: the row is of the output, and no other block or group has it.
+                    // SAFETY: the row is part of the output, and of no other block or group.
                     unsafe { self.epilogue.finish(sums, target.at(at), plane, at) };
                 }
             }
@@ -209,17 +209,17 @@ impl Unfolded<'_> {
     }
 }
 
-/// Returns true if the gradient of the input is a convolution with the kernel rotated by 180°, which [`input_grad`] computes.
+/// Returns whether the gradient of the input is a convolution with the kernel rotated by 180°, which [`input_grad`] computes.
 pub(crate) fn flips(weight: &Shape, window: Window) -> bool {
     let [_, _, rows, columns] = weight.dims::<4>();
     let (before, after) = window.padding;
     window.stride == 1 && rows == columns && before < rows && after < rows
 }
 
-/// Inputs whose kernels, which are adjacent in memory, are rotated together.
+/// Number of inputs whose kernels, which are adjacent in memory, are rotated together.
 const INPUTS_PER_TASK: usize = 16;
 
-/// The gradient of the input: the output's gradient convolved with the rotated kernels, inputs and outputs exchanged.
+/// The gradient of the input: the gradient of the output convolved with the rotated kernels, with inputs and outputs swapped.
 ///
 /// # Panics
 ///
@@ -241,10 +241,10 @@ pub(crate) fn input_grad(weight: &Weight, grad: &F32, window: Window) -> FlexTen
     )
 }
 
-/// `[outputs, inputs, taps]` → `[inputs, outputs, taps]`, the taps in reverse.
+/// `[outputs, inputs, taps]` → `[inputs, outputs, taps]`, with the taps reversed.
 fn rotated_kernels(weight: Stored<'_>, [outputs, inputs, taps]: [usize; 3]) -> Vec<f32> {
     let line = outputs * taps;
-    // SAFETY: for each input the kernels of all outputs are written.
+    // SAFETY: for each input, the kernels of all outputs are written.
     unsafe {
         written_in_chunks(weight.len(), INPUTS_PER_TASK * line, |group, rotated| {
             let count = rotated.len() / line;
@@ -265,7 +265,7 @@ fn rotated_kernels(weight: Stored<'_>, [outputs, inputs, taps]: [usize; 3]) -> V
     }
 }
 
-/// The gradient of the weight, of the given shape.
+/// The gradient of the weight, with the given shape.
 pub(crate) fn weight_grad(input: &F32, grad: &F32, shape: Shape, window: Window) -> FlexTensor {
     let geometry = Geometry::new(&input.shape(), &shape, window);
     let (patch, outputs) = (geometry.patch(), geometry.outputs);
@@ -294,7 +294,7 @@ pub(crate) fn weight_grad(input: &F32, grad: &F32, shape: Shape, window: Window)
     tensor(total, shape)
 }
 
-/// The share of some output rows in the gradient of the weight.
+/// The contribution of some output rows to the gradient of the weight.
 fn weight_grad_of_rows(
     geometry: &Geometry,
     input: &[f32],
@@ -321,7 +321,7 @@ fn weight_grad_of_rows(
     sum
 }
 
-/// The output's gradient at some output rows, `[outputs, rows·out_width]`.
+/// Gathers the gradient of the output at some output rows, `[outputs, rows·out_width]`.
 fn gather_rows(geometry: &Geometry, grad: &[f32], rows: Range<usize>, lines: &mut Vec<f32>) {
     let Geometry {
         outputs,

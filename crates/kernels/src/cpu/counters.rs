@@ -1,8 +1,8 @@
-//! Per-kernel call counters, so that a benchmark can name the code path that it measured.
+//! Per-kernel call counters, so that a benchmark can name the code path it measured.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The kernels of this crate for the CPU.
+/// This crate's CPU kernels.
 #[derive(Clone, Copy)]
 pub(crate) enum Kernel {
     Winograd,
@@ -36,10 +36,10 @@ impl Kernel {
     }
 }
 
-/// Calls of each kind of CPU kernel since the program started, without those that were never called.
+/// Returns the number of calls of each CPU kernel since the program started, without those that were never called.
 ///
-/// Print it beside a benchmark's figures: layers in another element type than f32, for example, are computed by burn.
-/// Nothing is counted on a GPU.
+/// Print it with benchmark results: for example, layers in element types other than f32 are computed by burn. Nothing is
+/// counted on a GPU.
 pub fn kernel_calls() -> Vec<(&'static str, u64)> {
     let calls = CALLS.iter().map(|calls| calls.load(Ordering::Relaxed));
     NAMES

@@ -1,4 +1,4 @@
-//! The epilogue of a convolution or a linear layer: bias, residual and ReLU, applied while the sums are at hand.
+//! The epilogue of a convolution or a linear layer: bias, residual and ReLU, applied before the sums are stored.
 #![allow(
     unsafe_code,
     reason = "outputs may be uninitialised before they are written"
@@ -18,7 +18,7 @@ pub(crate) struct Added {
 }
 
 impl Added {
-    /// Takes tensors that are known to be f32.
+    /// Wraps tensors that are known to be f32.
     pub(crate) fn new(extras: Extras<Flex>, relu: bool) -> Self {
         let (bias, residual) = extras.split();
         Self {
@@ -37,7 +37,7 @@ impl Added {
     }
 }
 
-/// `relu(sums + bias + residual)`, each part if it is there.
+/// `relu(sums + bias + residual)`, where every part is optional.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Epilogue<'a> {
     /// One value per output, or per output of each image.
@@ -48,8 +48,8 @@ pub(crate) struct Epilogue<'a> {
 }
 
 impl Epilogue<'_> {
-    /// Adds the initial values of a row's sums. The row begins with output `output`, which is element `at` of the layer's
-    /// output.
+    /// Writes the initial values of a row of sums. The row begins with output `output`, which is element `at` of the
+    /// layer's output.
     ///
     /// # Panics
     ///
@@ -65,23 +65,23 @@ impl Epilogue<'_> {
         }
     }
 
-    /// Writes finished sums of one plane (an output of an image, counted over the batch). The first is element `at` of the
+    /// Writes finished sums of one plane (an output of an image, numbered over the batch). The first is element `at` of the
     /// layer's output.
     ///
     /// # Safety
     ///
-    /// `to` is valid for writing `sums.len()` values, and no other thread touches them meanwhile.
+    /// `to` is valid for writing `sums.len()` values, and no other thread accesses them during the call.
     ///
     /// # Panics
     ///
-    /// If the residual ends before the last one.
+    /// If the residual ends before the last sum.
     pub(crate) unsafe fn finish(&self, sums: &[f32], to: *mut f32, plane: usize, at: usize) {
         let bias = self.bias.map_or(0.0, |bias| bias[plane % bias.len()]);
         let least = match self.relu {
             true => 0.0,
             false => f32::NEG_INFINITY,
         };
-        // SAFETY: as the caller has promised.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             match self.residual {
                 Some(residual) => add(sums, &residual[at..][..sums.len()], to, bias, least),
@@ -96,10 +96,10 @@ vectorized! {
     ///
     /// # Safety
     ///
-    /// `to` is valid for writing as many values as there are sums.
+    /// `to` is valid for writing `sums.len()` values.
     unsafe fn shift(sums: &[f32], to: *mut f32, bias: f32, least: f32) {
         for (index, sum) in sums.iter().enumerate() {
-            // SAFETY: as the caller has promised.
+            // SAFETY: guaranteed by the caller.
             unsafe { to.add(index).write(above(sum + bias, least)) };
         }
     }
@@ -110,16 +110,16 @@ vectorized! {
     ///
     /// # Safety
     ///
-    /// `to` is valid for writing as many values as there are sums.
+    /// `to` is valid for writing `sums.len()` values.
     unsafe fn add(sums: &[f32], residual: &[f32], to: *mut f32, bias: f32, least: f32) {
         for (index, (sum, residual)) in sums.iter().zip(residual).enumerate() {
-            // SAFETY: as the caller has promised.
+            // SAFETY: guaranteed by the caller.
             unsafe { to.add(index).write(above(sum + bias + residual, least)) };
         }
     }
 }
 
-/// The larger of the two; NaN stays NaN.
+/// The maximum of the two; NaN stays NaN.
 #[inline(always)]
 fn above(value: f32, least: f32) -> f32 {
     if value < least { least } else { value }

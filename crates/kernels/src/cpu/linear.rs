@@ -1,4 +1,4 @@
-//! `x·Wᵀ` and its gradients. Two ways, by the number of rows:
+//! `x·Wᵀ` and its gradients, with two algorithms depending on the number of rows:
 //!
 //! ```text
 //!  many rows: product                          few rows (≤ FEW): product_of_few_rows
@@ -15,7 +15,7 @@
 //!  └───────┘ └────┴────┴────┴──┘                     │ as is │ │  task   │ the output
 //! ```
 //!
-//! Both give the same bits, because each sum runs over the inputs in order.
+//! Both give bit-identical results, because each sum runs over the inputs in order.
 #![allow(unsafe_code, reason = "threads write disjoint columns of one output")]
 
 use burn::backend::flex::FlexTensor;
@@ -33,15 +33,15 @@ use crate::cpu::tensor::{F32, tensor, written_in_chunks};
 use crate::cpu::transpose::{transpose, transpose_into};
 
 /// Columns of a packed strip: three AVX-512 or six AVX2 vectors, whole tiles of [`multiply`] at either length. INNER × STRIP
-/// values are 96 KiB, which leaves most of a second cache of 512 KiB and more to the rows that stream by.
+/// values are 96 KiB, which leaves most of an L2 cache of 512 KiB or more to the rows that stream through.
 const STRIP: usize = 48;
-/// Depth of a packed strip: products that are summed before the next values are packed.
+/// Depth of a packed strip: number of products summed before the next values are packed.
 const INNER: usize = 512;
-/// Most rows that one packing of a strip serves. With two threads and 4096 rows (64×64 latents) it makes eight chunks a strip,
-/// enough to balance the load.
+/// Maximum number of rows per packing of a strip. With two threads and 4096 rows (64×64 latents) there are eight chunks per
+/// strip, enough to balance the load.
 const ROWS: usize = 512;
-/// Rows up to which transposing the input beats packing the weight. For the 77 tokens of a text encoder it takes 0.130 s
-/// instead of 0.146 s, and 0.117 s with tiles of five vectors (docs/log.md, 2026-11-25).
+/// Number of rows up to which transposing the input beats packing the weight. For the 77 tokens of a text encoder it takes
+/// 0.130 s instead of 0.146 s, and 0.117 s with tiles of five vectors (docs/log.md, 2026-11-25).
 const FEW: usize = 128;
 /// f32 values in a cache line.
 const LANES: usize = 16;
@@ -79,7 +79,7 @@ pub(crate) fn input_grad(grad: &F32, weight: &Weight) -> FlexTensor {
 pub(crate) fn weight_grad(input: &F32, grad: &F32) -> FlexTensor {
     let ([rows, inputs], [_, outputs]) = (input.shape().dims(), grad.shape().dims());
     let grad = grad.values();
-    // SAFETY: transposing writes every line of a strip whole.
+    // SAFETY: transposing writes every line of a strip completely.
     let transposed = unsafe {
         written_in_chunks(grad.len(), STRIP * rows, |strip, lines| {
             let grad = &grad[strip * STRIP..];
@@ -92,7 +92,7 @@ pub(crate) fn weight_grad(input: &F32, grad: &F32) -> FlexTensor {
     tensor(values, Shape::new([outputs, inputs]))
 }
 
-/// `x·Wᵀ` as the transpose of `W·xᵀ`: weights are read once, as they are stored.
+/// `x·Wᵀ` as the transpose of `W·xᵀ`, which reads the weights once, in storage order.
 fn product_of_few_rows(
     input: &[f32],
     weight: Stored<'_>,
@@ -100,7 +100,7 @@ fn product_of_few_rows(
     epilogue: Epilogue<'_>,
 ) -> Vec<f32> {
     let (rows, outputs) = (input.len() / inputs, weight.len() / inputs);
-    // Each line begins at a cache line.
+    // Each line is aligned to a cache line.
     let line = rows.next_multiple_of(LANES);
     let mut output = Vec::with_capacity(rows * outputs);
     let target = Target::of(&mut output);
@@ -146,7 +146,7 @@ impl FewRows<'_> {
     ///
     /// # Safety
     ///
-    /// The target is the output, and no other thread touches these columns meanwhile.
+    /// The target is the output, and no other thread accesses these columns during the call.
     unsafe fn strip(&self, first: usize, target: Target) {
         let Self {
             rows,
@@ -171,19 +171,19 @@ impl FewRows<'_> {
                 let (weight, apart) = self.weight.rows(place, inputs, [width, depth], widened);
                 let left = Matrix::strided(weight, width, depth, apart);
                 let right = Matrix::strided(&self.transposed[from * line..], depth, rows, line);
-                // SAFETY: the product has exactly these rows and more columns, and is this task's.
+                // SAFETY: the product has exactly these rows and more columns, and belongs to this task.
                 unsafe { multiply(product.as_mut_ptr(), line, left, right, true) };
             }
             transpose(product, line, [width, rows], starts, width);
             for (row, sums) in starts.chunks_exact(width).enumerate() {
-                // SAFETY: row and columns are of the output; the rest is the caller's.
+                // SAFETY: row and columns are of the output; the rest is guaranteed by the caller.
                 unsafe { target.write(row * outputs + first, sums) };
             }
         });
     }
 }
 
-/// `left·right` of `[rows, inner]` and a matrix of `inner` by `columns`.
+/// `left·right` for `[rows, inner]` and a matrix of `inner` by `columns`.
 fn product(left: &[f32], inner: usize, right: Right<'_>, epilogue: Epilogue<'_>) -> Vec<f32> {
     let (Right::Transposed(values) | Right::Straight(values)) = right;
     let (rows, columns) = (left.len() / inner, values.len() / inner);
@@ -210,7 +210,7 @@ fn product(left: &[f32], inner: usize, right: Right<'_>, epilogue: Epilogue<'_>)
     output
 }
 
-/// A product whose right matrix is packed a strip at a time.
+/// A product whose right matrix is packed one strip at a time.
 struct Product<'a> {
     left: &'a [f32],
     inner: usize,
@@ -225,7 +225,7 @@ impl Product<'_> {
     ///
     /// # Safety
     ///
-    /// No other thread touches them meanwhile.
+    /// No other thread accesses them during the call.
     unsafe fn task(&self, rows: std::ops::Range<usize>, first: usize) {
         let (inner, columns) = (self.inner, self.columns);
         let width = STRIP.min(columns - first);
@@ -233,7 +233,7 @@ impl Product<'_> {
             let at = row * columns + first;
             let mut start = [0.0; STRIP];
             self.epilogue.start(&mut start[..width], first, at);
-            // SAFETY: row and columns are of the output; the rest is the caller's.
+            // SAFETY: row and columns are of the output; the rest is guaranteed by the caller.
             unsafe { self.output.write(at, &start[..width]) };
         }
         with_scratch(|[strip, widened]| {

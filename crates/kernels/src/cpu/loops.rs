@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use crate::options::Activation;
 
-/// The statistics that a group is normalised by.
+/// The statistics used to normalise a group.
 #[derive(Clone, Copy)]
 pub(crate) struct Moments {
     pub(crate) mean: f32,
@@ -12,7 +12,7 @@ pub(crate) struct Moments {
 }
 
 impl Moments {
-    /// Mean and variance in two passes, so that a large mean costs no precision.
+    /// Computes mean and variance in two passes, so that a large mean costs no precision.
     pub(crate) fn of(values: &[f32], epsilon: f64) -> Self {
         let len = values.len() as f64;
         let mean = (sum(values) / len) as f32;
@@ -25,7 +25,7 @@ impl Moments {
 }
 
 /// Compiles a function three times, for the default target, for AVX2 with FMA and for AVX-512, and calls the one for
-/// [`vectors`](crate::cpu::vectors::vectors). No operations are fused or reordered, so all three give the same bits.
+/// [`vectors`](crate::cpu::vectors::vectors). Operations are neither fused nor reordered, so all three are bit-identical.
 macro_rules! vectorized {
     ($(#[$doc:meta])* $visible:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
@@ -43,7 +43,7 @@ macro_rules! vectorized {
 
                 match $crate::cpu::vectors::vectors() {
                     #[allow(unsafe_code, reason = "the function is compiled for AVX-512")]
-                    // SAFETY: the processor has it.
+                    // SAFETY: the CPU supports it.
                     $crate::cpu::vectors::Vectors::Avx512 => return unsafe { with_avx512($($arg),*) },
                     #[allow(unsafe_code, reason = "the function is compiled for AVX2")]
                     // SAFETY: as above.
@@ -64,25 +64,25 @@ macro_rules! vectorized {
             {
                 #[target_feature(enable = "avx2,fma")]
                 unsafe fn with_avx2($($arg: $ty),*) {
-                    // SAFETY: as the caller has promised.
+                    // SAFETY: guaranteed by the caller.
                     unsafe { body($($arg),*) }
                 }
 
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
                 unsafe fn with_avx512($($arg: $ty),*) {
-                    // SAFETY: as the caller has promised.
+                    // SAFETY: guaranteed by the caller.
                     unsafe { body($($arg),*) }
                 }
 
                 match $crate::cpu::vectors::vectors() {
-                    // SAFETY: the processor has AVX-512; the rest is the caller's.
+                    // SAFETY: the CPU has AVX-512; the rest is guaranteed by the caller.
                     $crate::cpu::vectors::Vectors::Avx512 => return unsafe { with_avx512($($arg),*) },
-                    // SAFETY: the processor has AVX2; the rest is the caller's.
+                    // SAFETY: the CPU has AVX2; the rest is guaranteed by the caller.
                     $crate::cpu::vectors::Vectors::Avx2 => return unsafe { with_avx2($($arg),*) },
                     $crate::cpu::vectors::Vectors::Portable => {}
                 }
             }
-            // SAFETY: as the caller has promised.
+            // SAFETY: guaranteed by the caller.
             unsafe { body($($arg),*) }
         }
     };
@@ -90,13 +90,13 @@ macro_rules! vectorized {
 
 pub(crate) use vectorized;
 
-/// Partial sums in f32, of two AVX-512 or four AVX2 vectors, so that one addition does not wait for another.
+/// Number of partial sums in f32: two AVX-512 or four AVX2 vectors, so that additions do not wait for each other.
 const LANES: usize = 32;
-/// Elements after which the f32 lanes are emptied into the f64 total: 128 additions per lane, so a lane's rounding error stays
-/// below 1e-5 of it.
+/// Number of elements after which the f32 lanes are added to the f64 total: 128 additions per lane, so the relative rounding
+/// error of a lane stays below 1e-5.
 const BLOCK: usize = 4096;
 
-/// Sums that `add` accumulates in lanes, given the position and width of each step.
+/// Computes sums that `add` accumulates in lanes, given the position and width of each step.
 #[inline(always)]
 fn lanewise<const N: usize>(
     len: usize,
@@ -291,7 +291,7 @@ vectorized! {
         }
         let reciprocal = 1.0 / sums.iter().sum::<f32>();
         for output in output {
-            #[allow(unsafe_code, reason = "elements are read after they were written")]
+            #[allow(unsafe_code, reason = "elements are read after they are written")]
             // SAFETY: the loop above wrote every element.
             let weight = unsafe { output.assume_init_mut() };
             *weight *= reciprocal;
@@ -348,10 +348,10 @@ fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// eˣ without branches or calls, so that loops over it vectorise; within 2 units in the last place for −87.3 ≤ x ≤ 88.3, clamped
-/// beyond.
+/// eˣ without branches or calls, so that loops over it vectorise; within 2 units in the last place for −87.3 ≤ x ≤ 88.3, and
+/// clamped beyond.
 ///
-/// x = n·ln 2 + r with n an integer; the polynomial for eʳ is that of Cephes' `expf`.
+/// x = n·ln 2 + r with n an integer; the polynomial for eʳ is from Cephes' `expf`.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding it rounds to an integer

@@ -1,4 +1,4 @@
-//! The operations on burn's CPU backend, in f32, on all cores. Other element types and empty tensors are left to burn.
+//! The operations on burn's CPU backend, for f32, on all cores. Other element types and empty tensors are left to burn.
 
 mod attention;
 mod convolution;

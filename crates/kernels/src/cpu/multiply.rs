@@ -1,9 +1,9 @@
-//! The matrix product on one thread, of operands that need no packing: the left matrix has its rows along the summed axis, the
-//! right one its columns side by side.
+//! The single-threaded matrix product, of operands that need no packing: the rows of the left matrix run along the summed axis,
+//! and the columns of the right matrix are adjacent.
 //!
 //! ```text
 //!                         right: inner × columns, row-major;
-//!                         a strip should fit the second cache
+//!                         a strip should fit the L2 cache
 //!                         ┌─────────────┬──────
 //!                         │             │
 //!            k →          │      k ↓    │
@@ -17,12 +17,12 @@
 //! ```
 //!
 //! A tile of the product stays in registers while k runs over the whole inner axis. Each sum is one chain of fused
-//! multiply-adds in the order of k, so AVX2 and AVX-512 give the same bits.
+//! multiply-adds in the order of k, so AVX2 and AVX-512 are bit-identical.
 //!
-//! Tile sizes fill the registers: with 32 AVX-512 registers, 6×4, 8×3, 12×2 or 16×1 sums (24 or 16) and the vectors that they
-//! are multiplied by; with 16 AVX2 registers, 6×2 or 8×1. Measured (docs/log.md, 2026-11-25, U-Net of SD-Turbo): 6 rows of 64
-//! columns beat 12 of 32 by a tenth and more, because the left matrix is read half as often; with AVX2, 6×2 takes 2.7 s
-//! where 4×3 takes 4.45 s. A left matrix packed into panels of ROWS rows was up to a fifth slower than rows in place.
+//! Tile sizes fill the registers: with 32 AVX-512 registers, 6×4, 8×3, 12×2 or 16×1 sums (24 or 16) plus the vectors they are
+//! multiplied by; with 16 AVX2 registers, 6×2 or 8×1. Measured (docs/log.md, 2026-11-25, U-Net of SD-Turbo): 6 rows of 64
+//! columns beat 12 of 32 by a tenth or more, because the left matrix is read half as often; with AVX2, 6×2 takes 2.7 s and
+//! 4×3 takes 4.45 s. Packing the left matrix into panels of ROWS rows was up to a fifth slower than reading it in place.
 #![allow(
     unsafe_code,
     reason = "vector loads and stores by address, in functions compiled for detected features"
@@ -38,7 +38,7 @@ use crate::cpu::vectors::{Vectors, vectors};
 /// # Safety
 ///
 /// Elements `i·target_row + j` of the target, for each row i and column j of the product, are valid for writing (with `add`,
-/// also initialised), and no other thread touches them meanwhile.
+/// also initialised), and no other thread accesses them during the call.
 ///
 /// # Panics
 ///
@@ -66,9 +66,9 @@ pub(crate) unsafe fn multiply(
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         match vectors() {
-            // SAFETY: the processor has AVX-512; matrices are no longer than their values; the target is the caller's.
+            // SAFETY: the CPU has AVX-512; matrices are no longer than their values; the target is guaranteed by the caller.
             Vectors::Avx512 => return unsafe { x86::with_avx512(product) },
-            // SAFETY: the processor has AVX2; the rest as above.
+            // SAFETY: the CPU has AVX2; the rest as above.
             Vectors::Avx2 => return unsafe { x86::with_avx2(product) },
             Vectors::Portable => {}
         }
@@ -92,13 +92,14 @@ struct Product {
     add: bool,
 }
 
-/// A vector register. Every method needs the processor feature that its implementation is compiled for; loads and stores need
-/// the addresses of the lanes that they touch.
+/// A vector register. Every method requires the CPU feature that its implementation is compiled for; loads and stores require
+/// valid addresses for the lanes they access.
 trait Vector: Copy {
     const LANES: usize;
-    /// Most vectors in a strip, 2 or 4 (5 for the last one): with sixteen registers more would leave none for the sums.
+    /// Maximum number of vectors in a strip, 2 or 4 (5 for the last strip): with sixteen registers, more would leave none for
+    /// the sums.
     const WIDEST: usize;
-    /// Selects the lanes that are loaded or stored.
+    /// Selects the lanes to load or store.
     type Mask: Copy;
 
     unsafe fn zero() -> Self;
@@ -113,17 +114,17 @@ trait Vector: Copy {
 }
 
 impl Product {
-    /// Loops that the compiler vectorises.
+    /// Multiplies with loops that the compiler vectorises.
     ///
     /// # Safety
     ///
     /// Same as [`multiply`].
     unsafe fn portable(self) {
-        // SAFETY: as the caller has promised.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.run::<[f32; 8], 8, 6, 4, 2>() };
     }
 
-    /// Strip by strip: tiles have `R1` rows in strips of one vector, `R2` in strips of two, and so on.
+    /// Multiplies strip by strip: tiles have `R1` rows in strips of one vector, `R2` in strips of two, and so on.
     ///
     /// # Safety
     ///
@@ -135,7 +136,7 @@ impl Product {
         let mut first = 0;
         while first < self.columns {
             let left = (self.columns - first).div_ceil(V::LANES);
-            // SAFETY: a strip begins within the columns; the rest is the caller's.
+            // SAFETY: a strip begins within the columns; the rest is guaranteed by the caller.
             first += unsafe {
                 match left {
                     1 => self.strip::<V, R1, 1>(first),
@@ -149,7 +150,7 @@ impl Product {
         }
     }
 
-    /// All rows of a strip of up to `VECTORS` vectors; returns its number of columns.
+    /// Computes all rows of a strip of up to `VECTORS` vectors; returns its number of columns.
     ///
     /// # Safety
     ///
@@ -177,7 +178,7 @@ impl Product {
         columns
     }
 
-    /// A tile: up to `ROWS` rows of a strip, whose last vector is whole or has `last` columns.
+    /// Computes a tile: up to `ROWS` rows of a strip, whose last vector is whole or has `last` columns.
     ///
     /// # Safety
     ///
@@ -194,7 +195,7 @@ impl Product {
         // SAFETY: all addresses are of existing rows and columns; of the last vector only the lanes of the mask are touched.
         unsafe {
             let mask = V::first(last);
-            // In the last tile the last row is repeated, so that the inner loop has no branch.
+            // The last tile repeats its last row, so that the inner loop has no branch.
             let left: [*const f32; ROWS] =
                 std::array::from_fn(|i| self.left.add((row + i.min(rows - 1)) * self.left_row));
             let mut sums = [[V::zero(); VECTORS]; ROWS];
@@ -207,7 +208,7 @@ impl Product {
             let next = left.map(|left| left.wrapping_add(ROWS * self.left_row));
             for k in 0..self.inner {
                 if k % LINE == 0 {
-                    // One line of each row of the next tile per line of k: an even stream from memory.
+                    // Prefetch one cache line of each row of the next tile per cache line of k: an even stream from memory.
                     next.iter()
                         .for_each(|next| prefetch(next.wrapping_add(k), LINE));
                 }
@@ -236,7 +237,7 @@ impl Product {
     }
 }
 
-/// Adjacent vectors, the last one masked unless it is whole.
+/// Loads adjacent vectors, with the last one masked unless it is whole.
 ///
 /// # Safety
 ///
@@ -246,7 +247,7 @@ unsafe fn load<V: Vector, const VECTORS: usize, const WHOLE: bool>(
     from: *const f32,
     mask: V::Mask,
 ) -> [V; VECTORS] {
-    // SAFETY: as the caller has promised.
+    // SAFETY: guaranteed by the caller.
     std::array::from_fn(|j| unsafe {
         if WHOLE || j + 1 < VECTORS {
             V::load(from.add(j * V::LANES))
@@ -256,7 +257,7 @@ unsafe fn load<V: Vector, const VECTORS: usize, const WHOLE: bool>(
     })
 }
 
-/// Eight values that the compiler puts into whatever vectors the target has.
+/// Eight values, which the compiler maps to the vectors of the target.
 impl Vector for [f32; 8] {
     const LANES: usize = 8;
     const WIDEST: usize = 2;
@@ -279,13 +280,13 @@ impl Vector for [f32; 8] {
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: as the caller has promised.
+        // SAFETY: guaranteed by the caller.
         unsafe { from.cast::<Self>().read_unaligned() }
     }
 
     #[inline(always)]
     unsafe fn load_part(from: *const f32, count: usize) -> Self {
-        // SAFETY: as the caller has promised.
+        // SAFETY: guaranteed by the caller.
         std::array::from_fn(|i| match i < count {
             true => unsafe { *from.add(i) },
             false => 0.0,
@@ -294,13 +295,13 @@ impl Vector for [f32; 8] {
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: as the caller has promised.
+        // SAFETY: guaranteed by the caller.
         unsafe { to.cast::<Self>().write_unaligned(self) };
     }
 
     #[inline(always)]
     unsafe fn store_part(self, to: *mut f32, count: usize) {
-        // SAFETY: as the caller has promised.
+        // SAFETY: guaranteed by the caller.
         unsafe { to.copy_from_nonoverlapping(self.as_ptr(), count) };
     }
 
@@ -321,7 +322,7 @@ mod x86 {
     /// Same as [`super::multiply`].
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn with_avx512(product: Product) {
-        // SAFETY: as the caller has promised.
+        // SAFETY: guaranteed by the caller.
         unsafe { product.run::<__m512, 16, 12, 8, 6>() };
     }
 
@@ -330,7 +331,7 @@ mod x86 {
     /// Same as [`super::multiply`].
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn with_avx2(product: Product) {
-        // SAFETY: as the caller has promised.
+        // SAFETY: guaranteed by the caller.
         unsafe { product.run::<__m256, 8, 6, 4, 2>() };
     }
 
@@ -358,7 +359,7 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: as above; the address is the caller's.
+            // SAFETY: as above; the address is guaranteed by the caller.
             unsafe { _mm512_loadu_ps(from) }
         }
 
@@ -370,7 +371,7 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
-            // SAFETY: as above; the address is the caller's.
+            // SAFETY: as above; the address is guaranteed by the caller.
             unsafe { _mm512_storeu_ps(to, self) };
         }
 
@@ -415,7 +416,7 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: as above; the address is the caller's.
+            // SAFETY: as above; the address is guaranteed by the caller.
             unsafe { _mm256_loadu_ps(from) }
         }
 
@@ -427,7 +428,7 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
-            // SAFETY: as above; the address is the caller's.
+            // SAFETY: as above; the address is guaranteed by the caller.
             unsafe { _mm256_storeu_ps(to, self) };
         }
 
@@ -463,7 +464,7 @@ mod tests {
                 kinds.push(|product| unsafe { x86::with_avx512(product) });
             }
         }
-        // Strips of every width, with whole and masked last vectors, and rows that do and do not fill the last tile.
+        // Strips of every width, with whole and masked last vectors, and with rows that do and do not fill the last tile.
         for columns in [1, 8, 15, 16, 17, 33, 48, 50, 64, 79, 96, 113, 130] {
             for (rows, inner, add) in [(1, 1, false), (7, 33, true), (24, 20, false)] {
                 let [left_row, right_row, target_row] = [inner + 3, columns + 5, columns + 2];

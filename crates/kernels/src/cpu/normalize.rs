@@ -17,7 +17,7 @@ use crate::cpu::loops::{
 use crate::cpu::tensor::{F32, rows_per_task, tensor, written_in_chunks};
 use crate::options::GroupNormOptions;
 
-/// The split of `[batch, channels, height, width]` into groups, planes and elements.
+/// The groups, planes and elements of `[batch, channels, height, width]`.
 struct Geometry {
     batch: usize,
     channels: usize,
@@ -40,7 +40,7 @@ impl Geometry {
         self.channels_per_group * self.plane
     }
 
-    /// The channels of a group, groups being counted over the whole batch.
+    /// The channels of a group, where groups are numbered over the whole batch.
     fn channels_of(&self, group: usize) -> Range<usize> {
         let first = group * self.channels_per_group % self.channels;
         first..first + self.channels_per_group
@@ -52,7 +52,7 @@ impl Geometry {
     }
 }
 
-/// A task takes one group: two passes for its moments, while it is in cache, and one that writes.
+/// Group normalisation with one task per group: two passes for its moments while it is in cache, and one that writes.
 pub(crate) fn group_norm(
     input: &F32,
     gamma: &F32,
@@ -118,7 +118,7 @@ pub(crate) fn group_norm_grads(
     [tensor(input_grad, input.shape()), gamma_grad, beta_grad]
 }
 
-/// All that the gradient of a group depends on.
+/// The inputs of the gradient of a group.
 struct Groups<'a> {
     geometry: &'a Geometry,
     input: &'a [f32],
@@ -129,7 +129,7 @@ struct Groups<'a> {
 }
 
 impl Groups<'_> {
-    /// Writes the gradient of a group's input, and Σ dy·x̂ and Σ dy of each of its channels.
+    /// Writes the gradient of a group's input, and Σ dy·x̂ and Σ dy for each of its channels.
     fn grad(&self, group: usize, output: &mut [f32], sums: &mut [(f32, f32)]) {
         let geometry = self.geometry;
         let input = &self.input[geometry.elements_of(group)];
@@ -162,7 +162,7 @@ impl Groups<'_> {
     }
 }
 
-/// A task takes as many rows as make [`ELEMENTS_PER_TASK`](crate::cpu::tensor::ELEMENTS_PER_TASK).
+/// Layer normalisation with about [`ELEMENTS_PER_TASK`](crate::cpu::tensor::ELEMENTS_PER_TASK) elements of whole rows per task.
 pub(crate) fn layer_norm(input: &F32, gamma: &F32, beta: &F32, epsilon: f64) -> FlexTensor {
     Kernel::LayerNorm.count();
     let (values, gamma, beta) = (input.values(), gamma.values(), beta.values());
@@ -187,7 +187,7 @@ pub(crate) fn layer_norm_grads(
     let gamma = gamma.values();
     let (width, rows) = (gamma.len(), rows_per_task(gamma.len()));
     let mut input_grad = vec![0.0f32; input.values().len()];
-    // Collected in order, so that the sums do not depend on which thread finished first.
+    // Collected in order, so that the sums do not depend on which thread finishes first.
     let partial: Vec<_> = input_grad
         .par_chunks_mut(rows * width)
         .zip(input.values().par_chunks(rows * width))

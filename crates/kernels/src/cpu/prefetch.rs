@@ -5,7 +5,7 @@
 pub(crate) const LINE: usize = 16;
 
 /// Prefetches the cache lines of `count` values. Nothing is read, so any address is allowed. Does nothing on processors
-/// other than x86-64, and under Miri.
+/// other than x86-64 or under Miri.
 #[inline(always)]
 pub(crate) fn prefetch(from: *const f32, count: usize) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]

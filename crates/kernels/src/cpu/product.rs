@@ -1,8 +1,7 @@
-//! Matrices as views of slices, and the one product that is left to the crate `gemm`: that of a convolution's weight
-//! gradient.
+//! Matrices as views of slices, and the only product left to the crate `gemm`: that of a convolution's weight gradient.
 #![allow(unsafe_code, reason = "`gemm` takes pointers")]
 
-/// A row-major matrix whose rows begin `stride` apart.
+/// A row-major matrix whose rows are `stride` apart.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
     pub(crate) values: &'a [f32],
@@ -12,13 +11,13 @@ pub(crate) struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// All of the values, without gaps between rows.
+    /// Creates a matrix of all values, without gaps between rows.
     pub(crate) fn new(values: &'a [f32], columns: usize) -> Self {
         let rows = values.len() / columns;
         Self::strided(values, rows, columns, columns)
     }
 
-    /// Rows that begin `stride` apart.
+    /// Creates a matrix whose rows are `stride` apart.
     ///
     /// # Panics
     ///
@@ -41,11 +40,15 @@ impl<'a> Matrix<'a> {
 ///
 /// # Panics
 ///
-/// If the sizes do not agree.
+/// If the sizes do not match.
 pub(crate) fn add_product_with_transposed(target: &mut [f32], left: Matrix<'_>, right: Matrix<'_>) {
     assert_eq!(left.columns, right.columns, "the matrices do not match");
     let (rows, columns) = (left.rows, right.rows);
-    assert_eq!(target.len(), rows * columns, "the target has another size");
+    assert_eq!(
+        target.len(),
+        rows * columns,
+        "the target has the wrong size"
+    );
     // SAFETY: matrices are no longer than their values, and the target has exactly the elements of the product.
     unsafe {
         gemm::gemm(

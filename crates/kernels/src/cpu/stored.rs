@@ -11,7 +11,7 @@ use crate::cpu::scratch::Scratch;
 pub(crate) struct Weight(FlexTensor);
 
 impl Weight {
-    /// Returns true if the kernels can read the type and there are values.
+    /// Returns whether the kernels support the type and the tensor is not empty.
     pub(crate) fn is_supported(tensor: &FlexTensor) -> bool {
         let is_readable = matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16);
         is_readable && tensor.shape().num_elements() > 0
@@ -56,7 +56,7 @@ impl<'a> Stored<'a> {
         }
     }
 
-    /// `count` values in f32, in place or widened into the scratch buffer.
+    /// Returns `count` values in f32, in place or widened into the scratch buffer.
     ///
     /// # Panics
     ///
@@ -65,7 +65,7 @@ impl<'a> Stored<'a> {
         self.rows(first, count, [1, count], scratch).0
     }
 
-    /// Rows of a matrix that begin `stride` apart, in f32, and the distance of their beginnings in what is returned.
+    /// Returns rows of a matrix that are `stride` apart, in f32, and their distance in the returned slice.
     ///
     /// # Panics
     ///

@@ -4,17 +4,17 @@
     reason = "threads write disjoint ranges of one array, which may be uninitialised"
 )]
 
-/// An array of which each thread writes ranges of its own.
+/// An array in which each thread writes its own ranges.
 #[derive(Clone, Copy)]
 pub(crate) struct Target(*mut f32);
 
-// SAFETY: every access is unsafe, and its caller vouches that no other thread touches the same range.
+// SAFETY: every access is unsafe, and its caller guarantees that no other thread accesses the same range.
 unsafe impl Send for Target {}
 // SAFETY: as above.
 unsafe impl Sync for Target {}
 
 impl Target {
-    /// The memory that a vector has allocated, initialised or not.
+    /// The memory allocated by a vector, initialised or not.
     pub(crate) fn of(array: &mut Vec<f32>) -> Self {
         Self(array.as_mut_ptr())
     }
@@ -33,22 +33,22 @@ impl Target {
     ///
     /// # Safety
     ///
-    /// The range lies within the array, and no other thread touches it meanwhile.
+    /// The range lies within the array, and no other thread accesses it during the call.
     pub(crate) unsafe fn write(self, index: usize, values: &[f32]) {
-        // SAFETY: as the caller has promised.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let to = self.at(index);
             to.copy_from_nonoverlapping(values.as_ptr(), values.len());
         }
     }
 
-    /// [`write`](Self::write) of a length known at compile time.
+    /// [`write`](Self::write) with a length known at compile time.
     ///
     /// # Safety
     ///
-    /// As there.
+    /// Same as there.
     pub(crate) unsafe fn write_line<const N: usize>(self, index: usize, values: &[f32; N]) {
-        // SAFETY: as the caller has promised.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.at(index).cast::<[f32; N]>().write_unaligned(*values) };
     }
 
@@ -56,9 +56,9 @@ impl Target {
     ///
     /// # Safety
     ///
-    /// The range lies within the array and is initialised, and nobody writes to it meanwhile.
+    /// The range lies within the array and is initialised, and nothing writes to it during the call.
     pub(crate) unsafe fn read<'a>(self, index: usize, length: usize) -> &'a [f32] {
-        // SAFETY: as the caller has promised.
+        // SAFETY: guaranteed by the caller.
         unsafe { std::slice::from_raw_parts(self.at(index), length) }
     }
 }

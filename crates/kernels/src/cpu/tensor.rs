@@ -18,8 +18,8 @@ use crate::cpu::stored::Weight;
 pub(crate) struct F32(FlexTensor);
 
 impl F32 {
-    /// The tensor, if it is f32 and not empty. Otherwise gives it back, and counts a call of burn's own operation, which is
-    /// to compute with it.
+    /// Takes the tensor if it is f32 and not empty. Otherwise returns it as an error, and counts a call of burn's own
+    /// operation, which the caller should use instead.
     pub(crate) fn take(tensor: FlexTensor) -> Result<Self, FlexTensor> {
         if Self::is_supported(&tensor) {
             return Ok(Self::contiguous(tensor));
@@ -28,10 +28,10 @@ impl F32 {
         Err(tensor)
     }
 
-    /// The input and the weight of a layer, likewise; the weight may be f16 or bf16 as well.
+    /// Like [`take`](Self::take), for the input and the weight of a layer; the weight may also be f16 or bf16.
     #[expect(
         clippy::result_large_err,
-        reason = "both go back to the caller, which computes with them"
+        reason = "both are returned to the caller, which computes with them"
     )]
     pub(crate) fn take_layer(
         input: FlexTensor,
@@ -44,12 +44,12 @@ impl F32 {
         Err((input, weight))
     }
 
-    /// Returns true if the tensor is f32 and not empty.
+    /// Returns whether the tensor is f32 and not empty.
     pub(crate) fn is_supported(tensor: &FlexTensor) -> bool {
         tensor.dtype() == DType::F32 && tensor.shape().num_elements() > 0
     }
 
-    /// A tensor that is known to be f32.
+    /// Wraps a tensor that is known to be f32.
     pub(crate) fn contiguous(tensor: FlexTensor) -> Self {
         Self(tensor.to_contiguous())
     }
@@ -63,7 +63,7 @@ impl F32 {
     }
 }
 
-/// A tensor of these values.
+/// Creates a tensor from values.
 pub(crate) fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
     FlexTensor::new(
         Bytes::from_elems(values),
@@ -72,15 +72,15 @@ pub(crate) fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
     )
 }
 
-/// Elements per task of the thread pool: enough to hide the hand-over, and two of them fit the second cache.
+/// Elements per task of the thread pool: enough to hide the scheduling overhead, while two tasks fit the L2 cache.
 pub(crate) const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
-/// Rows per task, for rows of this width.
+/// Number of rows of this width per task.
 pub(crate) fn rows_per_task(width: usize) -> usize {
     (ELEMENTS_PER_TASK / width.max(1)).max(1)
 }
 
-/// `count` values, written in parallel by `write`, which gets the index of a chunk and the chunk.
+/// Returns `count` values, written in parallel by `write`, which gets the index of a chunk and the chunk.
 ///
 /// # Safety
 ///
@@ -95,7 +95,7 @@ pub(crate) unsafe fn written_in_chunks(
     chunks
         .enumerate()
         .for_each(|(index, chunk)| write(index, chunk));
-    // SAFETY: the chunks cover all elements, and `write` initialises them, as the caller has promised.
+    // SAFETY: the chunks cover all elements, and `write` initialises them, as the caller guarantees.
     unsafe { output.set_len(count) };
     output
 }

@@ -1,4 +1,4 @@
-//! Transposition, in squares that fit registers.
+//! Transposition, in squares that fit into registers.
 #![allow(
     unsafe_code,
     reason = "vector loads and stores by address, in functions compiled for detected features"
@@ -9,12 +9,12 @@ use std::mem::MaybeUninit;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use crate::cpu::vectors::{Vectors, vectors};
 
-/// De-interleaves a row under sixteen tiles by the position in their patches: line `i` takes every fourth value from the
-/// i-th on.
+/// De-interleaves a row under sixteen tiles by the position in their patches: line `i` gets every fourth value, starting
+/// with the i-th.
 pub(crate) fn deinterleave(from: &[f32; 66], to: &mut [[f32; 16]; 6]) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     if vectors() == Vectors::Avx512 {
-        // SAFETY: the processor has AVX-512.
+        // SAFETY: the CPU has AVX-512.
         return unsafe { x86::deinterleave(from, to) };
     }
     // Four lines are transposed faster than two, so two of the six are written twice.
@@ -29,11 +29,11 @@ pub(crate) fn deinterleave(from: &[f32; 66], to: &mut [[f32; 16]; 6]) {
     }
 }
 
-/// Interleaves four lines: pixels of sixteen tiles, by their column in the tile, become a row of the image.
+/// Interleaves four lines: the pixels of sixteen tiles, by column within the tile, become a row of the image.
 pub(crate) fn interleave(from: &[[f32; 16]; 4], to: &mut [f32; 64]) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     if vectors() == Vectors::Avx512 {
-        // SAFETY: the processor has AVX-512.
+        // SAFETY: the CPU has AVX-512.
         return unsafe { x86::interleave(from, to) };
     }
     transpose(from.as_flattened(), 16, [4, 16], to, 4);
@@ -60,7 +60,7 @@ pub(crate) fn transpose(
 ///
 /// # Panics
 ///
-/// As there.
+/// Same as there.
 pub(crate) fn transpose_into(
     from: &[f32],
     from_row: usize,
@@ -73,12 +73,12 @@ pub(crate) fn transpose_into(
     }
     assert!((rows - 1) * from_row + columns <= from.len());
     assert!((columns - 1) * to_row + rows <= to.len());
-    #[allow(unused_mut, reason = "other processors have no squares")]
+    #[allow(unused_mut, reason = "squares exist only on x86-64")]
     let mut whole = [0, 0];
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     if vectors() >= Vectors::Avx2 {
         let (from, to) = (from.as_ptr(), to.as_mut_ptr().cast());
-        // SAFETY: the processor has AVX2, and all rows and columns lie within both.
+        // SAFETY: the CPU has AVX2, and all rows and columns lie within both.
         whole = unsafe { x86::transpose(from, from_row, [rows, columns], to, to_row) };
     }
     let mut copy = |row: usize, column: usize| {
@@ -96,7 +96,7 @@ pub(crate) fn transpose_into(
 mod x86 {
     use std::arch::x86_64::*;
 
-    /// Side of the squares that registers hold; the rest is transposed by halves of these.
+    /// Side of the squares that fit into registers; the rest is transposed in halves of these.
     const SIDE: usize = 8;
     const HALF: usize = SIDE / 2;
 
@@ -119,7 +119,7 @@ mod x86 {
         };
         for row in (0..rows).step_by(SIDE) {
             for column in (0..columns).step_by(SIDE) {
-                // SAFETY: the square lies within both arrays, as the caller has promised.
+                // SAFETY: the square lies within both arrays, as the caller guarantees.
                 unsafe {
                     let from = from.add(row * from_row + column);
                     let to = to.add(column * to_row + row);
@@ -185,7 +185,7 @@ mod x86 {
         ]
     }
 
-    /// Eight rows of four.
+    /// Transposes eight rows of four.
     ///
     /// # Safety
     ///
@@ -193,7 +193,7 @@ mod x86 {
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn narrow(from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
-        // SAFETY: as the caller has promised.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             // The halves of each register are four rows apart.
             let columns = transposed_halves(std::array::from_fn(|row| {
@@ -207,7 +207,7 @@ mod x86 {
         }
     }
 
-    /// Four rows of eight.
+    /// Transposes four rows of eight.
     ///
     /// # Safety
     ///
@@ -215,7 +215,7 @@ mod x86 {
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn low(from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
-        // SAFETY: as the caller has promised.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let rows = std::array::from_fn(|row| _mm256_loadu_ps(from.add(row * from_row)));
             // The halves of each register are four columns apart.
@@ -242,15 +242,15 @@ mod x86 {
         ]
     }
 
-    /// Eight rows of eight.
+    /// Transposes eight rows of eight.
     ///
     /// # Safety
     ///
-    /// Eight values of eight rows can be read, and as many written.
+    /// Eight values of eight rows can be read, and the same number written.
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn square(from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
-        // SAFETY: as the caller has promised.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let rows: [__m256; 8] =
                 std::array::from_fn(|row| _mm256_loadu_ps(from.add(row * from_row)));

@@ -1,4 +1,4 @@
-//! Unfolding: the patches under output rows as columns of a matrix.
+//! Unfolding (im2col): the patches under output rows become columns of a matrix.
 
 use std::ops::Range;
 
@@ -41,17 +41,17 @@ impl Geometry {
         }
     }
 
-    /// Rows of the patch matrix.
+    /// Number of rows of the patch matrix.
     pub(crate) fn patch(&self) -> usize {
         self.inputs * self.kernel.0 * self.kernel.1
     }
 
-    /// Output rows of the whole batch.
+    /// Number of output rows of the whole batch.
     pub(crate) fn rows(&self) -> usize {
         self.batch * self.out_height
     }
 
-    /// Output rows in a block of about `columns` columns.
+    /// Number of output rows in a block of about `columns` columns.
     pub(crate) fn rows_per_block(&self, columns: usize) -> usize {
         (columns / self.out_width.max(1)).clamp(1, self.rows().max(1))
     }
@@ -90,11 +90,11 @@ impl Geometry {
     }
 }
 
-/// The input rows under a block of output rows, padded: a frame of zeros around the rows of each image.
+/// The input rows under a block of output rows, padded with a frame of zeros around the rows of each image.
 pub(crate) struct Framed {
     height: usize,
     width: usize,
-    /// Row of the frame, image, and row of that image.
+    /// Row of the frame, image, and row of the image.
     filled: Vec<(usize, usize, usize)>,
     /// The row of the frame under the first kernel row, for each output row.
     starts: Vec<usize>,
@@ -138,7 +138,7 @@ fn copy_lines(
     starts: impl Iterator<Item = usize>,
     stride: usize,
 ) {
-    // A U-Net has mostly short lines; with a length known at compile time a line is one load and one store.
+    // Lines in a U-Net are mostly short; with a length known at compile time, a line is one load and one store.
     fn fixed<const N: usize>(to: &mut [f32], from: &[f32], starts: impl Iterator<Item = usize>) {
         let (lines, _) = to.as_chunks_mut::<N>();
         for (line, start) in lines.iter_mut().zip(starts) {

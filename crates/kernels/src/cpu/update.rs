@@ -73,7 +73,7 @@ pub(crate) fn sum_of_squares(values: &[f32]) -> f32 {
     sums.iter().sum::<f64>() as f32
 }
 
-/// The tensor with a storage of exactly its elements, in order. A storage that others share is copied when it is written.
+/// The tensor with a storage of exactly its elements, in order. Shared storage is copied when it is written.
 fn whole(values: FlexTensor) -> FlexTensor {
     let shape = values.shape();
     if values.is_contiguous() && values.storage::<f32>().len() == shape.num_elements() {

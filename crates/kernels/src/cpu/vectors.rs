@@ -1,4 +1,4 @@
-//! The vector instructions that the kernels use.
+//! The vector instructions used by the kernels.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 /// Vector instructions of a processor, shortest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Vectors {
-    /// None in particular: loops as the compiler vectorises them.
+    /// None in particular: loops vectorised by the compiler.
     Portable,
     /// AVX2 with fused multiply-add.
     Avx2,
-    /// AVX-512 with its extensions F, BW, DQ and VL.
+    /// AVX-512 with the extensions F, BW, DQ and VL.
     Avx512,
 }
 
@@ -24,15 +24,14 @@ impl fmt::Display for Vectors {
     }
 }
 
-/// The choice, as [`code`] has it; 0 until it is first read.
+/// The choice, encoded by [`code`]; 0 until it is first read.
 static CHOSEN: AtomicU8 = AtomicU8::new(0);
 
 fn code(vectors: Vectors) -> u8 {
     vectors as u8 + 1
 }
 
-/// The vectors that this crate's CPU kernels compute with: the longest that the processor has, or shorter ones after
-/// [`set_vectors`].
+/// The vectors used by this crate's CPU kernels: the longest that the CPU supports, or shorter ones after [`set_vectors`].
 pub fn vectors() -> Vectors {
     match CHOSEN.load(Ordering::Relaxed) {
         1 => Vectors::Portable,
@@ -46,8 +45,8 @@ pub fn vectors() -> Vectors {
     }
 }
 
-/// Makes this crate's CPU kernels compute with these vectors, or with the longest that the processor has if those are
-/// shorter; for tests and benchmarks. AVX2 and AVX-512 give the same bits, except in gradients of convolution weights.
+/// Limits this crate's CPU kernels to these vectors, for tests and benchmarks. AVX2 and AVX-512 give bit-identical results,
+/// except in gradients of convolution weights.
 pub fn set_vectors(at_most: Vectors) {
     CHOSEN.store(code(at_most.min(of_processor())), Ordering::Relaxed);
 }

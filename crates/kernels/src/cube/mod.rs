@@ -1,8 +1,8 @@
-//! The operations on burn's CubeCL backends (CUDA, Metal, wgpu): normalisation in kernels of this crate, everything else composed
-//! of burn's operations.
+//! The operations on burn's CubeCL backends (CUDA, Metal, wgpu): normalisation uses this crate's kernels, everything else is
+//! composed of burn's operations.
 //!
-//! Convolutions of these backends compute in NHWC (channels last) and copy images in any other layout. Operations between two
-//! convolutions therefore keep NHWC, and nothing is copied into another order.
+//! The convolutions of these backends compute in NHWC (channels last) and copy images in any other layout. Operations between
+//! two convolutions therefore keep NHWC, so that nothing needs to be copied.
 
 mod normalize;
 

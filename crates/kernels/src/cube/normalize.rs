@@ -1,5 +1,5 @@
-//! Group and layer normalisation on a GPU: two launches and one, where burn's operations take up to five and four. Images keep
-//! their memory layout.
+//! Group and layer normalisation on a GPU in two launches and one, compared with up to five and four for burn's operations.
+//! Images keep their memory layout.
 //!
 //! ```text
 //!  group norm:  group_moments  (parts × groups × batch cubes)      normalize_groups  (blocks × batch cubes)
@@ -22,17 +22,17 @@ use cubecl::prelude::*;
 
 use crate::options::{Activation, GroupNormOptions};
 
-/// Units (threads) of a cube: the most that WebGPU guarantees.
+/// Number of units (threads) in a cube: the maximum that WebGPU guarantees.
 const UNITS: usize = 256;
-/// Most groups: each unit merges the moments of one.
+/// Maximum number of groups: each unit merges the moments of one.
 pub(super) const MOST_GROUPS: usize = UNITS;
-/// Elements per unit before a group or an image is split over more cubes.
+/// Number of elements per unit before a group or an image is split over more cubes.
 const ELEMENTS: usize = 8;
-/// Most parts of a group, so that merging them costs little.
+/// Maximum number of parts of a group, to keep merging cheap.
 const MOST_PARTS: usize = 32;
-/// Most cubes that write an image.
+/// Maximum number of cubes that write an image.
 const MOST_BLOCKS: usize = 4096;
-/// Most cubes along one axis of a launch (WebGPU).
+/// Maximum number of cubes along one axis of a launch (WebGPU).
 const MOST_CUBES: usize = 65_535;
 
 /// See [`crate::group_norm()`]; the output has the memory layout of the input.
@@ -122,7 +122,7 @@ fn empty_like(tensor: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
     empty_device_contiguous_dtype(tensor.client.clone(), tensor.device.clone(), shape, dtype)
 }
 
-/// The split of an image into channels, pixels and groups.
+/// The channels, pixels and groups of an image.
 #[derive(CubeLaunch, CubeType, Clone, Copy)]
 struct Sizes {
     channels: usize,
@@ -160,7 +160,7 @@ impl Sizes {
     }
 }
 
-/// Moments with one more value: its count, mean and sum of squared deviations (Welford).
+/// Adds a value to moments: count, mean and sum of squared deviations (Welford).
 #[cube]
 fn with_value(count: f32, mean: f32, deviations: f32, value: f32) -> (f32, f32, f32) {
     let count = count + 1.0f32;
@@ -169,7 +169,7 @@ fn with_value(count: f32, mean: f32, deviations: f32, value: f32) -> (f32, f32, 
     (count, mean, deviations + difference * (value - mean))
 }
 
-/// Moments of two sets of values together (Chan, Golub and LeVeque); either may be empty.
+/// Merges the moments of two sets of values (Chan, Golub and LeVeque); either may be empty.
 #[cube]
 fn merged(
     count: f32,
@@ -190,7 +190,7 @@ fn merged(
     )
 }
 
-/// Moments of the values of all units of a cube.
+/// Merges the moments of all units of a cube.
 #[cube]
 fn of_cube(count: f32, mean: f32, deviations: f32, shared: &mut Shared<[f32]>) -> (f32, f32, f32) {
     let unit = UNIT_POS as usize;
@@ -220,7 +220,7 @@ fn of_cube(count: f32, mean: f32, deviations: f32, shared: &mut Shared<[f32]>) -
     (shared[0], shared[UNITS], shared[2 * UNITS])
 }
 
-/// Moments of a part of each group.
+/// Computes the moments of a part of each group.
 #[cube(launch)]
 fn group_moments<F: Float>(
     input: &Tensor<F>,
@@ -261,7 +261,7 @@ fn group_moments<F: Float>(
     }
 }
 
-/// `activation(γ·x̂ + β)` of the elements of an image, in memory order.
+/// Computes `activation(γ·x̂ + β)` for the elements of an image, in memory order.
 #[cube(launch)]
 fn normalize_groups<F: Float>(
     input: &Tensor<F>,
@@ -321,7 +321,7 @@ fn normalize_groups<F: Float>(
     }
 }
 
-/// `γ·x̂ + β` of a row.
+/// Computes `γ·x̂ + β` for a row.
 #[cube(launch)]
 fn normalize_rows<F: Float>(
     input: &Tensor<F>,

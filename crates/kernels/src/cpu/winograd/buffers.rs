@@ -1,4 +1,4 @@
-//! Buffers of transformed patches, transformed weights and their products.
+//! Buffers for transformed patches, transformed weights and their products.
 #![allow(unsafe_code, reason = "threads write disjoint lines of shared buffers")]
 
 use crate::cpu::multiply::multiply;
@@ -8,10 +8,9 @@ use crate::cpu::target::Target;
 use crate::cpu::transpose::transpose;
 use crate::cpu::winograd::points::{LANES, PATCH, POINTS, kernels_at_points, patches_at_points};
 
-/// Values between lines that would otherwise be a multiple of 4 KiB apart and so compete for the same sets of a cache: one cache
-/// line.
+/// Padding between lines that would otherwise be a multiple of 4 KiB apart and compete for the same cache sets: one cache line.
 const APART: usize = 16;
-/// A panel's transformed patches, `[POINTS, channels, units, LANES]`, with APART values after each point.
+/// The transformed patches of a panel, `[POINTS, channels, units, LANES]`, with APART values after each point.
 #[derive(Clone, Copy)]
 pub(super) struct Patches {
     pub(super) at: Target,
@@ -32,7 +31,7 @@ impl Patches {
     ///
     /// # Safety
     ///
-    /// The buffer has the [length](Self::length), and no other thread touches this channel meanwhile.
+    /// The buffer has the [length](Self::length), and no other thread accesses this channel during the call.
     pub(super) unsafe fn write(
         &self,
         unit: usize,
@@ -41,19 +40,19 @@ impl Patches {
     ) {
         let line = (channel * self.units + unit) * LANES;
         let first = self.at.at(line);
-        // SAFETY: there is a line for each point, at this distance; the rest is the caller's.
+        // SAFETY: there is a line for each point, at this distance; the rest is guaranteed by the caller.
         unsafe { patches_at_points(under, first, Self::point_len(self.channels, self.units)) };
     }
 
-    /// `count` channels from `first` on, at a point.
+    /// Returns `count` channels from `first` on, at a point.
     ///
     /// # Safety
     ///
-    /// They are of the buffer and initialised, and nobody writes to them meanwhile.
+    /// They are within the buffer and initialised, and nothing writes to them during the borrow.
     unsafe fn matrix(&self, point: usize, first: usize, count: usize) -> Matrix<'_> {
         let columns = self.units * LANES;
         let at = point * Self::point_len(self.channels, self.units) + first * columns;
-        // SAFETY: as the caller has promised.
+        // SAFETY: guaranteed by the caller.
         let values = unsafe { self.at.read(at, count * columns) };
         Matrix::new(values, columns)
     }
@@ -76,11 +75,11 @@ impl Weights {
         outputs * (inputs + APART) + APART
     }
 
-    /// Transforms an output's kernels, `[inputs, 9]`.
+    /// Transforms the kernels of an output, `[inputs, 9]`.
     ///
     /// # Safety
     ///
-    /// The buffer has the [length](Self::length), and no other thread touches this output meanwhile.
+    /// The buffer has the [length](Self::length), and no other thread accesses this output during the call.
     pub(super) unsafe fn write(&self, output: usize, kernels: &[f32]) {
         let mut taps = [[0.0; LANES]; 9];
         let line = |point: usize| {
@@ -93,7 +92,7 @@ impl Weights {
             kernels_at_points(&taps, &mut values);
             for (point, values) in values.iter().enumerate() {
                 let at = line(point) + index * LANES;
-                // SAFETY: the line and the gap after it are of the buffer; the rest is the caller's.
+                // SAFETY: the line and the gap after it are within the buffer; the rest is guaranteed by the caller.
                 unsafe { self.at.write_line(at, values) };
             }
         }
@@ -103,15 +102,15 @@ impl Weights {
         }
     }
 
-    /// `count` outputs from `first` on, at a point.
+    /// Returns `count` outputs from `first` on, at a point.
     ///
     /// # Safety
     ///
-    /// They are of the buffer and initialised, and nobody writes to them meanwhile.
+    /// They are within the buffer and initialised, and nothing writes to them during the borrow.
     unsafe fn matrix(&self, point: usize, first: usize, count: usize) -> Matrix<'_> {
         let line = self.inputs + APART;
         let at = point * Self::point_len(self.outputs, self.inputs) + first * line;
-        // SAFETY: as the caller has promised.
+        // SAFETY: guaranteed by the caller.
         let values = unsafe { self.at.read(at, count * line) };
         Matrix::strided(values, count, self.inputs, line)
     }
@@ -137,12 +136,12 @@ impl<'a> Products<'a> {
         point * (self.outputs * self.units * LANES + APART) + (output * self.units + unit) * LANES
     }
 
-    /// Multiplies the weights of outputs from `first` on by the patches of inputs from `from` on, replacing the products or, with
-    /// `add`, adding to them.
+    /// Multiplies the weights of the outputs from `first` on by the patches of the inputs from `from` on, and overwrites the
+    /// products or, with `add`, adds to them.
     ///
     /// # Safety
     ///
-    /// Both are initialised, and nobody writes to them meanwhile.
+    /// Both are initialised, and nothing writes to them during the call.
     pub(super) unsafe fn add(
         &mut self,
         weights: &Weights,
@@ -152,7 +151,7 @@ impl<'a> Products<'a> {
         add: bool,
     ) {
         for point in 0..POINTS {
-            // SAFETY: as the caller has promised; the products are this thread's and large enough.
+            // SAFETY: guaranteed by the caller; the products belong to this thread and are large enough.
             unsafe {
                 let left = weights.matrix(point, first, self.outputs);
                 let right = patches.matrix(point, from, weights.inputs);
@@ -162,7 +161,7 @@ impl<'a> Products<'a> {
         }
     }
 
-    /// The lines of a unit, from its first point on, and the distance between points.
+    /// The lines of a unit from its first point on, and the distance between points.
     pub(super) fn lines(&self, output: usize, unit: usize) -> (&[f32], usize) {
         let apart = self.start(1, 0, 0);
         (&self.values[self.start(0, output, unit)..], apart)

@@ -1,4 +1,4 @@
-//! 3×3 convolution with stride 1 by Winograd's F(4×4, 3×3) (Lavin and Gray, arXiv 1509.09308): an output tile of 4×4 pixels
+//! 3×3 convolution with stride 1 using Winograd's F(4×4, 3×3) (Lavin and Gray, arXiv 1509.09308): an output tile of 4×4 pixels
 //! takes 36 multiplications per pair of channels instead of 144.
 //!
 //! ```text
@@ -16,13 +16,13 @@
 //!  └──────────────┴──────────────┴──────────────┴──────────────┘
 //! ```
 //!
-//! Two orders of the loops, by the number of panels:
+//! There are two loop orders, depending on the number of panels:
 //!
 //! - *Patches first* (at most FEW panels, a U-Net): all patches are transformed once, in parallel over channels. Each task
 //!   then takes a group of outputs, transforms their weights, uses them for all panels and drops them. The transformed
-//!   weights, four times as large as the weights, never pass through memory.
-//! - *Weights first* (more panels, a decoder): all weights are transformed once. Each task then takes a panel from the input
-//!   to the output, and patches and products stay in its cache.
+//!   weights, four times as large as the weights, never go through memory.
+//! - *Weights first* (more panels, a decoder): all weights are transformed once. Each task then takes a panel from input to
+//!   output, and its patches and products stay in cache.
 //!
 //! No sum depends on the number of threads.
 #![allow(unsafe_code, reason = "threads write disjoint lines of shared buffers")]
@@ -52,13 +52,13 @@ pub(crate) use sizes::suits;
 /// Outputs per group: whole tiles of 6, 8, 12 and 16 rows of [`multiply`](crate::cpu::multiply). Groups of 96 to 576 outputs were no faster
 /// (docs/log.md, 2026-11-25).
 const GROUP: usize = 48;
-/// Outputs per group and inputs per step where there is a single panel, as at 32×32 pixels and below. The weights of a step,
-/// 36 × 24 × 192 values (0.65 MB), then stay in the second cache between their transformation and their only use.
+/// Outputs per group and inputs per step if there is a single panel, as at 32×32 pixels and below. The weights of a step,
+/// 36 × 24 × 192 values (0.65 MB), then stay in the L2 cache between their transformation and their only use.
 const SMALL_GROUP: usize = 24;
 const SMALL_INPUTS: usize = 192;
 
 /// `[batch, inputs, height, width]` with weights `[outputs, inputs, 3, 3]` → `[batch, outputs, height', width']`. With
-/// `upsample`, the input is upsampled by 2 first, as it is read.
+/// `upsample`, the input is upsampled by 2 while it is read.
 pub(crate) fn convolve(
     input: &[f32],
     weight: Stored<'_>,
@@ -97,7 +97,7 @@ struct Convolution<'a> {
 }
 
 impl Convolution<'_> {
-    /// All patches, then the outputs a group at a time.
+    /// Transforms all patches, then computes the outputs a group at a time.
     fn patches_first(&self) {
         let Sizes {
             inputs, outputs, ..
@@ -135,15 +135,15 @@ impl Convolution<'_> {
         groups.for_each(|first| unsafe { self.group(first, group.min(outputs - first), &panels) });
     }
 
-    /// `count` outputs from `first` on, at all tiles.
+    /// Computes `count` outputs from `first` on, at all tiles.
     ///
     /// # Safety
     ///
-    /// The patches are initialised, and nobody writes to them meanwhile.
+    /// The patches are initialised, and nothing writes to them during the call.
     unsafe fn group(&self, first: usize, count: usize, panels: &[(Patches, &[Vec<Run>])]) {
         let inputs = self.sizes.inputs;
-        // A single panel takes a few inputs at a time, so that their weights stay in cache. With several panels the weights of
-        // all inputs are kept for the next panel.
+        // A single panel takes a few inputs at a time, so that their weights stay in cache. With several panels, the weights
+        // of all inputs are kept for the next panel.
         let at_once = match panels.len() {
             1 => SMALL_INPUTS.min(inputs),
             _ => inputs,
@@ -166,7 +166,7 @@ impl Convolution<'_> {
                             unsafe { weights.write(output, kernels) };
                         }
                     }
-                    // SAFETY: this thread has written the weights; the patches are the caller's.
+                    // SAFETY: this thread has written the weights; the patches are guaranteed by the caller.
                     unsafe { products.add(&weights, 0, patches, from, from > 0) };
                 }
                 self.write(&products, first, places);
@@ -174,7 +174,7 @@ impl Convolution<'_> {
         });
     }
 
-    /// All weights, then the tiles a panel at a time.
+    /// Transforms all weights, then computes the tiles a panel at a time.
     fn weights_first(&self) {
         let Sizes {
             inputs, outputs, ..
@@ -197,11 +197,11 @@ impl Convolution<'_> {
         panels.for_each(|panel| unsafe { self.panel(panel, &weights) });
     }
 
-    /// A panel of tiles, for all outputs.
+    /// Computes a panel of tiles for all outputs.
     ///
     /// # Safety
     ///
-    /// The weights are initialised, and nobody writes to them meanwhile.
+    /// The weights are initialised, and nothing writes to them during the call.
     unsafe fn panel(&self, panel: usize, weights: &Weights) {
         let Sizes {
             inputs, outputs, ..
@@ -221,7 +221,7 @@ impl Convolution<'_> {
             for first in (0..outputs).step_by(GROUP) {
                 let count = GROUP.min(outputs - first);
                 let mut products = Products::new(products, count, patches.units);
-                // SAFETY: this thread has written the patches; the weights are the caller's.
+                // SAFETY: this thread has written the patches; the weights are guaranteed by the caller.
                 unsafe { products.add(weights, first, &patches, 0, false) };
                 self.write(&products, first, &places);
             }
@@ -232,19 +232,19 @@ impl Convolution<'_> {
     ///
     /// # Safety
     ///
-    /// No other thread touches this channel of the patches meanwhile.
+    /// No other thread accesses this channel of the patches during the call.
     unsafe fn transform(&self, channel: usize, places: &[Vec<Run>], patches: &Patches) {
         let mut under = [[[0.0; LANES]; PATCH]; PATCH];
         for (unit, runs) in places.iter().enumerate() {
             self.prefetch_input(channel + 1, runs);
             self.gather(channel, runs, &mut under);
-            // SAFETY: as the caller has promised.
+            // SAFETY: guaranteed by the caller.
             unsafe { patches.write(unit, channel, &under) };
         }
     }
 
-    /// Prefetches the input under a unit, a few hundred bytes of each of many channels, which the hardware does not predict: the
-    /// decoder went from 2.46 to 2.28 s with it (docs/log.md, 2026-11-25).
+    /// Prefetches the input under a unit, a few hundred bytes from each of many channels, which the hardware prefetcher cannot
+    /// predict. It reduced the time of the decoder from 2.46 to 2.28 s (docs/log.md, 2026-11-25).
     fn prefetch_input(&self, channel: usize, runs: &[Run]) {
         let Sizes {
             inputs,
@@ -266,7 +266,7 @@ impl Convolution<'_> {
         }
     }
 
-    /// Prefetches the output under a unit and the residual that is added to it; another 0.1 s.
+    /// Prefetches the output under a unit and the residual that is added to it, which saves another 0.1 s.
     fn prefetch_output(&self, output: usize, runs: &[Run]) {
         let Sizes {
             outputs,
@@ -286,7 +286,7 @@ impl Convolution<'_> {
         }
     }
 
-    /// Gathers the patches of a unit: for each row, six lines with a lane per tile.
+    /// Gathers the patches of a unit: for each row, six lines with one lane per tile.
     fn gather(&self, channel: usize, runs: &[Run], values: &mut [[[f32; LANES]; PATCH]; PATCH]) {
         let Sizes {
             inputs,
@@ -303,7 +303,7 @@ impl Convolution<'_> {
             let plane = (run.image * inputs + channel) * rows * columns;
             let plane = &self.input[plane..][..rows * columns];
             let length = TILE * run.length + 2;
-            // The first column of the run that is inside the image, and the number of columns left of it.
+            // The first column of the run inside the image, and the number of columns to the left of it.
             let (start, before) = match (run.column * TILE).checked_sub(padding) {
                 Some(start) => (start.min(width), 0),
                 None => (0, (padding - run.column * TILE).min(length)),
@@ -336,7 +336,7 @@ impl Convolution<'_> {
         }
     }
 
-    /// Transforms a panel's products into pixels of the outputs from `first` on.
+    /// Transforms the products of a panel into pixels of the outputs from `first` on.
     fn write(&self, products: &Products<'_>, first: usize, places: &[Vec<Run>]) {
         for output in 0..products.outputs {
             for (unit, runs) in places.iter().enumerate() {
@@ -368,14 +368,14 @@ impl Convolution<'_> {
                 let plane = run.image * outputs + output;
                 let at = (plane * out_height + y) * out_width + x;
                 let pixels = &pixels[run.lane * TILE..][..length];
-                // SAFETY: the pixels are of the output, and no other thread has this output's tile.
+                // SAFETY: the pixels are within the output, and no other thread has this tile of this output.
                 unsafe { self.epilogue.finish(pixels, self.output.at(at), plane, at) };
             }
         }
     }
 }
 
-/// Values of a row upsampled by 2, from column `first` on.
+/// Writes the values of a row upsampled by 2, from column `first` on.
 fn upsample_row(to: &mut [f32], row: &[f32], first: usize) {
     let (odd, pairs) = to.split_at_mut(first % 2);
     if let [odd] = odd {

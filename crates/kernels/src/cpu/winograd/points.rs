@@ -1,12 +1,12 @@
 //! The transforms of Winograd's F(4×4, 3×3), vectorised over sixteen tiles.
 //!
-//! The interpolation points are 0, ±5/8, ±3/2 and ∞ instead of the usual 0, ±1, ±2, ∞. They are exact in binary and have a
-//! third of the error: 1.4e-6 of the output's root mean square instead of 3.1e-6, at most 1.1e-5 instead of 4.2e-5, over
+//! The interpolation points are 0, ±5/8, ±3/2 and ∞ instead of the usual 0, ±1, ±2, ∞. They are exact in binary and have about
+//! a third of the error: 1.4e-6 of the output's root mean square instead of 3.1e-6, and at most 1.1e-5 instead of 4.2e-5, over
 //! 256 channels of normal values (a direct sum has about 3e-7 and 2e-6; numpy, f32, the best of thirteen pairs,
 //! docs/log.md, 2026-11-25).
 #![allow(
     unsafe_code,
-    reason = "patches are written to a buffer that threads share"
+    reason = "patches are written to a buffer shared by threads"
 )]
 #![allow(
     clippy::needless_range_loop,
@@ -19,9 +19,9 @@ use crate::cpu::loops::vectorized;
 pub(super) const TILE: usize = 4;
 /// Side of the input patch that a tile depends on.
 pub(super) const PATCH: usize = TILE + 2;
-/// Interpolation points in two dimensions: products per tile and pair of channels.
+/// Number of interpolation points in two dimensions, which is the number of products per tile and pair of channels.
 pub(super) const POINTS: usize = PATCH * PATCH;
-/// Tiles that are transformed together: the lanes of one AVX-512 or two AVX2 vectors.
+/// Number of tiles transformed together: the lanes of one AVX-512 or two AVX2 vectors.
 pub(super) const LANES: usize = 16;
 /// The interpolation points are ±A and ±B besides 0 and ∞.
 const A: f32 = 0.625;
@@ -29,11 +29,11 @@ const B: f32 = 1.5;
 const A2: f32 = A * A;
 const B2: f32 = B * B;
 
-/// Values at all points, of sixteen tiles or kernels.
+/// The values of sixteen tiles or kernels at all points.
 pub(super) type Unit = [[f32; LANES]; POINTS];
 
 vectorized! {
-    /// Kernels at all points, `G·g·Gᵀ`, sixteen at a time.
+    /// Transforms kernels to all points, `G·g·Gᵀ`, sixteen at a time.
     pub(super) fn kernels_at_points(taps: &[[f32; LANES]; 9], points: &mut Unit) {
         // The rows of G, up to the powers of ±A and ±B that its columns add.
         let at_zero = 1.0 / (A2 * B2);
@@ -94,11 +94,11 @@ fn pixels_at([m0, a, minus_a, b, minus_b, m5]: [f32; PATCH]) -> [f32; TILE] {
 }
 
 vectorized! {
-    /// Writes sixteen patches at all points, `Bᵀ·d·B`: the line of point `p` to `first + p·apart`.
+    /// Transforms sixteen patches to all points, `Bᵀ·d·B`, and writes the line of point `p` to `first + p·apart`.
     ///
     /// # Safety
     ///
-    /// Each of these [`POINTS`] addresses is valid for writing [`LANES`] values, which no other thread touches meanwhile.
+    /// Each of these [`POINTS`] addresses is valid for writing [`LANES`] values, which no other thread accesses during the call.
     pub(super) unsafe fn patches_at_points(under: &[[[f32; LANES]; PATCH]; PATCH], first: *mut f32, apart: usize) {
         let mut across = [[[0.0f32; LANES]; PATCH]; PATCH];
         for (across, under) in across.iter_mut().zip(under) {
@@ -119,7 +119,7 @@ vectorized! {
             }
             for (row, line) in lines.iter().enumerate() {
                 let to = first.wrapping_add((PATCH * row + column) * apart);
-                // SAFETY: as the caller has promised.
+                // SAFETY: guaranteed by the caller.
                 unsafe { to.cast::<[f32; LANES]>().write_unaligned(*line) };
             }
         }
@@ -127,7 +127,8 @@ vectorized! {
 }
 
 vectorized! {
-    /// Pixels of sixteen tiles, `Aᵀ·m·A`, as four columns of each of four rows; the line of point `p` begins at `p·apart`.
+    /// Computes the pixels of sixteen tiles, `Aᵀ·m·A`, as four columns of each of four rows; the line of point `p` begins at
+    /// `p·apart`.
     pub(super) fn pixels_of_points(
         points: &[f32],
         apart: usize,

@@ -5,17 +5,17 @@ use burn::tensor::Shape;
 use crate::cpu::winograd::points::{LANES, TILE};
 use crate::options::Window;
 
-/// Units per panel. 64 columns are the widest strip of [`multiply`](crate::cpu::multiply). Panels of 128 tiles are as fast, of 256 tiles 4 % slower, of
-/// 512 tiles 8 % (docs/log.md, 2026-11-25).
+/// Units per panel. 64 columns are the widest strip of [`multiply`](crate::cpu::multiply). Panels of 128 tiles are equally
+/// fast, 256 tiles are 4 % slower, and 512 tiles 8 % (docs/log.md, 2026-11-25).
 const PANEL: usize = 4;
-/// Panels up to which patches come first, 512 tiles: 64×64 pixels in batches of up to two.
+/// Number of panels up to which patches are transformed first, 512 tiles: 64×64 pixels in batches of up to two.
 pub(super) const FEW: usize = 8;
-/// Channels and tiles from which on this way is taken. With packed products it paid from 32 tiles on (docs/log.md, 2026-11-25);
-/// [`multiply`](crate::cpu::multiply) packs nothing.
+/// Minimum number of channels and tiles for Winograd. With packed products it paid off from 32 tiles on (docs/log.md,
+/// 2026-11-25); [`multiply`](crate::cpu::multiply) packs nothing.
 const CHANNELS: usize = 32;
 const TILES: usize = 16;
 
-/// Returns true if Winograd is the faster way, for an input of this shape or, with `upsample`, of twice the height and width.
+/// Returns whether Winograd is faster, for an input of this shape or, with `upsample`, of twice the height and width.
 pub(crate) fn suits(input: &Shape, weight: &Shape, window: Window, upsample: bool) -> bool {
     let ([_, inputs, _, _], [outputs, _, rows, columns]) = (input.dims::<4>(), weight.dims::<4>());
     if [rows, columns] != [3, 3] || window.stride != 1 || inputs < CHANNELS {
@@ -26,7 +26,7 @@ pub(crate) fn suits(input: &Shape, weight: &Shape, window: Window, upsample: boo
         return false;
     }
     let pixels = sizes.batch * sizes.out_height * sizes.out_width;
-    // What tiles compute beyond the edge is wasted.
+    // Anything that tiles compute beyond the edge is wasted.
     sizes.tiles() >= TILES && sizes.tiles() * TILE * TILE <= pixels * 3 / 2
 }
 
@@ -40,11 +40,11 @@ pub(super) struct Sizes {
     pub(super) width: usize,
     /// Zeros above and to the left.
     pub(super) padding: usize,
-    /// The input is stored with half this height and width.
+    /// True if the input is stored with half this height and width.
     pub(super) upsample: bool,
     pub(super) out_height: usize,
     pub(super) out_width: usize,
-    /// Tiles per column and per row of an image.
+    /// Number of tiles per column and per row of an image.
     pub(super) down: usize,
     pub(super) across: usize,
 }
