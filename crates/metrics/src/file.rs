@@ -52,22 +52,10 @@ impl Statistics {
                 "expected mu of shape [width] and sigma of shape [width, width], found {shape:?} and {square:?}"
             )));
         }
-        if mean
-            .iter()
-            .chain(&covariance)
-            .any(|value| !value.is_finite())
-        {
-            return Err(bad("a value is NaN or infinite".to_owned()));
-        }
         let covariance = Mat::from_fn(width, width, |i, j| covariance[i * width + j]);
         let network = network(&mut archive).map_err(|error| bad(format!("network: {error}")))?;
-        let largest = (0..width).map(|i| covariance[(i, i)]).fold(0.0, f64::max);
-        let pairs = (0..width).flat_map(|i| (0..i).map(move |j| (i, j)));
-        let apart = pairs.map(|(i, j)| (covariance[(i, j)] - covariance[(j, i)]).abs());
-        if apart.fold(0.0, f64::max) > ASYMMETRY * largest {
-            return Err(bad("sigma is not symmetric".to_owned()));
-        }
         let gaussian = Gaussian { mean, covariance };
+        check(&gaussian).map_err(bad)?;
         Ok(Self { gaussian, network })
     }
 
@@ -76,8 +64,13 @@ impl Statistics {
     ///
     /// # Errors
     ///
-    /// If it cannot be written.
+    /// If it cannot be written, or its values are not a finite mean and a symmetric covariance, which [`open`](Self::open)
+    /// rejects.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
+        check(&self.gaussian).map_err(|reason| Error::Statistics {
+            path: path.to_owned(),
+            reason,
+        })?;
         let Gaussian { mean, covariance } = &self.gaussian;
         let width = mean.len();
         let rows = (0..width).flat_map(|i| (0..width).map(move |j| (i, j)));
@@ -107,6 +100,31 @@ impl Statistics {
             path: path.to_owned(),
             source,
         })
+    }
+}
+
+/// Checks that the values are finite and the covariance is square, as wide as the mean, and symmetric.
+fn check(gaussian: &Gaussian) -> Result<(), String> {
+    let Gaussian { mean, covariance } = gaussian;
+    let width = mean.len();
+    let square = (covariance.nrows(), covariance.ncols());
+    if square != (width, width) {
+        return Err(format!(
+            "expected a covariance of {width}×{width}, found {}×{}",
+            square.0, square.1
+        ));
+    }
+    let at = |i: usize| (0..width).map(move |j| (i, j));
+    let mut values = (0..width).flat_map(at).map(|at| covariance[at]);
+    if !mean.iter().all(|value| value.is_finite()) || !values.all(f64::is_finite) {
+        return Err("a value is NaN or infinite".to_owned());
+    }
+    let largest = (0..width).map(|i| covariance[(i, i)]).fold(0.0, f64::max);
+    let pairs = (0..width).flat_map(|i| (0..i).map(move |j| (i, j)));
+    let apart = pairs.map(|(i, j)| (covariance[(i, j)] - covariance[(j, i)]).abs());
+    match apart.fold(0.0, f64::max) > ASYMMETRY * largest {
+        true => Err("sigma is not symmetric".to_owned()),
+        false => Ok(()),
     }
 }
 

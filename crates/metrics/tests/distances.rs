@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use npyz::WriterBuilder;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::SafeTensors;
@@ -177,21 +178,41 @@ fn statistics_are_read_from_pytorch_fid() {
     }
     let below = path.join("statistics.npz");
     assert!(matches!(read.save(&below), Err(Error::Io { .. })));
-    let gaussian = Gaussian {
-        mean: vec![f64::NAN; 2],
-        covariance: faer::Mat::identity(2, 2),
+}
+
+/// Writes `mu` and an identity `sigma` as other programs do.
+fn write_statistics(path: &Path, mu: [f64; 2]) {
+    let mut archive = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
+    let options = zip::write::SimpleFileOptions::default();
+    let mut array = |name, shape: &[u64], values: &[f64]| {
+        archive.start_file(name, options).unwrap();
+        let header = npyz::WriteOptions::new().default_dtype().shape(shape);
+        let mut writer = header.writer(&mut archive).begin_nd().unwrap();
+        writer.extend(values.iter().copied()).unwrap();
+        writer.finish().unwrap();
     };
-    let other = Statistics {
-        gaussian,
-        network: None,
-    };
-    other.save(&path).unwrap();
-    assert!(
-        Statistics::open(&path)
-            .unwrap_err()
-            .to_string()
-            .contains("NaN")
-    );
+    array("mu.npy", &[2], &mu);
+    array("sigma.npy", &[2, 2], &[1.0, 0.0, 0.0, 1.0]);
+    archive.finish().unwrap();
+}
+
+#[test]
+fn statistics_that_are_not_finite_are_neither_read_nor_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("statistics.npz");
+    write_statistics(&path, [0.5, 0.25]);
+    let mut statistics = Statistics::open(&path).unwrap();
+    assert_eq!(statistics.gaussian.mean, [0.5, 0.25]);
+    let before = std::fs::read(&path).unwrap();
+    for value in [f64::NAN, f64::INFINITY] {
+        statistics.gaussian.mean[1] = value;
+        let error = statistics.save(&path).unwrap_err().to_string();
+        assert!(error.contains("NaN or infinite"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
+    write_statistics(&path, [0.5, f64::NAN]);
+    let error = Statistics::open(&path).unwrap_err().to_string();
+    assert!(error.contains("NaN or infinite"), "{error}");
 }
 
 #[test]
