@@ -6,7 +6,7 @@
                     [--peers candle compile graphs openvino] [--json FILE]
 
 Runs alternate between the programs, one part at a time, so that all see the same machine load; warm-up rounds are not counted.
-FOLDER is a model written by make_model.py. A part is a network, or a single operation at Stable Diffusion's shapes. The peer
+FOLDER is a model written by make_model.py. --batch 2 is a denoiser's call with guidance. A part is a network, or a single operation at Stable Diffusion's shapes. The peer
 `compile` is torch.compile with its default backend, `graphs` the same with mode="max-autotune" (CUDA graphs), and `openvino` the
 PyTorch module converted to OpenVINO in f32. On a CPU, --dtype applies only to PyTorch; swiftbrush, candle and OpenVINO compute
 in f32. With --device cuda, swiftbrush computes in --dtype too, and --binary must be built for CUDA. Prints medians, with minimum
@@ -106,7 +106,11 @@ def inputs(part, layout=torch.contiguous_format):
     if part == "text_encoder":
         return [torch.ones(args.batch, 77, dtype=torch.long, device=args.device)]
     latents = randn(4, 64, 64).to(memory_format=layout)
-    return [latents, randn(77, 1024)] if part == "unet" else [latents]
+    return [latents, randn(77, width())] if part == "unet" else [latents]
+
+def width():
+    """Width of the text encoder's states."""
+    return json.loads(pathlib.Path(args.folder, "unet/config.json").read_text())["cross_attention_dim"]
 
 def randn(*shape):
     return torch.randn(args.batch, *shape, device=args.device).to(DTYPE)
