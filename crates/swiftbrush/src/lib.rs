@@ -8,10 +8,19 @@
 //! | [load a checkpoint](guide::load_a_checkpoint) | folders, single files, the hub; element types and memory |
 //! | [adapters](guide::adapters) | LoRA: apply, combine, convert, attach |
 //! | [image to image](guide::image_to_image) | start from an image |
-//! | distil (`guide::distil`) | train a one-step student from prompts |
+#![cfg_attr(
+    feature = "train",
+    doc = "| [distil](guide::distil) | train a one-step student from prompts |"
+)]
 //! | [merge](guide::merge) | average the weights of two models |
-//! | measure (`guide::measure`) | compare sets of images, reproducibly |
-//! | your own loss (`guide::own_loss`) | the losses on their own, and a new one in training |
+#![cfg_attr(
+    feature = "measure",
+    doc = "| [measure](guide::measure) | compare sets of images, reproducibly |"
+)]
+#![cfg_attr(
+    feature = "train",
+    doc = "| [your own loss](guide::own_loss) | the losses on their own, and a new one in training |"
+)]
 //! | [your own kernel](guide::own_kernel) | fast layers in your own network, and a new operation |
 //!
 //! # Crates
