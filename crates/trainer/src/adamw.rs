@@ -1,4 +1,4 @@
-//! AdamW with PyTorch's defaults, its state kept by parameter name.
+//! AdamW with PyTorch's defaults, which keeps its state by parameter name.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use swiftbrush_kernels::{AdamWUpdate, adamw};
 
 use crate::NamedGradients;
 
-/// Settings of [`AdamW`]; the defaults are those of PyTorch with weight decay off, as in SwiftBrush.
+/// Settings of [`AdamW`]; the defaults are PyTorch's, but with weight decay off, as in SwiftBrush.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdamWConfig {
@@ -35,10 +35,10 @@ impl Default for AdamWConfig {
     }
 }
 
-/// Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), step for step
-/// PyTorch's `AdamW`.
+/// Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), which takes the same
+/// steps as PyTorch's `AdamW`.
 ///
-/// burn's optimiser keeps its state by parameter id, which changes with every process. This one keeps it
+/// burn's optimiser keeps its state by parameter id, which differs between processes. This one keeps it
 /// by parameter name, so that a run can be saved and resumed exactly.
 #[derive(Clone, Debug)]
 pub struct AdamW {

@@ -23,7 +23,7 @@ use crate::{
     Report, Reward, Snapshot, Student, Threads,
 };
 
-/// A run of SwiftBrush v2: the student, the fake teacher that follows it, and their optimisers.
+/// A run of SwiftBrush v2: the student, the fake teacher that tracks it, and their optimisers.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -64,7 +64,7 @@ pub struct Distiller {
     fingerprint: Fingerprint,
     frozen: Frozen,
     rewards: Vec<Box<dyn Reward>>,
-    /// On the autodiff device, as the fake teacher.
+    /// On the autodiff device, like the fake teacher.
     student: UNet,
     fake: UNet,
     student_adamw: AdamW,
@@ -93,7 +93,7 @@ impl Distiller {
     /// # Errors
     ///
     /// If a setting is out of range or matches nothing in the networks, a network is not in f32 on
-    /// `device`, networks do not fit each other, or the recipe has a CLIP loss and there is no CLIP.
+    /// `device`, the networks do not match each other, or the recipe has a CLIP loss but there is no CLIP.
     pub fn new(recipe: Recipe, networks: Networks, device: &Device) -> Result<Self, Error> {
         recipe.check().map_err(setting)?;
         let dtype = DType::from(recipe.precision.dtype());
@@ -155,8 +155,8 @@ impl Distiller {
         self
     }
 
-    /// Computes the `accumulation` micro-batches of a step on this many threads, which changes no
-    /// result; on a CPU it is faster for small networks. The default is 1.
+    /// Computes the `accumulation` micro-batches of a step on this many threads [default: 1]. This does
+    /// not change results, and is faster for small networks on a CPU.
     pub fn with_threads(mut self, count: usize) -> Self {
         self.threads = Threads::new(count);
         self
@@ -166,9 +166,9 @@ impl Distiller {
     ///
     /// # Errors
     ///
-    /// If settings or inputs differ from those of the snapshot and are not among `accepted`, by their
-    /// names in the [`Fingerprint`]; or if the tensors are those of other networks. `source` is the file
-    /// named in the error.
+    /// If settings or inputs differ from those of the snapshot and are not listed in `accepted` by their
+    /// names in the [`Fingerprint`], or if the tensors belong to other networks. `source` is the file named
+    /// in the error.
     pub fn restore(
         mut self,
         snapshot: &Snapshot,
@@ -194,7 +194,7 @@ impl Distiller {
     }
 
     /// The state of the run: trained weights, their averages and optimisers, counters, recipe and
-    /// fingerprint. Frozen weights are not part of it.
+    /// fingerprint. Frozen weights are not included.
     pub fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot::new(self.step);
         snapshot.set_counter("skipped", self.n_skipped);
@@ -215,12 +215,12 @@ impl Distiller {
         &self.recipe
     }
 
-    /// Settings and inputs that decide the run's weights.
+    /// Settings and inputs that determine the run's weights.
     pub fn fingerprint(&self) -> &Fingerprint {
         &self.fingerprint
     }
 
-    /// Number of steps done.
+    /// Number of completed steps.
     pub fn n_steps(&self) -> u64 {
         self.step
     }
@@ -241,7 +241,7 @@ impl Distiller {
         Student::new(self.student.valid(), lora, self.ema.clone())
     }
 
-    /// Latents that the averaged student generates for some prompts, with the same noise at every step.
+    /// Generates latents for some prompts with the averaged student, using the same noise at every step.
     ///
     /// # Shapes
     ///
@@ -250,7 +250,7 @@ impl Distiller {
         let mut random = Random::new(self.recipe.seed, Purpose::Preview, 0);
         let noise = self.frozen.sizes.noise(&mut random, prompts.len());
         let (student, schedule) = (self.averaged_student(), &self.frozen.student_schedule);
-        // One by one: a batch would take more memory than a step.
+        // One at a time, because a batch would take more memory than a step.
         let latents = prompts.iter().enumerate().map(|(index, prompt)| {
             let context = self.frozen.encode(&self.recipe, &[prompt]);
             one_step(
@@ -263,15 +263,15 @@ impl Distiller {
         Tensor::cat(latents.collect(), 0)
     }
 
-    /// Updates the fake teacher, and the student if it is its turn: at the last of every
-    /// `student_every` steps after the first `student_after`.
+    /// Updates the fake teacher, and in every `student_every`-th step after the first `student_after` also
+    /// the student.
     ///
-    /// A step with a non-finite loss or gradient updates nothing; it is skipped up to `max_bad_steps`
-    /// times.
+    /// A step with a non-finite loss or gradient updates nothing; up to `max_bad_steps` such steps are
+    /// skipped.
     ///
     /// # Errors
     ///
-    /// If a loss or a gradient is not finite and no further step may be skipped.
+    /// If a loss or a gradient is not finite and no more steps may be skipped.
     ///
     /// # Panics
     ///
@@ -315,8 +315,8 @@ impl Distiller {
         Ok(report)
     }
 
-    /// Sums losses and gradients in the order of the micro-batches, so that the number of threads
-    /// changes no bit. No more outcomes exist at once than there are threads.
+    /// Sums losses and gradients in micro-batch order, so that results are bit-identical for any number of
+    /// threads. At most one outcome per thread exists at a time.
     fn accumulate(&self, micro_batches: &[MicroBatch<'_>]) -> Outcome {
         let waves = micro_batches.chunks(self.threads.count());
         let outcomes = waves.flat_map(|wave| self.threads.map(wave, |batch| self.outcome(batch)));
@@ -324,7 +324,7 @@ impl Distiller {
         total.expect("a step has at least one micro-batch")
     }
 
-    /// Reads losses and norms, the only time that a step waits for the device.
+    /// Reads losses and norms, the only time a step waits for the device.
     fn report(&self, total: &Outcome, share: f64) -> Report {
         let student_squares = total.student_grads.squares();
         let n_student = student_squares.len();
@@ -392,7 +392,7 @@ impl Distiller {
         }
     }
 
-    /// Losses and gradients of a micro-batch.
+    /// Computes the losses and gradients of a micro-batch.
     fn outcome(&self, batch: &MicroBatch<'_>) -> Outcome {
         let context = self.frozen.encode(&self.recipe, batch.prompts);
         let mut losses = Losses {
@@ -427,7 +427,7 @@ impl Distiller {
         Tensor::zeros([1], &self.frozen.sizes.device)
     }
 
-    /// The student's latents, detached, and its gradients; its losses are set.
+    /// Computes the student's detached latents and its gradients, and sets its losses.
     fn student_step(
         &self,
         batch: &MicroBatch<'_>,
@@ -506,7 +506,7 @@ impl Frozen {
         }
     }
 
-    /// The context of prompts in the element type that denoisers compute in.
+    /// Encodes prompts in the element type that denoisers compute in.
     fn encode<S: AsRef<str>>(&self, recipe: &Recipe, prompts: &[S]) -> Tensor<3> {
         let tokens = self.tokenizer.encode_batch(prompts, &self.sizes.device);
         let context = self.text_encoder.forward(tokens);
@@ -540,12 +540,12 @@ fn schedules_hash((teacher, student): (&NoiseSchedule, &NoiseSchedule)) -> Strin
     crate::fingerprint::hex(&Sha256::digest(text))
 }
 
-/// The network on the autodiff device with all its weights trained.
+/// Moves the network to the autodiff device with all its weights trained.
 fn trainable(unet: &UNet) -> UNet {
     unet.clone().train().unfreeze()
 }
 
-/// The network with leaves of its own: graphs that share leaves are walked one after the other.
+/// Gives the network its own leaves, because burn processes graphs that share leaves sequentially.
 fn own(unet: &UNet) -> UNet {
     unet.valid().train()
 }

@@ -11,7 +11,8 @@ use crate::parameters::is_trained;
 
 /// A running average of the trained parameters of a module, in f32. Frozen parameters are not stored.
 ///
-/// The n-th update has the decay `min(n / (9 + n), decay)`, the first none, as diffusers' `EMAModel`.
+/// The n-th update has the decay `min(n / (9 + n), decay)` and the first has none, as in diffusers'
+/// `EMAModel`.
 #[derive(Clone, Debug)]
 pub struct Ema {
     decay: f64,
@@ -45,7 +46,7 @@ impl Ema {
         }
     }
 
-    /// Replaces the weights of a module by their averages.
+    /// Replaces the weights of a module with their averages.
     pub fn apply<M: Module>(&self, module: M) -> M {
         module.map(&mut Replace {
             path: ModulePath::default(),

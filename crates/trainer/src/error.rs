@@ -2,20 +2,20 @@ use std::path::PathBuf;
 
 use crate::fingerprint::Change;
 
-/// The reasons why a run cannot start, or stopped.
+/// Errors that prevent a run from starting or stop it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] swiftbrush_checkpoint::Error),
-    /// Adapters fit no layer of a network.
+    /// Adapters match no layer of a network.
     #[error(transparent)]
     Adapter(#[from] swiftbrush_lora::Error),
     /// A model cannot be loaded.
     #[error(transparent)]
     Pipeline(#[from] swiftbrush_pipeline::Error),
-    /// A recipe cannot be read, or a setting has no meaning for the networks.
+    /// A recipe cannot be read, or a setting is invalid for the networks.
     #[error("{path}: {reason}")]
     Recipe {
         /// The file, or `recipe` for a value.
@@ -23,7 +23,7 @@ pub enum Error {
         /// The setting, what was expected and what was found.
         reason: String,
     },
-    /// The prompts are not text, or none.
+    /// The prompt file is not text, or is empty.
     #[error(transparent)]
     Text(#[from] swiftbrush_checkpoint::TextError),
     /// The prompts can no longer be read.
@@ -34,12 +34,12 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// A network cannot be trained with, or does not fit the others.
+    /// A network cannot be used for training, or does not match the others.
     #[error("{network}: {reason}")]
     Network {
         /// The field of [`Networks`](crate::Networks).
         network: &'static str,
-        /// The expected value, the one found, and the remedy.
+        /// The expected value, the value found, and what to do.
         reason: String,
     },
     /// The recipe has a CLIP loss, but the networks have no CLIP and decoder.
@@ -48,7 +48,7 @@ pub enum Error {
          add them to the networks, or remove [clip] from the recipe"
     )]
     NoClip,
-    /// Two rewards have the same name, or one has that of another loss.
+    /// Two rewards have the same name, or one has the name of another loss.
     #[error("the name of the reward {0:?} is taken by another loss")]
     RewardName(String),
     /// A snapshot cannot be resumed.
@@ -71,13 +71,13 @@ pub enum Error {
         /// Every difference that was not accepted.
         changes: Vec<Change>,
     },
-    /// A change was accepted by a name that no setting or input has.
+    /// A change was accepted under a name that no setting or input has.
     #[error("no setting or input is called {0:?}; known are {known}", known = .1.join(", "))]
     UnknownChange(String, Vec<String>),
-    /// Another process trains in the folder.
+    /// Another process is training in the folder.
     #[error("{0} is in use by another process")]
     InUse(PathBuf),
-    /// A loss or a gradient became a NaN or an infinity, and no further step may be skipped.
+    /// A loss or a gradient became NaN or infinite, and no more steps may be skipped.
     #[error(
         "the {what} became {value} at step {step}; the last snapshot is intact: \
          resume with max_bad_steps = {allow} to skip the step, or start again with a lower \
@@ -90,7 +90,7 @@ pub enum Error {
         value: f64,
         /// The step.
         step: u64,
-        /// The number of skipped steps that would let the run pass.
+        /// The number of skipped steps that would let the run continue.
         allow: u64,
     },
 }

@@ -10,12 +10,12 @@ use crate::parameters::parameters;
 use crate::recipe::BOOKKEEPING;
 use crate::{Error, Recipe};
 
-/// The settings and inputs that decide the weights of a run, by name: settings of the recipe under
+/// The settings and inputs that determine the weights of a run, by name: settings of the recipe under
 /// their names in the file (`clip.weight`), hashes of networks and prompts, and the version of the
 /// trainer.
 ///
-/// A snapshot holds that of its run; [`Run::open`](crate::Run::open) rejects a snapshot whose fingerprint
-/// differs.
+/// A snapshot contains the fingerprint of its run; [`Run::open`](crate::Run::open) rejects a snapshot whose
+/// fingerprint differs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint(BTreeMap<String, String>);
 
@@ -39,7 +39,7 @@ impl std::fmt::Display for Change {
 }
 
 impl Fingerprint {
-    /// Creates the fingerprint of a recipe; bookkeeping such as `save_every` is left out.
+    /// Creates the fingerprint of a recipe, without bookkeeping settings such as `save_every`.
     pub(crate) fn of_recipe(recipe: &Recipe) -> Self {
         let mut fingerprint = Self::default();
         fingerprint.set("version", env!("CARGO_PKG_VERSION").to_owned());
@@ -74,12 +74,12 @@ impl Fingerprint {
         self.0.get(name).map(String::as_str)
     }
 
-    /// The differences between a saved fingerprint and this one, except those accepted by name: that
-    /// of an entry (`clip.weight`) or of its table (`clip`).
+    /// The differences between a saved fingerprint and this one, except those accepted by the name of an
+    /// entry (`clip.weight`) or of its table (`clip`).
     ///
     /// # Errors
     ///
-    /// If an accepted name is none of either fingerprint.
+    /// If an accepted name is in neither fingerprint.
     pub fn changes(&self, saved: &Self, accepted: &[String]) -> Result<Vec<Change>, Error> {
         let mut names: Vec<_> = self.0.keys().chain(saved.0.keys()).cloned().collect();
         names.sort();
@@ -125,7 +125,7 @@ pub(crate) fn hash<M: Module>(module: &M) -> String {
     hex(&hasher.finalize())
 }
 
-/// Bytes in hexadecimal.
+/// Formats bytes in hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -7,11 +7,11 @@ use burn::tensor::{FloatDType, Gradients, Tensor};
 use swiftbrush_checkpoint::ModulePath;
 use swiftbrush_kernels::sum_of_squares;
 
-/// The gradient of every trainable parameter that a loss reached, flattened, in f32.
+/// The gradients of all trainable parameters that a loss depends on, flattened, in f32.
 #[derive(Clone, Debug)]
 pub struct NamedGradients {
     grads: BTreeMap<String, Tensor<1>>,
-    /// Pending factor of all gradients, applied where they are used.
+    /// A pending factor of all gradients, applied where they are used.
     factor: f64,
 }
 
@@ -39,7 +39,7 @@ impl NamedGradients {
         }
     }
 
-    /// True if the loss reached no parameter.
+    /// Returns whether there are no gradients.
     pub fn is_empty(&self) -> bool {
         self.grads.is_empty()
     }
@@ -50,7 +50,7 @@ impl NamedGradients {
         Some(grad.clone() * self.factor)
     }
 
-    /// The names of the parameters that the loss reached, sorted.
+    /// The names of the parameters with gradients, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.grads.keys().map(String::as_str)
     }
@@ -105,7 +105,7 @@ impl NamedGradients {
         squares.iter::<f64>().sum::<f64>().sqrt()
     }
 
-    /// Scales the gradients down to `max_norm` if their norm is larger, as PyTorch's `clip_grad_norm_`;
+    /// Scales the gradients down to `max_norm` if their norm is larger, like PyTorch's `clip_grad_norm_`;
     /// returns the norm before clipping.
     pub fn clip(self, max_norm: f64) -> (Self, f64) {
         let norm = self.norm();

@@ -1,17 +1,17 @@
-//! SwiftBrush v2: distils a diffusion model into a one-step student, from prompts alone.
+//! SwiftBrush v2: distils a diffusion model into a one-step student, using only prompts.
 //!
-//! A [`Distiller`] holds the student, the fake teacher that follows it and their optimisers; its
-//! [`step`](Distiller::step) is the algorithm (arXiv 2408.14176, §3 and §4). A [`Run`] puts it on disk
-//! with snapshots, a log and previews. [`losses`] are pure functions that need neither; a [`Reward`] adds
-//! a loss of your own, a [`PromptSource`] prompts from elsewhere.
+//! A [`Distiller`] holds the student, the fake teacher that tracks it, and their optimisers; its
+//! [`step`](Distiller::step) is the algorithm (arXiv 2408.14176, §3 and §4). A [`Run`] adds snapshots, a
+//! log and previews on disk. [`losses`] are pure functions that need neither; a [`Reward`] adds your own
+//! loss, and a [`PromptSource`] your own source of prompts.
 //!
-//! A run can be killed at any moment: random numbers depend on seed and step alone, and a [`Snapshot`]
-//! holds everything else, so that the resumed run ends with the weights of one that was never killed, bit
+//! A run can be killed at any moment: random numbers depend only on seed and step, and a [`Snapshot`]
+//! holds everything else, so a resumed run ends with the same weights as one that was never killed, bit
 //! for bit on the CPU backend.
 //!
 //! Differences from the published code of SwiftBrush v1: ᾱ_T is the schedule's own, x̂₀ is divided in
-//! f32, a step that is not finite stops the run (or is skipped and logged) instead of being zeroed, and
-//! gradients are clipped over all parameters together.
+//! f32, a non-finite step stops the run (or is skipped and logged) instead of being zeroed, and gradients
+//! are clipped over all parameters together.
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
 mod adamw;

@@ -20,7 +20,7 @@ pub struct Timing {
     pub seconds: f64,
     /// Images generated per second.
     pub images_per_second: f64,
-    /// Resident memory of the process in bytes, where the system tells.
+    /// Resident memory of the process in bytes, if the system reports it.
     pub resident_bytes: Option<u64>,
 }
 
@@ -64,7 +64,7 @@ struct Line<'a> {
 }
 
 impl Log {
-    /// Opens the log and removes the lines that a killed run wrote after its last snapshot.
+    /// Opens the log and removes the lines written by a killed run after its last snapshot.
     pub(crate) fn open(folder: &Path, step: u64) -> Result<Self, Error> {
         let path = folder.join("log.jsonl");
         let io = |cause| FileError::write(&path, cause);

@@ -15,7 +15,7 @@ use swiftbrush_unet::UNet;
 use swiftbrush_vae::AutoencoderTiny;
 use swiftbrush_vsd_loss::{denoising_loss, normalized_vsd_gradient, vsd_gradient, vsd_loss};
 
-/// The losses of a step by name: tensors while a step is computed, numbers in its report.
+/// The losses of a step by name: tensors during a step, numbers in its report.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Losses<T> {
     /// Variational score distillation, ½·mean(g²), which says little about progress.
@@ -121,7 +121,7 @@ pub struct Guidance {
 }
 
 impl Guidance {
-    /// The same scales for every sample of a batch.
+    /// Creates the same scales for every sample of a batch.
     pub fn constant(teacher: f64, fake: f64, batch: usize) -> Self {
         Self {
             teacher: vec![teacher; batch],
@@ -134,10 +134,10 @@ impl Guidance {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GradientWeight {
-    /// σ_t² on the difference of the noise, as SwiftBrush.
+    /// σ_t² times the difference of the noise, as in SwiftBrush.
     #[default]
     Variance,
-    /// The difference of the denoised estimates over their distance from the sample, as DMD
+    /// The difference of the denoised estimates over their distance from the sample, as in DMD
     /// ([`normalized_vsd_gradient`]).
     Normalized,
 }
@@ -149,7 +149,7 @@ pub struct Teachers<'a> {
     pub teacher: &'a UNet,
     /// The fake teacher.
     pub fake: &'a UNet,
-    /// The schedule of both; networks that predict velocity or x₀ are converted by its formulas.
+    /// The schedule of both, which also converts the output of networks that predict velocity or x₀.
     pub schedule: &'a NoiseSchedule,
 }
 
@@ -211,7 +211,7 @@ fn guide_each(conditional: Tensor<4>, unconditional: Tensor<4>, scales: &[f64]) 
     unconditional.clone() + (conditional - unconditional) * scales
 }
 
-/// The student's loss of variational score distillation; see [`vsd_loss`].
+/// The student's variational score distillation loss; see [`vsd_loss`].
 pub fn distillation_loss(latents: Tensor<4>, gradient: Tensor<4>) -> Tensor<1> {
     vsd_loss(latents, gradient.autodiff())
 }
@@ -221,7 +221,7 @@ pub fn distillation_loss(latents: Tensor<4>, gradient: Tensor<4>) -> Tensor<1> {
 /// # Shapes
 ///
 /// - latents: `[batch, channels, height, width]`, on the student's graph
-/// - text_embeds: `[batch, width]`, of length one, as [`Clip::embed_texts`] returns them
+/// - text_embeds: `[batch, width]`, of unit length, from [`Clip::embed_texts`]
 /// - returns: `[1]`
 pub fn clip_loss(
     clip: &Clip,

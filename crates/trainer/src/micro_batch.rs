@@ -26,7 +26,7 @@ pub(crate) struct Sizes {
     pub(crate) device: Device,
 }
 
-/// Draws the inputs of all micro-batches of a step; they depend on seed and step alone.
+/// Draws the inputs of all micro-batches of a step, which depend only on seed and step.
 pub(crate) fn draw<'a>(
     recipe: &Recipe,
     sizes: &Sizes,
@@ -82,7 +82,7 @@ impl Sizes {
     }
 }
 
-/// The context of each sample, or the null context where `is_null`.
+/// The context of each sample, or the null context if `is_null`.
 ///
 /// # Shapes
 ///
@@ -109,7 +109,7 @@ pub(crate) fn with_null(
     Tensor::cat(samples.collect(), 0)
 }
 
-/// Losses and gradients of a micro-batch, or their sums over several.
+/// Losses and gradients of a micro-batch, or their sums over several micro-batches.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) losses: Losses<Tensor<1>>,
@@ -149,7 +149,7 @@ mod tests {
         recipe
     }
 
-    /// Of 4000 draws the outermost twentieth of a range is missed with a probability of 1e-89.
+    /// 4000 draws miss the outermost twentieth of a range with a probability of 1e-89.
     #[test]
     fn timesteps_span_the_range_of_the_recipe_and_for_the_fake_teacher_the_whole_schedule() {
         let mut recipe = recipe(1000, 4);

@@ -12,13 +12,13 @@ use crate::{ClipNetworks, Error, Recipe};
 
 /// The networks that a run starts from, in f32 and without autodiff.
 ///
-/// Parameters are handles, so a network that appears twice takes memory once.
+/// Parameters are handles, so a network that appears twice uses memory only once.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Networks {
-    /// The tokenizer of the text encoder, and of the CLIP if there is one.
+    /// The tokenizer of the text encoder, and of CLIP if there is one.
     pub tokenizer: Tokenizer,
-    /// Encodes prompts for the denoisers.
+    /// The encoder of prompts for the denoisers.
     pub text_encoder: TextEncoder,
     /// The frozen multi-step model.
     pub teacher: UNet,
@@ -55,8 +55,8 @@ impl Networks {
         }
     }
 
-    /// Sets the schedule of the student where it differs from the teacher's: a student that predicts
-    /// noise can be distilled from a teacher that predicts velocity, and the reverse.
+    /// Sets the schedule of the student if it differs from the teacher's: a student that predicts noise can
+    /// be distilled from a teacher that predicts velocity, and vice versa.
     pub fn with_student_schedule(mut self, schedule: NoiseSchedule) -> Self {
         self.student_schedule = schedule;
         self
@@ -68,8 +68,8 @@ impl Networks {
         self
     }
 
-    /// Loads the denoiser `component` of two models, with tokenizer and text encoder of the teacher
-    /// and each scheduler.
+    /// Loads the denoiser `component` of two models, with the teacher's tokenizer and text encoder and
+    /// each model's scheduler.
     ///
     /// # Errors
     ///
@@ -193,7 +193,7 @@ pub(crate) fn setting(reason: String) -> Error {
     }
 }
 
-/// A size of the first parameter with this end of its name.
+/// The size along an axis of the first parameter whose name has this suffix.
 fn size(parameters: &[Parameter], name: &str, axis: usize) -> Option<usize> {
     let mut parameters = parameters.iter();
     let found = parameters.find(|parameter| parameter.name.ends_with(name));
@@ -238,7 +238,7 @@ fn check_vocabulary(
     let tokens = size(parameters, "token_embedding.weight", 0).unwrap_or(0);
     let length = size(parameters, "position_embedding.weight", 0).unwrap_or(0);
     let (vocabulary, needed) = (tokenizer.vocabulary(), tokenizer.length());
-    // Padding may follow a CLIP's vocabulary of 49,408, never precede its end.
+    // A table may be padded beyond CLIP's vocabulary of 49,408, but must not be smaller.
     if tokens < vocabulary || length < needed {
         return Err(Error::Network {
             network,
@@ -251,7 +251,7 @@ fn check_vocabulary(
     Ok(())
 }
 
-/// Checks that each target names linear layers and nothing else.
+/// Checks that each target matches linear layers and nothing else.
 fn check_targets(name: &str, lora: &LoraConfig, parameters: &[Parameter]) -> Result<(), Error> {
     let (mut unmatched, mut others) = (Vec::new(), Vec::new());
     for target in &lora.target_modules {

@@ -24,7 +24,7 @@ pub(crate) struct Parameter {
 /// Reads a tensor to the host.
 pub(crate) type ReadTensor = Arc<dyn Fn() -> TensorData + Send + Sync>;
 
-/// All parameters of a module in the order of its fields; adapters are parameters of their own.
+/// All parameters of a module in field order; adapters are separate parameters.
 pub(crate) fn parameters<M: Module>(module: &M) -> Vec<Parameter> {
     let mut collector = Collector(ModulePath::default(), Vec::new());
     module.visit(&mut collector);
@@ -55,13 +55,12 @@ impl ModuleVisitor for Collector {
     }
 }
 
-/// Returns true if training changes a parameter. Without autodiff nothing is frozen.
+/// Returns whether training changes a parameter. Without autodiff, nothing is frozen.
 pub(crate) fn is_trained<const D: usize>(tensor: &Tensor<D>) -> bool {
     !tensor.is_autodiff() || tensor.is_require_grad()
 }
 
-/// Replaces the trained parameters of a module by `tensors`; frozen ones stay shared with whatever
-/// else uses them.
+/// Replaces the trained parameters of a module with `tensors`; frozen ones stay shared.
 ///
 /// # Errors
 ///

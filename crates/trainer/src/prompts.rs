@@ -13,8 +13,8 @@ use crate::fingerprint::hex;
 
 /// A source of training prompts with a fixed order.
 pub trait PromptSource: std::fmt::Debug + Send {
-    /// Prompts number `first` to `first + count`, counted across epochs. The same numbers give the same
-    /// prompts in every process.
+    /// Returns `count` prompts from number `first` on, numbered across epochs. The same numbers give the
+    /// same prompts in every process.
     ///
     /// # Errors
     ///
@@ -24,7 +24,7 @@ pub trait PromptSource: std::fmt::Debug + Send {
     /// Number of prompts in an epoch, at least 1.
     fn len(&self) -> usize;
 
-    /// True if there are no prompts.
+    /// Returns whether there are no prompts.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -72,11 +72,11 @@ struct Place {
 }
 
 impl Prompts {
-    /// Opens a file and checks all of it, as [`Lines`] reads it: blank lines are skipped and counted.
+    /// Opens a file and checks all of it. Like [`Lines`], this skips and counts blank lines.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, is not UTF-8 (the error names the line), or holds no prompt.
+    /// If the file cannot be read, is not UTF-8 (the error names the line), or contains no prompts.
     pub fn open(path: impl Into<PathBuf>, seed: u64) -> Result<Self, Error> {
         let path = path.into();
         let (mut places, mut hasher) = (Vec::new(), Sha256::new());
@@ -115,7 +115,7 @@ impl Prompts {
         &self.path
     }
 
-    /// Number of blank lines that were skipped.
+    /// Number of skipped blank lines.
     pub fn n_blank(&self) -> usize {
         self.n_blank
     }

@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-/// The use of random numbers; each purpose has a stream of its own at every step.
+/// The purpose of random numbers; each has its own stream at every step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Purpose {
@@ -25,7 +25,7 @@ pub enum Purpose {
 
 /// A random number generator for one purpose at one step.
 ///
-/// It has no state to save: a resumed run draws the numbers that it would have drawn.
+/// It has no state to save: a resumed run draws the same numbers that it would have drawn.
 #[derive(Clone, Debug)]
 pub struct Random(ChaCha8Rng);
 

@@ -10,8 +10,8 @@ use crate::{AdamWConfig, Error, Random};
 
 /// All settings of a run.
 ///
-/// The defaults are those of SwiftBrush v2 (arXiv 2408.14176) where the paper states them, and of the
-/// published code of SwiftBrush v1 where it does not. The file is TOML and names only what it changes:
+/// The defaults are those of SwiftBrush v2 (arXiv 2408.14176) if the paper states them, and otherwise those
+/// of the published code of SwiftBrush v1. The file is TOML and contains only settings that differ;
 /// `scheme = "b"` starts from [`efficient`](Self::efficient) instead of [`full`](Self::full).
 ///
 /// ```
@@ -26,24 +26,24 @@ use crate::{AdamWConfig, Error, Random};
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Recipe {
-    /// Total number of steps; each updates the fake teacher, and the student where it is its turn.
+    /// Total number of steps; each updates the fake teacher, and some also update the student.
     pub steps: u64,
-    /// Updates of the fake teacher for each of the student: 1 in the paper, several in DMD2
+    /// Updates of the fake teacher per update of the student: 1 in the paper, several in DMD2
     /// (arXiv 2405.14867). A student that learns faster than the fake teacher can follow collapses.
     pub student_every: u64,
-    /// Steps of the fake teacher before the first of the student: 0 in the paper. The fake teacher
-    /// starts as the teacher itself; until it has seen the student's latents, their difference is noise.
+    /// Steps of the fake teacher before the first update of the student: 0 in the paper. The fake teacher
+    /// starts as a copy of the teacher; until it has seen the student's latents, their difference is noise.
     pub student_after: u64,
-    /// Prompts in a micro-batch.
+    /// Number of prompts in a micro-batch.
     pub batch: usize,
-    /// Micro-batches whose gradients are averaged for one update.
+    /// Number of micro-batches whose gradients are averaged for one update.
     pub accumulation: usize,
     /// Seed of all random numbers.
     pub seed: u64,
     /// Learning rate of the student.
     pub learning_rate: f64,
-    /// Updates of the student over which its learning rate rises: 0 in the paper. The first updates of
-    /// AdamW have full length whatever the gradient, and one-step generation amplifies each 14.6 times
+    /// Number of student updates over which its learning rate warms up: 0 in the paper. AdamW's first
+    /// updates have full length whatever the gradient, and one-step generation amplifies them by 14.6
     /// (1/α_T).
     pub warm_up: u64,
     /// Learning rate of the fake teacher.
@@ -54,17 +54,17 @@ pub struct Recipe {
     pub adamw: AdamWConfig,
     /// Norm to which gradients are clipped.
     pub max_grad_norm: f64,
-    /// Non-finite steps that are skipped, in the whole run, before the run stops with an error.
+    /// Number of non-finite steps that are skipped in the whole run before it stops with an error.
     pub max_bad_steps: u64,
     /// Decay of the student's averaged weights.
     pub ema_decay: f64,
-    /// Scale of classifier-free guidance of the teacher.
+    /// Guidance scale of the teacher.
     pub guidance: GuidanceScale,
-    /// Scale of the fake teacher; if not set, that of the teacher, as in the code of SwiftBrush v1,
-    /// which distils the teacher *without* guidance. 1 distils the guided teacher, as in DMD2
+    /// Guidance scale of the fake teacher [default: that of the teacher, as in the code of SwiftBrush v1,
+    /// which distils the teacher *without* guidance]. 1 distils the guided teacher, as in DMD2
     /// (arXiv 2405.14867).
     pub fake_guidance: Option<f64>,
-    /// Last timestep with guidance; at later ones the scale is 1. Applies to the fake teacher unless
+    /// Last timestep with guidance; the scale is 1 at later ones. Also applies to the fake teacher unless
     /// `fake_guidance` is set.
     pub max_guided_timestep: Option<usize>,
     /// Weight of the difference between the teachers.
@@ -87,7 +87,7 @@ pub struct Recipe {
     pub save_every: u64,
     /// Number of recent snapshots to keep.
     pub keep_last: usize,
-    /// Also keeps the snapshots of multiples of this step; 0 for none.
+    /// Also keep snapshots at multiples of this step; 0 for none.
     pub keep_every: u64,
     /// Steps between two sets of preview images; 0 for none.
     pub preview_every: u64,
@@ -102,10 +102,10 @@ pub(crate) const BOOKKEEPING: [&str; 5] = [
     "max_bad_steps",
 ];
 
-/// Element type in which networks compute, forwards and backwards.
+/// Element type in which networks compute, forward and backward.
 ///
-/// Weights, gradients, optimisers, x̂₀, the difference of the teachers and all losses are in f32 in any
-/// case. f16 is missing: its gradients would need scaling.
+/// Weights, gradients, optimisers, x̂₀, the difference of the teachers and all losses are always f32. f16
+/// is not supported, because its gradients would need scaling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -142,9 +142,9 @@ pub enum GuidanceScale {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NullPrompts {
-    /// One draw for a micro-batch, as in the code of SwiftBrush v1.
+    /// One draw per micro-batch, as in the code of SwiftBrush v1.
     Batch,
-    /// One draw for each sample.
+    /// One draw per sample.
     Sample,
 }
 
@@ -152,9 +152,9 @@ pub enum NullPrompts {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClipRecipe {
-    /// Weight at the first step; it decays linearly to 0 at the last.
+    /// Weight at the first step, which decays linearly to 0 at the last step.
     pub weight: f64,
-    /// τ, the cosine above which an image receives no gradient.
+    /// τ, the cosine above which an image gets no gradient.
     pub threshold: f64,
 }
 
@@ -204,7 +204,7 @@ impl Default for Recipe {
 }
 
 impl Recipe {
-    /// Scheme A of the paper: all weights of the student, variational score distillation alone.
+    /// Scheme A of the paper: trains all weights of the student with variational score distillation alone.
     pub fn full() -> Self {
         Self::default()
     }
@@ -252,7 +252,7 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Guidance at some timesteps, drawn from `random` where the recipe asks for it.
+    /// Guidance at some timesteps, drawn from `random` if the recipe says so.
     pub(crate) fn guidance(&self, timesteps: &[usize], random: &mut Random) -> Guidance {
         let scale = |&timestep: &usize| {
             let scale = match self.guidance {

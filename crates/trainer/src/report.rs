@@ -8,13 +8,13 @@ use crate::losses::Losses;
 pub struct Report {
     /// The step, from 0.
     pub step: u64,
-    /// Losses averaged over the micro-batches; those of the student are 0 where it was not its turn.
+    /// Losses averaged over the micro-batches; those of the student are 0 if it was not updated.
     pub losses: Losses<f64>,
-    /// Norm of the student's gradient before clipping; 0 where it was not its turn.
+    /// Norm of the student's gradient before clipping; 0 if it was not updated.
     pub student_norm: f64,
     /// Norm of the fake teacher's gradient before clipping.
     pub fake_norm: f64,
-    /// Learning rate of the student's update; 0 where it was not its turn.
+    /// Learning rate of the student's update; 0 if it was not updated.
     pub learning_rate: f64,
     /// True if a loss or a gradient was not finite and nothing was updated.
     pub is_skipped: bool,

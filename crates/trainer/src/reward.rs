@@ -42,7 +42,7 @@ pub trait Reward: std::fmt::Debug + Send + Sync {
     /// Weight of the loss at a step of a run of `steps` steps.
     fn weight(&self, step: u64, steps: u64) -> f64;
 
-    /// The loss of a micro-batch; it decreases as the images get better.
+    /// Computes the loss of a micro-batch, which decreases as the images get better.
     ///
     /// # Shapes
     ///

@@ -17,7 +17,7 @@ use crate::{
 /// An event of a run.
 #[derive(Debug)]
 #[non_exhaustive]
-#[allow(clippy::large_enum_variant, reason = "one at a time, never kept")]
+#[allow(clippy::large_enum_variant, reason = "only one exists at a time")]
 pub enum Event {
     /// A step was computed.
     Step {
@@ -49,9 +49,9 @@ const PREVIEWS: usize = 16;
 
 /// A distiller with its prompts and its folder on disk.
 ///
-/// The folder gets `snapshots/`, written every `save_every` steps, and `log.jsonl` with a line for each
-/// step. A run that is killed resumes at its last snapshot and ends with the weights of a run that was
-/// never killed, bit for bit on the CPU backend.
+/// The folder contains `snapshots/`, written every `save_every` steps, and `log.jsonl` with one line per
+/// step. A killed run resumes at its last snapshot and ends with the same weights as a run that was never
+/// killed, bit for bit on the CPU backend.
 #[derive(Debug)]
 pub struct Run {
     distiller: Distiller,
@@ -65,8 +65,8 @@ pub struct Run {
 impl Run {
     /// Opens the run in `folder`, at its last snapshot if there is one.
     ///
-    /// `accepted` names the settings and inputs that may differ from those of the snapshot, as in its
-    /// [`Fingerprint`](crate::Fingerprint).
+    /// `accepted` lists the settings and inputs that may differ from those of the snapshot, by their names
+    /// in the [`Fingerprint`](crate::Fingerprint).
     ///
     /// # Errors
     ///
@@ -105,12 +105,12 @@ impl Run {
         self.distiller
     }
 
-    /// True after the last step of the recipe.
+    /// Returns whether the last step of the recipe is done.
     pub fn is_finished(&self) -> bool {
         self.distiller.n_steps() >= self.distiller.recipe().steps
     }
 
-    /// Trains to the last step of the recipe, or until `watch` breaks; the state is saved then.
+    /// Trains to the last step of the recipe or until `watch` breaks, then saves the state.
     ///
     /// # Errors
     ///
@@ -160,7 +160,7 @@ impl Run {
     }
 }
 
-/// Takes the lock of a run's folder, which the system releases when the process ends.
+/// Locks a run's folder until the process ends.
 fn lock(folder: &Path) -> Result<File, Error> {
     let path = folder.join("lock");
     let io = |cause| FileError::write(&path, cause);

@@ -12,11 +12,11 @@ use swiftbrush_checkpoint::{Archive, Error, LazyTensor, write_tensors};
 use crate::parameters::{ReadTensor, parameters};
 use crate::{AdamW, AdamWConfig, Ema};
 
-/// Named groups of tensors with counters and texts, written as one safetensors file, so that
-/// everything in it belongs to the same step.
+/// Named groups of tensors with counters and texts, written to one safetensors file, so that everything
+/// in it belongs to the same step.
 ///
-/// Tensors of modules and optimisers are handles; their values are read one by one while the file is
-/// written. Updates after the snapshot was taken do not change it.
+/// Tensors of modules and optimisers are handles; their values are read one at a time while the file is
+/// written. Updates after the snapshot was taken do not affect it.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -40,7 +40,7 @@ pub struct Snapshot {
     tensors: BTreeMap<String, Entry>,
 }
 
-/// One entry of the file's metadata, which safetensors writes in no fixed order.
+/// A single entry of the file's metadata, because safetensors writes entries in no fixed order.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Header {
     #[serde(flatten)]
@@ -72,11 +72,11 @@ impl From<TensorData> for Entry {
     }
 }
 
-/// Key of the header in the file's metadata.
+/// The key of the header in the file's metadata.
 const HEADER: &str = "counters";
 
 impl Snapshot {
-    /// Creates an empty snapshot of a step.
+    /// Creates an empty snapshot at a step.
     pub fn new(step: u64) -> Self {
         let mut snapshot = Self::default();
         snapshot.set_counter("step", step);
@@ -114,7 +114,7 @@ impl Snapshot {
         self.extend(group, entries.map(|(name, data)| (name, data.into())));
     }
 
-    /// Adds the trained parameters of a module; frozen ones are left out.
+    /// Adds the trained parameters of a module, but not its frozen ones.
     pub fn insert_trained<M: Module>(&mut self, group: &str, module: &M) {
         let trained = parameters(module)
             .into_iter()
@@ -152,7 +152,7 @@ impl Snapshot {
         self.insert_handles(group, optimizer.handles());
     }
 
-    /// An optimiser that was added.
+    /// Restores an optimiser that was added.
     pub fn adamw(&self, group: &str, config: AdamWConfig, device: &Device) -> AdamW {
         AdamW::restore(config, self.counter(group), &self.group(group), device)
     }
@@ -180,13 +180,13 @@ impl Snapshot {
         self.extend(group, entries);
     }
 
-    /// An average that was added.
+    /// Restores an average that was added.
     pub fn ema(&self, group: &str, decay: f64, device: &Device) -> Ema {
         Ema::restore(decay, self.counter(group), self.group(group), device)
     }
 
-    /// Writes the snapshot atomically: the previous file stays until the new one is complete and on
-    /// disk.
+    /// Writes the snapshot atomically: the previous file is kept until the new one is complete and
+    /// flushed to disk.
     ///
     /// # Errors
     ///

@@ -6,7 +6,7 @@ use swiftbrush_checkpoint::Error as FileError;
 
 use crate::{Error, Recipe};
 
-/// The file of the snapshot at a step of the run in `folder`: `snapshots/step-00000500.safetensors`.
+/// The path of the snapshot at a step of the run in `folder`: `snapshots/step-00000500.safetensors`.
 pub fn snapshot_path(folder: &Path, step: u64) -> PathBuf {
     folder
         .join("snapshots")
@@ -15,14 +15,14 @@ pub fn snapshot_path(folder: &Path, step: u64) -> PathBuf {
 
 const PREFIX: &str = "step-";
 const SUFFIX: &str = ".safetensors";
-/// The end of the names of files that are being written.
+/// The suffix of files that are being written.
 const UNFINISHED: &str = ".tmp";
 
 /// Steps of all snapshots of the run in `folder`, in ascending order.
 ///
 /// # Errors
 ///
-/// If the folder cannot be read, or holds a snapshot of an earlier version.
+/// If the folder cannot be read, or contains a snapshot of an earlier version.
 pub fn snapshot_steps(folder: &Path) -> Result<Vec<u64>, Error> {
     let old = folder.join("snapshot.safetensors");
     if old.is_file() {
@@ -74,7 +74,7 @@ pub(crate) fn remove_old(folder: &Path, recipe: &Recipe) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes what a killed process left of a snapshot that it was writing.
+/// Removes partial snapshots left by a killed process.
 pub(crate) fn remove_unfinished(folder: &Path) -> Result<(), Error> {
     for name in names(folder)? {
         if name.starts_with('.') && name.ends_with(UNFINISHED) {

@@ -26,8 +26,8 @@ impl Student {
     ///
     /// # Errors
     ///
-    /// If the snapshot has no recipe or belongs to another base; `source` is the file named in the
-    /// error.
+    /// If the snapshot has no recipe or belongs to another base network; `source` is the file named in
+    /// the error.
     pub fn from_snapshot(snapshot: &Snapshot, source: &Path, base: &UNet) -> Result<Self, Error> {
         let bad = |reason: String| Error::Snapshot {
             path: source.to_owned(),
@@ -53,7 +53,7 @@ impl Student {
         })
     }
 
-    /// The student with its averaged weights as its weights.
+    /// Returns the student with its averaged weights as its weights.
     pub fn averaged(self) -> Self {
         Self {
             unet: self.ema.apply(self.unet),
@@ -66,7 +66,7 @@ impl Student {
         materialize(self.unet.clone())
     }
 
-    /// The adapters alone; `None` if all weights were trained.
+    /// The adapters; `None` if all weights were trained.
     pub fn adapters(&self) -> Option<Adapters> {
         let lora = self.lora.as_ref()?;
         Some(Adapters::from_module(&self.unet, lora.alpha))

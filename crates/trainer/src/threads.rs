@@ -3,8 +3,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 /// Worker threads that compute the micro-batches of a step in parallel.
 ///
 /// On a CPU, the operations of a small network are too short to be split among threads; giving each
-/// thread a whole micro-batch wastes less. Results depend on the micro-batches alone, not on the number
-/// of threads.
+/// thread a whole micro-batch is more efficient. Results do not depend on the number of threads.
 #[derive(Debug)]
 pub struct Threads(Vec<ThreadPool>);
 

@@ -1,4 +1,4 @@
-//! One whole step against PyTorch: `golden/make.py` writes the numbers.
+//! Parity of a complete step with PyTorch; the values are written by `golden/make.py`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -103,7 +103,7 @@ impl Step {
             let expected = self.golden.tensors_under(&format!("{name}{step}."));
             assert!(!expected.is_empty());
             for (parameter, expected) in &expected {
-                // The update is compared, not the weight, which hardly moves.
+                // Compare the update rather than the weight, which hardly moves.
                 let moved = difference(&after[parameter], &before[parameter]);
                 let expected = difference(expected, &before[parameter]);
                 check_update(
@@ -131,8 +131,8 @@ fn difference(a: &TensorData, b: &TensorData) -> Vec<f32> {
         .collect()
 }
 
-/// Adam divides a gradient by its own size: where that is rounding, so is the update, and its sign means
-/// nothing. All but one in fifty must agree, and none may go farther than the learning rate allows.
+/// Adam divides a gradient by its own magnitude: if the gradient is mere rounding error, so is the update,
+/// and its sign means nothing. All but one in fifty must agree, and none may exceed the learning rate.
 fn check_update(name: &str, found: &[f32], expected: &[f32], reach: f64) {
     let is_off =
         |(found, expected): &(&f32, &f32)| f64::from((*found - *expected).abs()) > 5e-3 * reach;
@@ -178,7 +178,7 @@ fn a_teacher_beside_itself_differs_by_its_guidance_alone() {
     let largest = |x: Tensor<4>| x.abs().max().into_data().iter::<f32>().sum::<f32>();
     let (twice, once) = (gradient(3.0, 1.0), gradient(2.0, 1.0));
     assert!(largest(once.clone()) > 1e-4);
-    // ε_c + (s − 1)·(ε_c − ε_u) beside ε_c.
+    // ε_c + (s − 1)·(ε_c − ε_u) compared with ε_c.
     assert_close(twice, once * 2.0, 1e-4);
     assert_eq!(largest(gradient(1.0, 1.0)), 0.0);
     assert_eq!(largest(gradient(3.0, 3.0)), 0.0);
@@ -231,7 +231,7 @@ fn losses_gradients_and_new_weights_are_those_of_pytorch() {
     step.check_updates("fake_after", fake, grads, 1e-2);
 }
 
-/// Nothing but the networks is in bf16. The gradients of student and fake teacher then go a little astray; those of
+/// Only the networks are in bf16. The gradients of student and fake teacher then deviate slightly; those of
 /// `torch.autocast` in bf16 have cosines of 0.9885 and 0.9998 with the exact ones in this step.
 #[test]
 fn in_bf16_a_step_goes_the_same_way() {
@@ -289,7 +289,7 @@ fn in_bf16_a_step_goes_the_same_way() {
     }
 }
 
-/// Settings beside the paper's, on the networks and inputs of the step: `golden/make_settings.py`.
+/// Settings other than the paper's, on the networks and inputs of the step (`golden/make_settings.py`).
 #[test]
 fn other_settings_agree_with_pytorch() {
     let golden = |name| Golden::open(env!("CARGO_MANIFEST_DIR"), name);

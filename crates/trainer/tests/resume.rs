@@ -28,7 +28,7 @@ fn bytes(folder: &Path) -> Vec<u8> {
     std::fs::read(last_snapshot(folder)).unwrap()
 }
 
-/// The log without what a clock or the system says.
+/// The log without times and memory.
 fn log(folder: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(folder.join("log.jsonl")).unwrap();
     let lines = text.lines().map(|line| {
@@ -42,7 +42,7 @@ fn log(folder: &Path) -> Vec<serde_json::Value> {
     lines.collect()
 }
 
-/// Stopped after several steps, the run ends with the same bits.
+/// A run stopped after several steps ends with bit-identical weights.
 #[test]
 fn a_resumed_run_equals_one_that_was_never_stopped() {
     let seldom = with(recipe(), |recipe| recipe.student_every = 2);
@@ -280,9 +280,9 @@ fn a_damaged_snapshot_is_rejected_by_name() {
     );
 }
 
-/// The folder that a child process of the kill test trains in.
+/// Variable with the folder that a child process of the kill test trains in.
 const KILL_TEST_FOLDER: &str = "SWIFTBRUSH_KILL_TEST_FOLDER";
-/// The step in the middle of which the child waits to be killed.
+/// Variable with the step in the middle of which the child waits to be killed.
 const KILL_TEST_STEP: &str = "SWIFTBRUSH_KILL_TEST_STEP";
 
 fn kill_recipe() -> Recipe {
@@ -297,7 +297,7 @@ fn say(text: &str) {
     out.flush().unwrap();
 }
 
-/// Changes nothing, but never returns in the step to be killed in.
+/// A reward that changes nothing, but never returns in the step to be killed in.
 #[derive(Debug)]
 struct Trap(AtomicU64, u64);
 
@@ -323,7 +323,7 @@ impl Reward for Trap {
     }
 }
 
-/// Does nothing by itself: the kill test runs it in a process of its own, and kills it.
+/// Does nothing by itself: the kill test runs it in a separate process and kills it.
 #[test]
 fn child_of_the_kill_test() {
     let Some(folder) = std::env::var_os(KILL_TEST_FOLDER) else {
@@ -339,7 +339,7 @@ fn child_of_the_kill_test() {
     run.train(|_| ControlFlow::Continue(())).unwrap();
 }
 
-/// A child that trains, and waits in `step` if there is one.
+/// Starts a child that trains, and waits in `step` if it is given.
 fn spawn_child(folder: &Path, step: Option<u64>) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
@@ -371,7 +371,7 @@ fn kill_in_a_step(folder: &Path, step: u64) {
     kill(child);
 }
 
-/// A file that a killed process left while it was writing a snapshot.
+/// A file left by a process that was killed while writing a snapshot.
 fn unfinished(folder: &Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(folder.join("snapshots")).ok()?;
     let mut paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
@@ -389,7 +389,7 @@ fn kill_in_a_write(folder: &Path) {
         if unfinished(folder).is_some() {
             return;
         }
-        // The write was over before the signal came. Begin again, lest the run ends first.
+        // The write finished before the signal arrived. Start over, before the run ends.
         std::fs::remove_dir_all(folder.join("snapshots")).unwrap();
     }
     panic!("no kill fell into a write");

@@ -39,7 +39,7 @@ fn in_bf16_weights_and_their_updates_stay_in_f32() {
     let begun = distiller(efficient(), &networks).snapshot();
     let trained = |precision| {
         let folder = tempfile::tempdir().unwrap();
-        // With prompts alone, so that nothing else can be what makes the difference.
+        // Only the prompts change, so that nothing else can make the difference.
         let recipe = with(efficient(), |recipe| {
             recipe.precision = precision;
             recipe.clip = None;
@@ -78,7 +78,7 @@ fn in_bf16_the_clip_loss_is_nearly_that_of_f32() {
     );
 }
 
-/// Adam's moments hold what the gradient was: after the first that is not zero, a tenth of it.
+/// Adam's first moment reveals the gradient: after the first non-zero gradient it is a tenth of it.
 #[test]
 fn gradients_are_means_over_the_micro_batches_of_a_step_and_are_clipped() {
     let networks = networks(&device());
@@ -136,7 +136,7 @@ fn the_students_learning_rate_rises_over_its_first_updates() {
     let networks = networks(&device());
     let first_update = |warm_up| {
         let folder = tempfile::tempdir().unwrap();
-        // With the guidance of the teacher, an untrained fake teacher says what the teacher says.
+        // With the teacher's guidance, an untrained fake teacher predicts the same as the teacher.
         let recipe = with(recipe(), |recipe| {
             recipe.warm_up = warm_up;
             recipe.fake_guidance = Some(1.0);
@@ -154,7 +154,7 @@ fn the_students_learning_rate_rises_over_its_first_updates() {
         });
         f64::from(moves.fold(0.0, f32::max))
     };
-    // AdamW's first update has the length of the learning rate.
+    // AdamW's first update is as long as the learning rate.
     let full = recipe().learning_rate;
     for (warm_up, expected) in [(0, full), (1, full), (4, full / 4.0)] {
         let found = first_update(warm_up);
@@ -200,7 +200,7 @@ fn the_clip_loss_reaches_the_student() {
     assert_ne!(rewarded, without);
 }
 
-/// On flex; a GPU has no threads to divide.
+/// Only on flex, because a GPU has no threads to divide work among.
 #[test]
 fn threads_change_no_result() {
     let networks = networks(&device());
@@ -237,7 +237,7 @@ fn the_fake_teacher_is_trained_with_the_null_prompt_where_it_is_drawn() {
         first_step(recipe, &networks, "a red circle").losses.fake
     };
     assert_ne!(loss(0.0), loss(1.0));
-    // Of 1000 samples one at least is drawn; the loss is that of neither.
+    // At least one of 1000 samples is drawn; the loss equals neither of the others.
     let mut recipe = recipe();
     (recipe.batch, recipe.accumulation) = (4, 1);
     recipe.null_prompts = swiftbrush_trainer::NullPrompts::Sample;
@@ -254,7 +254,7 @@ fn the_fake_teacher_is_trained_with_the_null_prompt_where_it_is_drawn() {
     );
 }
 
-/// A fake teacher that learns nothing is the teacher: the gradient is then that of the CLIP loss alone.
+/// A fake teacher that learns nothing equals the teacher, so the gradient is that of the CLIP loss alone.
 fn clip_alone() -> Recipe {
     with(efficient(), |recipe| {
         recipe.learning_rate = 1e-30;

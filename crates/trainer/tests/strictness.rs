@@ -1,4 +1,4 @@
-//! Inputs that a distiller rejects before any work.
+//! Inputs that a distiller rejects up front.
 
 mod common;
 
@@ -58,7 +58,7 @@ fn networks_in_half_precision() {
         clip.decoder = half(&clip.decoder);
     });
     rejects(efficient(), clip.clone(), &["decoder", "F16"]);
-    // Without a CLIP loss it is not used.
+    // CLIP is not used without a CLIP loss.
     assert!(Distiller::new(recipe(), clip, &device()).is_ok());
 }
 

@@ -51,7 +51,7 @@ impl DownBlock {
         }
     }
 
-    /// The outputs of all layers, the skip connections. The last one is the output of the block.
+    /// Returns the outputs of all layers, which are the skip connections. The last one is the output of the block.
     pub(crate) fn forward(
         &self,
         mut hidden: Tensor<4>,
@@ -119,7 +119,7 @@ pub(crate) struct UpBlock {
 }
 
 impl UpBlock {
-    /// A block of the decoder, counted from the coarsest.
+    /// Creates a block of the decoder, numbered from the coarsest.
     pub(crate) fn new(config: &UNetConfig, block: usize, device: &Device) -> Self {
         let last = config.block_out_channels.len() - 1;
         let channels = |block: usize| config.block_out_channels[last - block.min(last)];
@@ -150,13 +150,13 @@ impl UpBlock {
         }
     }
 
-    /// Skip connections that the block takes: one per layer.
+    /// Number of skip connections used by the block: one per layer.
     pub(crate) fn n_skips(&self) -> usize {
         self.resnets.len()
     }
 
-    /// The output for skip connections in the order in which the encoder left them; upsampled to the height and width `to` unless
-    /// this is the last block.
+    /// Computes the output from skip connections in the encoder's order; upsampled to the height and width `to` unless this is the
+    /// last block.
     pub(crate) fn forward(
         &self,
         mut hidden: Tensor<4>,
@@ -186,7 +186,7 @@ struct Resampler {
 }
 
 impl Resampler {
-    /// The convolution after nearest-neighbour upsampling to a height and width (twice the input's, except for odd sizes).
+    /// Convolves after nearest-neighbour upsampling to a height and width (twice the input's, except for odd sizes).
     fn forward(&self, input: Tensor<4>, to: [usize; 2]) -> Tensor<4> {
         let [_, _, height, width] = input.dims();
         if to == [2 * height, 2 * width] {

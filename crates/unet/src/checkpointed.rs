@@ -4,7 +4,7 @@ use burn::tensor::{Gradients, Tensor};
 use crate::UNet;
 use crate::unet::{newest, size};
 
-/// A forward pass that kept only the inputs of its blocks: block checkpointing (Chen et al., arXiv 1604.06174).
+/// A forward pass that keeps only the inputs of its blocks: block checkpointing (Chen et al., arXiv 1604.06174).
 ///
 /// See [`UNet::forward_checkpointed`].
 #[derive(Debug)]
@@ -31,11 +31,11 @@ pub struct InputGradients {
 }
 
 impl UNet {
-    /// [`forward`](Self::forward) for training with little memory. It runs without a graph and keeps only the inputs of blocks, for
+    /// A memory-efficient [`forward`](Self::forward) for training. It runs without a graph and keeps only the inputs of blocks, for
     /// Stable Diffusion at 64×64 about 0.1 of 1.75 GiB per image in f32 (computed, not measured).
-    /// [`Checkpointed::backward`] runs each block again, with a graph, so a step takes one forward pass more.
+    /// [`Checkpointed::backward`] recomputes each block with a graph, so a step takes one extra forward pass.
     ///
-    /// The network is on an autodiff device; inputs lose their graphs.
+    /// The network must be on an autodiff device; inputs are detached from their graphs.
     ///
     /// # Shapes
     ///
@@ -84,18 +84,18 @@ impl Checkpointed {
         self.prediction.clone()
     }
 
-    /// The backward pass, for the network of the forward pass and the gradient of the prediction.
+    /// Runs the backward pass, for the network of the forward pass and the gradient of the prediction.
     ///
-    /// Blocks run again one at a time, last first. After each, `take` gets the gradients of that part of the network, which are
-    /// freed when it returns: take them out and add them up there. Every parameter occurs in one part only.
+    /// Blocks are recomputed one at a time, last first. After each, `take` gets the gradients of that part of the network, which
+    /// are freed when it returns: accumulate them there. Every parameter belongs to exactly one part.
     ///
     /// # Shapes
     ///
-    /// - grad: that of the prediction
+    /// - grad: same as the prediction
     ///
     /// # Panics
     ///
-    /// If the gradient has another shape, or the network is not on an autodiff device.
+    /// If the gradient has the wrong shape, or the network is not on an autodiff device.
     pub fn backward(
         mut self,
         unet: &UNet,
@@ -105,7 +105,7 @@ impl Checkpointed {
         assert_eq!(
             grad.dims(),
             self.prediction.dims(),
-            "the gradient has another shape than the prediction"
+            "the shapes of the gradient and the prediction differ"
         );
         let mut shared = Shared::new(&self.time, &self.context);
         let hidden = leaf(self.up.pop().expect(COMPLETE));
@@ -170,7 +170,7 @@ impl Checkpointed {
 
 const COMPLETE: &str = "the forward pass left the inputs of every block";
 
-/// The inputs that all blocks have in common, and the sums of their gradients.
+/// The inputs shared by all blocks, and the sums of their gradients.
 struct Shared {
     time: Tensor<2>,
     context: Tensor<3>,
@@ -203,7 +203,7 @@ impl Shared {
     }
 }
 
-/// The tensor as a leaf of a new graph.
+/// Makes the tensor a leaf of a new graph.
 fn leaf<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     tensor.autodiff().require_grad()
 }
@@ -218,7 +218,7 @@ fn add(sum: &mut Tensor<4>, grad: Tensor<4>) {
     *sum = sum.clone() + grad;
 }
 
-/// Gradients of everything that the outputs depend on, given those of the outputs.
+/// Computes the gradients of everything the outputs depend on, from those of the outputs.
 fn backward<const D: usize>(
     outputs: impl IntoIterator<Item = (Tensor<D>, Tensor<D>)>,
 ) -> Gradients {
@@ -230,7 +230,7 @@ fn backward<const D: usize>(
     sum.expect("there is at least one output").backward()
 }
 
-/// Takes a leaf's gradient out.
+/// Removes and returns the gradient of a leaf.
 fn taken<const D: usize>(leaf: &Tensor<D>, grads: &mut Gradients) -> Tensor<D> {
     let grad = leaf.grad_remove(grads);
     grad.expect("every block depends on its input")

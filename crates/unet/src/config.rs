@@ -2,11 +2,11 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
-/// `unet/config.json`. [`Default`] has the values of SD-Turbo and Stable Diffusion 2.1-base. Options missing in a file have
-/// the defaults of diffusers, mostly those of 1.x.
+/// `unet/config.json`. [`Default`] has the values of SD-Turbo and Stable Diffusion 2.1-base; options missing in a file get
+/// diffusers' defaults, mostly those of 1.x.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UNetConfig {
-    /// Side of the latents that the model was trained on; it accepts others.
+    /// Side of the latents that the model was trained on; other sizes also work.
     #[serde(deserialize_with = "side")]
     pub sample_size: usize,
     /// Channels of the latents.
@@ -21,26 +21,26 @@ pub struct UNetConfig {
     pub block_out_channels: Vec<usize>,
     /// Residual blocks per block on the way down; there is one more on the way up.
     pub layers_per_block: OneOrMany,
-    /// The **number of heads** of each block, despite its name, which diffusers keeps for compatibility.
+    /// The **number of heads** of each block, despite the name, which diffusers keeps for compatibility.
     pub attention_head_dim: OneOrMany,
-    /// The number of heads under its proper name; takes precedence.
+    /// The number of heads under its proper name, which takes precedence.
     pub num_attention_heads: Option<OneOrMany>,
     /// Width of the text states.
     #[serde(deserialize_with = "uniform")]
     pub cross_attention_dim: usize,
-    /// Transformers project with linear layers (2.x) instead of 1×1 convolutions (1.x).
+    /// True if transformers project with linear layers (2.x) instead of 1×1 convolutions (1.x).
     pub use_linear_projection: bool,
     /// Number of groups of every group normalisation.
     pub norm_num_groups: usize,
     /// Epsilon of the normalisation in residual blocks; transformers use 1e-6.
     pub norm_eps: f64,
-    /// Cosines precede sines in the sinusoidal embedding.
+    /// True if cosines precede sines in the sinusoidal embedding.
     pub flip_sin_to_cos: bool,
     /// Shift of the frequencies of the sinusoidal embedding.
     pub freq_shift: f64,
     /// Padding of downsampling convolutions.
     pub downsample_padding: usize,
-    /// Attention computes in f32, whatever the rest does: products of queries and keys of 2.1 overflow f16.
+    /// True if attention always computes in f32: the products of queries and keys in 2.1 overflow f16.
     pub upcast_attention: bool,
 }
 
@@ -74,11 +74,11 @@ pub enum OneOrMany {
 }
 
 impl OneOrMany {
-    /// The value of a block, counted on the way down.
+    /// The value of a block, numbered on the way down.
     ///
     /// # Panics
     ///
-    /// If there is a value per block and none for this one.
+    /// If there is a value per block, but none for this one.
     pub fn get(&self, block: usize) -> usize {
         match self {
             Self::One(value) => *value,
@@ -87,10 +87,10 @@ impl OneOrMany {
     }
 }
 
-/// Most blocks for which lists of neutral values are accepted.
+/// Maximum number of blocks for which lists of neutral values are accepted.
 const MOST_BLOCKS: usize = 8;
 
-/// A number, or a list of equal numbers, which diffusers accepts where all blocks (or axes) have the same value.
+/// A number, or a list of equal numbers, which diffusers accepts if all blocks (or axes) have the same value.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Uniform {
@@ -118,7 +118,7 @@ fn uniform<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error
     uniform.value()
 }
 
-/// The side of a square; null, which diffusers accepts, is the default.
+/// Parses the side of a square; null, which diffusers accepts, means the default.
 fn side<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     let uniform = Option::<Uniform>::deserialize(deserializer)
         .map_err(|_| D::Error::custom("expected a number, or a list of equal numbers"))?;
@@ -187,8 +187,8 @@ impl UNetConfig {
         }
     }
 
-    /// Options of diffusers that are accepted at the value that changes nothing. Where diffusers takes one value per block, a list
-    /// of such values is accepted too.
+    /// Options of diffusers that are accepted only with the value that has no effect. If diffusers takes one value per block, a
+    /// list of such values is accepted too.
     pub(crate) fn accepted() -> Vec<(&'static str, Value)> {
         const PER_BLOCK: [&str; 2] = ["only_cross_attention", "transformer_layers_per_block"];
         let mut accepted = vec![
@@ -283,7 +283,7 @@ impl UNetConfig {
         Ok(())
     }
 
-    /// Number of attention heads of a block, counted on the way down.
+    /// Number of attention heads of a block, numbered on the way down.
     pub(crate) fn heads(&self, block: usize) -> usize {
         self.num_attention_heads
             .as_ref()

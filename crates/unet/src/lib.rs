@@ -1,8 +1,8 @@
 //! The denoiser of Stable Diffusion 1.x and 2.x: diffusers' `UNet2DConditionModel`.
 //!
-//! [`UNetConfig`] is the checkpoint's `config.json`. [`UNet`] has fields named as the checkpoint's tensors. Latents go in and come
-//! out as `[batch, channels, height, width]`, and every sample has its own timestep.
-//! [`UNet::forward_checkpointed`] trains with little memory.
+//! [`UNetConfig`] is the checkpoint's `config.json`. The fields of [`UNet`] are named after the checkpoint's tensors. Latents are
+//! `[batch, channels, height, width]`, and every sample has its own timestep.
+//! [`UNet::forward_checkpointed`] reduces memory in training.
 
 mod block;
 mod checkpointed;

@@ -1,4 +1,4 @@
-//! Translation of the tensor names of the original training code (latent-diffusion, "LDM") into those of diffusers.
+//! Translation of tensor names from the original training code (latent-diffusion, "LDM") to those of diffusers.
 
 use swiftbrush_checkpoint::{Error, Weights};
 
@@ -9,7 +9,7 @@ const HEAD_CHANNELS: usize = 64;
 /// Attention heads in 1.x checkpoints.
 const HEADS: usize = 8;
 
-/// The tensors in diffusers' names; files of diffusers are returned unchanged.
+/// Renames the tensors to diffusers' names; diffusers files are returned unchanged.
 pub(crate) fn as_diffusers(weights: Weights) -> Result<Weights, Error> {
     if !weights.contains("input_blocks.0.0.weight") {
         return Ok(weights);
@@ -32,7 +32,7 @@ fn inside_block(name: &str) -> String {
         ("out_layers.0.", "norm2."),
         ("out_layers.3.", "conv2."),
         ("skip_connection.", "conv_shortcut."),
-        // The convolutions of down- and upsamplers; the stem has the rest of the name.
+        // The convolutions of down- and upsamplers; the stem contains the rest of the name.
         ("op.", ""),
         ("conv.", ""),
     ];
@@ -116,9 +116,8 @@ fn stems(weights: &Weights) -> Vec<(String, String)> {
 }
 
 impl UNetConfig {
-    /// The configuration of a denoiser of Stable Diffusion 1.x or 2.x, derived from the shapes of its tensors (in diffusers' names).
-    /// Shapes do not determine the heads: 2.x, whose transformers project with linear layers, has 64 channels per head; 1.x has 8
-    /// heads.
+    /// Derives the configuration of a Stable Diffusion 1.x or 2.x denoiser from its tensor shapes (in diffusers' names). Shapes do
+    /// not determine the heads: 2.x, whose transformers project with linear layers, has 64 channels per head; 1.x has 8 heads.
     pub(crate) fn from_shapes(weights: &Weights) -> Self {
         let shape = |name: &str| weights.shape(name).map(<[usize]>::to_vec);
         let size = |name: &str, axis: usize| shape(name).and_then(|shape| shape.get(axis).copied());

@@ -5,7 +5,7 @@ use swiftbrush_kernels::{Linear, LinearConfig, silu};
 /// The longest period of the sinusoids, in timesteps.
 const MAX_PERIOD: f64 = 10_000.0;
 
-/// The embedding of a timestep: sinusoids, then two linear layers.
+/// The timestep embedding: sinusoids, then two linear layers.
 #[derive(Module, Debug)]
 pub(crate) struct TimeEmbedding {
     linear_1: Linear,

@@ -11,7 +11,7 @@ use crate::UNetConfig;
 /// Epsilon of the group normalisation before a transformer; a constant in diffusers.
 const GROUP_NORM_EPSILON: f64 = 1e-6;
 
-/// `Transformer2DModel`: pixels as tokens that attend to each other and to the text.
+/// `Transformer2DModel`: pixels are tokens that attend to each other and to the text.
 #[derive(Module, Debug)]
 pub(crate) struct Transformer {
     norm: GroupNorm,
@@ -51,8 +51,8 @@ impl Transformer {
     }
 }
 
-/// The projection of tokens before and after the transformer blocks. In 1.x checkpoints it is stored as a 1×1 convolution, which is
-/// computed as the linear layer that it is: pixels are tokens here already, and the product needs no unfolding.
+/// The projection of tokens before and after the transformer blocks. In 1.x checkpoints it is stored as a 1×1 convolution, but
+/// computed as the equivalent linear layer: pixels are already tokens here, so the product needs no unfolding.
 #[derive(Module, Debug)]
 enum Projection {
     Linear(Linear),

@@ -71,7 +71,7 @@ impl UNetConfig {
     }
 
     /// Reads the `config.json` of a component of a model, usually `unet`. For a single file without one, it is derived from the
-    /// shapes of the tensors.
+    /// tensor shapes.
     ///
     /// # Errors
     ///
@@ -95,8 +95,8 @@ impl UNetConfig {
 }
 
 impl UNet {
-    /// Loads a component of a model, usually `unet`, in the element type `dtype`; `None` is f32. Tensors may be named as in
-    /// diffusers or as in the original training code.
+    /// Loads a component of a model, usually `unet`, in the element type `dtype` [default: f32]. Tensors may have the names of
+    /// diffusers or of the original training code.
     ///
     /// # Errors
     ///
@@ -116,8 +116,8 @@ impl UNet {
         )
     }
 
-    /// [`from_model`](Self::from_model) with the weights in the element types of the file, which are cast where they are
-    /// used.
+    /// Like [`from_model`](Self::from_model), but keeps the weights in the element types of the file and casts them where they
+    /// are used.
     ///
     /// # Errors
     ///
@@ -137,7 +137,7 @@ impl UNet {
     /// # Shapes
     ///
     /// - latents: `[batch, in_channels, height, width]`
-    /// - timesteps: `[batch]`, 0…999, integers or not
+    /// - timesteps: `[batch]`, 0…999, possibly fractional
     /// - context: `[batch, length, cross_attention_dim]`
     /// - returns: `[batch, out_channels, height, width]`
     ///
@@ -172,7 +172,7 @@ impl UNet {
         assert_shape!(context, [batch, length, self.context_width]);
     }
 
-    /// The timesteps as vectors.
+    /// Embeds timesteps.
     pub(crate) fn embed_time(&self, timesteps: Tensor<1>, dtype: DType) -> Tensor<2> {
         let [channels, _, _, _] = self.conv_in.weight.lazy_shape().dims::<4>();
         let sinusoids = sinusoids(
@@ -185,7 +185,7 @@ impl UNet {
         self.time_embedding.forward(sinusoids)
     }
 
-    /// The prediction, from the output of the last block.
+    /// Computes the prediction from the output of the last block.
     pub(crate) fn predict(&self, hidden: Tensor<4>) -> Tensor<4> {
         self.conv_out
             .forward(self.conv_norm_out.forward_silu(hidden))
@@ -198,7 +198,7 @@ pub(crate) fn newest(skips: &[Tensor<4>]) -> Tensor<4> {
     newest.expect("the first convolution leaves a skip connection")
 }
 
-/// Height and width of the skip connection that the next block begins with; nothing for the last block, which does not upsample.
+/// Height and width of the first skip connection of the next block; zeros for the last block, which does not upsample.
 pub(crate) fn size(next: Option<&Tensor<4>>) -> [usize; 2] {
     next.map_or([0, 0], |next| {
         let [_, _, height, width] = next.dims();

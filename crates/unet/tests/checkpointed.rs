@@ -1,4 +1,4 @@
-//! Block checkpointing beside the plain backward pass.
+//! Block checkpointing compared with the plain backward pass.
 
 use std::collections::BTreeMap;
 
@@ -76,8 +76,8 @@ fn check(unet: &UNet, config: &UNetConfig, size: [usize; 2]) {
     );
     for (name, expected) in expected {
         let largest = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
-        // The gradient of a key's bias is rounding alone. Elsewhere both passes sum the same terms in another order; sums
-        // that cancel differed by up to 2.5e-5 of a tensor's largest element over some sixty draws of the weights.
+        // The gradient of a key's bias is pure rounding error. Elsewhere, both passes sum the same terms in different orders;
+        // sums that cancel differed by up to 2.5e-5 of a tensor's largest element over some sixty draws of the weights.
         if largest > 1e-4 {
             assert_values_close(&found[&name], &expected, 1e-4);
         }

@@ -1,10 +1,10 @@
-//! Values of `config.json` that diffusers accepts.
+//! Values in `config.json` that diffusers accepts.
 
 use serde_json::{Value, json};
 use swiftbrush_checkpoint::{Error, Model};
 use swiftbrush_unet::UNetConfig;
 
-/// The tiny configuration with one more option, as a model folder.
+/// Reads a model folder with the tiny configuration and one more option.
 fn with(name: &str, value: Value) -> Result<UNetConfig, Error> {
     let folder = tempfile::tempdir().unwrap();
     let mut config = serde_json::to_value(UNetConfig::tiny()).unwrap();

@@ -1,4 +1,4 @@
-//! Comparison with diffusers; `golden/make.py` writes the files.
+//! Parity with diffusers; the files are written by `golden/make.py`.
 
 use burn::module::Module;
 use burn::module::{ModuleVisitor, Param};

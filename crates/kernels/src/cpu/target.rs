@@ -56,7 +56,7 @@ impl Target {
     ///
     /// # Safety
     ///
-    /// The range lies within the array and is initialised, and nothing writes to it during the call.
+    /// The range is within the array and initialised, and nothing writes to it during the borrow.
     pub(crate) unsafe fn read<'a>(self, index: usize, length: usize) -> &'a [f32] {
         // SAFETY: guaranteed by the caller.
         unsafe { std::slice::from_raw_parts(self.at(index), length) }

@@ -1,5 +1,5 @@
 //! Tiny networks, recipes and runs.
-#![allow(dead_code, reason = "each test target uses a part")]
+#![allow(dead_code, reason = "each test target uses only some of it")]
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -18,7 +18,7 @@ use swiftbrush_unet::UNetConfig;
 use swiftbrush_vae::AutoencoderTinyConfig;
 
 pub(crate) fn networks(device: &Device) -> Networks {
-    // Tests share the device and its generator.
+    // Tests share the device and its random number generator.
     static GENERATOR: Mutex<()> = Mutex::new(());
     let _alone = GENERATOR.lock();
     device.seed(1);

@@ -1,6 +1,6 @@
-"""Writes step.safetensors: one whole step of SwiftBrush v2 on small U-Nets, by PyTorch's autograd and AdamW.
+"""Writes step.safetensors: a complete step of SwiftBrush v2 on small U-Nets, computed with PyTorch's autograd and AdamW.
 
-Weights and inputs are rounded to f32, everything is then computed in f64 and stored as f32.
+Weights and inputs are rounded to f32; everything is then computed in f64 and stored as f32.
 Run with diffusers 0.42, peft 0.21 and torch 2.15: python make.py
 """
 import copy, json, pathlib, torch
@@ -62,7 +62,7 @@ def update(model, loss, rate, name):
     optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=DECAY)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-    for step in (1, 2):  # twice with the same gradient: the second update has other corrections
+    for step in (1, 2):  # twice with the same gradient, because the second update has different bias corrections
         optimizer.step()
         for k, p in parameters.items():
             k = k.replace(".base_layer", "").replace(".lora_A.default.weight", ".weight.lora.b").replace(".lora_B.default.weight", ".weight.lora.a")

@@ -1,7 +1,7 @@
-"""Writes clip_loss.safetensors, the clamped CLIP loss through a tiny decoder by PyTorch's autograd, and
+"""Writes clip_loss.safetensors, the clamped CLIP loss through a tiny decoder computed with PyTorch's autograd, and
 ema.safetensors, the averages of diffusers' EMAModel.
 
-Weights and inputs are rounded to f32, everything is then computed in f64 and stored as f32.
+Weights and inputs are rounded to f32; everything is then computed in f64 and stored as f32.
 Run with diffusers 0.42, transformers 5.23 and torch 2.15: python make_clip_and_ema.py
 """
 import json, pathlib, torch
@@ -35,7 +35,7 @@ embeds = clip.double().get_image_features((images - MEAN) / STD)
 embeds = getattr(embeds, "pooler_output", embeds)
 cosine = (torch.nn.functional.normalize(embeds, dim=1) * texts.double()).sum(1)
 ordered = cosine.sort().values
-threshold = ((ordered[1] + ordered[2]) / 2).item()  # one of the three fits well enough
+threshold = ((ordered[1] + ordered[2]) / 2).item()  # one of the three is beyond the threshold
 loss = (threshold - cosine).clamp(min=0).mean()
 loss.backward()
 assert (leaf.grad.flatten(1).abs().amax(1) > 0).sum() == 2

@@ -1,7 +1,7 @@
-"""Writes settings.safetensors: gradients and losses of a step with other settings than the paper's, on the networks
-and inputs of step.safetensors, by PyTorch in f64.
+"""Writes settings.safetensors: gradients and losses of a step with settings other than the paper's, on the networks
+and inputs of step.safetensors, computed with PyTorch in f64.
 
-The conversion from velocity to noise is diffusers' (DDIMScheduler.step), the normalised gradient DMD2's
+The conversion from velocity to noise is diffusers' (DDIMScheduler.step), and the normalised gradient is DMD2's
 (compute_distribution_matching_loss). Run make.py first, with the same versions: python make_settings.py
 """
 import json, pathlib, torch

@@ -1,6 +1,6 @@
-"""Writes unet_*.safetensors: small UNet2DConditionModels of diffusers with their inputs and outputs.
+"""Writes unet_*.safetensors: small diffusers UNet2DConditionModels with their inputs and outputs.
 
-Weights and inputs are rounded to f32, everything is then computed in f64 and stored as f32.
+Weights and inputs are rounded to f32; everything is then computed in f64 and stored as f32.
 Run with diffusers 0.42 and torch 2.15: python make.py
 """
 import json, pathlib, torch
