@@ -8,19 +8,19 @@ use crate::{Error, Request, Warning};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Conditioning {
-    /// Tokens of the prompts, `[batch, length]`; `None` for embeddings from elsewhere.
+    /// Tokens of the prompts, `[batch, length]`; `None` for external embeddings.
     pub tokens: Option<Tensor<2, Int>>,
     /// Embeddings of the prompts, `[batch, length, width]`.
     pub context: Tensor<3>,
-    /// Embeddings that guidance leads away from, `[batch, length, width]` or `[1, length, width]` for all; `None`
+    /// Embeddings of the negative prompts for guidance, `[batch, length, width]` or `[1, length, width]` for all; `None`
     /// without guidance.
     pub negative: Option<Tensor<3>>,
-    /// Prompts that were cut.
+    /// Warnings about truncated prompts.
     pub warnings: Vec<Warning>,
 }
 
 impl Conditioning {
-    /// Embeddings from elsewhere.
+    /// Creates a conditioning from external embeddings.
     ///
     /// # Shapes
     ///
@@ -34,7 +34,7 @@ impl Conditioning {
         }
     }
 
-    /// Sets the embeddings that guidance leads away from.
+    /// Sets the embeddings of the negative prompts.
     ///
     /// # Shapes
     ///
@@ -50,7 +50,7 @@ impl Conditioning {
         batch
     }
 
-    /// Checks the shapes against each other and the request.
+    /// Checks the shapes against each other and against the request.
     pub(crate) fn check(&self, request: &Request) -> Result<(), Error> {
         let [batch, length, width] = self.context.dims();
         if batch == 0 {
@@ -101,7 +101,7 @@ pub(crate) fn encode<S: AsRef<str>>(
     })
 }
 
-/// Encodes the prompts of a request; the negative prompt once for all.
+/// Encodes the prompts of a request, and its negative prompt once for all images.
 pub(crate) fn encode_request(
     tokenizer: &Tokenizer,
     text_encoder: &TextEncoder,

@@ -11,7 +11,7 @@ use crate::progress::{Stage, Watcher};
 #[derive(Clone, Debug)]
 #[allow(
     clippy::large_enum_variant,
-    reason = "there is one, and its parameters live elsewhere"
+    reason = "only one exists, and its parameters are on the heap"
 )]
 pub enum Decoder {
     /// The full autoencoder.
@@ -38,7 +38,7 @@ impl Decoder {
         }
     }
 
-    /// [`decode`](Self::decode), with a chance to cancel before each tile, and a check of the result.
+    /// Like [`decode`](Self::decode), but can be cancelled before each tile, and checks the result.
     pub(crate) fn decode_watched(
         &self,
         latents: Tensor<4>,
@@ -61,11 +61,11 @@ impl Decoder {
         Ok(images)
     }
 
-    /// Encodes images to scaled latents; the full autoencoder samples them with the noise that it draws once.
+    /// Encodes images to scaled latents; the full autoencoder samples them with noise, which it draws once.
     ///
     /// # Shapes
     ///
-    /// - images: `[batch, 3, height, width]`, RGB in −1…1, sides multiples of [`scale`](Self::scale)
+    /// - images: `[batch, 3, height, width]`, RGB in −1…1, with sides that are multiples of [`scale`](Self::scale)
     /// - returns: `[batch, channels, height/scale, width/scale]`
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! From noise to latents, without the other networks.
+//! From noise to latents, independent of the other networks.
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use swiftbrush_scheduler::{History, NoiseSchedule, Sampler, SamplerKind, SchedulerConfig, guide};
@@ -9,7 +9,7 @@ use crate::progress::{Stage, Watcher};
 use crate::request::n_taken;
 use crate::{Conditioning, Error, Method, Noise, Request, Start, Warning, limits};
 
-/// The properties of a model that generation needs beside its networks.
+/// The properties of a model that generation needs besides its networks.
 pub(crate) struct Denoising<'a> {
     pub(crate) scheduler: &'a SchedulerConfig,
     /// Channels and side of the latents that the denoiser was trained on.
@@ -141,7 +141,7 @@ impl Denoising<'_> {
         }
     }
 
-    /// The first latents: noise, or those of images with noise, which alone need an encoder.
+    /// The initial latents: noise, or latents of images with noise, for which only an encoder is needed.
     pub(crate) fn start(
         &self,
         request: &Request,
@@ -174,7 +174,7 @@ impl Denoising<'_> {
         Ok(latents * clean + noise * level)
     }
 
-    /// Clean latents from noisy ones, f32. The loop runs in f32; the network sees its own element type.
+    /// Computes clean latents from noisy ones, in f32. The loop runs in f32; the network gets its own element type.
     pub(crate) fn run(
         &self,
         unet: &UNet,
@@ -218,7 +218,7 @@ impl Denoising<'_> {
             }
             tell(index + 1, n_calls, Some(expected))?;
         }
-        // Checked once: a NaN stays, and reading waits for the device.
+        // Checked only once, because a NaN persists and reading waits for the device.
         finite_in("denoiser", &latents, self.dtype)?;
         Ok(latents)
     }
@@ -235,7 +235,7 @@ struct Network<'a> {
 /// The embeddings of each call.
 #[expect(
     clippy::large_enum_variant,
-    reason = "one value lives for a whole generation"
+    reason = "one value exists for a whole generation"
 )]
 enum Calls {
     Plain(Tensor<3>),
@@ -270,7 +270,7 @@ impl<'a> Network<'a> {
         }
     }
 
-    /// The guided output, f32, for one timestep of all images.
+    /// Computes the guided output, in f32, for one timestep of all images.
     fn call(&self, input: Tensor<4>, timestep: f64) -> Tensor<4> {
         let input = input.cast(self.dtype);
         let forward = |input: Tensor<4>, context: &Tensor<3>| {

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use swiftbrush_clip::TokenizerError;
 
-/// A model that cannot be loaded, or an image that cannot be generated.
+/// Errors of loading a model or generating an image.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -26,7 +26,7 @@ pub enum Error {
     /// An adapter cannot be used.
     #[error(transparent)]
     Adapter(#[from] swiftbrush_lora::Error),
-    /// A file that is no image, or whose record cannot be used.
+    /// A file that is not an image, or whose record cannot be used.
     #[error("{path}: {reason}")]
     Picture {
         /// The file.
@@ -37,7 +37,7 @@ pub enum Error {
     /// The progress callback cancelled generation.
     #[error("generation was cancelled")]
     Cancelled,
-    /// Parts of a model that do not fit together, or a part that is missing.
+    /// A part of a model is missing, or parts do not match.
     #[error("{path}: {reason}")]
     Model {
         /// Folder or file of the model.
@@ -54,7 +54,7 @@ pub enum Error {
     /// The request contradicts the model or itself.
     #[error("{0}")]
     Request(String),
-    /// A network's output holds a NaN or an infinity.
+    /// The output of a network contains a NaN or an infinity.
     #[error(
         "the {part} gave a NaN or an infinity in {dtype:?}; try f32, or other weights if it was f32"
     )]

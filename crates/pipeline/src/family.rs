@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use swiftbrush_scheduler::{PredictionType, SchedulerConfig, TimestepSpacing};
 
-/// The models that are distributed as one file, without a scheduler's configuration.
+/// The families of models that are distributed as a single file, without a scheduler configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Family {
@@ -25,7 +25,7 @@ const WIDTH_OF_1: usize = 768;
 const WIDTH_OF_2: usize = 1024;
 
 impl Family {
-    /// The scheduler that the family's folder on the hub names.
+    /// The scheduler of the family's folder on the hub.
     pub fn scheduler(self) -> SchedulerConfig {
         let leading = SchedulerConfig::default()
             .with_class("PNDMScheduler")
@@ -39,7 +39,7 @@ impl Family {
         }
     }
 
-    /// The family of a denoiser of this width whose file names a prediction type; `None` if that leaves several.
+    /// The family of a denoiser with this width and the prediction type named by its file; `None` if it is ambiguous.
     pub(crate) fn guess(width: usize, predicts: Option<PredictionType>) -> Option<Self> {
         match predicts {
             _ if width == WIDTH_OF_1 => Some(Self::Sd1),
@@ -48,7 +48,7 @@ impl Family {
         }
     }
 
-    /// The reason why a denoiser of this width, whose file names a prediction type, is not of the family.
+    /// The reason why a denoiser with this width, and the prediction type named by its file, is not of this family.
     pub(crate) fn contradiction(
         self,
         width: usize,
@@ -58,7 +58,7 @@ impl Family {
         if (is_1 && width == WIDTH_OF_2) || (!is_1 && width == WIDTH_OF_1) {
             return Some(format!("its denoiser reads states of width {width}"));
         }
-        // Both kinds of 1.x are in use.
+        // For 1.x, both prediction types are in use.
         let predicts = predicts.filter(|_| !is_1)?;
         (predicts != self.scheduler().prediction_type)
             .then(|| format!("its header names the prediction type {predicts:?}"))

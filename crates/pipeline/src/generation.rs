@@ -2,7 +2,7 @@ use burn::tensor::Tensor;
 
 use crate::{Conditioning, Picture, Warning};
 
-/// Generated images, and the tensors that led to them.
+/// Generated images, and the tensors they were computed from.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Generation {
@@ -12,7 +12,7 @@ pub struct Generation {
     pub latents: Tensor<4>,
     /// Tokens and embeddings.
     pub conditioning: Conditioning,
-    /// Deviations from what the request asks for, such as prompts that were cut.
+    /// Deviations from the request, such as truncated prompts.
     pub warnings: Vec<Warning>,
 }
 
@@ -32,7 +32,7 @@ impl Generation {
         }
     }
 
-    /// The images as pictures of bytes, rounded as diffusers rounds.
+    /// The images as 8-bit pictures, rounded like in diffusers.
     pub fn pictures(&self) -> Vec<Picture> {
         Picture::of_images(self.images.clone())
     }

@@ -1,8 +1,8 @@
 //! Text to image with Stable Diffusion, SD-Turbo and SwiftBrush students.
 //!
-//! [`TextToImage`] holds the networks of a model as values that can be exchanged; [`Loader`] loads them with options;
-//! [`one_step`] is the student's forward pass, which training uses too. Noise comes from a [`Noise`] of the caller.
-//! Nothing is printed: deviations that a user should know of are values ([`Warning`]).
+//! [`TextToImage`] holds the networks of a model as values that can be replaced; [`Loader`] loads them with options;
+//! [`one_step`] is the student's forward pass, which is also used in training. The caller provides the [`Noise`].
+//! Nothing is printed: deviations that users should know about are values ([`Warning`]).
 //!
 //! | feature | adds |
 //! |---|---|

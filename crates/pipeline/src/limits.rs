@@ -1,22 +1,22 @@
-//! Bounds on the size of images, and an estimate of the memory that they take.
+//! Limits on the size of images, and an estimate of the memory they need.
 
 use crate::Error;
 
-/// The most pixels of an image.
+/// Maximum number of pixels of an image.
 const MAX_PIXELS: usize = 1 << 26;
 /// The side of the largest square image.
 const MAX_SIDE: usize = 1 << 13;
-/// Tensors of the decoder's last block alive at once: the input, the normalised input, and the output.
+/// Number of tensors of the decoder's last block that are alive at once: the input, the normalised input, and the output.
 const LIVE_TENSORS: u64 = 3;
 
-/// Bytes that decoding takes at most, beside the weights: `channels` is the width of the block at full resolution.
+/// Peak memory of decoding in bytes, besides the weights; `channels` is the width of the block at full resolution.
 pub(crate) fn decoding_memory([height, width]: [usize; 2], batch: usize, channels: usize) -> u64 {
     let values = [height, width, batch, channels].map(|size| size as u64);
     let values = values.into_iter().fold(1u64, u64::saturating_mul);
     values.saturating_mul(4 * LIVE_TENSORS)
 }
 
-/// Checks height and width in pixels, of images whose latents stand for `scale` pixels along each axis.
+/// Checks height and width in pixels for images with `scale` pixels per latent along each axis.
 pub(crate) fn check_size(
     [height, width]: [usize; 2],
     scale: usize,
@@ -37,7 +37,7 @@ pub(crate) fn check_size(
     })
 }
 
-/// Checks the number of pixels alone; the error is the beginning of a sentence.
+/// Checks only the number of pixels; the error is the beginning of a sentence.
 pub(crate) fn check_pixels([height, width]: [usize; 2]) -> Result<(), String> {
     let pixels = height.checked_mul(width);
     match pixels.is_some_and(|pixels| pixels <= MAX_PIXELS) {
@@ -48,7 +48,7 @@ pub(crate) fn check_pixels([height, width]: [usize; 2]) -> Result<(), String> {
     }
 }
 
-/// A number of bytes in the unit in which it is readable.
+/// Formats a number of bytes in a readable unit.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut value = count as f64;

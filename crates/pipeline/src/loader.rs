@@ -43,7 +43,7 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// All of a model in f32, with its full autoencoder.
+    /// Creates a loader of the complete model in f32, with its full autoencoder.
     pub fn new(model: Model, device: &Device) -> Self {
         Self {
             model,
@@ -59,24 +59,24 @@ impl Loader {
         self
     }
 
-    /// Sets the element type of the arithmetic: f32, f16 or bf16. In f16 the full autoencoder still computes in f32 if
-    /// its configuration says that half precision is too narrow for it (`force_upcast`).
+    /// Sets the element type of the arithmetic: f32, f16 or bf16. In f16, the full autoencoder still computes in f32 if
+    /// its configuration says that it overflows in half precision (`force_upcast`).
     pub fn with_dtype(mut self, dtype: DType) -> Self {
         self.options.dtype = dtype;
         self
     }
 
-    /// Stores the denoiser's weights in this element type and converts them where they are used: half the memory for
-    /// a little time.
+    /// Stores the denoiser's weights in this element type and converts them where they are used, which halves memory at a
+    /// small cost in time.
     pub fn with_storage(mut self, storage: DType) -> Self {
         self.options.storage = Some(storage);
         self
     }
 
     /// Stores the denoiser's weights as in the file while computing in f32, unless
-    /// [`with_storage`](Self::with_storage) is set: a file in half precision is not converted before the first image,
-    /// and the results are the same to the bit. On a CPU this costs no time; other backends convert every weight at
-    /// each call. Adapters would be rounded, so with any of them this has no effect.
+    /// [`with_storage`](Self::with_storage) is set: a half-precision file is not converted before the first image, and the
+    /// results are bit-identical. On a CPU this costs no time; other backends convert every weight in each call. Adapters
+    /// would be rounded, so this has no effect if there are any.
     pub fn with_weights_as_stored(mut self) -> Self {
         self.options.weights_as_stored = true;
         self
@@ -100,19 +100,20 @@ impl Loader {
         self
     }
 
-    /// Names the family of a single file that does not tell it.
+    /// Sets the family of a single file that does not identify it.
     pub fn with_family(mut self, family: Family) -> Self {
         self.options.family = Some(family);
         self
     }
 
-    /// Calls the denoiser twice for guidance instead of once with twice the batch: less memory, a little slower.
+    /// Calls the denoiser twice for guidance instead of once with twice the batch, which needs less memory but is slightly
+    /// slower.
     pub fn with_split_guidance(mut self) -> Self {
         self.options.split_guidance = true;
         self
     }
 
-    /// Folds an adapter in, times a strength; can be repeated.
+    /// Adds an adapter, scaled by a strength; can be repeated.
     pub fn with_adapter(mut self, adapter: AdapterFile, strength: f64) -> Self {
         self.adapters.push((adapter, strength));
         self
@@ -136,7 +137,7 @@ impl Loader {
         } = self.resolve_scheduler()?;
         warnings.extend(self.file_notes());
         let (latents, width) = (self.latents()?, self.width()?);
-        // Reading a vocabulary keeps one core as busy as reading weights keeps the memory.
+        // Reading a vocabulary is bound by one core and reading weights by memory, so they run in parallel.
         std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| self.fitting_tokenizer());
             Ok(TextToImage {
@@ -157,8 +158,8 @@ impl Loader {
         })
     }
 
-    /// Generates with one network in memory at a time: each is loaded when its turn comes and freed afterwards. Peak
-    /// memory is that of the largest network instead of all, and every call loads again.
+    /// Generates with one network in memory at a time: each is loaded when it is needed and freed afterwards. Peak memory
+    /// is that of the largest network instead of all, but every call loads them again.
     ///
     /// # Errors
     ///
@@ -191,7 +192,7 @@ impl Loader {
         Ok(Generation::new(images, latents, conditioning, warnings))
     }
 
-    /// Loads the tokenizer alone.
+    /// Loads only the tokenizer.
     ///
     /// # Errors
     ///
@@ -200,7 +201,7 @@ impl Loader {
         Ok(Tokenizer::from_model(&self.model, "tokenizer")?)
     }
 
-    /// Loads the text encoder alone.
+    /// Loads only the text encoder.
     ///
     /// # Errors
     ///
@@ -215,7 +216,7 @@ impl Loader {
         Ok(network)
     }
 
-    /// Loads the denoiser alone.
+    /// Loads only the denoiser.
     ///
     /// # Errors
     ///
@@ -238,7 +239,7 @@ impl Loader {
         Ok(network)
     }
 
-    /// Loads the autoencoder alone.
+    /// Loads only the autoencoder.
     ///
     /// # Errors
     ///
@@ -318,7 +319,7 @@ impl Loader {
         Ok(channels.first().copied().unwrap_or_default())
     }
 
-    /// The tokenizer, if the text encoder has all its tokens and positions.
+    /// Loads the tokenizer, and checks that the text encoder has all its tokens and positions.
     fn fitting_tokenizer(&self) -> Result<Tokenizer, Error> {
         let tokenizer = self.tokenizer()?;
         let config = TextConfig::from_model(&self.model, "text_encoder")?;

@@ -9,7 +9,7 @@ use swiftbrush_torch_noise::{CpuGenerator, CudaGenerator};
 
 use crate::Error;
 
-/// A source of unit normal noise: the first latents, and the noise that some samplers add.
+/// A source of unit normal noise for the initial latents, and for samplers that add noise.
 pub trait Noise {
     /// Draws the next noise.
     ///
@@ -19,7 +19,7 @@ pub trait Noise {
     ///
     /// # Errors
     ///
-    /// If there is none of that shape.
+    /// If no noise of that shape is available.
     fn draw(&mut self, shape: [usize; 4], device: &Device) -> Result<Tensor<4>, Error>;
 }
 
@@ -30,15 +30,15 @@ pub enum Rng {
     /// ChaCha8, the same on every machine and device.
     #[default]
     Native,
-    /// PyTorch's CPU generator in f32: diffusers with a generator on the CPU, ComfyUI. diffusers in half precision draws
-    /// in half precision, which gives other numbers.
+    /// PyTorch's CPU generator in f32, as in diffusers with a CPU generator, and in ComfyUI. diffusers in half precision
+    /// draws in half precision, which gives different values.
     Cpu,
-    /// PyTorch's CUDA generator in f32: AUTOMATIC1111's interface.
+    /// PyTorch's CUDA generator in f32, as in AUTOMATIC1111's web UI.
     Cuda,
 }
 
-/// A generator for each image, as a list of generators in diffusers: the noise of an image is the same alone and in a
-/// batch. The image may still differ in its last bits, because networks sum in another order.
+/// One generator per image, like a list of generators in diffusers: the noise of an image is the same alone and in a
+/// batch. The image may still differ in its last bits, because networks sum in a different order.
 #[derive(Clone, Debug)]
 pub struct Seeds(Vec<Generator>);
 
@@ -50,7 +50,7 @@ enum Generator {
 }
 
 impl Seeds {
-    /// Generators with these seeds, one for each image.
+    /// Creates generators with these seeds, one for each image.
     pub fn new(rng: Rng, seeds: impl IntoIterator<Item = u64>) -> Self {
         let generator = |seed| match rng {
             Rng::Native => Generator::Native(Box::new(ChaCha8Rng::seed_from_u64(seed))),
@@ -90,12 +90,12 @@ impl Noise for Seeds {
     }
 }
 
-/// Given noise, in the order in which it is drawn.
+/// Predetermined noise, in the order in which it is drawn.
 #[derive(Clone, Debug)]
 pub struct Given(VecDeque<Tensor<4>>);
 
 impl Given {
-    /// This noise, followed by an error.
+    /// Returns this noise in order; drawing more is an error.
     pub fn new(noise: impl IntoIterator<Item = Tensor<4>>) -> Self {
         Self(noise.into_iter().collect())
     }

@@ -25,15 +25,15 @@ impl DecoderKind {
     }
 }
 
-/// The choices of a [`Loader`](crate::Loader), as records and programs keep them.
+/// The options of a [`Loader`](crate::Loader), as stored in records and set by programs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct LoadOptions {
-    /// Component that denoises.
+    /// Name of the denoiser component.
     pub denoiser: String,
-    /// Element type of the arithmetic: f32, f16 or bf16. In f16 the full autoencoder still computes in f32 if its
-    /// configuration says that half precision is too narrow for it (`force_upcast`).
+    /// Element type of the arithmetic: f32, f16 or bf16. In f16, the full autoencoder still computes in f32 if its
+    /// configuration says that it overflows in half precision (`force_upcast`).
     pub dtype: DType,
     /// Element type in which the denoiser's weights are stored; `None` for that of the arithmetic.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,7 +46,7 @@ pub struct LoadOptions {
     /// Tiles for the full autoencoder; `None` to encode and decode whole images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tiling: Option<Tiling>,
-    /// The family of a single file that does not tell it.
+    /// The family of a single file that does not identify it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub family: Option<Family>,
     /// Calls the denoiser twice for guidance instead of once with twice the batch.
@@ -59,7 +59,7 @@ fn is_false(flag: &bool) -> bool {
 }
 
 impl Default for LoadOptions {
-    /// All of a model in f32, with its full autoencoder.
+    /// The complete model in f32, with its full autoencoder.
     fn default() -> Self {
         Self {
             denoiser: "unet".to_owned(),
@@ -79,8 +79,8 @@ impl LoadOptions {
     ///
     /// # Errors
     ///
-    /// If an element type is no supported float, tiles overlap by their side or more, or tiles are requested for the
-    /// tiny autoencoder.
+    /// If an element type is not supported, the overlap of tiles is not smaller than their side, or tiles are requested
+    /// for the tiny autoencoder.
     pub fn check(&self) -> Result<(), Error> {
         let refuse = |text: String| Err(Error::Options(text));
         for dtype in [Some(self.dtype), self.storage].into_iter().flatten() {

@@ -4,7 +4,7 @@ use crate::Error;
 #[cfg(feature = "png")]
 use crate::Record;
 
-/// An RGB image of bytes, row by row.
+/// An 8-bit RGB image in row-major order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Picture {
     /// Number of columns.
@@ -16,7 +16,7 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// The images of a batch, `[batch, 3, height, width]` in −1…1, rounded as diffusers rounds.
+    /// Converts a batch of images, `[batch, 3, height, width]` in −1…1, rounded like in diffusers.
     pub fn of_images(images: Tensor<4>) -> Vec<Self> {
         let [_, channels, height, width] = images.dims();
         let values = images.permute([0, 2, 3, 1]).into_data();
@@ -32,7 +32,7 @@ impl Picture {
             .collect()
     }
 
-    /// Pictures of one size as a batch in −1…1.
+    /// Converts pictures of the same size to a batch in −1…1.
     ///
     /// # Shapes
     ///
@@ -40,7 +40,7 @@ impl Picture {
     ///
     /// # Errors
     ///
-    /// If there are none, their sizes differ, or one has not as many bytes as its size says.
+    /// If there are none, their sizes differ, or the number of bytes of one does not match its size.
     pub fn to_images(pictures: &[Self], device: &Device) -> Result<Tensor<4>, Error> {
         let Some(Self { width, height, .. }) = pictures.first() else {
             return Err(Error::Request("no pictures".to_owned()));
@@ -65,11 +65,11 @@ impl Picture {
 
 #[cfg(feature = "png")]
 impl Picture {
-    /// The PNG file of the picture; with a record, in this library's form and in AUTOMATIC1111's.
+    /// Encodes the picture as a PNG file, optionally with a record in this library's format and in AUTOMATIC1111's.
     ///
     /// # Panics
     ///
-    /// If there are not as many bytes as width and height say.
+    /// If the number of bytes does not match width and height.
     pub fn to_png(&self, record: Option<&Record>) -> Vec<u8> {
         let mut file = Vec::new();
         let (width, height) = (self.width as u32, self.height as u32);
@@ -77,7 +77,7 @@ impl Picture {
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
         for (key, text) in record.map(Record::texts).into_iter().flatten() {
-            // Every reader knows Latin-1 chunks.
+            // All readers support Latin-1 chunks.
             let is_latin = text.chars().all(|c| u32::from(c) < 256);
             let added = match is_latin {
                 true => encoder.add_text_chunk(key.to_owned(), text),
@@ -92,7 +92,7 @@ impl Picture {
         file
     }
 
-    /// Writes the picture as a PNG file, replacing an older file only when the new one is complete.
+    /// Writes the picture as a PNG file. An existing file is replaced once the new one is complete.
     ///
     /// # Errors
     ///
@@ -124,7 +124,7 @@ impl Picture {
 impl From<Picture> for image::RgbImage {
     /// # Panics
     ///
-    /// If there are not as many bytes as width and height say.
+    /// If the number of bytes does not match width and height.
     fn from(picture: Picture) -> Self {
         let (width, height) = (picture.width as u32, picture.height as u32);
         Self::from_raw(width, height, picture.bytes).expect("three bytes for each pixel")

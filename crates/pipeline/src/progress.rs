@@ -4,14 +4,14 @@ use burn::tensor::Tensor;
 
 use crate::Error;
 
-/// The state of a generation, told to the progress callback before each stage and after each network call. Breaking
-/// cancels the generation there.
+/// The state of a generation, passed to the progress callback before each stage and after each network call. Breaking
+/// cancels the generation at that point.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Progress {
     /// Index of the current batch, from 0.
     pub batch: usize,
-    /// Number of batches; 1 but for [`generate_in_batches`](crate::TextToImage::generate_in_batches).
+    /// Number of batches; 1 except in [`generate_in_batches`](crate::TextToImage::generate_in_batches).
     pub n_batches: usize,
     /// The stage within the batch.
     pub stage: Stage,
@@ -22,26 +22,26 @@ pub struct Progress {
 #[non_exhaustive]
 #[expect(
     clippy::large_enum_variant,
-    reason = "one value per network call; a box would be in every match"
+    reason = "one value per network call; a box would complicate every match"
 )]
 pub enum Stage {
-    /// Prompts, and images to start from, are about to be encoded.
+    /// Prompts and start images are about to be encoded.
     Encoding,
     /// The denoiser: before the first call, and after each.
     Call {
         /// Number of calls made.
         done: usize,
-        /// Number of calls in total; the second one of split guidance is not counted.
+        /// Total number of calls; the second call of split guidance is not counted.
         n_calls: usize,
-        /// The clean latents that the network expects after the last call, `[batch, channels, height, width]`;
-        /// decoded, a preview.
+        /// The clean latents predicted by the last call, `[batch, channels, height, width]`, which can be decoded as a
+        /// preview.
         expected: Option<Tensor<4>>,
     },
     /// Latents are about to be decoded, or the next tile of them.
     Decoding {
         /// Number of tiles decoded.
         done: usize,
-        /// Number of tiles in total; 1 without tiling.
+        /// Total number of tiles; 1 without tiling.
         n_tiles: usize,
     },
 }

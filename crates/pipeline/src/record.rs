@@ -1,4 +1,4 @@
-//! Records: how an image was made, written into its file.
+//! Records of how an image was generated, written to its file.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,11 +16,11 @@ pub struct StartRecord {
     pub file: PathBuf,
     /// Its SHA-256.
     pub sha256: String,
-    /// Share of the image that was lost in noise, 0 to 1.
+    /// Share of the image that was replaced with noise, 0 to 1.
     pub strength: f64,
 }
 
-/// The largest file of an image to start from, in bytes.
+/// The size limit of a start image's file, in bytes.
 const MAX_START: u64 = 1 << 28;
 
 impl StartRecord {
@@ -28,7 +28,7 @@ impl StartRecord {
     ///
     /// # Errors
     ///
-    /// If it cannot be read, is no regular file, or is larger than 256 MiB.
+    /// If it cannot be read, is not a regular file, or is larger than 256 MiB.
     pub fn of_file(file: impl Into<PathBuf>, strength: f64) -> Result<Self, Error> {
         let file = file.into();
         let sha256 = hash_of(&file, MAX_START)?;
@@ -43,7 +43,7 @@ impl StartRecord {
     ///
     /// # Errors
     ///
-    /// If it is not, or as [`of_file`](Self::of_file).
+    /// If it is not; otherwise same as [`of_file`](Self::of_file).
     pub fn check_file(&self) -> Result<(), Error> {
         let found = hash_of(&self.file, MAX_START)?;
         if found == self.sha256 {
@@ -56,7 +56,7 @@ impl StartRecord {
     }
 }
 
-/// The settings of an image: everything that is needed to generate it again, and to know whether that can succeed.
+/// The settings of an image: everything needed to reproduce it, and to know whether that can succeed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Record {
@@ -64,18 +64,18 @@ pub struct Record {
     pub software: String,
     /// The model, with names instead of paths by default.
     pub source: Source,
-    /// SHA-256 of its files; may be empty.
+    /// SHA-256 of the model's files; may be empty.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub hashes: BTreeMap<String, String>,
-    /// Device that computed: the last bits differ between devices.
+    /// Device used for generation; the last bits differ between devices.
     pub device: String,
     /// The prompt.
     pub prompt: String,
-    /// Prompt that guidance led away from.
+    /// The negative prompt.
     pub negative_prompt: String,
-    /// The way from noise to latents.
+    /// The method of generation.
     pub method: Method,
-    /// Spacing of the sampler's timesteps, if another than the scheduler's.
+    /// Spacing of the sampler's timesteps, if it differs from the scheduler's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spacing: Option<TimestepSpacing>,
     /// Scale of classifier-free guidance.
@@ -91,10 +91,10 @@ pub struct Record {
     pub start: Option<StartRecord>,
     /// The scheduler's configuration.
     pub scheduler: SchedulerConfig,
-    /// Side of the square that each pixel was enlarged to afterwards, 1 to 64.
+    /// Factor by which the image was enlarged afterwards, 1 to 64.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub enlarged: u32,
-    /// Index in its batch and size of that batch, on which the last bits depend.
+    /// Index in its batch and size of the batch, which affect the last bits.
     #[serde(default = "alone", skip_serializing_if = "is_alone")]
     pub batch: [usize; 2],
 }
@@ -125,7 +125,7 @@ const RECORD: &str = "swiftbrush";
 /// Keyword of AUTOMATIC1111's text.
 #[cfg(feature = "png")]
 const PARAMETERS: &str = "parameters";
-/// The longest record that is read, in bytes.
+/// The size limit of a record, in bytes.
 #[cfg(feature = "png")]
 const MAX_RECORD: usize = 1 << 20;
 
@@ -148,7 +148,7 @@ impl Record {
         Self::with_parts(source, request, size, scheduler).with_image(&request.prompts[index], seed)
     }
 
-    /// [`of`](Self::of) before the model is loaded; prompt and seed are set by [`with_image`](Self::with_image).
+    /// Like [`of`](Self::of), but before the model is loaded; prompt and seed are set by [`with_image`](Self::with_image).
     pub fn with_parts(
         source: &Source,
         request: &Request,
@@ -187,7 +187,7 @@ impl Record {
         format!("swiftbrush {}", env!("CARGO_PKG_VERSION"))
     }
 
-    /// The request for this image, without the image to start from.
+    /// The request for this image, without its start image.
     pub fn request(&self) -> Request {
         let [height, width] = self.size;
         let request = Request::new([self.prompt.as_str()])
@@ -201,7 +201,7 @@ impl Record {
         }
     }
 
-    /// Checks everything that a file may claim: sizes, numbers, the scheduler, the sampler, the loading options.
+    /// Checks everything that comes from a file: sizes, numbers, the scheduler, the sampler and the loading options.
     ///
     /// # Errors
     ///
@@ -245,7 +245,7 @@ impl Record {
         Ok(())
     }
 
-    /// The record in the form that AUTOMATIC1111's interface writes and many programs read: the prompt, the negative
+    /// The record in the format that AUTOMATIC1111's web UI writes and many programs read: the prompt, the negative
     /// prompt, and a line of names and values.
     pub fn parameters(&self) -> String {
         let values: Vec<_> = self
@@ -317,7 +317,7 @@ impl Record {
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, is no PNG file, or has no valid record.
+    /// If the file cannot be read, is not a PNG file, or has no valid record.
     pub fn read(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let bad = |reason: String| Error::Picture {
@@ -341,7 +341,7 @@ fn record_text(path: &Path) -> Result<String, String> {
     let mut reader = png::Decoder::new(std::io::BufReader::new(file))
         .read_info()
         .map_err(|error| error.to_string())?;
-    // Texts may stand behind the pixels.
+    // Texts may come after the pixels.
     reader.finish().map_err(|error| error.to_string())?;
     let info = reader.info();
     let mut latin = info.uncompressed_latin1_text.iter();
@@ -367,7 +367,7 @@ fn stem(path: &Path) -> String {
     stem.to_string_lossy().into_owned()
 }
 
-/// A sampler's name in AUTOMATIC1111's interface.
+/// The name of a sampler in AUTOMATIC1111's web UI.
 fn sampler_name(kind: SamplerKind) -> &'static str {
     match kind {
         SamplerKind::Ddim => "DDIM",
@@ -379,7 +379,7 @@ fn sampler_name(kind: SamplerKind) -> &'static str {
     }
 }
 
-/// Values that a reader would split are written as JSON strings.
+/// Writes values that a reader would split as JSON strings.
 fn quoted(value: &str) -> String {
     if value.contains([',', ':', '\n']) {
         serde_json::Value::from(value).to_string()

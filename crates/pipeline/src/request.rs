@@ -4,7 +4,7 @@ use swiftbrush_scheduler::{PredictionType, SamplerKind, SchedulerConfig, Timeste
 
 use crate::{Error, Picture};
 
-/// The way from noise to latents.
+/// The method of generation, from noise to latents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
@@ -15,14 +15,13 @@ pub enum Method {
 }
 
 impl Method {
-    /// The default for a scheduler: the one-step rule for students that are marked as such
-    /// ([`SchedulerConfig::is_one_step`]); one step for SD-Turbo, whose file names Euler with trailing timesteps for
-    /// a network that predicts noise; else [`SamplerKind::default_steps`] of the sampler that the file names, or of
-    /// the closest one.
+    /// The default for a scheduler: the one-step rule for marked students ([`SchedulerConfig::is_one_step`]); one step for
+    /// SD-Turbo, whose file has Euler with trailing timesteps for a network that predicts noise; else
+    /// [`SamplerKind::default_steps`] of the file's sampler, or of the closest one.
     ///
     /// # Errors
     ///
-    /// If the file names a class that no sampler comes close to.
+    /// If the file names a class without a close enough sampler.
     pub fn of_scheduler(scheduler: &SchedulerConfig) -> Result<Self, Error> {
         if scheduler.is_one_step {
             return Ok(Self::OneStep);
@@ -35,8 +34,8 @@ impl Method {
         Ok(Self::Sampler(kind, steps))
     }
 
-    /// The same method with as many steps as image to image of this strength needs to take at least one: two for
-    /// SD-Turbo at a strength of 0.8. Strengths of 0 and less change nothing.
+    /// The same method with enough steps that image to image with this strength takes at least one of them: two for
+    /// SD-Turbo at a strength of 0.8. Has no effect for strengths of 0 or less.
     #[must_use]
     pub fn with_a_step_at(self, strength: f64) -> Self {
         match self {
@@ -50,7 +49,7 @@ impl Method {
         }
     }
 
-    /// Number of network calls for an image from noise; guidance is not counted.
+    /// Number of network calls for an image from noise, not counting guidance.
     pub fn n_calls(self) -> usize {
         match self {
             Self::OneStep => 1,
@@ -60,7 +59,7 @@ impl Method {
     }
 }
 
-/// Number of steps taken by a sampler of `steps` from an image of which `strength` is lost, as diffusers counts.
+/// Number of steps that a sampler of `steps` takes from an image at this strength, counted as in diffusers.
 pub(crate) fn n_taken(steps: usize, strength: f64) -> usize {
     ((steps as f64 * strength) as usize).min(steps)
 }
@@ -68,16 +67,16 @@ pub(crate) fn n_taken(steps: usize, strength: f64) -> usize {
 /// Images to start from instead of noise.
 #[derive(Clone, Debug)]
 pub struct Start {
-    /// `[batch, 3, height, width]`, RGB in −1…1, an image for each prompt; sides are multiples of the pixels per
+    /// `[batch, 3, height, width]`, RGB in −1…1, one image per prompt; sides are multiples of the number of pixels per
     /// latent (8 for Stable Diffusion).
     pub images: Tensor<4>,
-    /// Share of the images that is lost in noise, 0 to 1. Samplers skip the remaining share of their steps; the
+    /// Share of the images that is replaced with noise, 0 to 1. Samplers skip the remaining share of their steps; the
     /// one-step rule is applied at that share of the timesteps.
     pub strength: f64,
 }
 
 impl Start {
-    /// Starts from pictures of one size.
+    /// Starts from pictures of the same size.
     ///
     /// # Errors
     ///
@@ -110,25 +109,24 @@ impl Start {
 pub struct Request {
     /// A prompt for each image.
     pub prompts: Vec<String>,
-    /// Prompt that guidance leads away from; only with guidance.
+    /// The negative prompt; only with guidance.
     pub negative_prompt: String,
-    /// The way from noise to latents.
+    /// The method of generation.
     pub method: Method,
     /// Spacing of the sampler's timesteps; `None` for that of the model's scheduler.
     pub spacing: Option<TimestepSpacing>,
-    /// Scale of classifier-free guidance, as diffusers' `guidance_scale`: values up to 1 switch it off, which
-    /// one-step students need.
+    /// Scale of classifier-free guidance, like diffusers' `guidance_scale`: values up to 1 turn it off, which one-step
+    /// students need.
     pub guidance: f64,
-    /// Height and width in pixels; `None` for the size that the model was trained on, or that of the images to start
-    /// from.
+    /// Height and width in pixels; `None` for the size that the model was trained on, or that of the start images.
     pub size: Option<[usize; 2]>,
-    /// Images to start from; `None` for pure noise.
+    /// Start images; `None` for pure noise.
     pub start: Option<Start>,
 }
 
 impl Request {
-    /// One image for each prompt, in one step, without guidance.
-    /// [`TextToImage::request`](crate::TextToImage::request) takes the model's own method instead.
+    /// Requests one image per prompt, in one step, without guidance.
+    /// [`TextToImage::request`](crate::TextToImage::request) uses the model's own method instead.
     pub fn new<S: Into<String>>(prompts: impl IntoIterator<Item = S>) -> Self {
         Self {
             prompts: prompts.into_iter().map(Into::into).collect(),
@@ -147,13 +145,13 @@ impl Request {
         self
     }
 
-    /// Sets the prompt that guidance leads away from.
+    /// Sets the negative prompt.
     pub fn with_negative_prompt(mut self, prompt: impl Into<String>) -> Self {
         self.negative_prompt = prompt.into();
         self
     }
 
-    /// Sets the way from noise to latents.
+    /// Sets the method of generation.
     pub fn with_method(mut self, method: Method) -> Self {
         self.method = method;
         self
@@ -177,13 +175,13 @@ impl Request {
         self
     }
 
-    /// Sets the images to start from.
+    /// Sets the start images.
     pub fn with_start(mut self, start: Start) -> Self {
         self.start = Some(start);
         self
     }
 
-    /// True if classifier-free guidance is on: above a scale of 1, as in diffusers.
+    /// Returns whether classifier-free guidance is on, which is above a scale of 1, as in diffusers.
     pub fn is_guided(&self) -> bool {
         self.guidance > 1.0
     }

@@ -8,7 +8,7 @@ use swiftbrush_lora::AdapterFile;
 
 use crate::{Error, LoadOptions, Loader};
 
-/// The files of a model and the choices of its loader: everything that a [`Loader`] is made of.
+/// The files of a model and the options of its loader: everything needed to build a [`Loader`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Source {
@@ -17,13 +17,13 @@ pub struct Source {
     /// Folder with the configurations of a single file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configs: Option<PathBuf>,
-    /// Components from elsewhere.
+    /// Replaced components.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub components: BTreeMap<String, PathBuf>,
     /// Part of the names of weight files, such as `fp16`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
-    /// The choices of the loader.
+    /// The options of the loader.
     #[serde(flatten)]
     pub options: LoadOptions,
     /// Adapters and their strengths, in order.
@@ -35,7 +35,7 @@ pub struct Source {
 pub(crate) const ADAPTER: &str = "lora";
 
 impl Source {
-    /// A model in f32, with its full autoencoder.
+    /// Creates a source of a model in f32, with its full autoencoder.
     pub fn new(model: impl Into<PathBuf>) -> Self {
         Self {
             model: model.into(),
@@ -66,7 +66,7 @@ impl Source {
         Ok(model)
     }
 
-    /// The loader of the model.
+    /// Creates the loader of the model.
     ///
     /// # Errors
     ///
@@ -79,12 +79,12 @@ impl Source {
         Ok(loader)
     }
 
-    /// SHA-256 of every file that weights or the vocabulary come from, by role and name:
+    /// SHA-256 of every file with weights or the vocabulary, by role and name:
     /// `unet/diffusion_pytorch_model.safetensors`.
     ///
     /// # Errors
     ///
-    /// If one cannot be read or is no regular file.
+    /// If a file cannot be read or is not a regular file.
     pub fn hashes(&self) -> Result<BTreeMap<String, String>, Error> {
         let model = self.model()?;
         let decoder = self.options.decoder.component();
@@ -102,7 +102,7 @@ impl Source {
             .adapters
             .iter()
             .map(|(path, _)| (ADAPTER, path.clone()));
-        // A single file holds the weights of several components.
+        // A single file contains the weights of several components.
         let mut known: BTreeMap<PathBuf, String> = BTreeMap::new();
         let mut hashes = BTreeMap::new();
         for (role, path) in weights.chain(tokenizer).chain(adapters) {
@@ -117,7 +117,7 @@ impl Source {
     }
 
     /// The source with names instead of paths: that of the hub (`owner/name@revision`) for a model in its cache, else
-    /// the name of the file or folder. Paths tell about the machine that an image was made on.
+    /// the name of the file or folder. Paths would reveal details of the machine.
     pub fn without_paths(&self) -> Self {
         Self {
             model: name_of(&self.model),
@@ -160,7 +160,7 @@ impl Source {
         }
     }
 
-    /// Checks what a file may claim.
+    /// Checks values that come from a file.
     pub(crate) fn check(&self) -> Result<(), Error> {
         self.options.check()?;
         check_strengths(self.adapters.iter().map(|(_, strength)| *strength))
@@ -177,7 +177,7 @@ pub(crate) fn check_strengths(strengths: impl IntoIterator<Item = f64>) -> Resul
     }
 }
 
-/// Name of a file or folder without the way there.
+/// The name of a file or folder without its path.
 pub(crate) fn name_of(path: &Path) -> PathBuf {
     let names: Vec<_> = path.iter().map(|name| name.to_string_lossy()).collect();
     let in_cache = names.iter().enumerate().find_map(|(index, name)| {
@@ -199,7 +199,7 @@ pub(crate) fn label(role: &str, path: &Path) -> String {
     format!("{role}/{}", name.to_string_lossy())
 }
 
-/// SHA-256 of a regular file of at most `limit` bytes: a name in a record may stand for a device that never ends.
+/// SHA-256 of a regular file of at most `limit` bytes, because a path in a record may be that of an endless device.
 pub(crate) fn hash_of(path: &Path, limit: u64) -> Result<String, Error> {
     let refuse = |reason: String| Error::Picture {
         path: path.to_owned(),

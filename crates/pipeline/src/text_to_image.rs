@@ -27,11 +27,11 @@ use crate::{
 ///
 /// - noise: `[batch, channels, height, width]`, unit normal
 /// - context: `[batch, length, width]`, in the element type of the network's arithmetic
-/// - returns: latents of the shape of the noise, f32
+/// - returns: latents with the shape of the noise, f32
 ///
 /// # Panics
 ///
-/// If the shapes do not fit the network.
+/// If the shapes do not match the network.
 pub fn one_step(
     unet: &UNet,
     schedule: &NoiseSchedule,
@@ -44,7 +44,7 @@ pub fn one_step(
     schedule.clean_latents(output, noise, schedule.last())
 }
 
-/// Unit normal noise, the same for a seed on every machine and device.
+/// Draws unit normal noise, which is the same for a seed on every machine and device.
 ///
 /// # Shapes
 ///
@@ -57,19 +57,19 @@ pub fn noise(shape: [usize; 4], seed: u64, device: &Device) -> Tensor<4> {
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// A text-to-image model: its networks, tokenizer and scheduler, which can be exchanged. Clones share the parameters.
+/// A text-to-image model: its networks, tokenizer and scheduler, which can be replaced. Clones share the parameters.
 ///
 /// Generation blocks the calling thread; call it inside `spawn_blocking` in asynchronous programs. The type is `Send`
 /// and `Sync`.
 #[derive(Clone, Debug)]
 pub struct TextToImage {
-    /// Prompts to tokens.
+    /// Converts prompts to tokens.
     pub tokenizer: Tokenizer,
-    /// Tokens to embeddings.
+    /// Converts tokens to embeddings.
     pub text_encoder: TextEncoder,
     /// The denoiser.
     pub unet: UNet,
-    /// Latents to images.
+    /// Converts latents to images.
     pub decoder: Decoder,
     /// The scheduler's configuration.
     pub scheduler: SchedulerConfig,
@@ -84,11 +84,11 @@ pub struct TextToImage {
     pub(crate) device: Device,
 }
 
-/// Channels of the decoder of Stable Diffusion at full resolution.
+/// Channels of Stable Diffusion's decoder at full resolution.
 const WIDTH: usize = 128;
 
 impl TextToImage {
-    /// Loads a model with its full autoencoder; `None` is f32. [`Loader`] has more options.
+    /// Loads a model with its full autoencoder in the element type `dtype` [default: f32]. [`Loader`] has more options.
     ///
     /// # Errors
     ///
@@ -123,12 +123,12 @@ impl TextToImage {
         }
     }
 
-    /// The model with adapters folded in, each times its strength. Everything else is shared, so another set of
-    /// adapters is applied by adapting the plain model again, without loading.
+    /// Returns the model with adapters fused, each scaled by its strength. Everything else is shared, so another set of
+    /// adapters can be applied to the original model without loading it again.
     ///
     /// # Errors
     ///
-    /// If a strength is not finite, or an adapter finds no layer of its name and size; the error lists all of them.
+    /// If a strength is not finite, or an adapter has no layer of its name and size; the error lists all of them.
     pub fn with_adapters(&self, adapters: &[(&AdapterFile, f64)]) -> Result<Self, Error> {
         check_strengths(adapters.iter().map(|(_, strength)| *strength))?;
         let mut adapted = self.clone();
@@ -144,12 +144,12 @@ impl TextToImage {
         &self.device
     }
 
-    /// Warnings of the loader, such as a substituted scheduler.
+    /// Warnings of the loader, such as a replaced scheduler.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
 
-    /// Shape of the noise for a batch of images of the size that the model was trained on.
+    /// Shape of the noise for a batch of images with the size that the model was trained on.
     pub fn latent_shape(&self, batch: usize) -> [usize; 4] {
         let (channels, side) = self.latents;
         [batch, channels, side, side]
@@ -169,7 +169,7 @@ impl TextToImage {
         Method::of_scheduler(&self.scheduler)
     }
 
-    /// One image for each prompt with the model's default method, without guidance.
+    /// Requests one image per prompt with the model's default method, without guidance.
     ///
     /// # Errors
     ///
@@ -194,7 +194,7 @@ impl TextToImage {
     ///
     /// # Errors
     ///
-    /// If the text encoder gives a NaN.
+    /// If the text encoder produces a NaN.
     pub fn encode<S: AsRef<str>>(&self, prompts: &[S]) -> Result<Conditioning, Error> {
         encode(&self.tokenizer, &self.text_encoder, prompts, &self.device)
     }
@@ -212,12 +212,12 @@ impl TextToImage {
     ///
     /// # Errors
     ///
-    /// If the request contradicts itself, the model or the noise, or a network gives a NaN.
+    /// If the request contradicts itself, the model or the noise, or a network produces a NaN.
     pub fn generate(&self, request: &Request, noise: &mut dyn Noise) -> Result<Generation, Error> {
         self.generate_with(request, noise, &mut |_| ControlFlow::Continue(()))
     }
 
-    /// [`generate`](Self::generate) with a progress callback, which may cancel.
+    /// Like [`generate`](Self::generate), with a progress callback that can cancel.
     ///
     /// # Errors
     ///
@@ -235,7 +235,7 @@ impl TextToImage {
         self.finish(conditioning, request, noise, &mut watcher)
     }
 
-    /// Generates from embeddings instead of the request's prompts, which are ignored.
+    /// Generates from embeddings; the request's prompts are ignored.
     ///
     /// # Errors
     ///
@@ -243,7 +243,7 @@ impl TextToImage {
     ///
     /// # Panics
     ///
-    /// If the embeddings have another width than the denoiser reads.
+    /// If the width of the embeddings differs from the denoiser's.
     pub fn generate_encoded(
         &self,
         conditioning: &Conditioning,
@@ -257,13 +257,13 @@ impl TextToImage {
         self.finish(conditioning.clone(), request, noise, &mut watcher)
     }
 
-    /// Generates one picture for each seed, `batch` at a time, and returns them with the warnings of all batches. The
-    /// request holds a prompt, and an image to start from if there are any, for each seed, or a single one for all.
+    /// Generates one picture per seed, `batch` at a time, and returns them with the warnings of all batches. The request
+    /// contains one prompt, and optionally one start image, per seed, or a single one for all.
     ///
     /// # Errors
     ///
-    /// Same as [`generate_with`](Self::generate_with), or if prompts and seeds do not pair up. Everything is checked before
-    /// the first batch.
+    /// Same as [`generate_with`](Self::generate_with), or if the numbers of prompts and seeds do not match. Everything is
+    /// checked before the first batch.
     pub fn generate_in_batches(
         &self,
         request: &Request,
@@ -325,7 +325,7 @@ impl TextToImage {
     }
 }
 
-/// Requests of at most `batch` images each, `count` in total.
+/// Splits a request into requests of at most `batch` images each, `count` in total.
 fn split(request: &Request, count: usize, batch: usize) -> Result<Vec<Request>, Error> {
     let prompts = request.prompts.len();
     let images = request.start.as_ref().map_or(1, |start| {

@@ -2,30 +2,30 @@ use std::fmt;
 
 use swiftbrush_scheduler::SchedulerConfig;
 
-/// A deviation from what the caller might expect. The library never prints: programs show these, one line each
+/// A deviation from what the caller might expect. The library never prints; programs should show warnings, one line each
 /// ([`Display`](fmt::Display)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Warning {
-    /// A prompt is longer than the text encoder reads; its end has no effect.
+    /// A prompt is too long for the text encoder; its end has no effect.
     PromptCut {
         /// The prompt.
         prompt: String,
         /// The part of it that has no effect.
         lost: String,
     },
-    /// The default sampler stands in for a scheduler class without an implementation.
+    /// The default sampler replaces a scheduler class without an implementation.
     SchedulerSubstituted {
-        /// Class that the model names.
+        /// The class named by the model.
         class: String,
         /// Name of the sampler.
         sampler: &'static str,
     },
-    /// Keys of `scheduler_config.json` that no scheduler of diffusers has, and that are ignored.
+    /// Ignored keys of `scheduler_config.json` that no diffusers scheduler has.
     SchedulerKeys(Vec<String>),
-    /// A value of `scheduler_config.json` that is corrected as diffusers corrects it.
+    /// A value of `scheduler_config.json` that is corrected, as diffusers does.
     SchedulerCorrected(String),
-    /// The denoiser's own files name another prediction type than the model's scheduler, and win.
+    /// The prediction type in the denoiser's own files overrides that of the model's scheduler.
     PredictionType {
         /// The file that decides.
         source: String,
@@ -34,7 +34,7 @@ pub enum Warning {
     },
     /// DDIM clips latents, because the model's scheduler does not set `clip_sample` to false.
     LatentsClipped,
-    /// Something about a weight file or adapters: values that are widened, a substitute for a missing file.
+    /// A note about a weight file or adapters, such as widened values or a substitute for a missing file.
     File(String),
 }
 

@@ -1,4 +1,4 @@
-//! One set of adapters in every layout against diffusers. `golden/adapters.py` makes the files.
+//! Parity with diffusers for one set of adapters in every layout; the files are written by `golden/adapters.py`.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use swiftbrush_pipeline::scheduler::SamplerKind;
 use swiftbrush_pipeline::{Error, Loader, Method, Model, Request, Rng, Seeds, TextToImage};
 use swiftbrush_testing::{Golden, assert_close, device, values};
 
-/// f32 on both sides, with weights that adapters have made large.
+/// f32 on both sides, with weights made large by adapters.
 const TOLERANCE: f64 = 1e-4;
 
 fn golden(file: &str) -> PathBuf {
@@ -89,7 +89,7 @@ fn adapters_are_stacked_scaled_and_exchanged_without_loading_again() {
     );
 }
 
-/// Every layout holds the same adapters; those without α have it multiplied into the factors.
+/// Every layout contains the same adapters; those without α have it multiplied into the factors.
 #[test]
 fn every_layout_converts_to_every_other() {
     let folder = tempfile::tempdir().expect("there is room");

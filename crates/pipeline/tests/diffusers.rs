@@ -1,4 +1,4 @@
-//! A complete Stable Diffusion of toy size against diffusers, which saved it.
+//! Parity with diffusers for a complete toy-sized Stable Diffusion saved by it.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! Options whose meaning other programs have fixed, against diffusers. `golden/meaning.py` writes the tensors.
+//! Parity with diffusers for options whose meaning it defines; the tensors are written by `golden/meaning.py`.
 
 use std::path::{Path, PathBuf};
 
@@ -50,7 +50,7 @@ fn guidance_up_to_one_is_no_guidance() {
     }
 }
 
-/// Stable Diffusion 1.5 with another scheduler file.
+/// Stable Diffusion 1.5 with a different scheduler file.
 fn with_scheduler(text: &str) -> (tempfile::TempDir, Loader) {
     let folder = tempfile::tempdir().expect("there is room");
     let scheduler = folder.path().join("scheduler");
@@ -88,8 +88,8 @@ fn a_requested_sampler_brings_its_own_defaults() {
     assert_ne!(values(leading.latents), values(default.latents));
 }
 
-/// diffusers' pipeline sets `steps_offset` to 1 and `clip_sample` to false in files that are silent about them, but a
-/// requested sampler has its own defaults again.
+/// diffusers' pipeline sets `steps_offset` to 1 and `clip_sample` to false in files that omit them, but a requested
+/// sampler uses its own defaults again.
 #[test]
 fn outdated_schedulers_are_corrected_as_in_diffusers() {
     let betas = r#""beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085"#;

@@ -1,4 +1,4 @@
-//! Pictures as files, and their records.
+//! Image files and their records.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use swiftbrush_pipeline::{
 };
 use swiftbrush_testing::device;
 
-/// Values and PyTorch's rounded `(x/2 + 0.5).clamp(0, 1) * 255`.
+/// Values, and PyTorch's rounded `(x/2 + 0.5).clamp(0, 1) * 255` of them.
 #[test]
 fn pixels_are_those_of_diffusers() {
     let values = [
@@ -73,7 +73,7 @@ fn record() -> Record {
     record
 }
 
-/// The form that AUTOMATIC1111's interface and its readers agree on.
+/// The format used by AUTOMATIC1111's web UI and its readers.
 #[test]
 fn parameters_have_three_parts() {
     let expected = "a castle,\nby night\nNegative prompt: blurry\n\
@@ -81,7 +81,7 @@ fn parameters_have_three_parts() {
         Model: v1-5, Denoising strength: 0.6, Lora hashes: ink: fedcba9876, RNG: CPU, \
         Version: swiftbrush 0.1.0";
     let found = record().parameters();
-    // A value with a colon in it is quoted.
+    // A value that contains a colon is quoted.
     assert_eq!(
         found,
         expected.replace("ink: fedcba9876", "\"ink: fedcba9876\"")
@@ -107,7 +107,7 @@ fn a_record_is_read_back_from_its_picture() {
     }
 }
 
-/// A record of version 0.1.0, as it was written before options had a type of their own.
+/// A record of version 0.1.0, written before options had their own type.
 const OLD: &str = r#"{"software": "swiftbrush 0.1.0", "source": {"model": "/models/sd-turbo", "denoiser": "teacher",
     "dtype": "F32", "storage": "F16", "decoder": "kl", "tiling": {"side": 32, "overlap": 8}, "family": "sd-turbo",
     "adapters": [["a.safetensors", 0.5]]}, "device": "flex", "prompt": "a", "negative_prompt": "",

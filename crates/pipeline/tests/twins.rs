@@ -1,5 +1,5 @@
-//! Models of toy size in every layout of the family, from prompts and seeds to pixels, against diffusers.
-//! `golden/twins.py` makes them.
+//! Parity with diffusers, from prompts and seeds to pixels, for toy-sized models in every layout of the family.
+//! They are written by `golden/twins.py`.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use swiftbrush_testing::{Golden, assert_close, device, values};
 
 const PROMPTS: [&str; 2] = ["a red circle on a blue background", ""];
 const SEEDS: [u64; 2] = [3, 4];
-/// f32 on both sides, which round differently in up to 50 calls.
+/// f32 on both sides, with different rounding over up to 50 calls.
 const LATENTS: f64 = 1e-4;
 
 fn twin(name: &str) -> PathBuf {
@@ -73,7 +73,7 @@ fn bytes(images: Tensor<4>) -> Vec<i32> {
 fn assert_generated(painting: Generation, golden: &Golden, name: &str) {
     let expected: Tensor<4> = golden.tensor(&format!("{name}.latents"), &device());
     assert_close(painting.latents, expected, LATENTS);
-    // Bytes hide what the autoencoder's attention adds.
+    // 8-bit values would hide the effect of the autoencoder's attention.
     for images in golden
         .tensors_under(&format!("{name}.images"))
         .into_values()
@@ -148,7 +148,7 @@ fn image_to_image() {
             10,
             0.6,
         ),
-        // Seven steps of ten: what is left of a step is left out.
+        // Seven steps of ten: a fraction of a step is dropped.
         ("image-dpm-solver", SamplerKind::DpmSolver, 10, 0.75),
     ] {
         let start = Start {
@@ -160,7 +160,7 @@ fn image_to_image() {
     }
 }
 
-/// Velocity, a schedule that ends in pure noise, a denoiser in shards.
+/// Velocity prediction, a schedule that ends in pure noise, a sharded denoiser.
 #[test]
 fn stable_diffusion_2_1_as_a_folder() {
     let (mut pipeline, golden) = (load(model("sd21")), golden("sd21"));
@@ -226,7 +226,7 @@ fn sd_turbo_as_torch_saved_it() {
     }
 }
 
-/// SD-Turbo's folder with another scheduler, which a file does not have.
+/// SD-Turbo's folder with another scheduler; single files have none.
 #[test]
 fn stable_diffusion_2_1_base_as_a_folder_and_as_one_file() {
     let golden = golden("sd-turbo");
@@ -375,8 +375,8 @@ fn a_generation_can_be_watched_and_cancelled_at_every_stage() {
     }
 }
 
-/// Weights in half precision under f32 arithmetic are exact here, because the file has no more; arithmetic in half
-/// precision rounds.
+/// Half-precision weights with f32 arithmetic are exact here, because the file is in half precision; half-precision
+/// arithmetic rounds.
 #[test]
 fn half_precision() {
     let golden = golden("sd-turbo");
@@ -408,7 +408,7 @@ fn half_precision() {
     }
 }
 
-/// A folder with one denoiser's configuration, for single files of toy size.
+/// A folder with the configuration of a denoiser, for toy-sized single files.
 fn configs(unet: &str) -> tempfile::TempDir {
     let configs = tempfile::tempdir().expect("there is room");
     let folder = configs.path().join("unet");
@@ -419,7 +419,7 @@ fn configs(unet: &str) -> tempfile::TempDir {
 
 #[test]
 fn a_single_file_that_does_not_tell_its_family_needs_a_name() {
-    // Its states are not 768 wide, as those of 1.x are, and it has no header.
+    // Its states are not 768 wide, as in 1.x, and it has no header.
     let configs = configs("sd21/unet");
     let open = |name| loader(model(name).with_configs(configs.path()));
     let error = open("sd-turbo.safetensors").scheduler();
@@ -445,7 +445,7 @@ fn a_single_file_that_does_not_tell_its_family_needs_a_name() {
     assert_eq!(tokenizer.encode("a").ids[..4], [49406, 320, 49407, 0]);
 }
 
-/// The header is about these weights, the folder of configurations about others like them.
+/// The header describes these weights; the folder of configurations describes similar ones.
 #[test]
 fn the_header_of_the_weights_goes_before_the_folder_of_configurations() {
     let sd21 = model("sd21.safetensors").with_configs(twin("sd-turbo"));
@@ -519,7 +519,7 @@ fn an_incomplete_model_is_told_from_a_denoiser_alone() {
     }
 }
 
-/// Parts of different models, which would fail in the middle of a generation.
+/// Parts of different models, which would otherwise fail in the middle of a generation.
 #[test]
 fn parts_that_do_not_fit_together_are_rejected() {
     let folder = tempfile::tempdir().expect("there is room");
@@ -552,7 +552,7 @@ fn parts_that_do_not_fit_together_are_rejected() {
             "latents of 16 channels, the autoencoder has 4",
         ),
         ("unet", wide, "width 24, the text encoder gives 16"),
-        // Without a length, it is 77 tokens.
+        // The default length is 77 tokens.
         (
             "tokenizer",
             tokenizer,

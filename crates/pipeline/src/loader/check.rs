@@ -9,8 +9,8 @@ use crate::source::check_strengths;
 use crate::{DecoderKind, Error, Request, limits};
 
 impl Loader {
-    /// Checks everything that can be checked without reading weights: the options, the device's kernels, the adapters'
-    /// strengths, and that the parts fit together, which those from different models may not.
+    /// Checks everything that does not need weights: the options, the device's kernels, the strengths of adapters, and
+    /// that the parts match, since they can come from different models.
     ///
     /// # Errors
     ///
@@ -48,7 +48,7 @@ impl Loader {
         Ok(())
     }
 
-    /// Checks a request before anything is loaded, as [`TextToImage::check`](crate::TextToImage::check) does afterwards.
+    /// Checks a request before anything is loaded, like [`TextToImage::check`](crate::TextToImage::check) afterwards.
     ///
     /// # Errors
     ///
@@ -60,8 +60,8 @@ impl Loader {
             .check(request, request.prompts.len())
     }
 
-    /// An estimate of the bytes that the activations of a request take at their peak, in the decoder; weights are not
-    /// counted.
+    /// Estimates the peak memory of the activations for a request in bytes, which occurs in the decoder. Weights are not
+    /// included.
     ///
     /// # Errors
     ///
@@ -79,7 +79,7 @@ impl Loader {
         Ok(limits::decoding_memory(size, batch, denoising.width))
     }
 
-    /// Recognises a denoiser that is given as if it were a whole model.
+    /// Rejects a denoiser that is passed as if it were a complete model.
     pub(super) fn check_is_whole(&self) -> Result<(), Error> {
         let root = self.model.root();
         let is_denoiser = match self.model.single_file() {

@@ -1,4 +1,4 @@
-//! The scheduler's configuration, from the model's files or its family.
+//! The scheduler configuration, from the model's files or its family.
 
 use std::path::{Path, PathBuf};
 
@@ -12,14 +12,14 @@ pub(super) const SCHEDULER: &str = "scheduler/scheduler_config.json";
 /// Key of the prediction type in a file's header (Stability AI's model specification).
 const PREDICTS: &str = "modelspec.prediction_type";
 
-/// The scheduler's configuration, and what deviates from its file.
+/// The scheduler configuration, and its deviations from the file.
 pub(super) struct Scheduler {
     pub(super) config: SchedulerConfig,
     pub(super) warnings: Vec<Warning>,
 }
 
 impl Loader {
-    /// Deviations from the model's files, such as a substituted scheduler.
+    /// Deviations from the model's files, such as a replaced scheduler.
     ///
     /// # Errors
     ///
@@ -53,12 +53,12 @@ impl Loader {
         Method::of_scheduler(&self.scheduler()?)
     }
 
-    /// The scheduler's configuration: the model's file, or that of the single file's family, with the prediction type
-    /// that the denoiser's own files name.
+    /// The scheduler configuration: that of the model's file or of the single file's family, with the prediction type
+    /// named by the denoiser's own files.
     ///
     /// # Errors
     ///
-    /// If it is missing or not supported, a single file does not tell its family, or the family contradicts the file.
+    /// If it is missing or not supported, a single file does not identify its family, or the family contradicts the file.
     pub fn scheduler(&self) -> Result<SchedulerConfig, Error> {
         Ok(self.resolve_scheduler()?.config)
     }
@@ -80,7 +80,7 @@ impl Loader {
                 (config, warnings)
             }
         };
-        // What the weights' own files say goes before the model's scheduler, whose weights may be others.
+        // The weights' own files override the model's scheduler, which may belong to other weights.
         let own = match predicts {
             Some(predicts) => Some((self.weights_path(), predicts, None)),
             None => self.neighbouring_scheduler(path.as_deref())?,
@@ -119,13 +119,13 @@ impl Loader {
         }
     }
 
-    /// Prediction type and zero-SNR rescaling of the scheduler beside a denoiser that comes from another model folder.
-    #[allow(clippy::type_complexity, reason = "taken apart where it is called")]
+    /// Prediction type and zero-SNR rescaling of the scheduler next to a denoiser that comes from another model folder.
+    #[allow(clippy::type_complexity, reason = "destructured by its only caller")]
     pub(super) fn neighbouring_scheduler(
         &self,
         own: Option<&Path>,
     ) -> Result<Option<(PathBuf, PredictionType, Option<bool>)>, Error> {
-        // The folder of the weights is a denoiser's if its configuration lies there too.
+        // The folder of the weights is a denoiser's if it also contains its configuration.
         let beside = self
             .weights_path()
             .parent()
@@ -141,7 +141,7 @@ impl Loader {
         Ok(Some((beside, config.prediction_type, zero_snr)))
     }
 
-    /// The family that the caller names, checked against the file.
+    /// The family named by the caller, checked against the file.
     pub(super) fn checked_family(
         &self,
         predicts: Option<PredictionType>,
@@ -158,7 +158,7 @@ impl Loader {
         }
     }
 
-    /// The family of a model without a scheduler's configuration.
+    /// The family of a model without a scheduler configuration.
     pub(super) fn guessed_family(
         &self,
         family: Option<Family>,

@@ -1,8 +1,8 @@
-"""Writes adapters/: one set of adapters for twins/sd15 in every layout, and what diffusers paints with each file.
+"""Writes adapters/: one set of adapters for twins/sd15 in every layout, and the images diffusers generates with each file.
 
-Linear layers, 1×1 and 3×3 convolutions, denoiser and text encoder, ranks and α that differ from module to module; a
-second set with rsLoRA. The files in layouts that no library writes any more are made of the first by renaming, and
-diffusers loads each but one before it paints. Run after twins.py: python adapters.py
+The set has linear layers, 1×1 and 3×3 convolutions, denoiser and text encoder, and ranks and α that differ between modules;
+a second set uses rsLoRA. Files in layouts that no library writes any more are derived from the first by renaming, and all but
+one of them are loaded by diffusers before it generates. Run after twins.py: python adapters.py
 """
 import json, pathlib, re, shutil, tempfile, torch
 from diffusers import StableDiffusionPipeline
@@ -52,7 +52,7 @@ paint("half", pipeline, cross_attention_kwargs={"scale": 0.5})
 states = {"unet": get_peft_model_state_dict(pipeline.unet), "text_encoder": get_peft_model_state_dict(pipeline.text_encoder)}
 
 def metadata(config):
-    # Less the path of this machine, in which the model was.
+    # Remove the local path of the model.
     return {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items() if k != "base_model_name_or_path"}
 
 with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +105,7 @@ def ldm(key):
 renamed = {ldm(k): v.contiguous() for k, v in kohya.items()}
 save_file(renamed, OUT / "kohya-ldm.safetensors")
 
-# diffusers in 2023, and before: no α, so it is multiplied into the first factor.
+# diffusers in 2023 and earlier: no α, so it is multiplied into the first factor.
 def without_alpha(rename):
     out = {}
     for key, value in both.items():
@@ -130,7 +130,7 @@ save_file(old, OUT / "diffusers-processor.safetensors")
 torch.save({k.removeprefix("unet."): v for k, v in old.items()}, OUT / "pytorch_lora_weights.bin")
 loaded("diffusers-processor.safetensors", "attention")
 
-# A folder that PEFT writes, with rsLoRA.
+# A folder written by PEFT, with rsLoRA.
 pipeline = fresh()
 adapted = get_peft_model(pipeline.unet, LoraConfig(r=4, lora_alpha=3, use_rslora=True, target_modules=["attn1.to_q", "conv2"],
                                                   alpha_pattern={r"up_blocks\.\d.*\.to_q": 5}))

@@ -1,10 +1,10 @@
-"""Has diffusers and PEFT load what the example convert_lora writes of adapters/, and compares what they paint.
+"""Loads the files that the example convert_lora writes from adapters/ with diffusers and PEFT, and compares the images they generate.
 
     cargo build --release --example convert_lora
     python check_ours.py ../../../../target/release/examples/convert_lora
 
-Not tried: kohya's layout with an attention layer whose alpha is not that of most others. diffusers 0.42 takes such a
-layer's alpha for that of the others (its alpha_pattern then holds "….processor.to_k_lora.down.weight").
+Not tested: kohya's layout with an attention layer whose alpha differs from that of most others. diffusers 0.42 uses the alpha
+of the others for such a layer (its alpha_pattern then contains "….processor.to_k_lora.down.weight").
 """
 import pathlib, subprocess, sys, tempfile, torch
 from diffusers import StableDiffusionPipeline

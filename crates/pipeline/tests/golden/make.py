@@ -1,6 +1,6 @@
-"""Writes model/, a Stable Diffusion of toy size as diffusers saves it, and paintings.safetensors, what it paints.
+"""Writes model/, a toy-sized Stable Diffusion saved by diffusers, and paintings.safetensors, the images it generates.
 
-Weights and noise are rounded to f32, everything is then computed in f64 and stored as f32.
+Weights and noise are rounded to f32; everything is then computed in f64 and stored as f32.
 Run with diffusers 0.42, transformers 5.23 and torch 2.15: python make.py
 """
 import shutil, torch

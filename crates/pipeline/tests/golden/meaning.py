@@ -1,4 +1,4 @@
-"""Writes meaning.safetensors: what diffusers makes of options whose meaning other programs have fixed.
+"""Writes meaning.safetensors: the results of diffusers for options whose meaning it defines.
 
 - `guidance.SCALE`: SD-Turbo in one step at guidance scales of 0, 0.5, 1 and 1.5;
 - `swapped.CLASS`: Stable Diffusion 1.5's own scheduler file, which names no timestep_spacing, with another sampler
@@ -6,7 +6,7 @@
 - `folder.KEY`: the folder's own scheduler after StableDiffusionPipeline has corrected its outdated keys;
 - `encoded.*`: an image encoded in tiles.
 
-It reads the models that twins.py wrote. Run with diffusers 0.42: python meaning.py
+It reads the models written by twins.py. Run with diffusers 0.42: python meaning.py
 """
 import json, pathlib, shutil, tempfile, torch
 from diffusers import (AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler,

@@ -1,4 +1,4 @@
-"""What the scripts beside this file share: the tokenizer of the toy models, their noise schedule, their weights."""
+"""Shared by the scripts in this folder: the tokenizer, noise schedule and weights of the toy models."""
 import json, pathlib, shutil, torch
 from transformers import CLIPTokenizer
 
@@ -23,7 +23,7 @@ def tokenizer(pad="!"):
     return made, len(words)
 
 def perturbed(model):
-    """Away from initial values that hide mistakes, such as biases of zero."""
+    """Randomises initial values that hide mistakes, such as zero biases."""
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return model.eval()

@@ -1,8 +1,8 @@
-"""Writes twins/: models of toy size in every layout that the family comes in, and what diffusers paints with them.
+"""Writes twins/: toy-sized models in every layout of the family, and the images that diffusers generates with them.
 
-Weights are random and exact in f16. Everything is computed in f32, noise is drawn by PyTorch's CPU generators with
-the seeds 3 and 4, a generator for each picture. What is not written by diffusers itself (single files of the original
-training code, TAESD's own files) is converted back by diffusers' code before it is used.
+Weights are random and exact in f16. Everything is computed in f32; noise is drawn by PyTorch's CPU generators with the
+seeds 3 and 4, one generator per image. Files not written by diffusers itself (single files of the original training code,
+TAESD's own files) are converted back by diffusers' code before they are used.
 Run with diffusers 0.42, transformers 5.23 and torch 2.15: python twins.py
 """
 import json, pathlib, re, shutil, torch
@@ -66,7 +66,7 @@ class Goldens:
         self.tensors[f"{name}.latents"] = latents.float().contiguous()
         self.tensors[f"{name}.pixels"] = pixels(images)
         if name == "one-step":
-            # Bytes hide what the autoencoder's attention adds.
+            # 8-bit values would hide the effect of the autoencoder's attention.
             self.tensors["one-step.images"] = images
 
     def sampled(self, name, scheduler=None, unet=None, **options):
@@ -103,7 +103,7 @@ class Goldens:
 
     @torch.no_grad()
     def one_step_from_image(self, name, strength):
-        """SwiftBrush's rule at the timestep that the strength stands for: noise on the image's latents, one call."""
+        """SwiftBrush's rule at the timestep that corresponds to the strength: noise on the image's latents, one call."""
         pipeline, draws = self.pipeline, generators()
         image = self.tensors["image"]
         posterior = torch.cat([pipeline.vae.encode(image[i : i + 1]).latent_dist.sample(draws[i]) for i in range(2)])
@@ -119,11 +119,11 @@ class Goldens:
         save_file({k: v.contiguous() for k, v in self.tensors.items()}, HERE / f"{name}.golden.safetensors")
 
 def keep(path, keys):
-    """A configuration as it was written before newer options were thought of."""
+    """A configuration as it was written before newer options existed."""
     config = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in config.items() if k in keys.split() or k.startswith("_")}, indent=2))
 
-# To the names of the original training code.
+# Rename to the original training code.
 
 RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
           "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
@@ -172,7 +172,7 @@ def ldm_vae(model):
 LAYER = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
 
 def open_clip(model, prefix):
-    """As open_clip names it, with the last layer and the projection that Stable Diffusion does not use."""
+    """Renames to open_clip, with the last layer and the projection, which Stable Diffusion does not use."""
     source = {k.removeprefix("text_model."): v for k, v in model.state_dict().items()}
     out = {"positional_embedding": source["embeddings.position_embedding.weight"], "token_embedding.weight": source["embeddings.token_embedding.weight"]}
     for kind in ("weight", "bias"):
@@ -202,7 +202,7 @@ def assert_same(found, expected):
 def half(tensors):
     return {k: v.half().contiguous() if v.is_floating_point() else v for k, v in tensors.items()}
 
-# Stable Diffusion 1.5: 1×1 convolutions around transformers, one number of heads, configurations of 2022, early names in
+# Stable Diffusion 1.5: 1×1 convolutions around transformers, a single number of heads, configurations of 2022, early names in
 # the autoencoder, weights in f16 files; and as a pickle of the training code.
 sd15 = model(PNDMScheduler(**SCHEDULE, skip_prk_steps=True), "<|endoftext|>", "quick_gelu",
              unet=unet(use_linear_projection=False, attention_head_dim=2, layers_per_block=2), vae=vae())
@@ -258,7 +258,7 @@ for name, kind in [("pndm", PNDMScheduler), ("euler", EulerDiscreteScheduler), (
 goldens.save("sd21")
 
 # SD-Turbo: written by torch.save, with TAESD in its own files; as one file of the newer training code; and a SwiftBrush
-# student, which comes as a denoiser alone.
+# student, which is only a denoiser.
 turbo = model(EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing"), unet=unet(), vae=vae())
 turbo.to(torch.float16).save_pretrained(HERE / "sd-turbo", safe_serialization=False)
 turbo.to(torch.float32)
@@ -288,7 +288,7 @@ with torch.no_grad():
     goldens.tensors["taesd.encoded"] = tiny.encode(goldens.tensors["image"]).latents
 goldens.save("sd-turbo")
 
-# Shapes that nobody ships: a single block, and blocks of unequal depth with heads as a list and odd sizes of pictures.
+# Shapes that no published model has: a single block, and blocks of unequal depth with a list of heads and odd image sizes.
 one = model(DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False), vae=vae((4, 4, 8)),
             unet=unet(block_out_channels=[8], down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"], layers_per_block=1, attention_head_dim=4))
 one.to(torch.float16).save_pretrained(HERE / "one-block")
