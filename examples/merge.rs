@@ -11,9 +11,9 @@ use anyhow::Result;
 use clap::Parser;
 use swiftbrush_weight_interp::interpolate_files;
 
-/// Interpolates the weights of two models of one architecture.
+/// Interpolates the weights of two models with the same architecture.
 ///
-/// Reads .safetensors, .safetensors.index.json, .ckpt, .pt, .pth and .bin files, and folders of one component (MODEL/unet).
+/// Reads .safetensors, .safetensors.index.json, .ckpt, .pt, .pth and .bin files, and component folders (MODEL/unet).
 /// Writes a .safetensors file with the element types and the header of the first.
 #[derive(Debug, Parser)]
 struct Args {

@@ -1,6 +1,6 @@
 //! The whole data flow at toy size, in seconds: generation, two steps of each training scheme, a merge.
 //!
-//! Weights are random, so the images show nothing; the tour follows every arrow of docs/architecture.md.
+//! Weights are random, so the images are meaningless; the tour follows every arrow in docs/architecture.md.
 //!
 //! ```sh
 //! cargo run --release --example tour
@@ -45,7 +45,7 @@ fn main() -> Result<()> {
         painting.images.dims()
     );
 
-    // The fake teacher starts as the teacher; from the second step on they differ, and the student moves.
+    // The fake teacher starts as a copy of the teacher; from the second step on they differ, and the student moves.
     let student = |recipe: Recipe| -> Result<_> {
         let mut distiller = Distiller::new(recipe, networks.clone(), &device)?;
         for _ in 0..2 {

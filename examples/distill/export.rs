@@ -27,11 +27,10 @@ pub(crate) struct ExportArgs {
     /// Exports the current weights instead of their averages.
     #[arg(long)]
     current: bool,
-    /// Also writes the whole model to this file, in the layout that ComfyUI and AUTOMATIC1111's
-    /// interface read.
+    /// Also writes the whole model to this file, in the layout read by ComfyUI and AUTOMATIC1111's web UI.
     #[arg(long)]
     single_file: Option<PathBuf>,
-    /// Element type of the denoiser, and of all of a single file: f32 or f16.
+    /// Element type of the denoiser, and of everything in a single file: f32 or f16.
     #[arg(long, default_value = "f32", value_parser = dtype)]
     dtype: DType,
 }
@@ -123,7 +122,7 @@ pub(crate) fn write_denoiser(
     Ok(())
 }
 
-/// Writes the adapters as PEFT and as kohya's scripts have them.
+/// Writes the adapters in the layouts of PEFT and of kohya's scripts.
 fn write_adapters(adapters: Adapters, folder: &Path) -> Result<()> {
     let file = AdapterFile::new(adapters, Adapters::default());
     for (name, layout) in [
@@ -148,7 +147,9 @@ fn write_rest(
 ) -> Result<()> {
     if teacher.single_file().is_some() {
         let path = teacher.root().display();
-        eprintln!("{path} is one file: text encoder, tokenizer and vae are not copied from it");
+        eprintln!(
+            "{path} is a single file: text encoder, tokenizer and vae are not copied from it"
+        );
         return Ok(());
     }
     for (name, _, _) in SHARED {
@@ -180,8 +181,8 @@ fn write_rest(
     Ok(())
 }
 
-/// Copies configurations, vocabularies and weights of a component; of several weight files, those
-/// that are read.
+/// Copies configurations, vocabularies and weights of a component, but only the weight files that are
+/// loaded.
 fn copy_component(model: &Model, component: &str, output: &Path) -> Result<()> {
     let folder = model.path(component).filter(|folder| folder.is_dir());
     let folder = folder.with_context(|| {

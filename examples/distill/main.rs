@@ -1,7 +1,7 @@
-//! Distils a teacher into a one-step student, from prompts alone, and exports students of a run.
+//! Distils a teacher into a one-step student, using only prompts, and exports the students of a run.
 //!
-//! A run that was stopped (Ctrl-C, SIGTERM) or killed is resumed by the same command and ends with the
-//! weights of a run that was never stopped.
+//! The same command resumes a run that was stopped (Ctrl-C, SIGTERM) or killed, which then ends with the
+//! same weights as a run that was never stopped.
 //!
 //! ```sh
 //! cargo run --release --example distill -- --teacher sd21-base --student sd-turbo \
@@ -34,7 +34,7 @@ use swiftbrush_vae::AutoencoderKl;
 use examples_common::{Wanted, device, find, grid, pictures, write_png};
 use progress::Progress;
 
-/// Distils a teacher into a one-step student, or exports a student of a run.
+/// Distils a teacher into a one-step student, or exports the student of a run.
 #[derive(Debug, Parser)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Args {
@@ -56,13 +56,13 @@ struct TrainArgs {
     /// or a name on the hub.
     #[arg(long)]
     teacher: String,
-    /// Component of the teacher's model that is its denoiser.
+    /// Denoiser component of the teacher's model.
     #[arg(long, default_value = "unet")]
     teacher_unet: String,
     /// Model of the initial student, with its scheduler.
     #[arg(long)]
     student: String,
-    /// Component of the student's model that is its denoiser.
+    /// Denoiser component of the student's model.
     #[arg(long, default_value = "unet")]
     student_unet: String,
     /// Model folder with `clip` and `taesd`, for a recipe with a CLIP loss.
@@ -85,21 +85,21 @@ struct TrainArgs {
     device: String,
 }
 
-/// The models of a run, kept in its folder for `export`.
+/// The models of a run, stored in its folder for `export`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Sources {
     /// The teacher's model.
     pub(crate) teacher: PathBuf,
     /// The initial student's model.
     pub(crate) student: PathBuf,
-    /// The component that is the student's denoiser.
+    /// The denoiser component of the student's model.
     pub(crate) student_unet: String,
 }
 
-/// Name of the file of [`Sources`] in the folder of a run.
+/// The name of the [`Sources`] file in the folder of a run.
 pub(crate) const SOURCES: &str = "sources.json";
 
-/// Set by Ctrl-C and SIGTERM: the run saves and stops after its current step.
+/// Set by Ctrl-C and SIGTERM: the run stops after its current step and saves.
 static STOP: AtomicBool = AtomicBool::new(false);
 
 fn main() -> Result<()> {
@@ -174,12 +174,12 @@ fn train(args: &TrainArgs) -> Result<()> {
     finish(&run, &student, args)
 }
 
-/// Stops after the current step; a second signal stops at once.
+/// Stops after the current step; a second signal stops immediately.
 fn stop() {
     if STOP.swap(true, Ordering::Relaxed) {
         std::process::exit(130);
     }
-    eprintln!("stopping after this step; once more to stop at once, without saving");
+    eprintln!("stopping after this step; repeat to stop immediately without saving");
 }
 
 fn described(prompts: &Prompts) -> String {
@@ -217,7 +217,7 @@ fn networks(
             networks.with_clip(ClipNetworks::load(&Model::open(path)?, device)?)
         }
         (Some(_), None) => {
-            anyhow::bail!("the recipe has a CLIP loss: --clip names a folder with clip and taesd")
+            anyhow::bail!("the recipe has a CLIP loss: give --clip FOLDER with clip and taesd")
         }
         (None, Some(path)) => {
             eprintln!(

@@ -1,4 +1,4 @@
-//! Progress of a run: a bar on a terminal, a line every so often elsewhere.
+//! Progress of a run: a bar on a terminal, and occasional lines elsewhere.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use swiftbrush_trainer::{Distiller, Report, Timing};
 
-/// Time between two lines where there is no terminal.
+/// Time between two lines without a terminal.
 const BETWEEN_LINES: Duration = Duration::from_secs(30);
 
 pub(crate) struct Progress {

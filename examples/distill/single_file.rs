@@ -1,5 +1,5 @@
-//! A model in one file, in the layout of the original training code ("LDM"), which ComfyUI and
-//! AUTOMATIC1111's interface read.
+//! A single-file model in the layout of the original training code ("LDM"), which ComfyUI and
+//! AUTOMATIC1111's web UI read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -15,10 +15,10 @@ use swiftbrush_vae::AutoencoderKl;
 /// Tensors by name.
 type Tensors = BTreeMap<String, TensorData>;
 
-/// Width of the text encoder of Stable Diffusion 1.x, which keeps the names of transformers.
+/// Width of the text encoder of Stable Diffusion 1.x, which keeps transformers' names.
 const WIDTH_OF_1: usize = 768;
 
-/// Writes a denoiser with text encoder and autoencoder of a model.
+/// Writes a denoiser with the text encoder and autoencoder of a model.
 pub(crate) fn write(
     unet: &UNet,
     model: &Model,
@@ -61,7 +61,7 @@ pub(crate) fn write(
     Ok(())
 }
 
-/// Replaces the start of names by the first pair that fits, and the rest by `inside`.
+/// Replaces prefixes of names using the first matching pair, and the rest using `inside`.
 fn rename(
     tensors: Tensors,
     stems: &[(String, String)],
@@ -77,7 +77,7 @@ fn rename(
     renamed.collect()
 }
 
-/// Replaces the start of a name by the first pair that fits.
+/// Replaces the prefix of a name using the first matching pair.
 fn replace_start(name: &str, pairs: &[(&str, &str)]) -> String {
     let found = pairs
         .iter()
@@ -98,7 +98,7 @@ fn denoiser(tensors: Tensors) -> Tensors {
     rename(tensors, &stems, |rest| replace_start(rest, &INSIDE))
 }
 
-/// LDM numbers residual blocks and changes of resolution through, all the way down and all the way up.
+/// LDM numbers residual blocks and changes of resolution consecutively, all the way down and all the way up.
 fn denoiser_stems(tensors: &Tensors) -> Vec<(String, String)> {
     let has = |stem: &str| {
         let stem = format!("{stem}.");
@@ -192,7 +192,7 @@ fn autoencoder(tensors: Tensors) -> Tensors {
         );
     }
     for level in 0..levels {
-        // The decoder's levels count from the finest.
+        // The decoder's levels are numbered from the finest.
         let up = levels - 1 - level;
         for (old, new) in [
             ("encoder.down_blocks", format!("encoder.down.{level}")),
@@ -226,7 +226,7 @@ fn with_shape(data: TensorData, shape: impl Into<burn::tensor::Shape>) -> Tensor
     TensorData::from_bytes(bytes, shape, dtype)
 }
 
-/// Names of transformers for 1.x, of open_clip for 2.x.
+/// Renames the text encoder: transformers' names for 1.x, open_clip's for 2.x.
 fn text_encoder(tensors: Tensors) -> Result<Tensors> {
     let norm = tensors.get("text_model.final_layer_norm.weight");
     let width = norm.map_or(0, |norm| norm.shape()[0]);
@@ -265,7 +265,7 @@ fn text_encoder(tensors: Tensors) -> Result<Tensors> {
     fuse_projections(renamed.collect())
 }
 
-/// Joins the projections of queries, keys and values, as open_clip has them.
+/// Concatenates the projections of queries, keys and values, as in open_clip.
 fn fuse_projections(mut tensors: Tensors) -> Result<Tensors> {
     let queries: Vec<_> = tensors
         .keys()

@@ -1,4 +1,4 @@
-//! The program, run in processes of its own.
+//! The program, run in separate processes.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use swiftbrush_trainer::snapshot_steps;
 
 use super::*;
 
-/// Arguments of a child process, one on each line.
+/// Variable with the arguments of a child process, one per line.
 const ARGUMENTS: &str = "SWIFTBRUSH_DISTILL_ARGUMENTS";
 
-/// Does nothing by itself: other tests run the program by it.
+/// Does nothing by itself: other tests run the program through it.
 #[test]
 fn child_of_the_tests() {
     let Ok(arguments) = std::env::var(ARGUMENTS) else {

@@ -1,10 +1,10 @@
 //! Evaluates a model or a folder of pictures, and compares results.
 //!
-//! Pictures are generated and measured a batch at a time and not kept; their features are. An interrupted run continues when the
-//! same command is given again, and yields the same values.
+//! Pictures are generated and measured a batch at a time; only their features are kept. Running the same command again resumes an
+//! interrupted run, with the same values.
 //!
 //! ```sh
-//! # The miniature, with its own CLIP, against true pictures of its world:
+//! # The miniature, with its own CLIP, against ground-truth pictures:
 //! cargo run --release --example miniature -- --root runs/truth truth --count 1024 runs/truth/pictures
 //! cargo run --release --example evaluate -- --prompts runs/truth/pictures/prompts.txt \
 //!     --reference runs/truth/pictures --output runs/student
@@ -15,7 +15,7 @@
 //! # Two folders, as clean-fid compares them:
 //! cargo run --release --example evaluate -- --pictures mine --reference theirs --protocol clean-fid \
 //!     --network inception=pt_inception-2015-12-05-6726825d.pth --output runs/mine
-//! # A table of results; results of one name are seeds of one model:
+//! # A table of results; results with the same name are seeds of one model:
 //! cargo run --release --example evaluate -- compare runs/*/result.json
 //! ```
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "programs print")]
@@ -55,24 +55,24 @@ struct Args {
     model: ModelArgs,
     #[command(flatten)]
     method: MethodArgs,
-    /// Folder of pictures to evaluate instead of a model. Prompts are paired with them in natural order of their names (2.png
-    /// before 10.png)
+    /// Folder of pictures to evaluate instead of a model; prompts are paired with them in natural order of names (2.png before
+    /// 10.png)
     #[arg(long)]
     pictures: Option<PathBuf>,
-    /// File of prompts, one a line (blank lines are skipped), or COCO's captions as JSON
+    /// File of prompts, one per line (blank lines are skipped), or COCO's captions as JSON
     #[arg(long)]
     prompts: Option<PathBuf>,
-    /// Number of prompts to use, from the first [default: all]
+    /// Number of prompts to use from the start of the file [default: all]
     #[arg(long)]
     count: Option<usize>,
-    /// Consecutive pictures of each prompt
+    /// Number of consecutive pictures per prompt
     #[arg(long, default_value_t = 1)]
     per_prompt: usize,
-    /// Seed of the first picture; each picture takes the next
+    /// Seed of the first picture, incremented for each further one
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Reference: a folder of pictures, the reference.safetensors of an earlier run, or an .npz file with `mu` and `sigma`, which
-    /// suffices for a Fréchet distance
+    /// is enough for a Fréchet distance
     #[arg(long)]
     reference: Option<PathBuf>,
     #[arg(long, default_value = "clip", help = protocols())]
@@ -81,10 +81,10 @@ struct Args {
     /// of clip: the model's own]
     #[arg(long, value_name = "NAME=PATH")]
     network: Vec<String>,
-    /// Resamples for standard errors of distances and overlaps; 0 for no errors
+    /// Number of resamples for standard errors of distances and overlaps; 0 for no errors
     #[arg(long, default_value_t = 20)]
     resamples: usize,
-    /// Pictures generated and measured at once
+    /// Number of pictures generated and measured at once
     #[arg(long, default_value_t = 16)]
     batch: usize,
     /// Name of the result [default: that of the model or folder]
@@ -93,17 +93,17 @@ struct Args {
     /// Folder for the result and the features
     #[arg(long, short, default_value = "evaluation")]
     output: PathBuf,
-    /// Writes the pictures, too, as they were measured
+    /// Also writes the pictures, as they were measured
     #[arg(long)]
     keep: bool,
-    /// Number of best and of worst pictures on the contact sheet
+    /// Number of best and worst pictures on the contact sheet
     #[arg(long, default_value_t = 24)]
     sheet: usize,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Prints a table of results that were measured under the same conditions; results of one name are averaged
+    /// Prints a table of results measured under the same conditions; results with the same name are averaged
     Compare {
         /// Result files
         #[arg(required = true)]
@@ -127,7 +127,7 @@ fn main() -> Result<()> {
         .with_writer(std::io::stderr)
         .with_max_level(tracing::Level::WARN)
         .init();
-    // Tests call `evaluate` and set no handler.
+    // Tests call `evaluate` directly and set no handler.
     ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))?;
     let args = Args::parse();
     let Some(Command::Compare { results }) = &args.command else {
@@ -292,7 +292,7 @@ fn plan(args: &Args) -> Result<Plan> {
     })
 }
 
-/// Name of a network's weights: `inception` of `inception/clean-fid`.
+/// The name of a network's weights: `inception` for `inception/clean-fid`.
 fn base(network: &str) -> &str {
     network.split('/').next().unwrap_or(network)
 }
@@ -323,7 +323,7 @@ fn weights(args: &Args) -> Result<BTreeMap<String, PathBuf>> {
     Ok(weights)
 }
 
-/// Hash of a weight file, or of those in a folder.
+/// Hashes a weight file, or those in a folder.
 fn hash_of_weights(path: &Path) -> Result<String> {
     if !path.is_dir() {
         return Ok(sha256(path)?);
@@ -399,7 +399,7 @@ fn reference(args: &Args, plan: &Plan, stop: &AtomicBool) -> Result<Compared> {
     })
 }
 
-/// Means and covariances of another program, or with the name of their network.
+/// Reads means and covariances, of this program with the name of their network or of another program without.
 fn statistics(path: &Path, plan: &Plan) -> Result<Compared> {
     let Statistics { gaussian, network } = Statistics::open(path)?;
     let networks = plan.protocol.reference_networks();
@@ -436,7 +436,7 @@ fn statistics(path: &Path, plan: &Plan) -> Result<Compared> {
     })
 }
 
-/// Writes the settings beside the features; a run that continues must have the same.
+/// Writes the settings next to the features; a resumed run must have the same ones.
 fn keep_settings(args: &Args, plan: &Plan, pictures: &Pictures) -> Result<()> {
     let path = args.output.join("settings.json");
     let settings = json!({
@@ -452,14 +452,14 @@ fn keep_settings(args: &Args, plan: &Plan, pictures: &Pictures) -> Result<()> {
         let text = std::fs::read_to_string(&path)?;
         let before: Json = serde_json::from_str(&text).with_context(|| {
             format!(
-                "{} is damaged: remove it, or take another --output",
+                "{} is damaged: remove it, or choose another --output",
                 path.display()
             )
         })?;
         let found = differences(&before, &settings);
         if !found.is_empty() {
             bail!(
-                "{} has another run: remove it, or take another --output:\n{}",
+                "{} belongs to another run: remove it, or choose another --output:\n{}",
                 args.output.display(),
                 found.join("\n")
             );

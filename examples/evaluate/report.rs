@@ -1,4 +1,4 @@
-//! Results as a table, and a contact sheet of the best and the worst pictures.
+//! Results as a table, and a contact sheet of the best and worst pictures.
 
 use std::fmt::Write;
 
@@ -14,12 +14,12 @@ use crate::{Args, Plan};
 
 /// Side of a picture on the sheet, in pixels.
 const TILE: u32 = 96;
-/// Pictures in a row of it.
+/// Number of pictures per row of the sheet.
 const COLUMNS: usize = 12;
-/// Gap between the best and the worst, in pixels.
+/// Gap between the best and worst pictures, in pixels.
 const GAP: u32 = 8;
 
-/// Table in Markdown, one row per name: values ± 1.96 standard errors for a single result; mean, least and greatest for several.
+/// A Markdown table with one row per name: values ± 1.96 standard errors for a single result; mean, minimum and maximum for several.
 pub(crate) fn table(results: &[Evaluation]) -> String {
     let mut names: Vec<&str> = Vec::new();
     for result in results {
@@ -83,7 +83,7 @@ pub(crate) fn table(results: &[Evaluation]) -> String {
     text
 }
 
-/// A number with four significant digits.
+/// Formats a number with four significant digits.
 fn short(number: f64) -> String {
     if number == 0.0 || !number.is_finite() {
         return number.to_string();
@@ -92,8 +92,8 @@ fn short(number: f64) -> String {
     format!("{number:.decimals$}")
 }
 
-/// Writes `sheet.png`, the best pictures above the worst, and their list `sheet.txt`: by the score of picture and prompt, else by
-/// the distance to the nearest reference picture.
+/// Writes `sheet.png`, with the best pictures above the worst, and their list `sheet.txt`, by the score of picture and prompt or
+/// else by the distance to the nearest reference picture.
 pub(crate) fn sheet(
     args: &Args,
     plan: &Plan,
@@ -129,7 +129,7 @@ pub(crate) fn sheet(
     let mut text = String::new();
     for (which, numbers, top) in [("best", best, 0), ("worst", worst, rows * TILE + GAP)] {
         let mut place = 0;
-        // In batches of the run, which fitted into memory.
+        // In batches of the same size as in the run, which fit into memory.
         for numbers in numbers.chunks(args.batch) {
             for (subject, number) in pictures.get(numbers)?.into_iter().zip(numbers) {
                 let tile = resize(&centre_square(&subject.image), TILE, TILE, Filter::Lanczos);

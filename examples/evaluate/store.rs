@@ -1,4 +1,4 @@
-//! Features on disk: a file for each batch during a run, one file afterwards.
+//! Features on disk: one file per batch during a run, and a single file afterwards.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use swiftbrush_metrics::Features;
 use crate::Plan;
 use crate::pictures::{Changes, Pictures};
 
-/// Part of a set of pictures in the protocol.
+/// The role of a set of pictures in the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     Generated,
@@ -29,7 +29,7 @@ pub(crate) struct Extractor<'a> {
     pub(crate) role: Role,
     /// Pictures in a batch.
     pub(crate) batch: usize,
-    /// Folder to which prepared pictures are written, if any.
+    /// Folder that prepared pictures are written to, if any.
     pub(crate) keep: Option<PathBuf>,
     /// Ends the run after the current batch.
     pub(crate) stop: &'a AtomicBool,
@@ -55,8 +55,8 @@ impl Extracted {
 }
 
 impl Extractor<'_> {
-    /// Extracts features of all pictures, or resumes. They are stored in `<place>.safetensors`, and used again as long as the
-    /// files have the same content.
+    /// Extracts the features of all pictures, resuming if possible. They are stored in `<place>.safetensors` and reused as long as
+    /// the files have the same content.
     pub(crate) fn extract(&self, pictures: &Pictures, place: &Path) -> Result<Extracted> {
         let whole = place.with_extension("safetensors");
         let indices: Vec<_> = (0..pictures.len()).collect();
@@ -82,7 +82,7 @@ impl Extractor<'_> {
         self.open(&whole)
     }
 
-    /// Writes a file for each batch that has none.
+    /// Writes a file for each batch without one.
     fn extract_parts(&self, pictures: &Pictures, indices: &[usize], place: &Path) -> Result<Parts> {
         let batches = indices.chunks(self.batch);
         let parts = Parts {
@@ -151,7 +151,7 @@ impl Extractor<'_> {
         write(part, &extracted, None)
     }
 
-    /// Features of an earlier run, if it used the same networks in the same way.
+    /// Opens the features of an earlier run, if it used the same networks in the same way.
     pub(crate) fn open(&self, path: &Path) -> Result<Extracted> {
         let metadata = Archive::open(path)?.metadata();
         let before = metadata.get("conditions");
@@ -170,7 +170,7 @@ impl Extractor<'_> {
         let found = differences(&before, &conditions);
         ensure!(
             found.is_empty(),
-            "{} was computed under other conditions:\n{}",
+            "{} was computed under different conditions:\n{}",
             path.display(),
             found.join("\n")
         );
@@ -237,7 +237,7 @@ fn bar(count: usize, place: &Path) -> ProgressBar {
     bar
 }
 
-/// Checks that files still have the content whose features are stored.
+/// Checks that the content of files has not changed since their features were stored.
 fn same_files(
     pictures: &Pictures,
     indices: &[usize],
@@ -249,7 +249,7 @@ fn same_files(
     };
     ensure!(
         stored.len() == now.len(),
-        "{} has features of {} pictures, the folder has {}: remove it, or take another --output",
+        "{} has features of {} pictures, but the folder has {}: remove it, or choose another --output",
         path.display(),
         stored.len(),
         now.len()
@@ -257,7 +257,7 @@ fn same_files(
     let mut pairs = stored.iter().zip(&now).zip(indices);
     if let Some((_, &index)) = pairs.find(|((stored, now), _)| stored != now) {
         bail!(
-            "{} has features of other pictures, beginning with {}: remove it, or take another --output",
+            "{} has features of other pictures, beginning with {}: remove it, or choose another --output",
             path.display(),
             pictures.label(index)
         );
@@ -311,7 +311,7 @@ fn read(path: &Path) -> Result<Extracted> {
     })
 }
 
-/// SHA-256 in hexadecimal digits.
+/// SHA-256 in hexadecimal.
 pub(crate) fn hash_of(bytes: &[u8]) -> String {
     Sha256::digest(bytes)
         .iter()

@@ -1,4 +1,4 @@
-//! Attributes of scenes as classes, and the loss of naming them.
+//! Attributes of scenes as classes, and a classification loss for them.
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};

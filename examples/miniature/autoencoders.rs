@@ -15,8 +15,8 @@ use crate::painter::Tally;
 use crate::scorer::Score;
 use crate::training::{PARTS, Schedule, train};
 
-/// Weight of the Kullback–Leibler divergence from the unit normal. A twentieth of it leaves posterior deviations
-/// of 0.02 to 0.05, and a decoder that has never seen latents as imprecise as a denoiser's.
+/// Weight of the Kullback–Leibler divergence from the unit normal. With a twentieth of it, the posterior deviations
+/// are 0.02 to 0.05, and the decoder never sees latents as imprecise as a denoiser's.
 const KL_WEIGHT: f64 = 2e-3;
 
 pub(crate) fn kl_config() -> AutoencoderKlConfig {
@@ -82,9 +82,9 @@ pub(crate) fn train_autoencoder(
     )
 }
 
-/// Latents of true images with errors like a denoiser's, for training a decoder beside a frozen encoder.
+/// Latents of ground-truth images with errors like a denoiser's, for training a decoder with a frozen encoder.
 ///
-/// White errors; those of the teacher itself (true latents noised and denoised again) helped less.
+/// The errors are white noise; those of the teacher itself (true latents noised and denoised again) helped less.
 struct Imprecise<'a> {
     kl: &'a AutoencoderKl,
     seed: u64,
@@ -118,8 +118,8 @@ impl Imprecise<'_> {
     }
 }
 
-/// Trains the decoder further beside the frozen encoder, as `sd-vae-ft-mse` was, on imprecise latents, so that
-/// it commits to one shape for latents between two.
+/// Trains the decoder further with the encoder frozen, as for `sd-vae-ft-mse`, on imprecise latents, so that it
+/// commits to one shape for latents between two.
 pub(crate) fn train_decoder(
     folder: &Path,
     kl: AutoencoderKl,
@@ -155,8 +155,8 @@ pub(crate) fn train_decoder(
     )
 }
 
-/// Initialises the posterior with a small variance. With the variance of one that random weights give, the decoder
-/// sees little but noise and takes thousands of steps to notice the rest.
+/// Initialises the posterior with a small variance. With the variance of one from random weights, the decoder sees
+/// little but noise and needs thousands of steps to learn anything else.
 fn without_noise(kl: AutoencoderKl) -> Result<AutoencoderKl> {
     const LOG_VARIANCE: f32 = -6.0;
     let mut tensors = named_tensors(&kl);
@@ -171,7 +171,7 @@ fn without_noise(kl: AutoencoderKl) -> Result<AutoencoderKl> {
     Ok(with_tensors(kl, &tensors, Path::new("random weights"))?)
 }
 
-/// Trains the tiny autoencoder on the latents of the other.
+/// Trains the tiny autoencoder on the latents of the full one.
 pub(crate) fn train_tiny(
     folder: &Path,
     kl: &AutoencoderKl,
@@ -205,7 +205,7 @@ pub(crate) fn train_tiny(
     train(folder, beginning, schedule, &device, loss, look)
 }
 
-/// Trains the decoder of the tiny autoencoder further on imprecise latents, as [`train_decoder`] does the other.
+/// Trains the decoder of the tiny autoencoder further on imprecise latents, like [`train_decoder`] for the full one.
 pub(crate) fn train_tiny_decoder(
     folder: &Path,
     kl: &AutoencoderKl,
@@ -238,7 +238,7 @@ pub(crate) fn train_tiny_decoder(
 }
 
 /// Mean absolute and squared difference, and the absolute difference of the gradients along both axes
-/// (arXiv 1511.05440), without which the points of small stars are too few pixels to matter.
+/// (arXiv 1511.05440), without which the points of small stars have too few pixels to matter.
 fn difference(found: Tensor<4>, expected: Tensor<4>) -> Tensor<1> {
     let difference = found - expected;
     let slopes = |axis: usize| {

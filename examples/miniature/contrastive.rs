@@ -22,7 +22,7 @@ use crate::world::{COLORS, HeldOut, Layout, Object, SHAPES, Scene};
 const PATCH: usize = 4;
 /// Width of the vision tower.
 const WIDTH: usize = 96;
-/// Width of the shared space.
+/// Width of the joint space.
 const SHARED: usize = 64;
 
 pub(crate) fn clip_config(n_tokens: usize) -> ClipConfig {
@@ -56,20 +56,20 @@ pub(crate) fn clip_config(n_tokens: usize) -> ClipConfig {
 
 /// CLIP with two linear probes that train its towers and are then dropped.
 ///
-/// Contrastive training alone learns colours and places within hundreds of steps and shapes hardly at all: a
-/// wrong shape is a small part of the error of a whole caption. The probes name each attribute by itself.
+/// Contrastive training alone learns colours and positions within hundreds of steps, but hardly any shapes: a wrong
+/// shape is a small part of the error of a whole caption. The probes predict each attribute separately.
 #[derive(Module, Debug)]
 struct Probed {
     clip: Clip,
-    /// Reads the attributes of a scene off an embedding of either tower.
+    /// Predicts the attributes of a scene from an embedding of either tower.
     attributes: Linear,
-    /// Reads colour and shape of the object in a patch off the state of that patch.
+    /// Predicts colour and shape of the object in a patch from the state of that patch.
     patches: Linear,
 }
 
 /// Trains CLIP (arXiv 2103.00020, figure 3) on batches of near misses: a scene, the scenes that differ from it
-/// in one attribute, and an image of each, so that every caption stands beside all five wrong shapes, another
-/// colour, exchanged colours, exchanged objects, another relation and another ground.
+/// in one attribute, and an image of each, so that every caption is contrasted with all five wrong shapes, another
+/// colour, swapped colours, swapped objects, another relation and another ground.
 pub(crate) fn train_clip(
     folder: &Path,
     tokenizer: &Tokenizer,
@@ -81,7 +81,7 @@ pub(crate) fn train_clip(
     const BATCH: usize = 48;
     ensure!(
         tokenizer.length() == LENGTH,
-        "expected a tokenizer of {LENGTH} tokens, found one of {}: it is of another miniature",
+        "expected a tokenizer of {LENGTH} tokens, found one of {}: it belongs to another miniature",
         tokenizer.length()
     );
     let device = device.clone().autodiff();
@@ -136,7 +136,7 @@ impl Probed {
     }
 
     fn attribute_loss(&self, embeddings: Tensor<2>, batch: &Batch) -> Tensor<1> {
-        // Embeddings have length one; logits need more.
+        // Embeddings have unit length, but logits need more.
         const SCALE: f64 = 8.0;
         attribute_loss(self.attributes.forward(embeddings * SCALE), &batch.scenes)
     }
@@ -163,7 +163,7 @@ impl Probed {
 }
 
 /// Draws scenes in groups: one at random, then those that differ from it in one respect. No two are the same,
-/// and none holds a held-out pair.
+/// and none contains a held-out pair.
 fn near_misses(rng: &mut ChaCha8Rng, count: usize) -> Vec<Scene> {
     let mut scenes: Vec<Scene> = Vec::with_capacity(count);
     while scenes.len() < count {
@@ -178,8 +178,8 @@ fn near_misses(rng: &mut ChaCha8Rng, count: usize) -> Vec<Scene> {
     scenes
 }
 
-/// All five wrong shapes of one object, exchanged colours, exchanged objects, another relation, another colour
-/// and another ground; scenes may be invalid or repeat.
+/// All five wrong shapes of one object, swapped colours, swapped objects, another relation, another colour and
+/// another ground; scenes may be invalid or repeat.
 fn altered(scene: &Scene, rng: &mut ChaCha8Rng) -> Vec<Scene> {
     let which = rng.random_range(0..scene.objects().len());
     let mut altered = reshaped(scene, which);
@@ -224,7 +224,7 @@ fn altered(scene: &Scene, rng: &mut ChaCha8Rng) -> Vec<Scene> {
     altered
 }
 
-/// The scene with each of the other shapes for one of its objects.
+/// The scene with each of the other shapes in place of one of its objects.
 fn reshaped(scene: &Scene, which: usize) -> Vec<Scene> {
     let reshape = |by| {
         scene.with_object(which, |object| {
@@ -234,7 +234,7 @@ fn reshaped(scene: &Scene, which: usize) -> Vec<Scene> {
     (1..SHAPES.len()).map(reshape).collect()
 }
 
-/// Share of true images whose own caption is nearer than that with a wrong shape.
+/// Share of ground-truth images whose own caption is nearer than the one with a wrong shape.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Told {
     /// Nearer than each of the five.
@@ -262,8 +262,8 @@ impl std::fmt::Display for Told {
     }
 }
 
-/// Measures how well CLIP tells shapes in images that it has not seen. The object whose shape is changed is the
-/// held-out one where there is one.
+/// Measures how well CLIP distinguishes shapes in unseen images. The shape of the held-out object is changed if there
+/// is one.
 pub(crate) fn told_shapes(
     clip: &Clip,
     tokenizer: &Tokenizer,

@@ -66,7 +66,7 @@ impl Batch {
         self.placements.iter().flat_map(row).collect()
     }
 
-    /// The object in each patch of each image, row by row; none in patches of ground alone.
+    /// The object in each patch of each image, in row-major order; `None` in patches that show only the ground.
     pub(crate) fn patches(&self, patch: usize) -> Vec<Option<Object>> {
         let rows = SIDE / patch;
         let images = self.scenes.iter().zip(&self.placements).zip(&self.pictures);
@@ -98,8 +98,8 @@ pub(crate) fn images(pictures: &[Vec<u8>], device: &Device) -> Tensor<4> {
     Tensor::<4>::from_data(data, device).permute([0, 3, 1, 2])
 }
 
-/// Writes a tokenizer in CLIP's layout whose merges make every word of the shapes world one token;
-/// all other text falls back to bytes. Returns the vocabulary size.
+/// Writes a tokenizer in CLIP's layout whose merges make every word of the shapes world a single token; all other
+/// text falls back to bytes. Returns the vocabulary size.
 pub(crate) fn write_tokenizer(folder: &Path) -> Result<usize> {
     let bytes = byte_symbols();
     let mut symbols: Vec<String> = bytes.iter().map(char::to_string).collect();

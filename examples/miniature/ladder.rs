@@ -1,4 +1,4 @@
-//! The ladder: every student of docs/results.md, over three training seeds.
+//! The ladder: every student in docs/results.md, over three training seeds.
 
 use std::path::Path;
 
@@ -80,9 +80,9 @@ impl Rung {
     }
 }
 
-/// Trains every student and writes every average; finished ones are skipped, begun ones resumed.
+/// Trains every student and writes every average; finished ones are skipped, unfinished ones resumed.
 ///
-/// The model folder must hold the autoencoders, CLIP, the text encoder and the teacher.
+/// The model folder must contain the autoencoders, CLIP, the text encoder and the teacher.
 pub(crate) fn climb(workshop: &Workshop) -> Result<()> {
     ensure!(
         is_finished(workshop, "teacher"),
@@ -92,7 +92,7 @@ pub(crate) fn climb(workshop: &Workshop) -> Result<()> {
     if !is_finished(workshop, "start") {
         students::train_start(workshop, steps::START, "teacher")?;
     }
-    // All kinds for the first seed come first: a ladder that is cut short still compares them.
+    // All kinds for the first seed come first, so that an unfinished ladder can still compare them.
     for run in 0..SEEDS {
         for rung in &RUNGS {
             train(workshop, rung, run)?;
@@ -134,8 +134,8 @@ fn average(workshop: &Workshop, run: u64) -> Result<()> {
     Ok(())
 }
 
-/// Weight that gives the CLIP loss the gradient norm of distillation at the first step of student B; measured
-/// once and kept in `clip_weight.json`.
+/// Weight that gives the CLIP loss the gradient norm of the distillation loss at the first step of student B; measured
+/// once and stored in `clip_weight.json`.
 fn clip_weight(workshop: &Workshop) -> Result<f64> {
     let path = workshop.root.join("clip_weight.json");
     if path.is_file() {

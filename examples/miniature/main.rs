@@ -1,7 +1,7 @@
-//! Trains the miniature: SwiftBrush v2 whole, in a world of coloured shapes, on two CPU cores.
+//! Trains the miniature: the complete SwiftBrush v2 method, in a world of coloured shapes, on two CPU cores.
 //!
-//! Every command trains one network and writes it into `<root>/model`, a model folder in the layout of
-//! diffusers. Each can be stopped and started again: it goes on from its last snapshot.
+//! Every command trains one network and writes it to `<root>/model`, a model folder in diffusers' layout. Each can be
+//! stopped and run again: it resumes from its last snapshot.
 //!
 //! ```sh
 //! cargo run --release --example miniature -- --root runs/miniature autoencoder --steps 2000
@@ -76,7 +76,7 @@ enum Command {
         #[arg(long, default_value_t = steps::AUTOENCODER)]
         steps: u64,
     },
-    /// Train the decoder of the autoencoder further, for latents as imprecise as a denoiser's.
+    /// Train the autoencoder's decoder further, for latents as imprecise as a denoiser's.
     Decoder {
         #[arg(long, default_value_t = steps::DECODER)]
         steps: u64,
@@ -91,14 +91,14 @@ enum Command {
         #[arg(long, default_value_t = steps::TINY_DECODER)]
         steps: u64,
     },
-    /// Make the tokenizer and train CLIP, whose text tower is the text encoder.
+    /// Create the tokenizer and train CLIP, whose text tower is the text encoder.
     Clip {
         #[arg(long, default_value_t = steps::CLIP)]
         steps: u64,
     },
-    /// Measure how well CLIP tells shapes in images that it has not seen.
+    /// Measure how well CLIP distinguishes shapes in unseen images.
     Judge {
-        /// Images of each class.
+        /// Number of images per class.
         #[arg(long, default_value_t = 4096)]
         count: usize,
     },
@@ -106,7 +106,7 @@ enum Command {
     Teacher {
         #[arg(long, default_value_t = steps::TEACHER)]
         steps: u64,
-        /// Denoiser whose weights training starts from [default: random weights].
+        /// Denoiser to start training from [default: random weights].
         #[arg(long)]
         from: Option<String>,
     },
@@ -123,24 +123,24 @@ enum Command {
     Distill {
         /// Name of the student.
         name: String,
-        /// Recipe [default: NAME.toml beside the source].
+        /// Recipe [default: NAME.toml next to the source].
         #[arg(long)]
         recipe: Option<PathBuf>,
         /// Denoiser whose weights training starts from.
         #[arg(long, default_value = "start")]
         from: String,
     },
-    /// Score a denoiser on captions of known and of held-out pairs; `protocol` gives the reported figures.
+    /// Score a denoiser on captions with known and with held-out pairs; `protocol` gives the reported figures.
     Evaluate {
         /// Name of the denoiser, such as teacher, start, student_a or merged.
         name: String,
-        /// Captions of each class.
+        /// Number of captions per class.
         #[arg(long, default_value_t = 512)]
         captions: usize,
-        /// Steps of DDIM [default: one-step generation].
+        /// Number of DDIM steps [default: one-step generation].
         #[arg(long)]
         ddim: Option<usize>,
-        /// Scale of guidance [default: the teacher's with DDIM, 1 in one step].
+        /// Guidance scale [default: the teacher's with DDIM, 1 in one step].
         #[arg(long)]
         guidance: Option<f64>,
     },
@@ -151,13 +151,13 @@ enum Command {
         /// Number of images.
         #[arg(long, default_value_t = 1024)]
         count: usize,
-        /// Only captions with a held-out pair.
+        /// Use only captions with a held-out pair.
         #[arg(long)]
         unseen: bool,
     },
-    /// Train every student of docs/results.md over three seeds; finished ones are skipped, begun ones resumed.
+    /// Train every student in docs/results.md over three seeds; finished ones are skipped, unfinished ones resumed.
     Ladder,
-    /// Measure systems by the protocol of docs/results.md.
+    /// Measure systems with the protocol of docs/results.md.
     #[command(subcommand)]
     Protocol(protocol::Command),
     /// Average two denoisers: λ·A + (1−λ)·B.
@@ -172,12 +172,12 @@ enum Command {
         #[arg(long, default_value = "merged")]
         output: String,
     },
-    /// Write CLIP and the tiny autoencoder of the model that ships, in half precision.
+    /// Write CLIP and the tiny autoencoder of the shipped model, in half precision.
     ShipJudges {
         /// Folder of the model.
         output: PathBuf,
     },
-    /// Write the model that ships, in half precision, with one of the denoisers as `unet`.
+    /// Write the shipped model, in half precision, with one of the denoisers as `unet`.
     Ship {
         /// Name of the denoiser.
         name: String,

@@ -83,7 +83,7 @@ fn without_axes(data: TensorData) -> TensorData {
     TensorData::from_bytes(bytes, Shape::new([]), dtype)
 }
 
-/// Folder of a training: stages with snapshots and logs, and the model.
+/// The training folder: stages with snapshots and logs, and the model.
 pub(crate) struct Workshop {
     pub(crate) root: PathBuf,
     pub(crate) device: Device,
@@ -108,7 +108,7 @@ impl Workshop {
         Ok(Model::open(path)?)
     }
 
-    /// Writes the scheduler's configuration.
+    /// Writes the scheduler configuration.
     pub(crate) fn write_scheduler(&self, class_name: &str) -> Result<()> {
         let path = self.path("scheduler").join("scheduler_config.json");
         Ok(write_json(&path, &scheduler(class_name))?)

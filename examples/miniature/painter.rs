@@ -1,4 +1,4 @@
-//! Generation and scoring of images by a denoiser of the miniature.
+//! Generation and scoring of images with a denoiser of the miniature.
 
 use std::path::Path;
 
@@ -48,7 +48,7 @@ impl std::fmt::Display for Tally {
     }
 }
 
-/// Denoiser with a method of sampling.
+/// A denoiser with a sampling method.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Painter<'a> {
     pub(crate) pipeline: &'a TextToImage,
@@ -63,7 +63,7 @@ impl Painter<'_> {
         self.method.n_calls() * per_step
     }
 
-    /// Generates images of captions in batches of 64; the noise of each batch has its own seed, counted from
+    /// Generates images for captions in batches of 64; the noise of each batch has its own seed, starting from
     /// `first_seed`.
     pub(crate) fn paint(&self, captions: &[String], first_seed: u64) -> Result<Vec<RgbImage>> {
         let mut painted = Vec::new();
@@ -85,7 +85,7 @@ impl Painter<'_> {
         Ok(Tally::new(&self.paint(&captions, 0)?, scenes))
     }
 
-    /// Generates and scores images of 256 scenes and writes them as one sheet into `folder`.
+    /// Generates and scores images of 256 scenes and writes them to `folder` as one sheet.
     pub(crate) fn sheet(&self, seed: u64, folder: &Path, step: u64) -> Result<Tally> {
         let scenes = captions(seed, 256, HeldOut::None);
         let captions: Vec<_> = scenes.iter().map(Scene::caption).collect();
@@ -94,7 +94,7 @@ impl Painter<'_> {
         Ok(Tally::new(&pictures, &scenes))
     }
 
-    /// Mean root-mean-square difference of two images of one caption, values in 0…1.
+    /// Mean root-mean-square difference between two images of one caption, with values in 0…1.
     pub(crate) fn diversity(&self, scenes: &[Scene]) -> Result<f64> {
         const SEEDS: usize = 8;
         let captions: Vec<_> = scenes.iter().map(Scene::caption).collect();

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use crate::world::{COLORS, Layout, Outline, Placement, SHAPES, Scene};
 
-/// Aspects of a caption that an image has right.
+/// Aspects of a caption that an image gets right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Score {
     pub(crate) ground: bool,
@@ -19,7 +19,7 @@ impl Score {
     }
 }
 
-/// Score of an image and the placements of its objects.
+/// The score of an image and the placements of its objects.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Reading {
     pub(crate) score: Score,
@@ -33,7 +33,7 @@ pub(crate) struct Reading {
 struct Found {
     color: usize,
     shape: usize,
-    /// Centre of the bounding box in whole pixels: the relation is read from it.
+    /// Centre of the bounding box in whole pixels, which determines the relation.
     x: f64,
     y: f64,
     placement: Placement,
@@ -218,8 +218,8 @@ impl Picture {
         }
     }
 
-    /// Measures a shape to a fraction of a pixel: the coverage of each pixel in and beside the region follows
-    /// from its colour, the size from the covered area, the centre from the centre of mass.
+    /// Measures a shape to a fraction of a pixel: the coverage of each pixel in and next to the region follows from its
+    /// colour, the size from the covered area, and the centre from the centre of mass.
     fn placement(
         &self,
         region: &[usize],

@@ -1,4 +1,4 @@
-//! The model folder that ships.
+//! The shipped model folder.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use swiftbrush_vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, Autoen
 
 use crate::model::{Workshop, scheduler, unet_config, write_component};
 
-/// Writes a model folder in f16 with one of the denoisers as `unet`; the class of its scheduler stands for one step.
+/// Writes a model folder in f16 with one of the denoisers as `unet`; the class of its scheduler implies one step.
 pub(crate) fn ship(workshop: &Workshop, name: &str, output: &Path) -> Result<()> {
     let (folder, device) = (workshop.model()?, &workshop.device);
     let half = DType::F16;

@@ -1,4 +1,4 @@
-//! The training stages that each write one component of the model.
+//! The training stages, each of which writes one component of the model.
 
 use anyhow::Result;
 use burn::tensor::DType;
@@ -27,7 +27,7 @@ pub(crate) mod steps {
     pub(crate) const TINY_DECODER: u64 = 6000;
 }
 
-/// Makes everything from an empty folder to the averaged student.
+/// Trains everything, from an empty folder to the averaged student.
 pub(crate) fn make_all(workshop: &Workshop) -> Result<()> {
     make_autoencoder(workshop, steps::AUTOENCODER)?;
     make_decoder(workshop, steps::DECODER)?;

@@ -24,18 +24,18 @@ use crate::teacher::GUIDANCE;
 use crate::training::{PARTS, Schedule, progress_bar, train};
 use crate::world::{HeldOut, Scene};
 
-/// Pairs of noise and the latents that the teacher makes of it. A third of them were memorised.
+/// Number of pairs of noise and the teacher's latents for it. A third of this number was memorised.
 const PAIRS: usize = 49_152;
-/// Pairs in a file.
+/// Number of pairs in a file.
 const PAIRS_PER_FILE: usize = 4096;
-/// DDIM steps of the teacher for a pair.
+/// Number of the teacher's DDIM steps per pair.
 const PAIR_STEPS: usize = 8;
 /// Steps of distillation between two sheets of images.
 const LOOK_EVERY: u64 = 100;
-/// Prompts of a distillation.
+/// Number of prompts for distillation.
 const PROMPTS: usize = 20_000;
 
-/// Trains the counterpart of SD-Turbo: a regression, in one step, of the teacher's eight guided steps of DDIM.
+/// Trains the counterpart of SD-Turbo: a one-step regression of the teacher's eight guided DDIM steps.
 ///
 /// Training starts from the weights of the denoiser `from`.
 pub(crate) fn train_start(workshop: &Workshop, steps: u64, from: &str) -> Result<()> {
@@ -63,7 +63,7 @@ pub(crate) fn train_start(workshop: &Workshop, steps: u64, from: &str) -> Result
         let noise = noises.clone().select(0, indices.clone()).autodiff();
         let target = targets.clone().select(0, indices).autodiff();
         let latents = one_step(unet, &schedule, noise, context.autodiff());
-        // Squared errors would favour the mean of the outcomes that the student cannot tell apart: blurred shapes.
+        // Squared errors would favour the mean of outcomes that the student cannot distinguish: blurred shapes.
         (latents - target).abs().mean()
     };
     let look = |unet: &UNet, step| {
@@ -98,7 +98,7 @@ pub(crate) fn train_start(workshop: &Workshop, steps: u64, from: &str) -> Result
     )
 }
 
-/// Noise and the latents that the teacher makes of it for these scenes, cached in files.
+/// Noise and the teacher's latents for it, for these scenes, cached in files.
 fn pairs(workshop: &Workshop, scenes: &[Scene]) -> Result<(Tensor<4>, Tensor<4>)> {
     let bar = progress_bar("pairs", scenes.len() as u64, 0);
     let mut parts = [vec![], vec![]];
@@ -148,7 +148,7 @@ fn write_pairs(
     Ok(write_tensors(path, tensors.into(), HashMap::new())?)
 }
 
-/// Path of a shipped recipe: `NAME.toml` beside this file.
+/// Path of a shipped recipe: `NAME.toml` next to this file.
 pub(crate) fn recipe_path(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature");
     folder.join(name).with_extension("toml")
@@ -210,8 +210,8 @@ pub(crate) fn distill(
     )
 }
 
-/// Scores one-step images of a denoiser and writes them into the folder of a stage. `other` is a finished
-/// denoiser of the same shape.
+/// Scores one-step images of a denoiser and writes them to the folder of a stage. `other` is a finished denoiser of the
+/// same shape.
 fn one_step_sheet(
     workshop: &Workshop,
     other: &str,
@@ -251,7 +251,7 @@ impl PromptSet {
     }
 }
 
-/// Writes the prompts of a distillation, one per line, unless they are there. [`Prompts`] shuffles them.
+/// Writes the prompts of a distillation, one per line, unless they already exist. [`Prompts`] shuffles them.
 pub(crate) fn prompts(workshop: &Workshop, set: PromptSet) -> Result<PathBuf> {
     let name = match set {
         PromptSet::Known => "prompts.txt",

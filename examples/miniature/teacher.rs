@@ -19,7 +19,7 @@ use crate::training::{PARTS, Schedule, train};
 const DROP: f64 = 0.1;
 /// Images in a micro-batch.
 const BATCH: usize = 32 / PARTS as usize;
-/// Guidance of the teacher; the 4.5 of the paper has fewer shapes right.
+/// Guidance scale of the teacher; with 4.5 as in the paper, fewer shapes are right.
 pub(crate) const GUIDANCE: f64 = 3.0;
 
 /// Trains the teacher from random weights, or from those of the denoiser `from`.

@@ -22,8 +22,8 @@ pub(crate) struct Schedule {
     pub(crate) learning_rate: f64,
     /// Decay of the averaged weights.
     pub(crate) ema: f64,
-    /// Micro-batches of a step, computed in parallel by one thread each. `loss` computes one of them, and their
-    /// number is part of what the seed determines.
+    /// Number of micro-batches per step, computed in parallel by one thread each. `loss` computes one of them; like the
+    /// seed, their number determines the result.
     pub(crate) parts: u64,
     pub(crate) adamw: AdamWConfig,
 }
@@ -57,11 +57,11 @@ impl Schedule {
     }
 }
 
-/// Trains a module from its present weights, or from the snapshot in `folder` if there is one, and returns it
-/// with its averaged weights, without autodiff.
+/// Trains a module from its current weights, or from the snapshot in `folder` if there is one, and returns it with its
+/// averaged weights, without autodiff.
 ///
-/// `loss` takes the module and the index of the micro-batch, counted over all steps; `look` is called after
-/// every snapshot with the averaged module.
+/// `loss` takes the module and the index of the micro-batch, numbered over all steps; `look` is called after every
+/// snapshot with the averaged module.
 pub(crate) fn train<M: Module + Sync>(
     folder: &Path,
     module: M,
@@ -130,7 +130,7 @@ fn gradients<M: Module + Sync>(
 ) -> (f64, NamedGradients) {
     let parts: Vec<u64> = (step * n_parts..(step + 1) * n_parts).collect();
     let found = threads.map(&parts, |&part| {
-        // A copy with leaves of its own: backward passes of graphs that share a leaf are serialised.
+        // A copy with its own leaves, because burn serialises backward passes of graphs that share a leaf.
         let module = module.valid().train();
         let loss = loss(&module, part);
         let value: f64 = loss.clone().into_data().iter::<f64>().sum();
@@ -145,7 +145,7 @@ fn gradients<M: Module + Sync>(
     (value * share, grads.scale(share))
 }
 
-/// Opens the log for appending, without the lines that a killed run wrote after its last snapshot.
+/// Opens the log for appending, without the lines written by a killed run after its last snapshot.
 fn open_log(path: &Path, step: u64) -> Result<File> {
     if path.is_file() {
         let text = std::fs::read_to_string(path)?;

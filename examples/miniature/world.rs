@@ -20,9 +20,9 @@ pub(crate) const COLORS: [(&str, [u8; 3]); 10] = [
 /// Shape names.
 pub(crate) const SHAPES: [&str; 6] = ["circle", "square", "triangle", "star", "heart", "ring"];
 
-/// Held-out pairs of colour and shape: no image of one is ever trained on.
+/// Held-out pairs of colour and shape, whose images are never used for training.
 ///
-/// Captions of the first half take part in the distillation of the `taught` students; see [`HeldOut`].
+/// Captions with the first half are used to distil the `taught` students; see [`HeldOut`].
 pub(crate) const HELD_OUT: [(&str, &str); 6] = [
     ("purple", "star"),
     ("green", "heart"),
@@ -108,7 +108,7 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
-    /// Returns true if a pixel of an image of `side` pixels touches the bounding square.
+    /// Returns whether a pixel of an image with `side` pixels touches the bounding square.
     pub(crate) fn contains(&self, column: usize, row: usize, side: usize) -> bool {
         let reach = self.size / 2.0 + 0.5 / side as f64;
         let is_near = |pixel: usize, centre: f64| {
@@ -150,7 +150,7 @@ impl Scene {
         Self { ground, layout }
     }
 
-    /// Returns true if the world has this scene: no object in the colour of the ground, no two alike.
+    /// Returns whether the scene is valid: no object has the colour of the ground, and no two are alike.
     pub(crate) fn is_valid(&self) -> bool {
         let objects = self.objects();
         let is_visible = |object: &Object| object.color != self.ground;
@@ -210,7 +210,7 @@ impl Scene {
         }
     }
 
-    /// Renders the objects at the given placements: `side × side` RGB bytes, row by row.
+    /// Renders the objects at the given placements: `side × side` RGB bytes in row-major order.
     pub(crate) fn render(&self, side: usize, placements: &[Placement]) -> Vec<u8> {
         let mut canvas = Canvas::new(side, COLORS[self.ground].1);
         let s = side as f64;

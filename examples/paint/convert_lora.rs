@@ -4,8 +4,8 @@
 //! cargo run --release --example convert_lora -- style.safetensors --layout diffusers pytorch_lora_weights.safetensors
 //! ```
 //!
-//! Factors keep their element type, and header entries of training programs (`ss_*`) are kept. A layout that cannot name
-//! some of the adapted layers is rejected with their names.
+//! The element type of the factors and the header entries of training scripts (`ss_*`) are preserved. A layout that cannot
+//! name some of the adapted layers is rejected with their names.
 #![allow(clippy::print_stderr, reason = "a program talks to its user")]
 
 use std::path::PathBuf;
@@ -19,12 +19,11 @@ use examples_common::{Wanted, find, named};
 /// Converts adapters from any layout to another.
 #[derive(Debug, Parser)]
 struct Args {
-    /// File or folder of PEFT or diffusers, or file of kohya's or other training programs, on disk or on the hub
-    /// (owner/name/file).
+    /// Adapter file, or folder of PEFT or diffusers, on disk or on the hub (owner/name/file).
     input: String,
-    /// File to write; PEFT's adapter_config.json is written beside it.
+    /// File to write; PEFT's adapter_config.json is written next to it.
     output: PathBuf,
-    /// Names of the tensors: peft (one network per file), diffusers, diffusers-lora (of 2023, without α),
+    /// Layout of the output: peft (one network per file), diffusers, diffusers-lora (from 2023, without α),
     /// diffusers-processor (earlier, attention only), kohya (read by most programs) or kohya-ldm (with the layer names of
     /// the original training code).
     #[arg(long, value_parser = named::<Layout>)]

@@ -1,13 +1,13 @@
-//! Generates pictures again from their records, and compares.
+//! Generates pictures again from their records, and compares them.
 //!
 //! ```sh
 //! cargo run --release --example verify -- picture.png
 //! cargo run --release --example verify -- --model elsewhere/sd-turbo picture.png
 //! ```
 //!
-//! A picture fails if a file of the model has another hash than in the record, or if a byte of its pixels differs by more than
-//! `--tolerance`: 0 on the device that generated it; other devices differ in their last bits. A picture of a batch is generated
-//! in a batch of the same size, because sizes differ in their last bits, too.
+//! A picture fails if the hash of a model file differs from the record, or if a byte of its pixels differs by more than
+//! `--tolerance`, which can be 0 on the device that generated it; other devices differ in the last bits. A picture from a batch
+//! is generated in a batch of the same size, because the batch size affects the last bits, too.
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "programs print")]
 
 use std::path::{Path, PathBuf};
@@ -22,25 +22,25 @@ use swiftbrush_pipeline::{Record, Seeds, Start};
 
 use examples_common::{device, enlarged, image, read_image, tensor};
 
-/// Generates pictures again from their records, and compares.
+/// Generates pictures again from their records, and compares them.
 #[derive(Debug, Parser)]
 struct Args {
     /// Pictures of `generate`
     #[arg(required = true)]
     pictures: Vec<PathBuf>,
-    /// Model, if it has moved or the record has its name only
+    /// Model, if it has moved or the record contains only its name
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Adapters in the order of the record, likewise; repeatable
+    /// Adapters, in the order of the record, if they have moved; repeatable
     #[arg(long)]
     lora: Vec<PathBuf>,
-    /// Start image, likewise
+    /// Start image, if it has moved
     #[arg(long)]
     image: Option<PathBuf>,
     /// Device [default: that of the record]
     #[arg(long)]
     device: Option<String>,
-    /// Largest difference of a byte of a pixel
+    /// Largest accepted difference of a pixel byte
     #[arg(long, default_value_t = 0)]
     tolerance: u8,
     /// Only prints the record
@@ -92,7 +92,7 @@ fn check(record: &Record) -> Result<()> {
     Ok(())
 }
 
-/// The record with files where they are now, each of which is a regular file or a folder.
+/// The record with the current paths of its files, each of which must be a regular file or a folder.
 fn located(args: &Args, mut record: Record) -> Result<Record> {
     let adapters = record.source.adapters.len();
     ensure!(
@@ -118,7 +118,7 @@ fn located(args: &Args, mut record: Record) -> Result<Record> {
     for (path, option) in all.chain(files).chain(adapters).chain(start) {
         ensure!(
             path.is_dir() || path.is_file(),
-            "the record names {}, which is no file or folder here: give {option} PATH",
+            "the record names {}, which is not a file or folder here: give {option} PATH",
             path.display()
         );
     }
@@ -151,7 +151,7 @@ fn check_hashes(record: &Record) -> Result<()> {
     }
 }
 
-/// The recorded picture, generated again in a batch of the recorded size.
+/// Generates the recorded picture again in a batch of the recorded size.
 fn generate(args: &Args, record: &Record) -> Result<RgbImage> {
     let device = device(args.device.as_deref().unwrap_or(&record.device))?;
     let loader = record.source.loader(&device)?;
@@ -170,7 +170,7 @@ fn generate(args: &Args, record: &Record) -> Result<RgbImage> {
     Ok(image(&enlarged(picture, record.enlarged)))
 }
 
-/// The start image, fitted as `generate` fits it.
+/// The start image, fitted as in `generate`.
 fn start(record: &Record, batch: usize, scale: usize, device: &Device) -> Result<Option<Start>> {
     let Some(start) = &record.start else {
         return Ok(None);
@@ -315,10 +315,10 @@ mod tests {
             ("num_train_timesteps", |of| {
                 of.scheduler.num_train_timesteps = 0;
             }),
-            ("no file or folder", |of| {
+            ("not a file or folder", |of| {
                 of.source.model = "/dev/zero".into();
             }),
-            ("no file or folder", |of| {
+            ("not a file or folder", |of| {
                 of.start = Some(StartRecord {
                     file: "/dev/zero".into(),
                     sha256: String::new(),

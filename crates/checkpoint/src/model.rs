@@ -203,7 +203,7 @@ impl Model {
                 let prefixes = PREFIXES.iter().filter(|(name, _)| *name == component);
                 let prefixes = abridged(prefixes.map(|(_, prefix)| format!("`{prefix}`")));
                 self.missing(&match prefixes.is_empty() {
-                    true => format!("{component}: single files do not hold one"),
+                    true => format!("{component}: single files do not contain one"),
                     false => format!("{component}: no tensor begins with {prefixes}"),
                 })
             }),

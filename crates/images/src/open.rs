@@ -169,7 +169,7 @@ impl From<ImageError> for Fault {
 fn decode_array(bytes: &[u8]) -> Result<Decoded, Fault> {
     let dimensions = npy::dimensions(bytes);
     let dimensions =
-        dimensions.map_err(|reason| Fault::unsupported("is no picture as an array", reason))?;
+        dimensions.map_err(|reason| Fault::unsupported("is not an image array", reason))?;
     check_dimensions(dimensions)?;
     Ok(Decoded {
         image: npy::decode(bytes, dimensions).map_err(ImageError::IoError)?,

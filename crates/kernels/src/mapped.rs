@@ -55,7 +55,7 @@ impl MappedFile {
     ///
     /// If the range is out of bounds.
     pub fn release(&self, range: Range<usize>) {
-        assert!(range.end <= self.0.len(), "{range:?} lies outside the file");
+        assert!(range.end <= self.0.len(), "{range:?} is outside the file");
         #[cfg(unix)]
         {
             // SAFETY: the mapping is private and never written to, so dropped pages are still in the file. A page

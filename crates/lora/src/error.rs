@@ -12,7 +12,7 @@ pub enum Error {
     #[error(transparent)]
     File(#[from] swiftbrush_checkpoint::Error),
     /// The file contains no adapters at all.
-    #[error("{0} holds no adapters; the program that saved it wrote an empty file")]
+    #[error("{0} contains no adapters; the program that saved it wrote an empty file")]
     Empty(PathBuf),
     /// A folder without an adapter file, or with two.
     #[error("{folder} {reason}")]
@@ -35,7 +35,7 @@ pub enum Error {
     },
     /// Adapters for another family of models.
     #[error(
-        "{path} holds adapters for {family} ({name}); only Stable Diffusion 1.x and 2.x are supported"
+        "{path} contains adapters for {family} ({name}); only Stable Diffusion 1.x and 2.x are supported"
     )]
     OtherFamily {
         /// The file.
@@ -46,7 +46,7 @@ pub enum Error {
         name: String,
     },
     /// The weights of a network, not adapters.
-    #[error("{path} holds the weights of {kind} ({name}), not adapters; load it as that component")]
+    #[error("{path} contains the weights of {kind} ({name}), not adapters; load it as that component")]
     WholeNetwork {
         /// The file.
         path: PathBuf,
@@ -78,7 +78,7 @@ pub enum Error {
         found: String,
     },
     /// An adapter of a kind other than LoRA.
-    #[error("{path} holds {kind} ({name}), which is unsupported")]
+    #[error("{path} contains {kind} ({name}), which is unsupported")]
     OtherKind {
         /// The file.
         path: PathBuf,

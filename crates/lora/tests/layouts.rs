@@ -433,7 +433,7 @@ fn only_files_of_peft_read_its_configuration_and_a_folder_of_them_is_opened() {
 #[test]
 fn files_without_adapters_or_for_other_models_are_named_as_such() {
     let empty = error(&[]);
-    assert!(empty.contains("holds no adapters"), "{empty}");
+    assert!(empty.contains("contains no adapters"), "{empty}");
     let network = error(&[("conv_in.weight", &[2, 2]), ("conv_in.bias", &[2])]);
     assert!(network.contains("a U-Net (conv_in.bias)"), "{network}");
     let names: Vec<_> = (1..250)

@@ -56,7 +56,7 @@ pub enum Error {
     Request(String),
     /// The output of a network contains a NaN or an infinity.
     #[error(
-        "the {part} gave a NaN or an infinity in {dtype:?}; try f32, or other weights if it was f32"
+        "the {part} produced a NaN or an infinity in {dtype:?}; try f32, or other weights if it was f32"
     )]
     NotFinite {
         /// The network.

@@ -257,7 +257,7 @@ impl UNetConfig {
             |kind: &BlockType| matches!(kind, BlockType::UpBlock2D | BlockType::CrossAttnUpBlock2D);
         if self.down_block_types.iter().any(is_up) || !self.up_block_types.iter().all(is_up) {
             return Err(
-                "down_block_types and up_block_types hold blocks of the other direction".into(),
+                "down_block_types or up_block_types contains blocks of the other direction".into(),
             );
         }
         for (block, &channels) in self.block_out_channels.iter().enumerate() {

@@ -129,7 +129,7 @@ impl<'a> Pair<'a> {
             let dtype = self.a.dtype(name)?;
             let is_copied = is_buffer(name) || !dtype.is_float();
             if is_copied && !is_buffer(name) && self.a.read(name)? != self.b.read(name)? {
-                integers.push(format!("{name} holds integers, which differ"));
+                integers.push(format!("{name} contains integers, which differ"));
             }
             let data = move || match is_copied {
                 true => self.a.read(name),
@@ -432,7 +432,7 @@ mod tests {
             write(folder.path(), name, &[("w", row(&[1.0])), count])
         };
         let (a, b) = (file("a", 1), file("b", 2));
-        assert!(error(&a, &b, 0.5).contains("count holds integers, which differ"));
+        assert!(error(&a, &b, 0.5).contains("count contains integers, which differ"));
         interpolate_files(&a, &a, 0.5, folder.path().join("c")).unwrap();
     }
 

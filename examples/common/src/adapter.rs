@@ -1,10 +1,10 @@
-//! Values of `--lora`, `--component` and `--variant`, checked before anything is loaded.
+//! The values of `--lora`, `--component` and `--variant`, checked before anything is loaded.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 
-/// Components of a model that can come from elsewhere.
+/// Components of a model that can be replaced.
 const COMPONENTS: [&str; 6] = [
     "scheduler",
     "taesd",
@@ -13,13 +13,13 @@ const COMPONENTS: [&str; 6] = [
     "unet",
     "vae",
 ];
-/// Adapters in folders of PEFT and of diffusers.
+/// Adapter files in folders of PEFT and diffusers.
 const ADAPTERS: [&str; 2] = [
     "adapter_model.safetensors",
     "pytorch_lora_weights.safetensors",
 ];
 
-/// Splits FILE or FILE=WEIGHT. A file whose name has `=` is found before a weight is looked for.
+/// Splits FILE or FILE=WEIGHT. An existing file whose name contains `=` takes precedence.
 pub(crate) fn with_weight(text: &str) -> Result<(&str, f64)> {
     if Path::new(text).exists() {
         return Ok((text, 1.0));
@@ -31,12 +31,12 @@ pub(crate) fn with_weight(text: &str) -> Result<(&str, f64)> {
         Ok(weight) if weight.is_finite() => Ok((file, weight)),
         Ok(_) => bail!("--lora {text}: expected a finite weight, found {weight}"),
         Err(_) => bail!(
-            "--lora {text}: there is no such file, and {weight:?} is no weight; expected FILE or FILE=WEIGHT"
+            "--lora {text}: no such file, and {weight:?} is not a weight; expected FILE or FILE=WEIGHT"
         ),
     }
 }
 
-/// The file of adapters in a folder of PEFT or diffusers; a file is itself.
+/// Returns the adapter file in a folder of PEFT or diffusers, or the path itself if it is a file.
 pub(crate) fn in_folder(path: PathBuf) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path);

@@ -1,4 +1,4 @@
-//! Shared parts of the programs: devices by name, prompts, pictures as files, options of models.
+//! Shared parts of the programs: devices by name, prompts, image files, model options.
 #![allow(clippy::print_stderr, reason = "programs print")]
 
 mod adapter;
@@ -16,7 +16,7 @@ use swiftbrush_checkpoint::{Event, Hub, read_lines, read_text};
 
 pub use pictures::{enlarged, grid, image, pictures, read_image, tensor, write_picture, write_png};
 
-/// Values of `--device` in this build.
+/// The values of `--device` in this build.
 pub const DEVICES: &[&str] = &[
     #[cfg(feature = "flex")]
     "flex",
@@ -28,7 +28,7 @@ pub const DEVICES: &[&str] = &[
     "metal",
 ];
 
-/// The device with a name; `cuda:1` is the second card.
+/// The device with this name; `cuda:1` is the second card.
 pub fn device(name: &str) -> Result<Device> {
     let (kind, index) = match name.split_once(':') {
         Some((kind, index)) => (
@@ -51,24 +51,24 @@ pub fn device(name: &str) -> Result<Device> {
         #[cfg(feature = "metal")]
         "metal" => Device::metal(burn::tensor::DeviceKind::DefaultDevice),
         _ => bail!(
-            "--device {name} is not in this build, which has {}; build with --features for others",
+            "--device {name} is not available in this build, which has {}; build with --features for others",
             DEVICES.join(", ")
         ),
     })
 }
 
-/// Parses a name on the command line as in files of settings.
+/// Parses a name on the command line as in configuration files.
 pub fn named<T: DeserializeOwned>(name: &str) -> Result<T, String> {
     serde_json::from_value(name.into()).map_err(|error| error.to_string())
 }
 
-/// The miniature model of this repository.
+/// The miniature model in this repository.
 pub fn miniature() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../miniature/model")
 }
 
-/// Prompts of a text file, one a line, or the captions of COCO in GigaGAN's list: JSON whose `labels` are pairs of a picture and
-/// its caption. Blank lines are skipped, and reported on stderr.
+/// Reads the prompts of a text file, one per line, or the captions of COCO in GigaGAN's list: JSON whose `labels` are pairs of an
+/// image and its caption. Blank lines are skipped and reported on stderr.
 pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
     let is_json = path
         .extension()
@@ -99,7 +99,7 @@ fn read_captions(path: &Path) -> Result<Vec<String>> {
     Ok(captions)
 }
 
-/// A list for messages, cut after eight entries.
+/// Formats a list for messages, truncated after eight entries.
 pub fn shortened(names: &[String]) -> String {
     const SHOWN: usize = 8;
     let shown = names[..names.len().min(SHOWN)].join(", ");
@@ -109,7 +109,7 @@ pub fn shortened(names: &[String]) -> String {
     }
 }
 
-/// Prints warnings of the libraries as sentences, without time and module.
+/// Prints warnings of the libraries without time and module.
 pub fn print_warnings() {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
@@ -124,12 +124,12 @@ pub fn print_warnings() {
 pub enum Wanted<'a> {
     /// These components of a model, in a variant.
     Model(&'a [&'a str], Option<&'a str>),
-    /// The single component that the repository holds, or one of its files.
+    /// A repository that is a single component, or one of its files.
     Component,
 }
 
-/// Finds a file or folder on this machine, or downloads it from the hub: `owner/name`, with `@revision` unless it is
-/// `main`, and for a component also `owner/name/file`. A path that exists takes precedence.
+/// Finds a local file or folder, or downloads it from the hub: `owner/name` or `owner/name@revision` [default: `main`],
+/// and for a component also `owner/name/file`. An existing path takes precedence.
 pub fn find(name: &str, wanted: Wanted<'_>) -> Result<PathBuf> {
     let path = PathBuf::from(name);
     let parts: Vec<_> = name.split('/').collect();

@@ -20,16 +20,16 @@ pub struct ModelArgs {
     /// hub such as stabilityai/sd-turbo [default: the miniature].
     #[arg(long)]
     pub model: Option<String>,
-    /// Folder with the configurations, tokenizer and scheduler of a model in a single file.
+    /// Folder with the configurations, tokenizer and scheduler for a single-file model.
     #[arg(long)]
     pub configs: Option<PathBuf>,
-    /// Family of a model in a single file that does not tell it: sd1.5, sd2.1-base, sd2.1 or sd-turbo.
+    /// Family of a single-file model that does not identify it: sd1.5, sd2.1-base, sd2.1 or sd-turbo.
     #[arg(long, value_parser = named::<Family>)]
     pub family: Option<Family>,
     /// Denoiser: a component of the model such as "teacher", or a file, a folder, or a name on the hub.
     #[arg(long, default_value = "unet")]
     pub unet: String,
-    /// Component from elsewhere, such as vae=DIR or taesd=madebyollin/taesd; repeatable.
+    /// Replaces a component, such as vae=DIR or taesd=madebyollin/taesd; repeatable.
     #[arg(long, value_name = "NAME=PATH")]
     pub component: Vec<String>,
     /// Preferred variant of the weight files, such as fp16.
@@ -38,7 +38,7 @@ pub struct ModelArgs {
     /// Autoencoder: kl (component vae), or tiny (component taesd).
     #[arg(long, default_value = "kl", value_parser = named::<DecoderKind>)]
     pub vae: DecoderKind,
-    /// Encode and decode in tiles of 512 pixels: less memory for large images.
+    /// Encodes and decodes in tiles of 512 pixels, which needs less memory for large images.
     #[arg(long)]
     pub tiled: bool,
     /// Adapter file (PEFT, diffusers, kohya), local or on the hub (owner/name/file), as FILE or FILE=WEIGHT;
@@ -51,8 +51,8 @@ pub struct ModelArgs {
     /// Element type of the arithmetic: f32, f16 or bf16.
     #[arg(long, default_value = "f32", value_parser = dtype)]
     pub dtype: DType,
-    /// Element type in which the denoiser's weights are stored [default: on the CPU that of the file, elsewhere that of
-    /// the arithmetic].
+    /// Element type in which the denoiser's weights are stored [default: that of the file on the CPU, that of the
+    /// arithmetic elsewhere].
     #[arg(long, value_parser = dtype)]
     pub storage: Option<DType>,
 }
@@ -71,7 +71,7 @@ impl ModelArgs {
         Ok(device)
     }
 
-    /// The loader of a source, with the storage that is fastest on the device.
+    /// The loader of a source, with the fastest storage type for the device.
     pub fn loader(source: &Source, device: &Device) -> Result<Loader> {
         let loader = source.loader(device)?;
         #[cfg(feature = "flex")]
@@ -93,7 +93,7 @@ impl ModelArgs {
         Ok(options)
     }
 
-    /// Finds all files, downloading those that are on the hub only.
+    /// Finds all files, downloading those that are only on the hub.
     pub fn source(&self) -> Result<Source> {
         let options = self.options()?;
         let is_elsewhere = |name: &str| {
@@ -126,7 +126,7 @@ impl ModelArgs {
             let path = find(path, Wanted::Component)?;
             source.components.insert(name.to_owned(), path);
         }
-        // The name of a component, or else a path.
+        // The name of a component, or a path.
         let denoiser = &mut source.options.denoiser;
         if self.unet == *denoiser || source.model.join(&self.unet).is_dir() {
             denoiser.clone_from(&self.unet);
@@ -146,25 +146,25 @@ impl ModelArgs {
 /// The method of generation.
 #[derive(Debug, Args)]
 pub struct MethodArgs {
-    /// Random number generator of the seeds: native, or PyTorch's on the cpu (diffusers with a generator on the CPU,
-    /// ComfyUI) or on cuda (AUTOMATIC1111's interface), which reproduce the images of those programs.
+    /// Random number generator for the seeds: native, or PyTorch's on the cpu (diffusers with a CPU generator, ComfyUI) or
+    /// on cuda (AUTOMATIC1111's web UI), which reproduces the images of those programs.
     #[arg(long, default_value = "native", value_parser = named::<Rng>)]
     pub rng: Rng,
     /// Sampler: one-step (SwiftBrush's rule), ddim, euler, euler-ancestral, dpm-solver, pndm or lcm [default: that of
     /// the model's scheduler].
     #[arg(long, value_parser = sampler)]
     pub sampler: Option<SamplerName>,
-    /// Number of sampling steps [default: the model's if no sampler is named, else 25, and 4 for lcm].
+    /// Number of sampling steps [default: the model's without --sampler, else 25, or 4 for lcm].
     #[arg(long)]
     pub steps: Option<usize>,
     /// Spacing of the sampler's timesteps: leading, linspace or trailing [default: that of the model's scheduler, or of
-    /// the sampler's class in diffusers where the file is silent].
+    /// the sampler's diffusers class if the file does not set it].
     #[arg(long, value_parser = named::<TimestepSpacing>)]
     pub spacing: Option<TimestepSpacing>,
-    /// Scale of classifier-free guidance; values up to 1 switch it off, as in diffusers.
+    /// Scale of classifier-free guidance; values up to 1 turn it off, as in diffusers.
     #[arg(long, default_value_t = 1.0)]
     pub guidance: f64,
-    /// Prompt that guidance leads away from; needs guidance above 1.
+    /// Negative prompt; needs guidance above 1.
     #[arg(long, default_value = "")]
     pub negative_prompt: String,
     /// Width and height in pixels, such as 768x512 [default: the size that the model was trained on].
@@ -173,8 +173,8 @@ pub struct MethodArgs {
 }
 
 impl MethodArgs {
-    /// The request without prompts. `default` is the model's own method, `strength` that of image to image, which raises
-    /// default step counts so that at least one step is taken.
+    /// The request without prompts. `default` is the model's own method, and `strength` that of image to image, which
+    /// increases default step counts so that at least one step is taken.
     pub fn request(
         &self,
         default: Result<Method, Error>,
@@ -193,7 +193,7 @@ impl MethodArgs {
         Ok(request)
     }
 
-    /// The method that the arguments select; `default` is the model's own.
+    /// The method selected by the arguments; `default` is the model's own.
     fn method(&self, default: Result<Method, Error>) -> Result<Method> {
         let kind = match (self.sampler, self.steps) {
             (Some(SamplerName::OneStep), None | Some(1)) => return Ok(Method::OneStep),
@@ -244,7 +244,7 @@ fn dtype(text: &str) -> Result<DType, String> {
     }
 }
 
-/// Height and width of "WIDTHxHEIGHT".
+/// Parses height and width from "WIDTHxHEIGHT".
 fn size(text: &str) -> Result<[usize; 2], String> {
     let size = text
         .split_once('x')

@@ -7,37 +7,34 @@ use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
 use swiftbrush_pipeline::{Picture, Record};
 
-/// Images of a batch in −1…1 as pictures.
+/// Converts a batch of images in −1…1 to pictures.
 pub fn pictures(images: Tensor<4>) -> Vec<RgbImage> {
     Picture::of_images(images).iter().map(image).collect()
 }
 
-/// A picture in the type of the crate `image`.
+/// Converts a picture to the type of the crate `image`.
 pub fn image(picture: &Picture) -> RgbImage {
     let (width, height) = (picture.width as u32, picture.height as u32);
     RgbImage::from_raw(width, height, picture.bytes.clone()).expect("three bytes a pixel")
 }
 
-/// Opens a picture upright and without transparency, and reports both on stderr.
+/// Opens a picture, rotates it upright and drops transparency, and reports both on stderr.
 pub fn read_image(path: &Path) -> Result<RgbImage> {
     let decoded = swiftbrush_images::open(path)?;
     if decoded.orientation != 1 {
         eprintln!(
-            "{}: turned upright, by its Exif orientation {}",
+            "{}: rotated upright according to its Exif orientation {}",
             path.display(),
             decoded.orientation
         );
     }
     if decoded.had_transparency {
-        eprintln!(
-            "{}: transparency is dropped, colours are kept",
-            path.display()
-        );
+        eprintln!("{}: transparency dropped, colours kept", path.display());
     }
     Ok(decoded.image)
 }
 
-/// A picture `count` times, `[count, 3, height, width]` in −1…1.
+/// Repeats a picture `count` times, `[count, 3, height, width]` in −1…1.
 pub fn tensor(picture: &RgbImage, count: usize, device: &Device) -> Tensor<4> {
     let values: Vec<f32> = picture
         .iter()
@@ -49,7 +46,7 @@ pub fn tensor(picture: &RgbImage, count: usize, device: &Device) -> Tensor<4> {
     image.repeat_dim(0, count)
 }
 
-/// Writes a picture with its record; an older file is replaced once the new one is complete.
+/// Writes a picture with its record. An existing file is replaced once the new one is complete.
 pub fn write_picture(picture: &Picture, record: &Record, path: &Path) -> Result<()> {
     let bytes = picture.to_png(Some(record));
     Ok(swiftbrush_checkpoint::write_atomically(path, |file| {
@@ -73,7 +70,7 @@ pub fn enlarged(picture: &Picture, factor: u32) -> Picture {
     }
 }
 
-/// Contact sheet of pictures of equal size, `columns` in a row.
+/// Arranges pictures of equal size on a contact sheet with `columns` per row.
 pub fn grid(pictures: &[RgbImage], columns: usize) -> RgbImage {
     let (width, height) = pictures.first().map_or((1, 1), RgbImage::dimensions);
     let columns = columns.min(pictures.len()).max(1);
@@ -89,7 +86,7 @@ pub fn grid(pictures: &[RgbImage], columns: usize) -> RgbImage {
     grid
 }
 
-/// Writes a PNG without a record; an older file is replaced once the new one is complete.
+/// Writes a PNG without a record. An existing file is replaced once the new one is complete.
 pub fn write_png(picture: &RgbImage, path: &Path) -> Result<()> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     picture.write_to(&mut bytes, image::ImageFormat::Png)?;

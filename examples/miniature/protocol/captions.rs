@@ -7,17 +7,17 @@ use rand_chacha::ChaCha8Rng;
 use crate::data::SIDE;
 use crate::world::{HeldOut, Scene};
 
-/// Seed of every set; the stages train on other seeds and on stream 0.
+/// Seed of every set; the training stages use other seeds and stream 0.
 const SEED: u64 = 0x5357_4232;
 
-/// Disjoint caption sets: nothing that is chosen on one is reported on it.
+/// Disjoint caption sets, so that nothing is reported on the set it was chosen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Set {
     /// Set for choosing λ, the guidance, a recipe or a checkpoint.
     Choose,
     /// Set of the reported tables.
     Report,
-    /// First confirmation set, drawn on once, for the shipped student.
+    /// First confirmation set, used once, for the shipped student.
     ConfirmA,
     /// Second confirmation set.
     ConfirmB,
@@ -52,7 +52,7 @@ pub(crate) struct Captions {
 
 impl Captions {
     fn stream(self, draw: Draw) -> u64 {
-        // Stream 0 is left to the training stages.
+        // Stream 0 is reserved for the training stages.
         1 + ((self.set as u64) << 16 | (self.class as u64) << 8 | draw as u64)
     }
 
@@ -96,8 +96,8 @@ impl Captions {
         scenes.iter().map(|s| s.draw(SIDE, &mut rng)).collect()
     }
 
-    /// Seed of the initial noise of the batch at `index`; the same for every model, so that comparisons are
-    /// paired by noise too.
+    /// Seed of the initial noise of the batch at `index`, which is the same for every model, so that comparisons are also
+    /// paired by noise.
     pub(crate) fn noise_seed(self, index: usize) -> u64 {
         (self.stream(Draw::Noise) << 24) + index as u64
     }

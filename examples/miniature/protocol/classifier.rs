@@ -1,4 +1,4 @@
-//! The classifier of the protocol: a convolutional network that no stage is trained with or chosen by.
+//! The classifier of the protocol: a convolutional network that is not used for training or for any choice.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,15 +15,15 @@ use crate::attributes::{ATTRIBUTES, attribute_loss, name_attributes};
 use crate::data::{Batch, SIDE, images};
 use crate::training::{PARTS, Schedule, train};
 
-/// Steps that give the shipped weights.
+/// Number of training steps of the shipped weights.
 pub(crate) const STEPS: u64 = 1200;
 /// Output channels of the convolutions; all but the first halve the side.
 const CHANNELS: [usize; 4] = [24, 32, 48, 64];
 /// Width of the features.
 const WIDTH: usize = 64;
 
-/// Classifier of the attributes of an image; it also measures placements, so that its features
-/// know where an object is and not only what it is.
+/// Classifier of the attributes of an image. It also predicts placements, so that its features encode where an object is
+/// and not only what it is.
 #[derive(Module, Debug)]
 pub(crate) struct Classifier {
     convolutions: Vec<Conv2d>,
@@ -55,7 +55,7 @@ impl Classifier {
         }
     }
 
-    /// File of the weights that the reported tables are measured with.
+    /// File of the weights used for the reported tables.
     pub(crate) fn path() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature/classifier.safetensors")
     }
@@ -115,7 +115,7 @@ impl Classifier {
         Ok(Features::new(WIDTH, values)?)
     }
 
-    /// Share of true images with every attribute named right.
+    /// Share of ground-truth images whose attributes are all predicted correctly.
     fn accuracy(&self, batch: &Batch, device: &Device) -> f64 {
         let hidden = silu(self.forward(batch.images(device)));
         let named = name_attributes(self.attributes.forward(hidden));
@@ -125,7 +125,7 @@ impl Classifier {
     }
 }
 
-/// Trains the classifier on true images of the training pairs.
+/// Trains the classifier on ground-truth images of the training pairs.
 pub(crate) fn train_classifier(
     folder: &Path,
     seed: u64,

@@ -38,7 +38,7 @@ impl Choice {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Train the classifier and write its weights beside the source.
+    /// Train the classifier and write its weights next to the source.
     Classifier {
         #[arg(long, default_value_t = STEPS)]
         steps: u64,
@@ -49,7 +49,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         choice: Choice,
     },
-    /// Print the paired differences of the first system and each of the others.
+    /// Print the paired differences between the first system and each of the others.
     Compare {
         first: System,
         #[arg(required = true)]
@@ -62,17 +62,17 @@ pub(crate) enum Command {
         /// One system per training seed.
         #[arg(required = true)]
         systems: Vec<System>,
-        /// System whose paired difference to each run is averaged as well.
+        /// System whose paired difference from each run is also averaged.
         #[arg(long)]
         against: Option<System>,
         #[command(flatten)]
         choice: Choice,
     },
-    /// Draw accuracy over the Fréchet distance: the teacher's curve and the students.
+    /// Plot accuracy over the Fréchet distance: the teacher's curve and the students.
     Figure {
         /// SVG file.
         output: PathBuf,
-        /// Points of the teacher's curve, in the order of their guidance.
+        /// Points of the teacher's curve, in order of guidance.
         #[arg(long, required = true, num_args = 1..)]
         teacher: Vec<System>,
         #[arg(long, num_args = 1..)]
@@ -129,7 +129,7 @@ struct Bench<'a> {
     classifier: String,
 }
 
-/// Measures as they are kept: valid for one classifier only.
+/// Stored measures, which are valid for only one classifier.
 #[derive(Serialize, Deserialize)]
 struct Kept {
     classifier: String,

@@ -1,4 +1,4 @@
-//! Features of the exact attributes of images: the placements that the scorer reads.
+//! Features of the exact attributes of images: the placements measured by the scorer.
 
 use anyhow::{Result, ensure};
 use swiftbrush_metrics::{Features, Moments, PrecisionRecall, frechet_distance, precision_recall};
@@ -32,9 +32,9 @@ impl Agreement {
 
     /// Compares the placements of objects, in percent of the image's side.
     ///
-    /// The Fréchet distance is that of the placements *given the layout of the caption*, averaged over the
-    /// layouts: the variance between layouts would hide that within them. Neighbourhoods need no such care,
-    /// since placements of different layouts lie far apart.
+    /// The Fréchet distance is that of the placements *given the layout of the caption*, averaged over the layouts: the
+    /// variance between layouts would hide the variance within them. Neighbourhoods need no such treatment, because
+    /// placements of different layouts are far apart.
     pub(crate) fn of_placements(
         scenes: &[Scene],
         truth: &[Reading],

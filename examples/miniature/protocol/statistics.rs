@@ -11,7 +11,7 @@ const STUDENT: [f64; 10] = [
     12.706_2, 4.302_7, 3.182_4, 2.776_4, 2.570_6, 2.446_9, 2.364_6, 2.306_0, 2.262_2, 2.228_1,
 ];
 
-/// Estimate with the half-width of its 95 % interval.
+/// An estimate with the half-width of its 95 % interval.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Interval {
     pub(crate) mean: f64,
@@ -66,13 +66,13 @@ fn share(outcomes: &[bool]) -> f64 {
 /// Comparison of two models on the same captions.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Paired {
-    /// Share right of the first less that of the second.
+    /// The share right of the first minus that of the second.
     pub(crate) difference: Interval,
     /// McNemar's statistic, standard normal if both are equally good.
     pub(crate) z: f64,
-    /// Share of captions that exactly one of them has right.
+    /// Share of captions that exactly one of them gets right.
     pub(crate) discordant: f64,
-    /// Least difference that a comparison of this size finds with 80 % power at the 5 % level.
+    /// Smallest difference that a comparison of this size detects with 80 % power at the 5 % level.
     pub(crate) detectable: f64,
 }
 
@@ -110,8 +110,8 @@ impl Paired {
     }
 }
 
-/// Least difference of two shares that a paired comparison finds with 80 % power at the 5 % level, given the
-/// share of discordant captions.
+/// Smallest difference of two shares that a paired comparison detects with 80 % power at the 5 % level, given the share
+/// of discordant captions.
 pub(crate) fn detectable(discordant: f64, captions: usize) -> f64 {
     (NORMAL + POWER) * (discordant / captions as f64).sqrt()
 }

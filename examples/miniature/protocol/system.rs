@@ -1,4 +1,4 @@
-//! Systems under test: a denoiser with a way of sampling, and its images of a caption set.
+//! Systems under test: a denoiser with a sampling method, and its images for a caption set.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ const BATCH: usize = 64;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct System {
     denoiser: String,
-    /// Steps of DDIM and the scale of guidance.
+    /// Number of DDIM steps and the guidance scale.
     ddim: Option<(usize, f64)>,
 }
 
@@ -83,12 +83,12 @@ impl System {
         method.n_calls() * if guidance > 1.0 { 2 } else { 1 }
     }
 
-    /// Guidance of a sampled system; none for one step.
+    /// Guidance of a sampled system; `None` for one step.
     pub(crate) fn guidance(&self) -> Option<f64> {
         self.ddim.map(|(_, guidance)| guidance)
     }
 
-    /// Folder of the system's images and measures of a caption set.
+    /// Folder of the system's images and measures for a caption set.
     pub(crate) fn folder(&self, workshop: &Workshop, captions: Captions) -> PathBuf {
         let folder = workshop.root.join("protocol").join(captions.folder());
         folder.join(self.to_string().replace('/', "-"))
@@ -144,7 +144,7 @@ impl System {
         Ok(images.map(image::ImageBuffer::into_raw).collect())
     }
 
-    /// Writes what the images depend on, or compares it with what the folder was made with.
+    /// Writes the settings of the images, or checks them against those of an existing folder.
     fn keep_settings(&self, workshop: &Workshop, folder: &Path) -> Result<()> {
         let hash = |component: &str, file: &str| -> Result<String> {
             Ok(sha256(workshop.path(component).join(file))?)
@@ -164,7 +164,7 @@ impl System {
         let found: Value = read_json(&path)?;
         ensure!(
             found == settings,
-            "{}: the images there are of other weights; move the folder away, or use another name for the new ones\nexpected {settings}\nfound {found}",
+            "{}: these images were generated with other weights; move the folder away, or use another name for the new ones\nexpected {settings}\nfound {found}",
             path.display()
         );
         Ok(())

@@ -1,4 +1,4 @@
-//! Pictures to generate: prompts, seeds and files, checked before a model is loaded.
+//! The pictures to generate: prompts, seeds and files, checked before a model is loaded.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
@@ -15,11 +15,11 @@ pub(crate) struct Job {
     pub(crate) path: PathBuf,
 }
 
-/// Value of `--seed`.
+/// The value of `--seed`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seed {
     Given(u64),
-    /// −1, as in AUTOMATIC1111's interface.
+    /// −1, as in AUTOMATIC1111's web UI.
     Random,
 }
 
@@ -34,7 +34,7 @@ impl Seed {
         }
     }
 
-    /// The seed, or one of 32 random bits, which every other program accepts.
+    /// The seed, or a random one of 32 bits, which every other program accepts.
     fn value(self) -> u64 {
         match self {
             Self::Given(seed) => seed,
@@ -43,7 +43,7 @@ impl Seed {
     }
 }
 
-/// All pictures in order: each prompt `--count` times, each picture with the next seed.
+/// All pictures in order: each prompt `--count` times, with consecutive seeds.
 pub(crate) fn jobs(args: &Args) -> Result<Vec<Job>> {
     let prompts = match (&args.prompt, &args.prompts) {
         (Some(prompt), _) => vec![prompt.clone()],
@@ -72,7 +72,7 @@ pub(crate) fn jobs(args: &Args) -> Result<Vec<Job>> {
     Ok(jobs.map(job).collect())
 }
 
-/// The file of each picture: `--output` itself for a prompt's only picture, else numbers in that folder, which is created.
+/// The file of each picture: `--output` itself for a single picture, else numbered files in that folder, which is created.
 fn paths(args: &Args, count: usize) -> Result<Vec<PathBuf>> {
     let default = Path::new("picture.png");
     if count == 1 && args.prompts.is_none() {
@@ -117,7 +117,7 @@ pub(crate) fn check_file(path: &Path, option: &str) -> Result<()> {
     Ok(())
 }
 
-/// Pictures contain their record, for which `verify` needs PNG.
+/// Checks for PNG, which `verify` needs to read the record of a picture.
 fn check_png(path: &Path) -> Result<()> {
     let extension = path.extension();
     ensure!(

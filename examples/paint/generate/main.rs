@@ -1,7 +1,7 @@
 //! Generates pictures from prompts.
 //!
-//! Without `--model` it uses the miniature of this repository: a one-step model of a world of coloured shapes, small enough for
-//! any machine.
+//! Without `--model` it uses the miniature in this repository, a one-step model of coloured shapes that is small enough for any
+//! machine.
 //!
 //! ```sh
 //! cargo run --release --example generate -- "a red circle above a green star on a white background"
@@ -11,7 +11,7 @@
 //! cargo run --release --example generate -- --model sd-turbo --image sketch.png --strength 0.6 "a castle"
 //! ```
 //!
-//! Each picture contains a record of its generation, which the example `verify` repeats.
+//! Each picture contains a record of how it was generated, which the example `verify` checks.
 #![allow(clippy::print_stderr, reason = "programs print")]
 
 mod jobs;
@@ -42,30 +42,30 @@ use examples_common::read_image;
 struct Args {
     /// The prompt
     prompt: Option<String>,
-    /// File of prompts, one a line; blank lines are skipped. Pictures are numbered in that order: 00000.png, 00001.png …
+    /// File of prompts, one per line; blank lines are skipped. Pictures are numbered in that order: 00000.png, 00001.png …
     #[arg(long, conflicts_with = "prompt")]
     prompts: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
     method: MethodArgs,
-    /// Seed of the first picture, each picture takes the next; -1 draws one
+    /// Seed of the first picture, incremented for each further one; -1 draws a random seed
     #[arg(long, default_value = "0", value_parser = Seed::parse, allow_negative_numbers = true)]
     seed: Seed,
-    /// Pictures of each prompt
+    /// Number of pictures per prompt
     #[arg(long, default_value = "1", value_parser = positive)]
     count: usize,
-    /// Start image instead of noise (PNG, JPEG, WebP, BMP, TIFF, PNM), turned upright; with --size it is resized and cropped, else
+    /// Start image instead of noise (PNG, JPEG, WebP, BMP, TIFF, PNM), rotated upright; with --size it is resized and cropped, else
     /// resized to the next smaller size that the model supports
     #[arg(long)]
     image: Option<PathBuf>,
-    /// Share of the start image that is lost in noise, 0 to 1
+    /// Share of the start image that is replaced with noise, 0 to 1
     #[arg(long, default_value = "0.8", requires = "image", value_parser = share)]
     strength: f64,
     /// Minimises memory: weights in f16, one network at a time, and decoding in tiles of 256 pixels (--vae kl)
     #[arg(long)]
     low_memory: bool,
-    /// Pictures generated at once
+    /// Number of pictures generated at once
     #[arg(long, default_value = "1", value_parser = positive)]
     batch: usize,
     /// PNG file of the picture [default: picture.png], or folder for several
@@ -74,16 +74,16 @@ struct Args {
     /// Enlarges each pixel to a square of this side, 1 to 64
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     enlarge: u32,
-    /// Writes the expected picture after each step beside the output
+    /// Writes the predicted picture after each step next to the output
     #[arg(long, conflicts_with = "low_memory")]
     previews: bool,
     /// Omits the hashes of the model's files from the record
     #[arg(long)]
     no_hashes: bool,
-    /// Records names instead of paths of the model, adapters and start image, for pictures to share
+    /// Records names instead of paths of the model, adapters and start image, for pictures that are shared
     #[arg(long)]
     names_only: bool,
-    /// Initial noise instead of a seed's: the tensor "noise" of a safetensors file
+    /// Initial noise, instead of drawing it from a seed: the tensor "noise" of a safetensors file
     #[arg(long)]
     noise: Option<PathBuf>,
     /// Writes tokens, context, noise, latents and image to a safetensors file, to compare with other programs
@@ -114,7 +114,7 @@ fn main() -> Result<()> {
 /// Set by Ctrl-C: generation ends after the current network call.
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Checks everything that can be known before loading, loads, and generates.
+/// Checks everything that can be checked before loading, then loads and generates.
 fn paint(args: &Args) -> Result<()> {
     let jobs = jobs(args)?;
     let image = args.image.as_deref().map(read_image).transpose()?;
@@ -128,7 +128,7 @@ fn paint(args: &Args) -> Result<()> {
         eprintln!("warning: {warning}");
     }
 
-    // Tests set it more than once.
+    // Tests call this more than once.
     let _ = ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed));
     let hashes = Hashes::start(args, &source);
     let begun = Instant::now();
@@ -155,7 +155,7 @@ fn source(args: &Args) -> Result<Source> {
         let options = &mut source.options;
         options.storage = options.storage.or(Some(DType::F16));
         options.split_guidance = true;
-        // The tiny decoder takes little memory without tiles.
+        // The tiny decoder needs little memory even without tiles.
         options.tiling = (options.decoder == DecoderKind::Kl).then_some(Tiling {
             side: 32,
             overlap: 8,
@@ -164,7 +164,7 @@ fn source(args: &Args) -> Result<Source> {
     Ok(source)
 }
 
-/// Given noise, for as many pictures as there are; `--save-tensors` is checked on the way, as it needs a single batch, too.
+/// The noise given by `--noise`, for all pictures; also checks `--save-tensors`, which needs a single batch, too.
 fn noise(args: &Args, jobs: &[Job], device: &Device) -> Result<Option<Tensor<4>>> {
     for (option, is_given) in [
         ("--noise", args.noise.is_some()),

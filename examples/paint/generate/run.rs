@@ -1,4 +1,4 @@
-//! Generation batch by batch, and the files that it leaves.
+//! Generation batch by batch, and the resulting files.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
@@ -92,7 +92,7 @@ impl Run<'_> {
     fn write(&mut self, picture: &Picture, job: &Job, place: [usize; 2]) -> Result<()> {
         let picture = enlarged(picture, self.args.enlarge);
         match self.noise {
-            // No seed leads to given noise, so there is nothing to verify.
+            // Noise from a file has no seed, so there is nothing to verify.
             Some(_) => write_png(&image(&picture), &job.path)?,
             None => {
                 self.record.prompt.clone_from(&job.prompt);
@@ -160,13 +160,13 @@ fn preview(args: &Args, decoder: &Decoder, expected: Tensor<4>, call: usize) -> 
     }
 }
 
-/// Hashes of the model's files, computed by another thread.
+/// Hashes of the model's files, computed on another thread.
 pub(crate) struct Hashes(
     Option<JoinHandle<Result<BTreeMap<String, String>, swiftbrush_pipeline::Error>>>,
 );
 
 impl Hashes {
-    /// Starts hashing beside loading and generation, unless `--no-hashes` is given.
+    /// Starts hashing in parallel with loading and generation, unless `--no-hashes` is given.
     pub(crate) fn start(args: &Args, source: &swiftbrush_pipeline::Source) -> Self {
         Self((!args.no_hashes).then(|| {
             let source = source.clone();
@@ -174,7 +174,7 @@ impl Hashes {
         }))
     }
 
-    /// Waits for the hashes at the first call, which takes them.
+    /// Waits for the hashes and takes them; later calls return nothing.
     fn get(&mut self) -> Result<BTreeMap<String, String>> {
         match self.0.take() {
             None => Ok(BTreeMap::new()),

@@ -31,8 +31,8 @@ pub(crate) struct StartImage {
 }
 
 impl Settings {
-    /// - image: the start image as it is
-    /// - noise: given noise
+    /// - image: the original start image
+    /// - noise: noise from a file
     pub(crate) fn new(
         args: &Args,
         loader: &Loader,
@@ -80,7 +80,7 @@ impl Settings {
         })
     }
 
-    /// One line with everything that decides the pictures.
+    /// Describes everything that determines the pictures, in one line.
     pub(crate) fn describe(&self, args: &Args, source: &Source, jobs: &[Job]) -> String {
         let options = &source.options;
         let mut parts = Vec::new();
@@ -139,7 +139,7 @@ impl Settings {
     }
 }
 
-/// The name of a value in files of settings.
+/// The name of a value in configuration files.
 fn name(value: impl serde::Serialize) -> String {
     let value = serde_json::to_value(value).unwrap_or_default();
     value.as_str().unwrap_or("?").to_owned()
@@ -153,12 +153,12 @@ fn name_of_spacing(spacing: TimestepSpacing) -> &'static str {
     }
 }
 
-/// Steps that remain from a start image; as diffusers counts.
+/// Number of steps that remain from a start image, counted as in diffusers.
 fn steps_taken(steps: usize, strength: f64) -> usize {
     ((steps as f64 * strength) as usize).min(steps)
 }
 
-/// From a start image at least one step must remain: where no number of steps is given, the default is raised until one does.
+/// Ensures that at least one step remains from a start image, by increasing the number of steps if it is not given.
 pub(crate) fn with_steps_for_strength(args: &Args, method: Method) -> Result<Method> {
     let strength = args.strength;
     let (Some(_), Method::Sampler(kind, steps)) = (&args.image, method) else {
@@ -169,7 +169,7 @@ pub(crate) fn with_steps_for_strength(args: &Args, method: Method) -> Result<Met
     }
     ensure!(
         strength > 0.0,
-        "--strength 0 returns the picture as it is; expected more than 0"
+        "--strength 0 returns the picture unchanged; expected more than 0"
     );
     ensure!(
         args.method.steps.is_none(),
@@ -192,7 +192,7 @@ fn check_steps(method: Method, scheduler: &SchedulerConfig) -> Result<()> {
     Ok(())
 }
 
-/// The start image in `--size`, resized and cropped, or rounded down to multiples of `scale`; both as diffusers does.
+/// Fits the start image as in diffusers: resized and cropped to `--size`, or rounded down to multiples of `scale`.
 fn fitted(image: &RgbImage, size: Option<[usize; 2]>, scale: usize) -> Result<RgbImage> {
     if let Some([height, width]) = size {
         check_size([height, width], scale, 1)?;
@@ -233,7 +233,7 @@ fn check_size([height, width]: [usize; 2], scale: usize, enlarge: u32) -> Result
     Ok(())
 }
 
-/// Fails if decoding alone takes more memory than the machine has.
+/// Fails if decoding alone needs more memory than the machine has.
 pub(crate) fn check_memory(
     [height, width]: [usize; 2],
     source: &Source,
@@ -262,7 +262,7 @@ pub(crate) fn check_memory(
     Ok(())
 }
 
-/// Memory of this machine in bytes, where the system says.
+/// Memory of this machine in bytes, if the system reports it.
 fn memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text

@@ -192,7 +192,7 @@ fn low_memory_changes_nothing_for_weights_in_f16() -> Result<()> {
     Ok(())
 }
 
-/// Arguments with which the program must fail before it loads anything: the model has no weights.
+/// Checks that the program fails before it loads anything: the model has no weights.
 #[track_caller]
 fn rejected(more: &[&str], expected: &str) {
     let folder = tempfile::tempdir().expect("a folder");
