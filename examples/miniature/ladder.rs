@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn students_of_a_ladder_have_names_of_their_own() {
+    fn students_of_a_ladder_have_distinct_names() {
         let names = RUNGS
             .iter()
             .flat_map(|rung| (0..SEEDS).map(|run| rung.student(run)));

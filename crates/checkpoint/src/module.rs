@@ -328,7 +328,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_that_were_read_survive_an_update_in_place() {
+    fn values_that_were_read_survive_an_in_place_update() {
         let tensor = Tensor::<1>::from_data([1.0f32, 2.0], &device());
         let before = read(tensor.clone());
         let after = read(tensor * 10.0);
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_are_told_from_their_names() {
+    fn layers_are_recognised_by_name() {
         let list = "text_model.encoder.layers.";
         assert_eq!(
             layer_of("text_model.encoder.layers.11.mlp.fc1.weight"),

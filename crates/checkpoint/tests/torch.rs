@@ -16,7 +16,7 @@ fn open(name: &str) -> Weights {
 }
 
 #[test]
-fn tensors_are_those_of_pytorch_whatever_lies_beside_them() {
+fn tensors_are_those_of_pytorch_whatever_else_is_saved() {
     let expected = Weights::open(here("torch.safetensors")).unwrap();
     for name in [
         "plain",
@@ -59,7 +59,7 @@ fn a_whole_module_is_read_as_its_state_dict() {
 }
 
 #[test]
-fn floats_of_8_bits_and_unsigned_integers_are_read() {
+fn eight_bit_floats_and_unsigned_integers_are_read() {
     let weights = open("float8");
     let values = |name: &str| {
         weights

@@ -230,7 +230,7 @@ fn the_file_of_a_component_is_that_of_diffusers_and_transformers() {
 
 /// The configuration, then the name, determines the library that saved a component.
 #[test]
-fn the_configuration_decides_whose_order_is_followed() {
+fn the_configuration_determines_whose_order_is_followed() {
     let folder = tempfile::tempdir().unwrap();
     let component = folder.path().join("encoder");
     std::fs::create_dir(&component).unwrap();
@@ -273,7 +273,7 @@ fn owned_weights_survive_a_file_changed_in_place() {
 }
 
 #[test]
-fn floats_of_8_bits_are_widened_and_said() {
+fn eight_bit_floats_are_widened_and_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     let header = r#"{"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}"#;

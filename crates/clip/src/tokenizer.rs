@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_long_prompt_is_told_as_it_was_written() {
+    fn the_truncated_end_of_a_long_prompt_is_reported_verbatim() {
         let tokenizer = Tokenizer::clip(END);
         let prompt = format!("{}  a Dog ☂!", "Ünter ".repeat(75 / 2));
         let tokens = tokenizer.encode(&prompt);
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_are_none_are_rejected() {
+    fn invalid_lengths_are_rejected() {
         for (length, expected) in [
             ("5", Some(5)),
             ("1e30", Some(77)),

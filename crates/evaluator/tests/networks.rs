@@ -101,7 +101,7 @@ fn efficientnet_lite0_agrees() {
 }
 
 #[test]
-fn clip_sees_what_open_clip_hpsv2_and_cmmd_show_it() {
+fn clip_features_agree_with_open_clip_hpsv2_and_cmmd() {
     let (golden, device) = (golden(), device());
     let folder = tempfile::tempdir().unwrap();
     weights(include_str!("golden/clip.txt"), folder.path());
@@ -122,7 +122,7 @@ fn clip_sees_what_open_clip_hpsv2_and_cmmd_show_it() {
 }
 
 #[test]
-fn other_weights_and_names_are_refused() {
+fn other_weights_and_names_are_rejected() {
     let device = device();
     let folder = tempfile::tempdir().unwrap();
     // Like torchvision's own Inception: 1000 classes, and an auxiliary classifier.

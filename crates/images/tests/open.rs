@@ -207,7 +207,7 @@ fn sizes_are_checked_before_anything_is_allocated() {
 
 #[cfg(unix)]
 #[test]
-fn devices_and_folders_are_no_pictures() {
+fn devices_and_folders_are_not_images() {
     rejected(Path::new("/dev/zero"), "is not a regular file");
     rejected(&std::env::temp_dir(), "is not a regular file");
     let folder = tempfile::tempdir().unwrap();

@@ -46,7 +46,9 @@ pub enum Error {
         name: String,
     },
     /// The weights of a network, not adapters.
-    #[error("{path} contains the weights of {kind} ({name}), not adapters; load it as that component")]
+    #[error(
+        "{path} contains the weights of {kind} ({name}), not adapters; load it as that component"
+    )]
     WholeNetwork {
         /// The file.
         path: PathBuf,

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn families_are_told_from_single_names() {
+    fn families_are_recognised_by_a_single_name() {
         for (name, family) in [
             (
                 "lora_unet_input_blocks_4_1_transformer_blocks_7_attn1_to_q.alpha",
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_are_told_from_adapters() {
+    fn networks_are_distinguished_from_adapters() {
         assert_eq!(whole_network("conv_in.weight"), Some("a U-Net"));
         assert_eq!(
             whole_network("unet.mid_block.attentions.0.proj_in.weight"),

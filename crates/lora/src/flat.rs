@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn other_words_are_no_path() {
+    fn unknown_words_are_not_a_path() {
         for flat in [
             "",
             "_",

@@ -134,7 +134,7 @@ fn adapters_without_a_layer_are_named() {
 
 /// `golden/make_peft.py` merges each adapter with PEFT.
 #[test]
-fn options_of_peft_have_its_effect_or_are_named() {
+fn options_of_peft_have_the_same_effect_or_are_rejected_by_name() {
     const REFUSED: [(&str, &str); 4] = [
         ("pissa", "init_lora_weights"),
         ("olora", "init_lora_weights"),

@@ -490,7 +490,7 @@ fn headers_and_element_types_survive_conversion() {
 }
 
 #[test]
-fn factors_in_8_bits_are_widened_and_said() {
+fn eight_bit_factors_are_widened_and_reported() {
     let folder = tempfile::tempdir().expect("there is room");
     let path = folder.path().join("lora.safetensors");
     let header = r#"{"unet.conv_in.lora_A.weight":{"dtype":"F8_E4M3","shape":[1,2],"data_offsets":[0,2]},"unet.conv_in.lora_B.weight":{"dtype":"F8_E5M2","shape":[2,1],"data_offsets":[2,4]}}"#;

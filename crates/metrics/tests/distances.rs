@@ -246,7 +246,7 @@ fn incomparable_features_are_rejected() {
 }
 
 #[test]
-fn the_rest_is_as_in_numpy() {
+fn the_other_scores_match_numpy() {
     let expected = expected();
     for (first, second, sigma, cmmd) in expected.cmmd {
         let found = gaussian_mmd(&features(&first), &features(&second), sigma).unwrap();

@@ -60,7 +60,7 @@ fn every_layout_gives_the_latents_of_diffusers() {
 }
 
 #[test]
-fn adapters_are_stacked_scaled_and_exchanged_without_loading_again() {
+fn adapters_are_stacked_scaled_and_swapped_without_reloading() {
     let plain = pipeline();
     let (all, attention) = (
         adapters("kohya.safetensors"),

@@ -66,7 +66,7 @@ const SD15: &str = r#"{"_class_name": "PNDMScheduler", "_diffusers_version": "0.
     "skip_prk_steps": true, "steps_offset": 1, "trained_betas": null, "clip_sample": false}"#;
 
 #[test]
-fn a_requested_sampler_brings_its_own_defaults() {
+fn a_requested_sampler_uses_its_own_defaults() {
     let (_folder, loader) = with_scheduler(SD15);
     let pipeline = loader.load().expect("it is whole");
     for kind in SamplerKind::ALL {
@@ -143,7 +143,7 @@ fn schedulers_without_a_sampler_are_substituted_with_a_warning_or_rejected() {
 }
 
 #[test]
-fn guidance_in_one_call_and_in_two_agree() {
+fn guidance_in_one_call_and_in_two_calls_agree() {
     let request = Request::new(PROMPTS)
         .with_method(Method::Sampler(SamplerKind::DpmSolver, 5))
         .with_guidance(7.5)
@@ -156,7 +156,7 @@ fn guidance_in_one_call_and_in_two_agree() {
 }
 
 #[test]
-fn embeddings_give_what_their_prompts_give() {
+fn embeddings_give_the_same_images_as_their_prompts() {
     let pipeline = loader("sd15").load().expect("it is whole");
     let request = Request::new(PROMPTS)
         .with_method(Method::Sampler(SamplerKind::Ddim, 3))

@@ -418,7 +418,7 @@ fn configs(unet: &str) -> tempfile::TempDir {
 }
 
 #[test]
-fn a_single_file_that_does_not_tell_its_family_needs_a_name() {
+fn a_single_file_that_does_not_identify_its_family_needs_a_name() {
     // Its states are not 768 wide, as in 1.x, and it has no header.
     let configs = configs("sd21/unet");
     let open = |name| loader(model(name).with_configs(configs.path()));
@@ -447,7 +447,7 @@ fn a_single_file_that_does_not_tell_its_family_needs_a_name() {
 
 /// The header describes these weights; the folder of configurations describes similar ones.
 #[test]
-fn the_header_of_the_weights_goes_before_the_folder_of_configurations() {
+fn the_header_of_the_weights_overrides_the_folder_of_configurations() {
     let sd21 = model("sd21.safetensors").with_configs(twin("sd-turbo"));
     let loader = loader(sd21);
     let scheduler = loader.scheduler().expect("it is supported");
@@ -485,7 +485,7 @@ fn a_denoiser_keeps_the_prediction_type_of_its_own_folder() {
 }
 
 #[test]
-fn an_incomplete_model_is_told_from_a_denoiser_alone() {
+fn an_incomplete_model_is_distinguished_from_a_single_denoiser() {
     let folder = tempfile::tempdir().expect("there is room");
     let copy = |from: &str| {
         for file in std::fs::read_dir(twin("one-block").join(from)).expect("it is there") {
@@ -521,7 +521,7 @@ fn an_incomplete_model_is_told_from_a_denoiser_alone() {
 
 /// Parts of different models, which would otherwise fail in the middle of a generation.
 #[test]
-fn parts_that_do_not_fit_together_are_rejected() {
+fn parts_that_do_not_match_are_rejected() {
     let folder = tempfile::tempdir().expect("there is room");
     let put = |component: &str, from: &str, change: &[(&str, serde_json::Value)]| {
         let path = folder.path().join(component);
@@ -569,7 +569,7 @@ fn parts_that_do_not_fit_together_are_rejected() {
 }
 
 #[test]
-fn missing_unused_and_misshapen_tensors_are_listed() {
+fn missing_unused_and_wrongly_shaped_tensors_are_listed() {
     let other = model("sd-turbo").with_component(
         "unet",
         twin("unequal/unet/diffusion_pytorch_model.safetensors"),

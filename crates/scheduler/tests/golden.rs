@@ -96,7 +96,7 @@ fn samplers_take_the_steps_of_diffusers() {
 
 /// Each file's class × each sampler, with the fields written out and omitted.
 #[test]
-fn a_swapped_sampler_brings_the_defaults_of_its_class() {
+fn a_swapped_sampler_uses_the_defaults_of_its_class() {
     run("swapped.json");
 }
 

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn each_step_and_micro_batch_has_inputs_of_its_own() {
+    fn each_step_and_micro_batch_has_its_own_inputs() {
         let recipe = recipe(3, 2);
         let noise = |step| -> Vec<Vec<f32>> {
             let batches = draws(&recipe, step).into_iter();

@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn every_epoch_has_every_prompt_once_in_an_order_of_its_own() {
+    fn every_epoch_has_every_prompt_once_in_its_own_order() {
         let lines: Vec<_> = (0..20).map(|i| format!("prompt {i}")).collect();
         let text = lines.join("\n\n") + "\r\n  \n";
         let mut prompts = open(text.as_bytes()).unwrap();
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_line_ends_and_space_are_no_part_of_a_prompt() {
+    fn marks_line_ends_and_spaces_are_not_part_of_a_prompt() {
         let plain = open(b"a red circle\na green star\n").unwrap();
         let mut windows = open(b"\xef\xbb\xbfa red circle \r\n\r\n  a green star").unwrap();
         assert_eq!(plain.hash(), windows.hash());
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_text_is_rejected_when_it_is_opened() {
+    fn a_file_that_is_not_text_is_rejected_when_it_is_opened() {
         for (bytes, expected) in [
             (&b"a\nb\nc\xe9d\n"[..], "line 3"),
             (b"\xff\xfea\0\n\0", "UTF-16"),

@@ -150,7 +150,7 @@ fn check_update(name: &str, found: &[f32], expected: &[f32], reach: f64) {
 }
 
 #[test]
-fn a_teacher_beside_itself_differs_by_its_guidance_alone() {
+fn a_teacher_differs_from_itself_only_by_guidance() {
     let golden = Golden::open(env!("CARGO_MANIFEST_DIR"), "step");
     let step = Step {
         golden,
@@ -234,7 +234,7 @@ fn losses_gradients_and_new_weights_are_those_of_pytorch() {
 /// Only the networks are in bf16. The gradients of student and fake teacher then deviate slightly; those of
 /// `torch.autocast` in bf16 have cosines of 0.9885 and 0.9998 with the exact ones in this step.
 #[test]
-fn in_bf16_a_step_goes_the_same_way() {
+fn in_bf16_a_step_has_nearly_the_same_direction() {
     let golden = Golden::open(env!("CARGO_MANIFEST_DIR"), "step");
     let device = device();
     if !device.supports_dtype(DType::BF16) {
@@ -407,7 +407,7 @@ fn averages_are_those_of_diffusers() {
 }
 
 #[test]
-fn the_average_of_a_weight_that_stands_still_is_that_weight() {
+fn the_average_of_a_constant_weight_is_that_weight() {
     let weight = swiftbrush_testing::random([100], 0, &device());
     let module = Weight {
         weight: Param::from_tensor(weight),

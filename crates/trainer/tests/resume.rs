@@ -80,7 +80,7 @@ fn the_log_names_each_loss_and_the_learning_rate() {
 }
 
 #[test]
-fn a_snapshot_that_was_taken_keeps_its_values() {
+fn a_snapshot_keeps_its_values() {
     let networks = networks(&device());
     let mut distiller = distiller(recipe(), &networks);
     let snapshot = distiller.snapshot();
@@ -228,7 +228,7 @@ fn poisoned(networks: &Networks) -> Networks {
 }
 
 #[test]
-fn a_step_that_is_not_finite_stops_the_run_and_keeps_the_last_snapshot() {
+fn a_non_finite_step_stops_the_run_and_keeps_the_last_snapshot() {
     let folder = tempfile::tempdir().unwrap();
     let networks = networks(&device());
     train(recipe(), &networks, folder.path(), 2);
@@ -244,7 +244,7 @@ fn a_step_that_is_not_finite_stops_the_run_and_keeps_the_last_snapshot() {
 }
 
 #[test]
-fn steps_that_are_not_finite_are_skipped_as_often_as_the_recipe_allows() {
+fn non_finite_steps_are_skipped_as_often_as_the_recipe_allows() {
     let networks = networks(&device());
     let recipe = with(recipe(), |recipe| recipe.max_bad_steps = 2);
     let mut distiller = distiller(recipe.clone(), &poisoned(&networks));

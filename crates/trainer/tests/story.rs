@@ -107,7 +107,7 @@ fn gradients_are_means_over_the_micro_batches_of_a_step_and_are_clipped() {
 }
 
 #[test]
-fn between_its_turns_the_student_stands_still_while_the_fake_teacher_learns() {
+fn between_updates_the_student_does_not_change_while_the_fake_teacher_learns() {
     let folder = tempfile::tempdir().unwrap();
     let networks = networks(&device());
     let recipe = with(recipe(), |recipe| {

@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn other_models_and_values_that_are_not_finite_are_errors() {
+    fn other_models_and_non_finite_values_are_errors() {
         let folder = tempfile::tempdir().unwrap();
         let ones = [("w", row(&[1.0, 2.0])), ("v", row(&[1.0]))];
         let v = [("modelspec.prediction_type", "v")];

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn other_shapes_and_a_lambda_that_is_not_finite_are_errors() {
+    fn other_shapes_and_a_non_finite_lambda_are_errors() {
         let device = device();
         let wide = UNetConfig {
             cross_attention_dim: 16,

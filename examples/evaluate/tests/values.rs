@@ -74,7 +74,7 @@ fn worse_pictures_have_worse_values() {
 }
 
 #[test]
-fn a_set_has_no_distance_from_itself() {
+fn a_set_has_zero_distance_from_itself() {
     let (real, captions) = truth(5, 48);
     let reference = folder(&real, &captions);
     let evaluation = beside(&real, &captions, &reference);

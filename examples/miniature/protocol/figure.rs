@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn points_stand_where_their_values_say() {
+    fn points_are_plotted_at_their_values() {
         let curve = Curve {
             teacher: vec![point("1", 10.0, 0.80), point("3", 20.0, 0.92)],
             students: vec![point("a<b", 15.0, 0.95)],

@@ -153,7 +153,7 @@ fn files_without_a_record_are_rejected() -> Result<()> {
 }
 
 #[test]
-fn a_start_image_is_painted_over_with_previews() -> Result<()> {
+fn a_start_image_is_used_and_previews_are_written() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (first, second) = (file(&folder, "first.png"), file(&folder, "second.png"));
     paint(&["--output", &first])?;

@@ -237,7 +237,7 @@ fn another_commit_than_the_requested_one_is_rejected() {
 }
 
 #[test]
-fn endpoints_that_are_no_urls_are_rejected() {
+fn endpoints_that_are_not_urls_are_rejected() {
     let cache = tempfile::tempdir().unwrap();
     let hub = super::Hub::new(cache.path()).with_endpoint("huggingface.co");
     let error = message(get(&hub, ID));

@@ -79,7 +79,7 @@ fn a_server_that_ignores_the_range_starts_over() {
 }
 
 #[test]
-fn a_stalled_server_is_given_up() {
+fn a_stalled_server_times_out() {
     let (server, cache) = setting();
     let timeout = Duration::from_millis(300);
     let hub = hub(&server, cache.path())
@@ -180,7 +180,7 @@ fn a_file_that_is_shorter_than_announced_is_not_taken() {
 }
 
 #[test]
-fn an_etag_that_is_no_hash_is_reported() {
+fn an_etag_that_is_not_a_hash_is_reported() {
     let (server, cache) = setting();
     server.fault("HEAD", UNET, 1, |answer| answer.set("ETag", "\"v1\""));
     let (model, warnings) = get_with_warnings(&hub(&server, cache.path()), ID);

@@ -258,7 +258,7 @@ fn empty_files_are_files() {
 }
 
 #[test]
-fn without_symlinks_files_are_copied() {
+fn files_are_copied_without_symlinks() {
     let (server, cache) = setting();
     let hub = hub(&server, cache.path()).with_symlinks(false);
     let model = get(&hub, ID).unwrap();

@@ -70,7 +70,7 @@ fn processes_with_one_cache_download_once() {
 }
 
 #[test]
-fn waiting_for_another_process_is_told_and_can_be_cancelled() {
+fn waiting_for_another_process_is_reported_and_can_be_cancelled() {
     let (server, cache) = setting();
     let hub = hub(&server, cache.path());
     let folder = cache.path().join(".locks/models--owner--model");

@@ -285,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_rows_give_every_bit_that_many_do() {
+    fn few_rows_are_bit_identical_to_many() {
         for (rows, inputs, outputs) in [(1, 5, 3), (17, 600, 50), (77, 1100, 97)] {
             let draw = |rows: usize, row: usize, seed| values(random([rows, row], seed, &device()));
             let (input, weight) = (draw(rows, inputs, 0), draw(outputs, inputs, 1));

@@ -186,7 +186,7 @@ fn a_configuration_survives_serialisation() {
 }
 
 #[test]
-fn what_the_caller_sets_holds_for_every_sampler() {
+fn settings_of_the_caller_apply_to_every_sampler() {
     let config = SchedulerConfig::from_json(r#"{"_class_name": "DDIMScheduler"}"#).unwrap();
     let config = config.with_spacing(TimestepSpacing::Leading);
     let euler = config.for_sampler(SamplerKind::Euler).unwrap();
