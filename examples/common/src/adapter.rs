@@ -106,7 +106,7 @@ mod tests {
         for (text, expected) in [
             ("style=v2.safetensors", "expected FILE or FILE=WEIGHT"),
             ("style.safetensors=nan", "finite weight"),
-            ("style.safetensors=", "no weight"),
+            ("style.safetensors=", "not a weight"),
         ] {
             let error = with_weight(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
