@@ -141,7 +141,7 @@ impl Denoising<'_> {
         }
     }
 
-    /// The initial latents: noise, or latents of images with noise, for which only an encoder is needed.
+    /// Computes the initial latents: noise, or latents of images with noise. Only the latter need an encoder.
     pub(crate) fn start(
         &self,
         request: &Request,
