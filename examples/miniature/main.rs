@@ -289,7 +289,7 @@ fn draw_truth(seed: u64, output: &Path, count: usize, class: HeldOut) -> Result<
     for (index, scene) in captions(seed, count, class).iter().enumerate() {
         let side = data::SIDE as u32;
         let picture = RgbImage::from_raw(side, side, scene.draw(data::SIDE, &mut rng));
-        let picture = picture.context("three bytes a pixel")?;
+        let picture = picture.context("three bytes per pixel")?;
         examples_common::write_png(&picture, &output.join(format!("{index:05}.png")))?;
         prompts.push_str(&scene.caption());
         prompts.push('\n');

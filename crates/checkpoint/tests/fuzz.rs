@@ -28,7 +28,7 @@ fn files_of_torch_save() {
     ];
     let seeds: Vec<_> = names
         .iter()
-        .map(|name| std::fs::read(here(&format!("golden/torch/{name}.ckpt"))).expect("it is there"))
+        .map(|name| std::fs::read(here(&format!("golden/torch/{name}.ckpt"))).expect("it exists"))
         .collect();
     let words = [
         "ctorch._utils\n_rebuild_tensor_v2\n",
@@ -48,10 +48,10 @@ fn files_of_torch_save() {
         "data.pkl",
         "PK\u{3}\u{4}",
     ];
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     let path = folder.path().join("model.ckpt");
     fuzz(&here("corpus/torch"), &seeds, &words, |bytes| {
-        std::fs::write(&path, bytes).expect("there is room");
+        std::fs::write(&path, bytes).expect("a writable folder");
         if let Ok(weights) = Weights::open(&path) {
             for name in weights.names() {
                 let _ = weights.read(name);

@@ -67,7 +67,7 @@ fn serve(mut stream: &TcpStream, input: &Mutex<Vec<u8>>) -> std::io::Result<()> 
         [_, path, ..] if path.starts_with("/api/") => 0,
         _ => 2,
     };
-    let input = input.lock().expect("no panic holds it").clone();
+    let input = input.lock().expect("it is not poisoned").clone();
     let mut rest = input.as_slice();
     for _ in 0..index {
         let end = rest
@@ -133,7 +133,7 @@ fn answers_of_the_hub() {
         "\r\n\r\n",
     ];
     let try_one = |bytes: &[u8]| {
-        bytes.clone_into(&mut input.lock().expect("no panic holds it"));
+        bytes.clone_into(&mut input.lock().expect("it is not poisoned"));
         let folder = tempfile::tempdir().expect("a temporary folder");
         let timeout = Duration::from_secs(1);
         let hub = Hub::new(folder.path().join("cache"))

@@ -34,7 +34,7 @@ pub fn resize_bilinear(picture: &RgbImage, width: u32, height: u32, grid: Grid) 
 
 /// The two source indices of each destination index, and the weight of the second.
 fn places(from: u32, to: u32, grid: Grid) -> Vec<(u32, u32, f32)> {
-    assert!(from > 0 && to > 0, "expected at least one pixel a side");
+    assert!(from > 0 && to > 0, "expected at least one pixel per side");
     let scale = from as f32 / to as f32;
     let place = |index: u32| {
         let at = match grid {

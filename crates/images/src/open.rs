@@ -188,7 +188,7 @@ fn decode_picture(bytes: &[u8], orient: Orient) -> Result<Decoded, Fault> {
     check_dimensions(dimensions)?;
     if kind.bits_per_pixel() > 8 * u16::from(kind.channel_count()) {
         return Err(Fault::unsupported(
-            "has more than eight bits a channel",
+            "has more than eight bits per channel",
             "write it with eight: tools disagree on the conversion",
         ));
     }
@@ -267,7 +267,7 @@ fn check_dimensions((width, height): (u32, u32)) -> Result<(), Fault> {
     if width < 2 || height < 2 {
         return Err(Fault::unsupported(
             format!("is {width}x{height}"),
-            "expected at least two pixels a side",
+            "expected at least two pixels per side",
         ));
     }
     if u64::from(width) * u64::from(height) > MAX_PIXELS {

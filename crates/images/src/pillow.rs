@@ -79,7 +79,7 @@ fn sinc(x: f64) -> f64 {
 /// If a side, old or new, is zero.
 pub fn resize(picture: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
     let samples = resample(picture, picture.dimensions(), (width, height), filter);
-    RgbImage::from_raw(width, height, samples).expect("three samples a pixel")
+    RgbImage::from_raw(width, height, samples).expect("three samples per pixel")
 }
 
 /// Resizes a floating-point image. Each channel matches Pillow's `Image.resize` in mode F bit for bit. Values are not clipped:
@@ -95,7 +95,7 @@ pub fn resize_floats(
     filter: Filter,
 ) -> Rgb32FImage {
     let samples = resample(picture, picture.dimensions(), (width, height), filter);
-    Rgb32FImage::from_raw(width, height, samples).expect("three samples a pixel")
+    Rgb32FImage::from_raw(width, height, samples).expect("three samples per pixel")
 }
 
 /// Converts bytes to floats in 0…255.
@@ -197,7 +197,7 @@ struct Weights<S: Sample> {
 
 impl<S: Sample> Weights<S> {
     fn new(from: u32, to: u32, filter: Filter) -> Self {
-        assert!(from > 0 && to > 0, "expected at least one pixel a side");
+        assert!(from > 0 && to > 0, "expected at least one pixel per side");
         let scale = f64::from(from) / f64::from(to);
         let widening = scale.max(1.0);
         let support = filter.support() * widening;

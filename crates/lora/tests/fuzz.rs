@@ -20,7 +20,7 @@ fn adapter_configurations() {
     let seeds: Vec<_> = ["order", "ranks", "pattern-of-targets", "excluded", "pissa"]
         .iter()
         .map(|name| {
-            std::fs::read(source.join(name).join("adapter_config.json")).expect("it is there")
+            std::fs::read(source.join(name).join("adapter_config.json")).expect("it exists")
         })
         .collect();
     let words = [
@@ -35,13 +35,14 @@ fn adapter_configurations() {
         "1e308",
         "NaN",
     ];
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     let file = "adapter_model.safetensors";
     std::fs::copy(source.join("order").join(file), folder.path().join(file))
-        .expect("there is room");
+        .expect("a writable folder");
     let again = folder.path().join("again.safetensors");
     fuzz(&here("corpus/configurations"), &seeds, &words, |bytes| {
-        std::fs::write(folder.path().join("adapter_config.json"), bytes).expect("there is room");
+        std::fs::write(folder.path().join("adapter_config.json"), bytes)
+            .expect("a writable folder");
         let Ok(file) = AdapterFile::open(folder.path()) else {
             return;
         };

@@ -114,7 +114,7 @@ fn assert_same(found: &Adapters, expected: &Adapters) -> Result<(), TestCaseErro
 }
 
 fn round_trip(file: &AdapterFile, layouts: &[Layout]) -> Result<AdapterFile, TestCaseError> {
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     let path = folder.path().join("lora.safetensors");
     let mut file = file.clone();
     for layout in layouts {
@@ -166,12 +166,12 @@ fn write(folder: &Path, tensors: &[(&str, &[usize])]) -> PathBuf {
         let ones = vec![1.0f32; shape.iter().product()];
         LazyTensor::ready(*name, TensorData::new(ones, shape.to_vec()))
     });
-    write_tensors(&path, tensors.collect(), HashMap::new()).expect("there is room");
+    write_tensors(&path, tensors.collect(), HashMap::new()).expect("a writable folder");
     path
 }
 
 fn error(tensors: &[(&str, &[usize])]) -> String {
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     let path = write(folder.path(), tensors);
     let error = AdapterFile::open(&path).expect_err("it is not understood");
     assert!(error.to_string().contains("lora.safetensors"), "{error}");
@@ -228,7 +228,7 @@ fn peft(folder: &Path, up: TensorData) -> PathBuf {
         LazyTensor::ready(format!("{CONV_IN}.lora_A.weight"), down),
         LazyTensor::ready(format!("{CONV_IN}.lora_B.weight"), up),
     ];
-    write_tensors(&path, tensors, HashMap::new()).expect("there is room");
+    write_tensors(&path, tensors, HashMap::new()).expect("a writable folder");
     path
 }
 
@@ -237,12 +237,12 @@ fn half(value: f32) -> TensorData {
 }
 
 fn configure(folder: &Path, config: serde_json::Value) {
-    write_json(folder.join("adapter_config.json"), &config).expect("there is room");
+    write_json(folder.join("adapter_config.json"), &config).expect("a writable folder");
 }
 
 #[test]
 fn factors_have_to_be_finite_floating_point_numbers() {
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     configure(folder.path(), serde_json::json!({"r": 2, "lora_alpha": 4}));
     let open = |up| AdapterFile::open(peft(folder.path(), up));
     let error = open(half(f32::INFINITY))
@@ -269,7 +269,7 @@ fn factors_have_to_be_finite_floating_point_numbers() {
         .replace("[0,8]", "[0,4]");
     let length = (header.len() as u64).to_le_bytes();
     let bytes = [&length[..], header.as_bytes(), &[2; 8]].concat();
-    std::fs::write(&path, bytes).expect("there is room");
+    std::fs::write(&path, bytes).expect("a writable folder");
     let error = AdapterFile::open(&path)
         .expect_err("it holds booleans")
         .to_string();
@@ -278,7 +278,7 @@ fn factors_have_to_be_finite_floating_point_numbers() {
 
 #[test]
 fn options_of_peft_that_change_the_result_are_named() {
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     let path = peft(folder.path(), half(1.0));
     let error = AdapterFile::open(&path)
         .expect_err("α is unknown")
@@ -386,7 +386,7 @@ fn options_of_peft_that_change_the_result_are_named() {
 
 #[test]
 fn only_files_of_peft_read_its_configuration_and_a_folder_of_them_is_opened() {
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     peft(folder.path(), half(1.0));
     configure(folder.path(), serde_json::json!({"r": 2, "lora_alpha": 32}));
     let in_folder = AdapterFile::open(folder.path()).expect("it is a folder of PEFT");
@@ -418,12 +418,12 @@ fn only_files_of_peft_read_its_configuration_and_a_folder_of_them_is_opened() {
     let diffusers = folder.path().join("pytorch_lora_weights.safetensors");
     other
         .save(diffusers, Layout::Diffusers)
-        .expect("there is room");
+        .expect("a writable folder");
     let error = AdapterFile::open(folder.path())
         .expect_err("there are two")
         .to_string();
     assert!(error.contains("name one file"), "{error}");
-    let empty = tempfile::tempdir().expect("there is room");
+    let empty = tempfile::tempdir().expect("a writable folder");
     let error = AdapterFile::open(empty.path())
         .expect_err("it is empty")
         .to_string();
@@ -447,14 +447,14 @@ fn files_without_adapters_or_for_other_models_are_named_as_such() {
         .collect();
     let xl = error(&tensors);
     assert!(xl.contains("Stable Diffusion XL") && xl.len() < 400, "{xl}");
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     let saved = AdapterFile::default().save(folder.path().join("x"), Layout::Kohya);
     assert!(saved.is_err(), "an empty file is no file of adapters");
 }
 
 #[test]
 fn headers_and_element_types_survive_conversion() {
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     let path = folder.path().join("lora.safetensors");
     let flat = "lora_unet_conv_in";
     let tensors = vec![
@@ -464,42 +464,43 @@ fn headers_and_element_types_survive_conversion() {
     ];
     let header = [("ss_network_dim", "2"), ("sshs_model_hash", "0123")];
     let header = header.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    write_tensors(&path, tensors, header.into()).expect("there is room");
-    let file = AdapterFile::open(&path).expect("it is whole");
+    write_tensors(&path, tensors, header.into()).expect("a writable folder");
+    let file = AdapterFile::open(&path).expect("it is valid");
     assert_eq!(
         file.unet.get("conv_in").map(|adapter| adapter.alpha),
         Some(1.0)
     );
     for layout in [Layout::Peft, Layout::Diffusers, Layout::Kohya] {
-        let path = tempfile::tempdir().expect("there is room");
+        let path = tempfile::tempdir().expect("a writable folder");
         let path = path.path().join("again.safetensors");
-        file.save(&path, layout).expect("there is room");
+        file.save(&path, layout).expect("a writable folder");
         let weights = Weights::open(&path).expect("it was written");
         assert_eq!(weights.metadata()["ss_network_dim"], "2");
         assert!(!weights.metadata().contains_key("sshs_model_hash"));
         let factors = weights.names().filter(|name| name.ends_with(".weight"));
         for name in factors {
             assert_eq!(
-                weights.dtype(name).expect("it is there"),
+                weights.dtype(name).expect("it exists"),
                 DType::F16,
                 "{name}"
             );
         }
-        assert_eq!(AdapterFile::open(&path).expect("it is whole"), file);
+        assert_eq!(AdapterFile::open(&path).expect("it is valid"), file);
     }
 }
 
 #[test]
 fn eight_bit_factors_are_widened_and_reported() {
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     let path = folder.path().join("lora.safetensors");
     let header = r#"{"unet.conv_in.lora_A.weight":{"dtype":"F8_E4M3","shape":[1,2],"data_offsets":[0,2]},"unet.conv_in.lora_B.weight":{"dtype":"F8_E5M2","shape":[2,1],"data_offsets":[2,4]}}"#;
     let length = (header.len() as u64).to_le_bytes();
     // 1 and −1.5 in E4M3, 2 and 0.25 in E5M2.
     let data = [0x38, 0xbc, 0x40, 0x34];
-    std::fs::write(&path, [&length[..], header.as_bytes(), &data].concat()).expect("there is room");
-    let file = AdapterFile::open(&path).expect("it is whole");
-    let adapter = file.unet.get("conv_in").expect("it is there");
+    std::fs::write(&path, [&length[..], header.as_bytes(), &data].concat())
+        .expect("a writable folder");
+    let file = AdapterFile::open(&path).expect("it is valid");
+    let adapter = file.unet.get("conv_in").expect("it exists");
     assert_eq!(adapter.down.iter::<f32>().collect::<Vec<_>>(), [1.0, -1.5]);
     assert_eq!(adapter.up.iter::<f32>().collect::<Vec<_>>(), [2.0, 0.25]);
     assert_eq!(file.notes.len(), 2, "{:?}", file.notes);

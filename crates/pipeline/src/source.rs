@@ -242,9 +242,9 @@ mod tests {
 
     #[test]
     fn only_regular_files_of_bounded_size_are_hashed() {
-        let folder = tempfile::tempdir().expect("there is room");
+        let folder = tempfile::tempdir().expect("a writable folder");
         let file = folder.path().join("a.png");
-        std::fs::write(&file, "abc").expect("there is room");
+        std::fs::write(&file, "abc").expect("a writable folder");
         assert!(hash_of(&file, 3).is_ok());
         for (path, limit) in [
             (file.as_path(), 2),

@@ -18,13 +18,13 @@ fn golden(file: &str) -> PathBuf {
 }
 
 fn adapters(file: &str) -> AdapterFile {
-    AdapterFile::open(golden("adapters").join(file)).expect("it is whole")
+    AdapterFile::open(golden("adapters").join(file)).expect("it is valid")
 }
 
 fn pipeline() -> TextToImage {
-    let model = Model::open(golden("twins/sd15")).expect("it is there");
+    let model = Model::open(golden("twins/sd15")).expect("it exists");
     let loader = Loader::new(model, &device());
-    loader.load().expect("it is whole")
+    loader.load().expect("it is valid")
 }
 
 fn generate(pipeline: &TextToImage) -> Tensor<4> {
@@ -92,7 +92,7 @@ fn adapters_are_stacked_scaled_and_swapped_without_reloading() {
 /// Every layout contains the same adapters; those without α have it multiplied into the factors.
 #[test]
 fn every_layout_converts_to_every_other() {
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     let file = folder.path().join("adapter_model.safetensors");
     let original = adapters("diffusers.safetensors");
     let all = [
@@ -138,8 +138,8 @@ fn every_layout_converts_to_every_other() {
 
 #[test]
 fn adapters_of_another_model_are_rejected_with_all_their_names() {
-    let model = Model::open(golden("twins/sd21")).expect("it is there");
-    let other = Loader::new(model, &device()).load().expect("it is whole");
+    let model = Model::open(golden("twins/sd21")).expect("it exists");
+    let other = Loader::new(model, &device()).load().expect("it is valid");
     let error = other
         .with_adapters(&[(&adapters("kohya.safetensors"), 1.0)])
         .expect_err("it has other layers");

@@ -103,7 +103,7 @@ fn sd_turbos_rule_with_the_tiny_decoder() {
         .with_spacing(TimestepSpacing::Trailing);
     let folder = Model::open(model()).expect("the folder is there");
     let tiny = AutoencoderTiny::from_model(&folder, "taesd", None, &device());
-    pipeline.decoder = Decoder::Tiny(tiny.expect("it is whole"));
+    pipeline.decoder = Decoder::Tiny(tiny.expect("it is valid"));
     assert_eq!(
         pipeline.default_method().expect("the class is known"),
         Method::Sampler(SamplerKind::Euler, 1)

@@ -27,14 +27,14 @@ fn corpus(name: &str) -> PathBuf {
 }
 
 fn read(file: &str) -> Vec<u8> {
-    std::fs::read(golden(file)).expect("it is there")
+    std::fs::read(golden(file)).expect("it exists")
 }
 
 /// A folder with an empty component.
 fn component(name: &str) -> (TempDir, PathBuf) {
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     let component = folder.path().join(name);
-    std::fs::create_dir(&component).expect("there is room");
+    std::fs::create_dir(&component).expect("a writable folder");
     (folder, component)
 }
 
@@ -49,7 +49,7 @@ fn safetensors(tensors: &[(&str, &[usize])]) -> Vec<u8> {
         header.insert((*name).to_owned(), entry);
         end += len;
     }
-    let header = serde_json::to_vec(&header).expect("it is plain data");
+    let header = serde_json::to_vec(&header).expect("it can be serialised");
     let length = (header.len() as u64).to_le_bytes();
     [&length[..], &header, &vec![0; end]].concat()
 }
@@ -83,11 +83,11 @@ fn files_of_weights() {
         "../",
     ];
     let config = read("twins/one-block/unet/config.json");
-    std::fs::write(component.join("config.json"), config).expect("there is room");
+    std::fs::write(component.join("config.json"), config).expect("a writable folder");
     fuzz(&corpus("weights"), &seeds, &words, |bytes| {
         for name in ["model.safetensors", "model.safetensors.index.json"] {
             let path = component.join(name);
-            std::fs::write(&path, bytes).expect("there is room");
+            std::fs::write(&path, bytes).expect("a writable folder");
             let model = Model::open(folder.path()).expect("it is a folder");
             if let Ok(weights) = model.weights("unet") {
                 for name in weights.names() {
@@ -145,7 +145,7 @@ fn configurations() {
     ];
     fuzz(&corpus("configurations"), &seeds, &words, |bytes| {
         for name in ["config.json", "open_clip_config.json"] {
-            std::fs::write(component.join(name), bytes).expect("there is room");
+            std::fs::write(component.join(name), bytes).expect("a writable folder");
         }
         let model = Model::open(folder.path()).expect("it is a folder");
         let device = device();
@@ -198,11 +198,11 @@ fn configurations() {
                     let _ = Sampler::new(kind, &config, steps);
                 }
             }
-            let written = serde_json::to_string(&config).expect("it is plain data");
+            let written = serde_json::to_string(&config).expect("it can be serialised");
             let read = serde_json::from_str::<SchedulerConfig>(&written);
             let read = read.expect("what was written can be read");
             assert_eq!(
-                serde_json::to_string(&read).expect("it is plain data"),
+                serde_json::to_string(&read).expect("it can be serialised"),
                 written
             );
         }
@@ -223,7 +223,7 @@ fn tokenizers() {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/miniature/model/tokenizer");
     let mut seeds: Vec<_> = files[..4]
         .iter()
-        .map(|file| std::fs::read(miniature.join(file)).expect("it is there"))
+        .map(|file| std::fs::read(miniature.join(file)).expect("it exists"))
         .collect();
     seeds.push(read("twins/sd15/tokenizer/tokenizer.json"));
     let words = [
@@ -241,9 +241,9 @@ fn tokenizers() {
         // Each file in turn is the changed one.
         for (changed, file) in files.iter().enumerate() {
             for (file, contents) in files.iter().zip(&whole) {
-                std::fs::write(component.join(file), contents).expect("there is room");
+                std::fs::write(component.join(file), contents).expect("a writable folder");
             }
-            std::fs::write(component.join(file), bytes).expect("there is room");
+            std::fs::write(component.join(file), bytes).expect("a writable folder");
             if changed + 1 == files.len() {
                 std::fs::remove_file(component.join("vocab.json")).expect("it was written");
             }
@@ -266,7 +266,7 @@ fn records() {
     let request = Request::new(["a"]);
     let scheduler = SchedulerConfig::default();
     let record = Record::with_parts(&Source::new("a"), &request, [512, 512], scheduler);
-    let seed = serde_json::to_vec(&record).expect("it is plain data");
+    let seed = serde_json::to_vec(&record).expect("it can be serialised");
     let words = [
         "F32",
         "I32",
@@ -304,7 +304,7 @@ fn records() {
 
 #[test]
 fn files_of_adapters() {
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     let (path, again) = (
         folder.path().join("lora.safetensors"),
         folder.path().join("again.safetensors"),
@@ -363,7 +363,7 @@ fn files_of_adapters() {
         "hada_w1_a",
     ];
     fuzz(&corpus("adapters"), &seeds, &words, |bytes| {
-        std::fs::write(&path, bytes).expect("there is room");
+        std::fs::write(&path, bytes).expect("a writable folder");
         let Ok(file) = AdapterFile::open(&path) else {
             return;
         };

@@ -23,7 +23,7 @@ fn twin(name: &str) -> PathBuf {
 }
 
 fn loader(name: &str) -> Loader {
-    Loader::new(Model::open(twin(name)).expect("it is there"), &device())
+    Loader::new(Model::open(twin(name)).expect("it exists"), &device())
 }
 
 fn golden(name: &str) -> Tensor<4> {
@@ -41,7 +41,7 @@ fn generate(pipeline: &TextToImage, request: &Request) -> Generation {
 
 #[test]
 fn guidance_up_to_one_is_no_guidance() {
-    let pipeline = loader("sd-turbo").load().expect("it is whole");
+    let pipeline = loader("sd-turbo").load().expect("it is valid");
     let request = pipeline.request(PROMPTS).expect("the class is known");
     assert_eq!(request.method, Method::Sampler(SamplerKind::Euler, 1));
     for guidance in [0.0, 0.5, 1.0, 1.5] {
@@ -52,11 +52,11 @@ fn guidance_up_to_one_is_no_guidance() {
 
 /// Stable Diffusion 1.5 with a different scheduler file.
 fn with_scheduler(text: &str) -> (tempfile::TempDir, Loader) {
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     let scheduler = folder.path().join("scheduler");
-    std::fs::create_dir(&scheduler).expect("there is room");
-    std::fs::write(scheduler.join("scheduler_config.json"), text).expect("there is room");
-    let model = Model::open(twin("sd15")).expect("it is there");
+    std::fs::create_dir(&scheduler).expect("a writable folder");
+    std::fs::write(scheduler.join("scheduler_config.json"), text).expect("a writable folder");
+    let model = Model::open(twin("sd15")).expect("it exists");
     let loader = Loader::new(model.with_component("scheduler", &scheduler), &device());
     (folder, loader)
 }
@@ -68,7 +68,7 @@ const SD15: &str = r#"{"_class_name": "PNDMScheduler", "_diffusers_version": "0.
 #[test]
 fn a_requested_sampler_uses_its_own_defaults() {
     let (_folder, loader) = with_scheduler(SD15);
-    let pipeline = loader.load().expect("it is whole");
+    let pipeline = loader.load().expect("it is valid");
     for kind in SamplerKind::ALL {
         let steps = if kind == SamplerKind::Lcm { 4 } else { 10 };
         let request = Request::new(PROMPTS).with_method(Method::Sampler(kind, steps));
@@ -101,7 +101,7 @@ fn outdated_schedulers_are_corrected_as_in_diffusers() {
         (&bare, SamplerKind::Euler, "folder.bare"),
         (&bare, SamplerKind::Ddim, "folder.bare-ddim"),
     ] {
-        let pipeline = loader.load().expect("it is whole");
+        let pipeline = loader.load().expect("it is valid");
         let request = Request::new(PROMPTS).with_method(Method::Sampler(kind, 10));
         let generation = generate(&pipeline, &request);
         assert_close(generation.latents, golden(name), LATENTS);
@@ -116,7 +116,7 @@ fn outdated_schedulers_are_corrected_as_in_diffusers() {
 fn schedulers_without_a_sampler_are_substituted_with_a_warning_or_rejected() {
     let text = |class: &str| SD15.replace("PNDMScheduler", class);
     let (_folder, loader) = with_scheduler(&text("UniPCMultistepScheduler"));
-    let pipeline = loader.load().expect("it is whole");
+    let pipeline = loader.load().expect("it is valid");
     let method = pipeline.default_method().expect("one comes close");
     assert_eq!(method, Method::Sampler(SamplerKind::DpmSolver, 25));
     let warning = pipeline.warnings()[0].to_string();
@@ -124,7 +124,7 @@ fn schedulers_without_a_sampler_are_substituted_with_a_warning_or_rejected() {
         assert!(warning.contains(part), "{warning}");
     }
     let (_folder, loader) = with_scheduler(&text("TCDScheduler"));
-    let pipeline = loader.load().expect("it is whole");
+    let pipeline = loader.load().expect("it is valid");
     assert!(pipeline.request(PROMPTS).is_err(), "nothing comes close");
     let asked = Request::new(PROMPTS).with_method(Method::Sampler(SamplerKind::Lcm, 4));
     generate(&pipeline, &asked);
@@ -148,16 +148,16 @@ fn guidance_in_one_call_and_in_two_calls_agree() {
         .with_method(Method::Sampler(SamplerKind::DpmSolver, 5))
         .with_guidance(7.5)
         .with_negative_prompt("a");
-    let one = loader("sd15").load().expect("it is whole");
+    let one = loader("sd15").load().expect("it is valid");
     let two = loader("sd15").with_split_guidance().load();
     let latents = generate(&one, &request).latents;
-    let split = generate(&two.expect("it is whole"), &request).latents;
+    let split = generate(&two.expect("it is valid"), &request).latents;
     assert_close(split, latents, 1e-5);
 }
 
 #[test]
 fn embeddings_give_the_same_images_as_their_prompts() {
-    let pipeline = loader("sd15").load().expect("it is whole");
+    let pipeline = loader("sd15").load().expect("it is valid");
     let request = Request::new(PROMPTS)
         .with_method(Method::Sampler(SamplerKind::Ddim, 3))
         .with_guidance(3.0)
@@ -191,7 +191,7 @@ fn embeddings_give_the_same_images_as_their_prompts() {
 
 #[test]
 fn batches_give_a_picture_for_each_seed() {
-    let pipeline = loader("sd15").load().expect("it is whole");
+    let pipeline = loader("sd15").load().expect("it is valid");
     let request = Request::new(["a red circle"]);
     let mut batches = Vec::new();
     let mut generate = |request: &Request, seeds: &[u64], batch| {
@@ -225,7 +225,7 @@ fn encoding_in_tiles() {
         overlap: 2,
     };
     let decoder = loader("unequal").with_tiling(tiling).decoder();
-    let Decoder::Tiled(vae, tiling) = decoder.expect("it is whole") else {
+    let Decoder::Tiled(vae, tiling) = decoder.expect("it is valid") else {
         panic!("it decodes in tiles");
     };
     let posterior = vae.encode_tiled(golden("encoded.image"), tiling);

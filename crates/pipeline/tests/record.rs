@@ -90,7 +90,7 @@ fn parameters_have_three_parts() {
 
 #[test]
 fn a_record_is_read_back_from_its_picture() {
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     let path = folder.path().join("picture.png");
     let picture = Picture {
         width: 2,
@@ -99,7 +99,9 @@ fn a_record_is_read_back_from_its_picture() {
     };
     for prompt in ["plain", "ä ö", "円", "\u{1F58C}", "", "a \"quoted\" \\ one"] {
         let record = record().with_image(prompt, 42);
-        picture.save(&path, Some(&record)).expect("there is room");
+        picture
+            .save(&path, Some(&record))
+            .expect("a writable folder");
         assert_eq!(
             Record::read(&path).expect("it says how it was made"),
             record
@@ -129,7 +131,7 @@ fn old_records_are_readable() {
     let trailing = TimestepSpacing::Trailing;
     assert_eq!(record.scheduler.timestep_spacing, trailing);
     record.check().expect("it is valid");
-    let value = serde_json::to_value(&record).expect("it is plain data");
+    let value = serde_json::to_value(&record).expect("it can be serialised");
     for key in [
         "denoiser", "dtype", "storage", "decoder", "tiling", "family",
     ] {
@@ -139,13 +141,13 @@ fn old_records_are_readable() {
 
 #[test]
 fn records_hold_names_instead_of_paths() {
-    let text = serde_json::to_string(&record()).expect("it is plain data");
+    let text = serde_json::to_string(&record()).expect("it can be serialised");
     assert!(
         text.contains("v1-5.safetensors") && !text.contains("/home"),
         "{text}"
     );
-    let folder = tempfile::tempdir().expect("there is room");
-    std::fs::write(folder.path().join("v1-5.safetensors"), "").expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
+    std::fs::write(folder.path().join("v1-5.safetensors"), "").expect("a writable folder");
     let found = record().source.found_in(folder.path());
     assert_eq!(found.model, folder.path().join("v1-5.safetensors"));
 }
@@ -153,7 +155,7 @@ fn records_hold_names_instead_of_paths() {
 /// A PNG file may claim anything.
 #[test]
 fn impossible_records_are_rejected() {
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     let path = folder.path().join("picture.png");
     let picture = Picture {
         width: 1,
@@ -195,7 +197,9 @@ fn impossible_records_are_rejected() {
     for (change, part) in changes {
         let mut record = record();
         change(&mut record);
-        picture.save(&path, Some(&record)).expect("there is room");
+        picture
+            .save(&path, Some(&record))
+            .expect("a writable folder");
         let error = Record::read(&path)
             .expect_err("it is impossible")
             .to_string();
@@ -208,12 +212,12 @@ fn impossible_records_are_rejected() {
 
 #[test]
 fn an_image_to_start_from_must_be_the_same_regular_file() {
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     let file = folder.path().join("sketch.png");
-    std::fs::write(&file, "a").expect("there is room");
+    std::fs::write(&file, "a").expect("a writable folder");
     let start = StartRecord::of_file(&file, 0.5).expect("it is a file");
     start.check_file().expect("it is unchanged");
-    std::fs::write(&file, "b").expect("there is room");
+    std::fs::write(&file, "b").expect("a writable folder");
     assert!(matches!(start.check_file(), Err(Error::Picture { .. })));
     for path in ["/dev/zero", "/dev/stdin", "/"] {
         assert!(StartRecord::of_file(path, 0.5).is_err(), "{path}");

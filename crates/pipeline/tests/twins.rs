@@ -26,7 +26,7 @@ fn twin(name: &str) -> PathBuf {
 }
 
 fn model(name: &str) -> Model {
-    Model::open(twin(name)).expect("it is there")
+    Model::open(twin(name)).expect("it exists")
 }
 
 fn loader(model: Model) -> Loader {
@@ -34,7 +34,7 @@ fn loader(model: Model) -> Loader {
 }
 
 fn load(model: Model) -> TextToImage {
-    loader(model).load().expect("it is whole")
+    loader(model).load().expect("it is valid")
 }
 
 fn golden(name: &str) -> Golden {
@@ -262,7 +262,7 @@ fn a_swiftbrush_student_in_the_folder_of_its_teacher() {
 fn taesd_in_its_own_files() {
     let golden = golden("sd-turbo");
     let loader = loader(model("sd-turbo")).with_decoder(DecoderKind::Tiny);
-    let decoder = loader.decoder().expect("it is whole");
+    let decoder = loader.decoder().expect("it is valid");
     assert_eq!(decoder.scale(), 8);
     let latents: Tensor<4> = golden.tensor("one-step.latents", &device());
     let decoded = decoder.decode(latents.narrow(2, 0, 4).narrow(3, 0, 4));
@@ -297,7 +297,7 @@ fn decoding_in_tiles() {
         overlap: 2,
     };
     let loader = loader(model("unequal")).with_tiling(tiling);
-    let decoder = loader.decoder().expect("it is whole");
+    let decoder = loader.decoder().expect("it is valid");
     assert!(matches!(decoder, Decoder::Tiled(..)));
     let decoded = decoder.decode(golden.tensor("tiled.latents", &device()));
     assert_close(decoded, golden.tensor("tiled.images", &device()), 1e-5);
@@ -333,7 +333,7 @@ fn a_generation_can_be_watched_and_cancelled_at_every_stage() {
         overlap: 1,
     };
     let pipeline = loader(model("sd15")).with_tiling(tiling).load();
-    let pipeline = pipeline.expect("it is whole");
+    let pipeline = pipeline.expect("it is valid");
     let request = request(steps(SamplerKind::DpmSolver, 5), 1.0);
     let mut last = None;
     let mut stages = Vec::new();
@@ -381,10 +381,10 @@ fn a_generation_can_be_watched_and_cancelled_at_every_stage() {
 fn half_precision() {
     let golden = golden("sd-turbo");
     let stored = loader(model("sd-turbo")).with_storage(DType::F16).load();
-    let stored = stored.expect("it is whole");
+    let stored = stored.expect("it is valid");
     check(&stored, &golden, "one-step", Method::OneStep, 1.0);
     let as_stored = loader(model("sd-turbo")).with_weights_as_stored().load();
-    let as_stored = as_stored.expect("it is whole");
+    let as_stored = as_stored.expect("it is valid");
     let one_step = request(Method::OneStep, 1.0);
     let latents = generate(&as_stored, &one_step).latents;
     assert_close(latents, generate(&stored, &one_step).latents, 0.0);
@@ -393,7 +393,7 @@ fn half_precision() {
             continue;
         }
         let pipeline = loader(model("sd-turbo")).with_dtype(dtype).load();
-        let pipeline = pipeline.expect("it is whole");
+        let pipeline = pipeline.expect("it is valid");
         let cases = [
             ("one-step", Method::OneStep, 1.0),
             ("euler", steps(SamplerKind::Euler, 25), 7.5),
@@ -410,10 +410,10 @@ fn half_precision() {
 
 /// A folder with the configuration of a denoiser, for toy-sized single files.
 fn configs(unet: &str) -> tempfile::TempDir {
-    let configs = tempfile::tempdir().expect("there is room");
+    let configs = tempfile::tempdir().expect("a writable folder");
     let folder = configs.path().join("unet");
-    std::fs::create_dir(&folder).expect("there is room");
-    std::fs::copy(twin(unet).join("config.json"), folder.join("config.json")).expect("it is there");
+    std::fs::create_dir(&folder).expect("a writable folder");
+    std::fs::copy(twin(unet).join("config.json"), folder.join("config.json")).expect("it exists");
     configs
 }
 
@@ -486,20 +486,20 @@ fn a_denoiser_keeps_the_prediction_type_of_its_own_folder() {
 
 #[test]
 fn an_incomplete_model_is_distinguished_from_a_single_denoiser() {
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     let copy = |from: &str| {
-        for file in std::fs::read_dir(twin("one-block").join(from)).expect("it is there") {
-            let file = file.expect("it is there").path();
+        for file in std::fs::read_dir(twin("one-block").join(from)).expect("it exists") {
+            let file = file.expect("it exists").path();
             let to = folder.path().join(from);
-            std::fs::create_dir_all(&to).expect("there is room");
+            std::fs::create_dir_all(&to).expect("a writable folder");
             let name = file.file_name().expect("it is a file");
-            std::fs::copy(&file, to.join(name)).expect("there is room");
+            std::fs::copy(&file, to.join(name)).expect("a writable folder");
         }
     };
     ["unet", "vae", "text_encoder", "tokenizer"]
         .into_iter()
         .for_each(copy);
-    let open = |path: &Path| loader(Model::open(path).expect("it is there"));
+    let open = |path: &Path| loader(Model::open(path).expect("it exists"));
     let error = open(folder.path()).load().expect_err("it has no scheduler");
     let error = error.to_string();
     assert!(
@@ -522,16 +522,16 @@ fn an_incomplete_model_is_distinguished_from_a_single_denoiser() {
 /// Parts of different models, which would otherwise fail in the middle of a generation.
 #[test]
 fn parts_that_do_not_match_are_rejected() {
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("a writable folder");
     let put = |component: &str, from: &str, change: &[(&str, serde_json::Value)]| {
         let path = folder.path().join(component);
-        std::fs::create_dir(&path).expect("there is room");
-        let config = std::fs::read(twin(from)).expect("it is there");
+        std::fs::create_dir(&path).expect("a writable folder");
+        let config = std::fs::read(twin(from)).expect("it exists");
         let mut config: serde_json::Value = serde_json::from_slice(&config).expect("it is JSON");
         for (key, value) in change {
             config[*key] = value.clone();
         }
-        std::fs::write(path.join("config.json"), config.to_string()).expect("there is room");
+        std::fs::write(path.join("config.json"), config.to_string()).expect("a writable folder");
         path
     };
     let unet = |name: &str, change: &[(&str, serde_json::Value)]| {
@@ -541,9 +541,9 @@ fn parts_that_do_not_match_are_rejected() {
     let many = [("in_channels", 16.into()), ("out_channels", 16.into())];
     let wide = unet("wide", &[("cross_attention_dim", 24.into())]);
     let tokenizer = folder.path().join("tokenizer");
-    std::fs::create_dir(&tokenizer).expect("there is room");
+    std::fs::create_dir(&tokenizer).expect("a writable folder");
     let whole = twin("sd21/tokenizer/tokenizer.json");
-    std::fs::copy(whole, tokenizer.join("tokenizer.json")).expect("there is room");
+    std::fs::copy(whole, tokenizer.join("tokenizer.json")).expect("a writable folder");
     for (component, path, reason) in [
         ("unet", inpainting, "reads 9 channels and predicts 4"),
         (

@@ -210,7 +210,8 @@ impl Golden {
         let folder = TempDir::new().expect("a temporary folder can be created");
         let path = folder.path().join(component);
         std::fs::create_dir(&path).expect("the folder is empty");
-        std::fs::write(path.join("config.json"), self.metadata("config")).expect("there is room");
+        std::fs::write(path.join("config.json"), self.metadata("config"))
+            .expect("a writable folder");
         let weights = self.tensors_under("weights.");
         let views = weights.iter().map(|(name, data)| {
             let dtype = safetensors::Dtype::F32;
@@ -218,7 +219,7 @@ impl Golden {
             (name, view.expect("the bytes are those of the shape"))
         });
         safetensors::serialize_to_file(views, None, &path.join("model.safetensors"))
-            .expect("there is room");
+            .expect("a writable folder");
         folder
     }
 }

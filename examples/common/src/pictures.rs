@@ -15,7 +15,7 @@ pub fn pictures(images: Tensor<4>) -> Vec<RgbImage> {
 /// Converts a picture to the type of the crate `image`.
 pub fn image(picture: &Picture) -> RgbImage {
     let (width, height) = (picture.width as u32, picture.height as u32);
-    RgbImage::from_raw(width, height, picture.bytes.clone()).expect("three bytes a pixel")
+    RgbImage::from_raw(width, height, picture.bytes.clone()).expect("three bytes per pixel")
 }
 
 /// Opens a picture, rotates it upright and drops transparency, and reports both on stderr.

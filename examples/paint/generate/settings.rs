@@ -200,7 +200,7 @@ fn fitted(image: &RgbImage, size: Option<[usize; 2]>, scale: usize) -> Result<Rg
     }
     let (width, height) = image.dimensions();
     let fitted = round_down(image, scale as u32).with_context(|| {
-        format!("--image of {width}x{height}: expected at least {scale} pixels a side")
+        format!("--image of {width}x{height}: expected at least {scale} pixels per side")
     })?;
     if fitted.dimensions() != (width, height) {
         let (new_width, new_height) = fitted.dimensions();
