@@ -35,7 +35,7 @@ pub enum TextError {
         line: usize,
     },
     /// A line is longer than any prompt.
-    #[error("{path}: line {line} is longer than {MAX_LINE} bytes; expected one prompt a line")]
+    #[error("{path}: line {line} is longer than {MAX_LINE} bytes; expected one prompt per line")]
     Long {
         /// The file.
         path: PathBuf,
@@ -43,7 +43,7 @@ pub enum TextError {
         line: usize,
     },
     /// The file has no lines, or only blank ones.
-    #[error("{path} has no text; expected one prompt a line")]
+    #[error("{path} has no text; expected one prompt per line")]
     Empty {
         /// The file.
         path: PathBuf,
