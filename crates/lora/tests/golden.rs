@@ -36,7 +36,7 @@ impl Case {
     }
 
     fn run(&self, unet: &UNet) -> Tensor<4> {
-        let context = self.golden.tensor("context", &self.device);
+        let context = self.golden.tensor::<3>("context", &self.device);
         unet.forward(
             self.tensor("latents"),
             self.golden.tensor("timesteps", &self.device),

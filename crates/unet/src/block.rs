@@ -4,9 +4,9 @@ use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor};
 use swiftbrush_kernels::{Conv2d, Conv2dConfig, join_channels};
 
-use crate::UNetConfig;
 use crate::resnet::Resnet;
 use crate::transformer::Transformer;
+use crate::{Context, UNetConfig};
 
 /// `DownBlock2D` or `CrossAttnDownBlock2D`.
 #[derive(Module, Debug)]
@@ -56,13 +56,13 @@ impl DownBlock {
         &self,
         mut hidden: Tensor<4>,
         time: &Tensor<2>,
-        context: &Tensor<3>,
+        context: &Context,
     ) -> Vec<Tensor<4>> {
         let mut outputs = Vec::new();
         for (layer, resnet) in self.resnets.iter().enumerate() {
             hidden = resnet.forward(hidden, time.clone());
             if let Some(attentions) = &self.attentions {
-                hidden = attentions[layer].forward(hidden, context.clone());
+                hidden = attentions[layer].forward(hidden, context);
             }
             outputs.push(hidden.clone());
         }
@@ -102,10 +102,10 @@ impl MidBlock {
         &self,
         hidden: Tensor<4>,
         time: &Tensor<2>,
-        context: &Tensor<3>,
+        context: &Context,
     ) -> Tensor<4> {
         let hidden = self.resnets[0].forward(hidden, time.clone());
-        let hidden = self.attentions[0].forward(hidden, context.clone());
+        let hidden = self.attentions[0].forward(hidden, context);
         self.resnets[1].forward(hidden, time.clone())
     }
 }
@@ -162,14 +162,14 @@ impl UpBlock {
         mut hidden: Tensor<4>,
         skips: Vec<Tensor<4>>,
         time: &Tensor<2>,
-        context: &Tensor<3>,
+        context: &Context,
         to: [usize; 2],
     ) -> Tensor<4> {
         for ((layer, resnet), skip) in self.resnets.iter().enumerate().zip(skips.into_iter().rev())
         {
             hidden = resnet.forward(join_channels(hidden, skip), time.clone());
             if let Some(attentions) = &self.attentions {
-                hidden = attentions[layer].forward(hidden, context.clone());
+                hidden = attentions[layer].forward(hidden, context);
             }
         }
         for upsampler in self.upsamplers.iter().flatten() {

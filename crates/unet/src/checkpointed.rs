@@ -1,8 +1,8 @@
 use burn::module::Module;
 use burn::tensor::{Gradients, Tensor};
 
-use crate::UNet;
 use crate::unet::{newest, size};
+use crate::{Context, UNet};
 
 /// A forward pass that keeps only the inputs of its blocks: block checkpointing (Chen et al., arXiv 1604.06174).
 ///
@@ -35,7 +35,8 @@ impl UNet {
     /// Stable Diffusion at 64×64 about 0.1 of 1.75 GiB per image in f32 (computed, not measured).
     /// [`Checkpointed::backward`] recomputes each block with a graph, so a step takes one extra forward pass.
     ///
-    /// The network must be on an autodiff device; inputs are detached from their graphs.
+    /// The network must be on an autodiff device; inputs are detached from their graphs. The context has no negative prompt
+    /// ([`Negative`](crate::Negative)).
     ///
     /// # Shapes
     ///
@@ -50,8 +51,9 @@ impl UNet {
         timesteps: Tensor<1>,
         context: Tensor<3>,
     ) -> Checkpointed {
+        let context = Context::from(context.inner());
         self.check(&latents, &timesteps, &context);
-        let (latents, timesteps, context) = (latents.inner(), timesteps.inner(), context.inner());
+        let (latents, timesteps) = (latents.inner(), timesteps.inner());
         let plain = self.valid();
         let time = plain.embed_time(timesteps.clone(), latents.dtype());
         let mut down = vec![vec![plain.conv_in.forward(latents.clone())]];
@@ -70,7 +72,7 @@ impl UNet {
             prediction: plain.predict(newest(&up)),
             latents,
             timesteps,
-            context,
+            context: context.states,
             time,
             down,
             up,
@@ -121,7 +123,8 @@ impl Checkpointed {
             let to = [grad.dims()[2], grad.dims()[3]];
             let hidden = leaf(self.up.pop().expect(COMPLETE));
             let (time, context) = shared.leaves();
-            let output = block.forward(hidden.clone(), own.clone(), &time, &context, to);
+            let text = context.clone().into();
+            let output = block.forward(hidden.clone(), own.clone(), &time, &text, to);
             let mut grads = backward([(output, grad)]);
             grad = taken(&hidden, &mut grads);
             skip_grads.extend(own.iter().map(|skip| taken(skip, &mut grads)));
@@ -131,7 +134,8 @@ impl Checkpointed {
 
         let hidden = leaf(last(&self.down));
         let (time, context) = shared.leaves();
-        let output = unet.mid_block.forward(hidden.clone(), &time, &context);
+        let text = context.clone().into();
+        let output = unet.mid_block.forward(hidden.clone(), &time, &text);
         let mut grads = backward([(output, grad)]);
         let mut grad = taken(&hidden, &mut grads);
         shared.add(&time, &context, &mut grads);
@@ -143,7 +147,7 @@ impl Checkpointed {
             add(of_outputs.last_mut().expect(COMPLETE), grad);
             let hidden = leaf(last(&self.down));
             let (time, context) = shared.leaves();
-            let outputs = block.forward(hidden.clone(), &time, &context);
+            let outputs = block.forward(hidden.clone(), &time, &context.clone().into());
             let mut grads = backward(outputs.into_iter().zip(of_outputs));
             grad = taken(&hidden, &mut grads);
             shared.add(&time, &context, &mut grads);

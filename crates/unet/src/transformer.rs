@@ -6,7 +6,7 @@ use swiftbrush_kernels::{
     LinearConfig, Mask, attention, gated_gelu, linear,
 };
 
-use crate::UNetConfig;
+use crate::{Context, UNetConfig};
 
 /// Epsilon of the group normalisation before a transformer; a constant in diffusers.
 const GROUP_NORM_EPSILON: f64 = 1e-6;
@@ -33,7 +33,7 @@ impl Transformer {
     }
 
     /// `[batch, channels, height, width]`, `[batch, length, context width]` → as the first
-    pub(crate) fn forward(&self, input: Tensor<4>, context: Tensor<3>) -> Tensor<4> {
+    pub(crate) fn forward(&self, input: Tensor<4>, context: &Context) -> Tensor<4> {
         let [batch, channels, height, width] = input.dims();
         let tokens = self.norm.forward(input.clone());
         let tokens = tokens
@@ -41,7 +41,7 @@ impl Transformer {
             .reshape([batch, height * width, channels]);
         let mut tokens = self.proj_in.forward(tokens);
         for block in &self.transformer_blocks {
-            tokens = block.forward(tokens, context.clone());
+            tokens = block.forward(tokens, context);
         }
         let tokens = self.proj_out.forward(tokens);
         input
@@ -105,9 +105,9 @@ impl TransformerBlock {
         }
     }
 
-    fn forward(&self, tokens: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
+    fn forward(&self, tokens: Tensor<3>, context: &Context) -> Tensor<3> {
         let normed = self.norm1.forward(tokens.clone());
-        let tokens = self.attn1.forward(normed.clone(), normed, tokens);
+        let tokens = self.attn1.forward(normed.clone(), &normed.into(), tokens);
         let normed = self.norm2.forward(tokens.clone());
         let tokens = self.attn2.forward(normed, context, tokens);
         self.ff.forward(self.norm3.forward(tokens.clone()), tokens)
@@ -153,27 +153,46 @@ impl Attention {
     }
 
     /// `residual + attention(tokens, context)`
-    fn forward(&self, tokens: Tensor<3>, context: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
-        let [batch, length, channels] = tokens.dims();
+    fn forward(&self, tokens: Tensor<3>, context: &Context, residual: Tensor<3>) -> Tensor<3> {
         let dtype = FloatDType::from(tokens.dtype());
+        let query = self.to_q.forward(tokens);
+        let mut mixed = self.attend(query.clone(), context.states.clone());
+        if let Some(negative) = &context.negative {
+            let other = self.attend(query, negative.states.clone());
+            mixed = negative.method.combine(mixed, other);
+        }
+        self.to_out.0.forward_residual(cast(mixed, dtype), residual)
+    }
+
+    /// The attention of queries to a text before the output projection, heads joined, in the element type that it is
+    /// computed in. A text of one row is that of all images.
+    fn attend(&self, query: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
+        let [batch, length, channels] = query.dims();
+        let dtype = FloatDType::from(query.dtype());
         let inner = if self.upcast { FloatDType::F32 } else { dtype };
         let split = |x: Tensor<3>| {
-            let [_, length, _] = x.dims();
-            let x = if inner == dtype { x } else { x.cast(inner) };
-            x.reshape([batch, length, self.heads, channels / self.heads])
+            let [rows, length, _] = x.dims();
+            let x = if rows == batch {
+                x
+            } else {
+                x.repeat_dim(0, batch)
+            };
+            cast(x, inner)
+                .reshape([batch, length, self.heads, channels / self.heads])
                 .swap_dims(1, 2)
         };
-        let query = split(self.to_q.forward(tokens));
         let key = split(self.to_k.forward(context.clone()));
         let value = split(self.to_v.forward(context));
-        let mixed = attention(query, key, value, Mask::None);
-        let mixed = mixed.swap_dims(1, 2).reshape([batch, length, channels]);
-        let mixed = if inner == dtype {
-            mixed
-        } else {
-            mixed.cast(dtype)
-        };
-        self.to_out.0.forward_residual(mixed, residual)
+        let mixed = attention(split(query), key, value, Mask::None);
+        mixed.swap_dims(1, 2).reshape([batch, length, channels])
+    }
+}
+
+/// The tensor in another element type.
+fn cast(tensor: Tensor<3>, dtype: FloatDType) -> Tensor<3> {
+    match FloatDType::from(tensor.dtype()) == dtype {
+        true => tensor,
+        false => tensor.cast(dtype),
     }
 }
 
@@ -241,9 +260,9 @@ mod tests {
         };
         let attention = Attention::new(&config, 16, 16, 2, &device).map(&mut Large);
         let tokens = random([1, 4, 16], 3, &device);
-        let expected = attention.forward(tokens.clone(), tokens.clone(), tokens.clone());
+        let expected = attention.forward(tokens.clone(), &tokens.clone().into(), tokens.clone());
         let half = tokens.cast(FloatDType::F16);
-        let found = attention.forward(half.clone(), half.clone(), half);
+        let found = attention.forward(half.clone(), &half.clone().into(), half);
         assert_close(found.cast(FloatDType::F32), expected, 2e-3);
     }
 }

@@ -3,10 +3,10 @@ use burn::tensor::{DType, Device, Tensor, assert_shape};
 use swiftbrush_checkpoint::{Error, Model, load, read_config};
 use swiftbrush_kernels::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig};
 
-use crate::UNetConfig;
 use crate::block::{DownBlock, MidBlock, UpBlock};
 use crate::names::as_diffusers;
 use crate::time_embedding::{TimeEmbedding, sinusoids};
+use crate::{Context, Negative, UNetConfig};
 
 /// A denoiser conditioned on text (Rombach et al., arXiv 2112.10752; diffusers' `UNet2DConditionModel`).
 ///
@@ -138,7 +138,7 @@ impl UNet {
     ///
     /// - latents: `[batch, in_channels, height, width]`
     /// - timesteps: `[batch]`, 0…999, possibly fractional
-    /// - context: `[batch, length, cross_attention_dim]`
+    /// - context: `[batch, length, cross_attention_dim]`, alone or in a [`Context`]
     /// - returns: `[batch, out_channels, height, width]`
     ///
     /// # Panics
@@ -148,8 +148,9 @@ impl UNet {
         &self,
         latents: Tensor<4>,
         timesteps: Tensor<1>,
-        context: Tensor<3>,
+        context: impl Into<Context>,
     ) -> Tensor<4> {
+        let context = context.into();
         self.check(&latents, &timesteps, &context);
         let time = self.embed_time(timesteps, latents.dtype());
         let mut skips = vec![self.conv_in.forward(latents)];
@@ -165,11 +166,17 @@ impl UNet {
         self.predict(hidden)
     }
 
-    pub(crate) fn check(&self, latents: &Tensor<4>, timesteps: &Tensor<1>, context: &Tensor<3>) {
+    pub(crate) fn check(&self, latents: &Tensor<4>, timesteps: &Tensor<1>, context: &Context) {
         let [batch, _, _, _] = latents.dims();
-        let [_, length, _] = context.dims();
+        let states = &context.states;
+        let [_, length, _] = states.dims();
         assert_shape!(timesteps, [batch]);
-        assert_shape!(context, [batch, length, self.context_width]);
+        assert_shape!(states, [batch, length, self.context_width]);
+        if let Some(Negative { states, .. }) = &context.negative {
+            let [rows, length, _] = states.dims();
+            let rows = if rows == 1 { 1 } else { batch };
+            assert_shape!(states, [rows, length, self.context_width]);
+        }
     }
 
     /// Embeds timesteps.

@@ -18,7 +18,7 @@ fn check_forward(name: &str) {
     let out = load(&golden, &device).forward(
         golden.tensor("latents", &device),
         golden.tensor("timesteps", &device),
-        golden.tensor("context", &device),
+        golden.tensor::<3>("context", &device),
     );
     assert_close(out, golden.tensor("out", &device), F32);
 }
@@ -73,7 +73,7 @@ fn check_gradients(name: &str) {
     );
     let unet = load(&golden, &device);
     let latents = golden.tensor::<4>("latents", &device).require_grad();
-    let context = golden.tensor("context", &device);
+    let context = golden.tensor::<3>("context", &device);
     let out = unet.forward(
         latents.clone(),
         golden.tensor("timesteps", &device),
