@@ -12,8 +12,8 @@ pub struct Conditioning {
     pub tokens: Option<Tensor<2, Int>>,
     /// Embeddings of the prompts, `[batch, length, width]`.
     pub context: Tensor<3>,
-    /// Embeddings of the negative prompts for guidance, `[batch, length, width]` or `[1, length, width]` for all; `None`
-    /// without guidance.
+    /// Embeddings of the negative prompts, for guidance or a [`NegativeMethod`](crate::NegativeMethod):
+    /// `[batch, length, width]`, or `[1, length, width]` for all; `None` without either.
     pub negative: Option<Tensor<3>>,
     /// Warnings about truncated prompts.
     pub warnings: Vec<Warning>,
@@ -61,6 +61,9 @@ impl Conditioning {
                 "guidance {} needs embeddings of a negative prompt; an empty one will do",
                 request.guidance
             ))),
+            None if request.effective_negative_method().is_some() => Err(Error::Request(
+                "the negative method needs embeddings of a negative prompt".to_owned(),
+            )),
             Some(negative) => {
                 let found = negative.dims();
                 let fits = [[batch, length, width], [1, length, width]].contains(&found);
@@ -109,7 +112,7 @@ pub(crate) fn encode_request(
     device: &Device,
 ) -> Result<Conditioning, Error> {
     let mut conditioning = encode(tokenizer, text_encoder, &request.prompts, device)?;
-    if request.is_guided() {
+    if request.is_guided() || request.effective_negative_method().is_some() {
         let prompt = [&request.negative_prompt];
         let negative = encode(tokenizer, text_encoder, &prompt, device)?;
         conditioning.warnings.extend(negative.warnings);

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use swiftbrush_scheduler::{History, NoiseSchedule, Sampler, SamplerKind, SchedulerConfig, guide};
-use swiftbrush_unet::UNet;
+use swiftbrush_unet::{Context, UNet};
 
 use crate::decoder::Decoder;
 use crate::progress::{Stage, Watcher};
@@ -45,13 +45,7 @@ impl Denoising<'_> {
                 request.guidance
             ),
         )?;
-        check(
-            request.is_guided() || request.negative_prompt.is_empty(),
-            format!(
-                "the negative prompt has no effect at guidance {}: raise guidance above 1, or leave the negative prompt out",
-                request.guidance
-            ),
-        )?;
+        check_negative(request).map_err(Error::Request)?;
         if let Some(size) = request.size {
             limits::check_size(size, self.scale, self.width)?;
         }
@@ -224,6 +218,21 @@ impl Denoising<'_> {
     }
 }
 
+/// Checks that the negative prompt acts, and in one way.
+fn check_negative(request: &Request) -> Result<(), String> {
+    let (guidance, method) = (request.guidance, request.effective_negative_method());
+    match method {
+        Some(method) if request.is_guided() => Err(format!(
+            "guidance {guidance} and {method} both apply the negative prompt: set guidance to 1, or leave the negative method out"
+        )),
+        Some(method) => method.check(),
+        None if request.is_guided() || request.negative_prompt.is_empty() => Ok(()),
+        None => Err(format!(
+            "the negative prompt has no effect at guidance {guidance} in several steps: raise guidance above 1, choose nasa or nag as the negative method, or leave the negative prompt out"
+        )),
+    }
+}
+
 /// The denoiser with its embeddings and guidance.
 struct Network<'a> {
     unet: &'a UNet,
@@ -238,7 +247,8 @@ struct Network<'a> {
     reason = "one value exists for a whole generation"
 )]
 enum Calls {
-    Plain(Tensor<3>),
+    /// Positive embeddings, and with a negative method the others.
+    Plain(Context),
     /// Negative embeddings, then positive ones, in one call.
     Guided(Tensor<3>),
     /// Positive and negative embeddings, in two calls.
@@ -256,38 +266,48 @@ impl<'a> Network<'a> {
         let context = conditioning.context.clone().cast(dtype);
         let shape = context.dims();
         let negative = conditioning.negative.clone();
-        let negative = negative.filter(|_| request.is_guided());
-        let negative = negative.map(|states| states.cast(dtype).expand(shape));
+        let negative = negative.map(|states| states.cast(dtype));
+        let calls = match (negative, request.effective_negative_method()) {
+            (Some(negative), Some(method)) => {
+                Calls::Plain(Context::from(context).with_negative(negative, method))
+            }
+            (Some(negative), None) if request.is_guided() => {
+                let negative = negative.expand(shape);
+                match denoising.split_guidance {
+                    true => Calls::Split(context, negative),
+                    false => Calls::Guided(Tensor::cat(vec![negative, context], 0)),
+                }
+            }
+            _ => Calls::Plain(context.into()),
+        };
         Self {
             unet,
             dtype,
             guidance: request.guidance,
-            calls: match negative {
-                None => Calls::Plain(context),
-                Some(negative) if denoising.split_guidance => Calls::Split(context, negative),
-                Some(negative) => Calls::Guided(Tensor::cat(vec![negative, context], 0)),
-            },
+            calls,
         }
     }
 
     /// Computes the guided output, in f32, for one timestep of all images.
     fn call(&self, input: Tensor<4>, timestep: f64) -> Tensor<4> {
         let input = input.cast(self.dtype);
-        let forward = |input: Tensor<4>, context: &Tensor<3>| {
+        let forward = |input: Tensor<4>, context: Context| {
             let [batch, _, _, _] = input.dims();
             let timesteps = Tensor::full([batch], timestep, &input.device());
-            let output = self.unet.forward(input, timesteps, context.clone());
+            let output = self.unet.forward(input, timesteps, context);
             output.cast(FloatDType::F32)
         };
         match &self.calls {
-            Calls::Plain(context) => forward(input, context),
+            Calls::Plain(context) => forward(input, context.clone()),
             Calls::Split(context, negative) => {
-                let unconditional = forward(input.clone(), negative);
-                guide(forward(input, context), unconditional, self.guidance)
+                let unconditional = forward(input.clone(), negative.clone().into());
+                let output = forward(input, context.clone().into());
+                guide(output, unconditional, self.guidance)
             }
             Calls::Guided(context) => {
                 let [batch, _, _, _] = input.dims();
-                let output = forward(Tensor::cat(vec![input.clone(), input], 0), context);
+                let doubled = Tensor::cat(vec![input.clone(), input], 0);
+                let output = forward(doubled, context.clone().into());
                 let half = |start| output.clone().narrow(0, start, batch);
                 guide(half(batch), half(0), self.guidance)
             }

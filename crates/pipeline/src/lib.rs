@@ -60,6 +60,7 @@ pub use swiftbrush_clip as clip;
 pub use swiftbrush_lora as lora;
 pub use swiftbrush_scheduler as scheduler;
 pub use swiftbrush_unet as unet;
+pub use swiftbrush_unet::NegativeMethod;
 pub use swiftbrush_vae as vae;
 pub use text_to_image::{TextToImage, noise, one_step};
 pub use warning::Warning;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use swiftbrush_scheduler::{Sampler, SamplerKind, SchedulerConfig, TimestepSpacing};
 
 use crate::source::{ADAPTER, hash_of, label};
-use crate::{Error, Method, Request, Rng, Source, TextToImage, limits};
+use crate::{Error, Method, NegativeMethod, Request, Rng, Source, TextToImage, limits};
 
 /// An image that generation started from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,6 +73,9 @@ pub struct Record {
     pub prompt: String,
     /// The negative prompt.
     pub negative_prompt: String,
+    /// The method that applied the negative prompt in cross-attention; `None` for guidance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_method: Option<NegativeMethod>,
     /// The method of generation.
     pub method: Method,
     /// Spacing of the sampler's timesteps, if it differs from the scheduler's.
@@ -162,6 +165,7 @@ impl Record {
             device: String::new(),
             prompt: String::new(),
             negative_prompt: request.negative_prompt.clone(),
+            negative_method: request.effective_negative_method(),
             method: request.method,
             spacing: request.spacing,
             guidance: request.guidance,
@@ -190,15 +194,14 @@ impl Record {
     /// The request for this image, without its start image.
     pub fn request(&self) -> Request {
         let [height, width] = self.size;
-        let request = Request::new([self.prompt.as_str()])
+        let mut request = Request::new([self.prompt.as_str()])
             .with_negative_prompt(&self.negative_prompt)
             .with_method(self.method)
             .with_guidance(self.guidance)
             .with_size(width, height);
-        match self.spacing {
-            Some(spacing) => request.with_spacing(spacing),
-            None => request,
-        }
+        request.negative_method = self.negative_method;
+        request.spacing = self.spacing;
+        request
     }
 
     /// Checks everything that comes from a file: sizes, numbers, the scheduler, the sampler and the loading options.
@@ -224,6 +227,9 @@ impl Record {
             self.guidance.is_finite(),
             format!("guidance {}; expected a number", self.guidance),
         )?;
+        if let Some(method) = self.negative_method {
+            method.check().map_err(Error::Request)?;
+        }
         let strength = self.start.as_ref().map_or(1.0, |start| start.strength);
         check(
             (0.0..=1.0).contains(&strength),
@@ -293,6 +299,9 @@ impl Record {
             .collect();
         if !adapters.is_empty() {
             values.push(("Lora hashes", adapters.join(", ")));
+        }
+        if let Some(method) = self.negative_method {
+            values.push(("Negative method", method.to_string()));
         }
         let rng = match self.rng {
             Rng::Native => "swiftbrush",

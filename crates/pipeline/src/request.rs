@@ -2,7 +2,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use swiftbrush_scheduler::{PredictionType, SamplerKind, SchedulerConfig, TimestepSpacing};
 
-use crate::{Error, Picture};
+use crate::{Error, NegativeMethod, Picture};
 
 /// The method of generation, from noise to latents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +57,14 @@ impl Method {
             Self::Sampler(_, steps) => steps,
         }
     }
+
+    /// True if an image of this strength takes a single network call; the strength of an image from noise is 1.
+    pub fn is_one_call(self, strength: f64) -> bool {
+        match self {
+            Self::OneStep => true,
+            Self::Sampler(_, steps) => n_taken(steps, strength) == 1,
+        }
+    }
 }
 
 /// Number of steps that a sampler of `steps` takes from an image at this strength, counted as in diffusers.
@@ -109,8 +117,11 @@ impl Start {
 pub struct Request {
     /// A prompt for each image.
     pub prompts: Vec<String>,
-    /// The negative prompt; only with guidance.
+    /// The negative prompt, applied by guidance or by the negative method.
     pub negative_prompt: String,
+    /// The method that applies the negative prompt without guidance; `None` for the default, see
+    /// [`effective_negative_method`](Self::effective_negative_method).
+    pub negative_method: Option<NegativeMethod>,
     /// The method of generation.
     pub method: Method,
     /// Spacing of the sampler's timesteps; `None` for that of the model's scheduler.
@@ -131,6 +142,7 @@ impl Request {
         Self {
             prompts: prompts.into_iter().map(Into::into).collect(),
             negative_prompt: String::new(),
+            negative_method: None,
             method: Method::OneStep,
             spacing: None,
             guidance: 1.0,
@@ -148,6 +160,12 @@ impl Request {
     /// Sets the negative prompt.
     pub fn with_negative_prompt(mut self, prompt: impl Into<String>) -> Self {
         self.negative_prompt = prompt.into();
+        self
+    }
+
+    /// Sets the method that applies the negative prompt without guidance.
+    pub fn with_negative_method(mut self, method: NegativeMethod) -> Self {
+        self.negative_method = Some(method);
         self
     }
 
@@ -186,6 +204,17 @@ impl Request {
         self.guidance > 1.0
     }
 
+    /// The method that applies the negative prompt in cross-attention: the request's own, or [`NegativeMethod::NASA`] if
+    /// there is a negative prompt, no guidance and a single network call. `None` leaves it to guidance, which one-step
+    /// models do not have.
+    pub fn effective_negative_method(&self) -> Option<NegativeMethod> {
+        let is_default = !self.is_guided()
+            && !self.negative_prompt.is_empty()
+            && self.method.is_one_call(self.strength());
+        let default = is_default.then_some(NegativeMethod::NASA);
+        self.negative_method.or(default)
+    }
+
     pub(crate) fn strength(&self) -> f64 {
         self.start.as_ref().map_or(1.0, |start| start.strength)
     }
@@ -194,6 +223,30 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_call_without_guidance_applies_a_negative_prompt_by_nasa() {
+        let turbo = Method::Sampler(SamplerKind::Euler, 1);
+        let request = |method| {
+            Request::new(["a"])
+                .with_method(method)
+                .with_negative_prompt("b")
+        };
+        for method in [Method::OneStep, turbo] {
+            let request = request(method);
+            let found = request.effective_negative_method();
+            assert_eq!(found, Some(NegativeMethod::NASA), "{method:?}");
+            let own = request.clone().with_negative_method(NegativeMethod::NAG);
+            assert_eq!(own.effective_negative_method(), Some(NegativeMethod::NAG));
+            let guided = request.clone().with_guidance(2.0);
+            assert_eq!(guided.effective_negative_method(), None);
+            let none = request.with_negative_prompt("");
+            assert_eq!(none.effective_negative_method(), None);
+        }
+        let many = Method::Sampler(SamplerKind::Euler, 4);
+        assert_eq!(request(many).effective_negative_method(), None);
+        assert!(many.is_one_call(0.3) && !many.is_one_call(0.5));
+    }
 
     #[test]
     fn a_method_takes_at_least_one_step_from_an_image() {

@@ -8,7 +8,7 @@ use swiftbrush_checkpoint::Model;
 use swiftbrush_clip::{TextEncoder, Tokenizer};
 use swiftbrush_lora::{AdapterFile, fuse};
 use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
-use swiftbrush_unet::{UNet, UNetConfig};
+use swiftbrush_unet::{Context, UNet, UNetConfig};
 
 use crate::conditioning::{encode, encode_request};
 use crate::decoder::Decoder;
@@ -26,7 +26,7 @@ use crate::{
 /// # Shapes
 ///
 /// - noise: `[batch, channels, height, width]`, unit normal
-/// - context: `[batch, length, width]`, in the element type of the network's arithmetic
+/// - context: `[batch, length, width]`, alone or in a [`Context`], in the element type of the network's arithmetic
 /// - returns: latents with the shape of the noise, f32
 ///
 /// # Panics
@@ -36,8 +36,9 @@ pub fn one_step(
     unet: &UNet,
     schedule: &NoiseSchedule,
     noise: Tensor<4>,
-    context: Tensor<3>,
+    context: impl Into<Context>,
 ) -> Tensor<4> {
+    let context = context.into();
     let [batch, _, _, _] = noise.dims();
     let steps = Tensor::full([batch], schedule.last() as f64, &noise.device());
     let output = unet.forward(noise.clone().cast(context.dtype()), steps, context);
@@ -199,7 +200,7 @@ impl TextToImage {
         encode(&self.tokenizer, &self.text_encoder, prompts, &self.device)
     }
 
-    /// Encodes the prompts of a request, and with guidance its negative prompt.
+    /// Encodes the prompts of a request, and its negative prompt if that has an effect.
     ///
     /// # Errors
     ///
@@ -239,7 +240,7 @@ impl TextToImage {
     ///
     /// # Errors
     ///
-    /// Same as [`generate_with`](Self::generate_with), or if guidance lacks negative embeddings.
+    /// Same as [`generate_with`](Self::generate_with), or if guidance or a negative method lacks negative embeddings.
     ///
     /// # Panics
     ///

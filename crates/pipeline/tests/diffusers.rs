@@ -8,7 +8,8 @@ use swiftbrush_pipeline::scheduler::{
 };
 use swiftbrush_pipeline::vae::AutoencoderTiny;
 use swiftbrush_pipeline::{
-    Decoder, Error, Given, Method, Model, Request, Start, TextToImage, Warning, noise,
+    Decoder, Error, Given, Method, Model, NegativeMethod, Request, Start, TextToImage, Warning,
+    noise,
 };
 use swiftbrush_testing::{F32, Golden, assert_close, device, values};
 
@@ -219,7 +220,27 @@ fn invalid_requests_are_rejected() {
         assert!(ask(request, noise(2, 4)).contains("guidance"), "{guidance}");
     }
     let negative = request.clone().with_negative_prompt("blurry");
-    assert!(ask(negative, noise(2, 4)).contains("negative prompt has no effect"));
+    let steps = Method::Sampler(SamplerKind::Ddim, 2);
+    for (negative, part) in [
+        (
+            negative.clone().with_method(steps),
+            "negative prompt has no effect",
+        ),
+        (
+            negative
+                .clone()
+                .with_guidance(2.0)
+                .with_negative_method(NegativeMethod::NASA),
+            "guidance 2 and nasa 0.2 both",
+        ),
+        (
+            negative.with_negative_method(NegativeMethod::NASA.with_scale(-1.0)),
+            "scale -1",
+        ),
+    ] {
+        let error = ask(negative, noise(2, 4));
+        assert!(error.contains(part), "{error}");
+    }
     for ((width, height), part) in [
         ((15, 31), "size 15x31"),
         ((0, 16), "multiples of 2"),

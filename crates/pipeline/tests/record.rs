@@ -6,7 +6,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use swiftbrush_pipeline::scheduler::{SamplerKind, SchedulerConfig, TimestepSpacing};
 use swiftbrush_pipeline::vae::Tiling;
 use swiftbrush_pipeline::{
-    Error, Method, Picture, Record, Request, Rng, Source, Start, StartRecord,
+    Error, Method, NegativeMethod, Picture, Record, Request, Rng, Source, Start, StartRecord,
 };
 use swiftbrush_testing::device;
 
@@ -130,6 +130,7 @@ fn old_records_are_readable() {
     );
     let trailing = TimestepSpacing::Trailing;
     assert_eq!(record.scheduler.timestep_spacing, trailing);
+    assert_eq!(record.negative_method, None);
     record.check().expect("it is valid");
     let value = serde_json::to_value(&record).expect("it can be serialised");
     for key in [
@@ -163,7 +164,7 @@ fn impossible_records_are_rejected() {
         bytes: vec![0; 3],
     };
     type Change = fn(&mut Record);
-    let changes: [(Change, &str); 12] = [
+    let changes: [(Change, &str); 13] = [
         (|record| record.batch = [1, 1], "image 1 of a batch of 1"),
         (|record| record.batch = [0, 1000], "batch of 1000"),
         (|record| record.size = [0, 64], "size"),
@@ -180,6 +181,10 @@ fn impossible_records_are_rejected() {
                 });
             },
             "overlap",
+        ),
+        (
+            |record| record.negative_method = Some(NegativeMethod::NASA.with_scale(-1.0)),
+            "scale -1",
         ),
         (
             |record| record.scheduler.num_train_timesteps = 0,
