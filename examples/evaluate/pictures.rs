@@ -279,7 +279,7 @@ impl Generator {
         for warning in loader.warnings()? {
             eprintln!("warning: {warning}");
         }
-        let record = json!({
+        let mut record = json!({
             "model": source.hashes()?,
             "scheduler": scheduler,
             "method": request.method,
@@ -293,6 +293,9 @@ impl Generator {
             "storage": source.options.storage,
             "adapters": source.adapters.iter().map(|(_, strength)| strength).collect::<Vec<_>>(),
         });
+        if let Some(method) = request.negative_method {
+            record["negative method"] = json!(method);
+        }
         let name = match args.model.unet == "unet" {
             true => source
                 .model

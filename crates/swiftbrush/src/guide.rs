@@ -19,6 +19,10 @@ pub mod adapters {}
 #[doc = include_str!("../guide/image_to_image.md")]
 pub mod image_to_image {}
 
+#[cfg(feature = "paint")]
+#[doc = include_str!("../guide/negative_prompts.md")]
+pub mod negative_prompts {}
+
 #[cfg(feature = "train")]
 #[doc = include_str!("../guide/distil.md")]
 pub mod distil {}

@@ -8,6 +8,7 @@
 //! | [load a checkpoint](guide::load_a_checkpoint) | folders, single files, the hub; element types and memory |
 //! | [adapters](guide::adapters) | LoRA: apply, combine, convert, attach |
 //! | [image to image](guide::image_to_image) | start from an image |
+//! | [negative prompts](guide::negative_prompts) | keep things out of images, in one network call |
 #![cfg_attr(
     feature = "train",
     doc = "| [distil](guide::distil) | train a one-step student from prompts |"
@@ -67,7 +68,8 @@ pub use swiftbrush_metrics as metrics;
 
 #[cfg(feature = "paint")]
 pub use swiftbrush_pipeline::{
-    Generation, Loader, Method, Model, Picture, Request, Rng, Seeds, Start, TextToImage,
+    Generation, Loader, Method, Model, NegativeMethod, Picture, Request, Rng, Seeds, Start,
+    TextToImage,
 };
 
 #[cfg(any(doc, doctest))]

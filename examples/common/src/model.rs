@@ -8,7 +8,7 @@ use clap::Args;
 use swiftbrush_pipeline::scheduler::{SamplerKind, TimestepSpacing};
 use swiftbrush_pipeline::vae::Tiling;
 use swiftbrush_pipeline::{
-    DecoderKind, Error, Family, LoadOptions, Loader, Method, Request, Rng, Source,
+    DecoderKind, Error, Family, LoadOptions, Loader, Method, NegativeMethod, Request, Rng, Source,
 };
 
 use crate::{Wanted, adapter, find, miniature, named};
@@ -164,9 +164,16 @@ pub struct MethodArgs {
     /// Scale of classifier-free guidance; values up to 1 turn it off, as in diffusers.
     #[arg(long, default_value_t = 1.0)]
     pub guidance: f64,
-    /// Negative prompt; needs guidance above 1.
+    /// Negative prompt.
     #[arg(long, default_value = "")]
     pub negative_prompt: String,
+    /// How the negative prompt acts: guidance (needs --guidance above 1; twice the network calls), or nasa or nag, which act in
+    /// the cross-attention of a single call [default: guidance where it is above 1, else nasa for images of one call].
+    #[arg(long, requires = "negative_prompt")]
+    pub negative_method: Option<NegativeName>,
+    /// Strength of nasa or nag, 0 for none [default: 0.2 for nasa, 2 for nag].
+    #[arg(long, requires = "negative_prompt")]
+    pub negative_scale: Option<f64>,
     /// Width and height in pixels, such as 768x512 [default: the size that the model was trained on].
     #[arg(long, value_parser = size)]
     pub size: Option<[usize; 2]>,
@@ -188,9 +195,38 @@ impl MethodArgs {
             .with_negative_prompt(&self.negative_prompt)
             .with_method(method)
             .with_guidance(self.guidance);
+        request.negative_method = self.negative_method(method, strength.unwrap_or(1.0))?;
         request.spacing = self.spacing;
         request.size = self.size;
         Ok(request)
+    }
+
+    /// The method that applies the negative prompt without guidance, given the method of generation and the strength of the start
+    /// image (1 from noise).
+    pub fn negative_method(&self, method: Method, strength: f64) -> Result<Option<NegativeMethod>> {
+        let is_guided = self.guidance > 1.0;
+        let method = match self.negative_method {
+            Some(NegativeName::Nasa) => Some(NegativeMethod::NASA),
+            Some(NegativeName::Nag) => Some(NegativeMethod::NAG),
+            Some(NegativeName::Guidance) => {
+                ensure!(
+                    is_guided,
+                    "--negative-method guidance needs --guidance above 1, found {}",
+                    self.guidance
+                );
+                None
+            }
+            None if is_guided || self.negative_prompt.is_empty() => None,
+            None => method.is_one_call(strength).then_some(NegativeMethod::NASA),
+        };
+        ensure!(
+            method.is_some() || self.negative_scale.is_none(),
+            "--negative-scale is the strength of nasa or nag: choose one with --negative-method, or set --guidance alone"
+        );
+        Ok(method.map(|method| match self.negative_scale {
+            Some(scale) => method.with_scale(scale),
+            None => method,
+        }))
     }
 
     /// The method selected by the arguments; `default` is the model's own.
@@ -210,6 +246,17 @@ impl MethodArgs {
         let steps = self.steps.unwrap_or(kind.default_steps());
         Ok(Method::Sampler(kind, steps))
     }
+}
+
+/// A way in which a negative prompt acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum NegativeName {
+    /// Classifier-free guidance.
+    Guidance,
+    /// Negative-away steer attention.
+    Nasa,
+    /// Normalized attention guidance.
+    Nag,
 }
 
 /// SwiftBrush's rule, or a sampler.
@@ -319,6 +366,66 @@ mod tests {
         assert_eq!(found?, Method::Sampler(SamplerKind::Euler, 2));
         let asked: Result<_> = steps(&["--steps", "1"]);
         assert_eq!(asked?, turbo, "which the library rejects");
+        Ok(())
+    }
+
+    #[test]
+    fn one_call_applies_a_negative_prompt_by_nasa() -> Result<()> {
+        let turbo = Method::Sampler(SamplerKind::Euler, 1);
+        let negative = |arguments: &[&str], strength| {
+            let prompt = [&["--negative-prompt", "blurry"], arguments].concat();
+            Ok(request(&prompt, Ok(turbo), strength)?.negative_method)
+        };
+        let (nasa, nag) = (NegativeMethod::NASA, NegativeMethod::NAG);
+        for (arguments, strength, expected) in [
+            (&[][..], None, Some(nasa)),
+            (&[], Some(0.6), Some(nasa)),
+            (
+                &["--negative-scale", "0.5"],
+                None,
+                Some(nasa.with_scale(0.5)),
+            ),
+            (&["--negative-method", "nag"], None, Some(nag)),
+            (
+                &[
+                    "--negative-method",
+                    "nag",
+                    "--negative-scale",
+                    "3",
+                    "--steps",
+                    "4",
+                ],
+                None,
+                Some(nag.with_scale(3.0)),
+            ),
+            (&["--guidance", "2"], None, None),
+            (
+                &["--guidance", "2", "--negative-method", "guidance"],
+                None,
+                None,
+            ),
+            (&["--steps", "4"], None, None),
+        ] {
+            let found: Result<_> = negative(arguments, strength);
+            assert_eq!(found?, expected, "{arguments:?}");
+        }
+        for (arguments, part) in [
+            (&["--negative-method", "guidance"][..], "--guidance above 1"),
+            (
+                &["--steps", "4", "--negative-scale", "1"],
+                "choose one with",
+            ),
+            (
+                &["--guidance", "2", "--negative-scale", "1"],
+                "choose one with",
+            ),
+        ] {
+            let found: Result<_> = negative(arguments, None);
+            let error = found.expect_err("it is contradictory").to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        assert_eq!(request(&[], Ok(turbo), None)?.negative_method, None);
+        assert!(request(&["--negative-scale", "1"], Ok(turbo), None).is_err());
         Ok(())
     }
 

@@ -43,6 +43,8 @@ impl Settings {
         let scheduler = loader.scheduler()?;
         let mut request = args.method.request(loader.default_method(), None)?;
         request.method = with_steps_for_strength(args, request.method)?;
+        let strength = args.image.as_ref().map_or(1.0, |_| args.strength);
+        request.negative_method = args.method.negative_method(request.method, strength)?;
         check_steps(request.method, &scheduler)?;
         let scale = loader.scale()?;
         let start = match (image, &args.image) {
@@ -107,6 +109,9 @@ impl Settings {
             parts.push(format!("from {file} with strength {strength}{taken}"));
         }
         parts.push(format!("guidance {}", args.method.guidance));
+        if let Some(method) = self.request.negative_method {
+            parts.push(format!("negative prompt by {method}"));
+        }
         let [height, width] = self.size;
         parts.push(format!("{width}x{height}"));
         parts.push(match (&args.noise, jobs) {

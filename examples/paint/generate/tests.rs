@@ -4,7 +4,7 @@ use anyhow::Context;
 use image::{Rgb, RgbImage};
 use swiftbrush_checkpoint::sha256;
 use swiftbrush_pipeline::scheduler::SamplerKind;
-use swiftbrush_pipeline::{Method, Rng};
+use swiftbrush_pipeline::{Method, NegativeMethod, Rng};
 
 use super::*;
 use examples_common::miniature;
@@ -451,6 +451,39 @@ fn settings_are_described_in_one_line() -> Result<()> {
     let settings = Settings::new(&args, &loader, &source, None, None)?;
     let expected = "sampler ddim, 4 steps, trailing spacing, guidance 2, 64x32, seeds 7 to 9, cpu noise, on flex in f32";
     assert_eq!(settings.describe(&args, &source, &jobs), expected);
+    Ok(())
+}
+
+#[test]
+fn a_negative_prompt_acts_in_one_call_and_is_described_and_recorded() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (plain, steered) = (file(&folder, "plain.png"), file(&folder, "steered.png"));
+    paint(&["--output", &plain])?;
+    let negative = ["--negative-prompt", "star", "--output", &steered];
+    paint(&negative)?;
+    let record = Record::read(Path::new(&steered))?;
+    assert_eq!(record.negative_method, Some(NegativeMethod::NASA));
+    let [plain, steered] = [&plain, &steered].map(|path| read_image(Path::new(path)));
+    assert_ne!(plain?, steered?);
+
+    let args = Args::try_parse_from([&["generate", "p"][..], &negative].concat())?;
+    let (jobs, source) = (jobs(&args)?, source(&args)?);
+    let loader = ModelArgs::loader(&source, &args.model.device()?)?;
+    let settings = Settings::new(&args, &loader, &source, None, None)?;
+    let line = settings.describe(&args, &source, &jobs);
+    assert!(
+        line.contains("guidance 1, negative prompt by nasa 0.2,"),
+        "{line}"
+    );
+    let steps = [
+        "--sampler",
+        "ddim",
+        "--steps",
+        "4",
+        "--negative-prompt",
+        "star",
+    ];
+    assert!(error(paint(&steps)).contains("has no effect at guidance 1"));
     Ok(())
 }
 
