@@ -19,6 +19,7 @@ mod contrastive;
 mod data;
 mod ladder;
 mod model;
+mod negatives;
 mod painter;
 mod protocol;
 mod scorer;
@@ -160,6 +161,8 @@ enum Command {
     /// Measure systems with the protocol of docs/results.md.
     #[command(subcommand)]
     Protocol(protocol::Command),
+    /// Measure what negative prompts keep out of a student's images and what that costs.
+    Negatives(negatives::Options),
     /// Average two denoisers: λ·A + (1−λ)·B.
     Merge {
         #[arg(long, default_value_t = 0.5)]
@@ -229,6 +232,7 @@ fn main() -> Result<()> {
         ),
         Command::Ladder => ladder::climb(&workshop),
         Command::Protocol(command) => command.run(&workshop),
+        Command::Negatives(options) => negatives::negatives(&workshop, &options),
         Command::Merge {
             lambda,
             a,

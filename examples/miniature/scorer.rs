@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use crate::world::{COLORS, Layout, Outline, Placement, SHAPES, Scene};
+use crate::world::{COLORS, Layout, Object, Outline, Placement, SHAPES, Scene};
 
 /// Aspects of a caption that an image gets right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,6 +80,18 @@ pub(crate) fn read(picture: &[u8], scene: &Scene) -> Reading {
         },
         placements: found.iter().map(|found| found.placement).collect(),
     }
+}
+
+/// The colour of the ground of a square RGB image and its objects, largest first, at most `count`.
+pub(crate) fn objects(picture: &[u8], count: usize) -> (usize, Vec<Object>) {
+    let picture = Picture::new(picture);
+    let ground = picture.ground();
+    let object = |found: Found| Object {
+        color: found.color,
+        shape: found.shape,
+    };
+    let found = picture.objects(ground, count).into_iter();
+    (ground, found.map(object).collect())
 }
 
 /// Area and centre of mass of each shape in its bounding square, −½…½ on both axes.

@@ -9,4 +9,6 @@ mod measures;
 mod statistics;
 mod system;
 
+pub(crate) use captions::{Captions, Set};
 pub(crate) use command::Command;
+pub(crate) use statistics::{Interval, Paired};
