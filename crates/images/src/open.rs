@@ -213,6 +213,7 @@ fn open_decoder(bytes: &[u8]) -> Result<(Box<dyn ImageDecoder + '_>, Orientation
     let reader = Cursor::new(bytes);
     Ok(match image::guess_format(bytes)? {
         ImageFormat::Png => {
+            check_palette(bytes)?;
             let mut limits = Limits::no_limits();
             limits.max_alloc = Some(MAX_METADATA);
             let decoder = PngDecoder::with_limits(reader, limits)?;
@@ -285,6 +286,30 @@ fn has_transparency(image: &DynamicImage) -> bool {
         DynamicImage::ImageLumaA8(image) => image.pixels().any(|pixel| pixel.0[1] < 255),
         _ => false,
     }
+}
+
+/// Checks the length of a PNG's palette; the decoder (png 0.18.1) panics at one that is not a multiple of three.
+fn check_palette(bytes: &[u8]) -> Result<(), Fault> {
+    /// Length and type before a chunk's data, and the checksum after it.
+    const FRAME: usize = 12;
+    let mut rest = bytes.get(8..).unwrap_or_default();
+    while let Some((header, _)) = rest.split_first_chunk::<8>() {
+        let [a, b, c, d, kind @ ..] = *header;
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        let is_valid = (3..=3 * 256).contains(&length) && length.is_multiple_of(3);
+        match &kind {
+            b"PLTE" if !is_valid => {
+                let found = format!("has a palette of {length} bytes");
+                return Err(Fault::unsupported(
+                    found,
+                    "expected three for each of 1 to 256 colours",
+                ));
+            }
+            b"IDAT" => break,
+            _ => rest = rest.get(length.saturating_add(FRAME)..).unwrap_or_default(),
+        }
+    }
+    Ok(())
 }
 
 /// Number of components of a JPEG, from its frame header. The decoder reports only those of its own output.

@@ -53,6 +53,27 @@ fn every_format_and_orientation_decodes_as_in_pillow() {
 }
 
 #[test]
+fn palettes_of_a_wrong_length_are_rejected() {
+    let header = [0, 0, 0, 2, 0, 0, 0, 2, 8, 3, 0, 0, 0];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("palette.png");
+    for (length, is_valid) in [(0, false), (3, true), (4, false), (768, true), (771, false)] {
+        let mut pixels = ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        pixels.write_all(&[0; 6]).unwrap();
+        let mut png = b"\x89PNG\r\n\x1a\n".to_vec();
+        png.extend(chunk(b"IHDR", &header));
+        png.extend(chunk(b"PLTE", &vec![7; length]));
+        png.extend(chunk(b"IDAT", &pixels.finish().unwrap()));
+        png.extend(chunk(b"IEND", &[]));
+        std::fs::write(&path, png).unwrap();
+        match is_valid {
+            true => assert_eq!(open(&path).unwrap().image.get_pixel(1, 1), &Rgb([7; 3])),
+            false => rejected(&path, &format!("palette of {length} bytes")),
+        }
+    }
+}
+
+#[test]
 fn changes_are_reported() {
     let decoded = |name: &str| open(&golden().join("pictures").join(name)).unwrap();
     for (name, orientation) in [
