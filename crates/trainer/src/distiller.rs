@@ -468,7 +468,7 @@ impl Distiller {
 }
 
 /// Keys of texts in a snapshot.
-const FINGERPRINT: &str = "fingerprint";
+pub(crate) const FINGERPRINT: &str = "fingerprint";
 pub(crate) const RECIPE: &str = "recipe";
 
 /// The fingerprint in a snapshot.

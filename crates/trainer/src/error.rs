@@ -93,4 +93,16 @@ pub enum Error {
         /// The number of skipped steps that would let the run continue.
         allow: u64,
     },
+    /// A score, a loss or a gradient of preference tuning is a NaN or an infinity.
+    #[error(
+        "the {what} is {value} at step {step}; nothing was updated: check the judge and the features, or lower learning_rate"
+    )]
+    Preference {
+        /// The score, loss or gradient norm.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// The step.
+        step: u64,
+    },
 }

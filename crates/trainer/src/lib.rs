@@ -5,6 +5,9 @@
 //! log and previews on disk. [`losses`] are pure functions that need neither; a [`Reward`] adds your own
 //! loss, and a [`PromptSource`] your own source of prompts.
 //!
+//! A [`PreferenceTuner`] is a second algorithm: it tunes a finished student by the ranks that a [`Judge`] gives to its
+//! samples (DrPO), without a gradient of the reward.
+//!
 //! A run can be killed at any moment: random numbers depend only on seed and step, and a [`Snapshot`]
 //! holds everything else, so a resumed run ends with the same weights as one that was never killed, bit
 //! for bit on the CPU backend.
@@ -16,6 +19,7 @@
 
 mod adamw;
 mod distiller;
+mod drift;
 mod ema;
 mod error;
 mod fingerprint;
@@ -25,6 +29,7 @@ pub mod losses;
 mod micro_batch;
 mod networks;
 mod parameters;
+mod preference;
 mod prompts;
 mod random;
 mod recipe;
@@ -38,12 +43,14 @@ mod threads;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use distiller::Distiller;
+pub use drift::{DriftTargets, drift_field, drift_loss};
 pub use ema::Ema;
 pub use error::Error;
 pub use fingerprint::{Change, Fingerprint};
 pub use gradients::NamedGradients;
 pub use log::Timing;
 pub use networks::Networks;
+pub use preference::{FeatureMap, Judge, PreferenceRecipe, PreferenceReport, PreferenceTuner};
 pub use prompts::{PromptSource, Prompts};
 pub use random::{Purpose, Random};
 pub use recipe::{ClipRecipe, GuidanceScale, NullPrompts, Precision, Recipe};
