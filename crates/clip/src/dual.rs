@@ -12,7 +12,7 @@ use crate::{ClipConfig, TextEncoder};
 #[derive(Module, Debug)]
 pub struct Clip {
     text_model: TextModel,
-    vision_model: VisionModel,
+    pub(crate) vision_model: VisionModel,
     visual_projection: Linear,
     text_projection: Linear,
     /// Logarithm of the similarity scale in the contrastive loss, `[1]`.

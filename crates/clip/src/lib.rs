@@ -5,6 +5,7 @@
 //! - [`Clip`] embeds texts and images in a joint space, where [`cosine_similarity`] compares them;
 //! - [`preprocess`] prepares decoded images for it, and is differentiable.
 
+mod checkpointed;
 mod config;
 mod dual;
 mod open_clip;
@@ -15,6 +16,7 @@ mod transformer;
 mod vision;
 mod vocabulary;
 
+pub use checkpointed::CheckpointedEmbedding;
 pub use config::{ClipConfig, HiddenAct, TextConfig, VisionConfig};
 pub use dual::{Clip, cosine_similarity};
 pub use preprocess::{MEAN, STD, preprocess, resize};

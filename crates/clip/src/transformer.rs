@@ -45,6 +45,16 @@ impl Encoder {
             .iter()
             .fold(states, |states, layer| layer.forward(states, mask))
     }
+
+    /// Number of layers.
+    pub(crate) fn len(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// One layer of [`forward`](Self::forward).
+    pub(crate) fn layer(&self, index: usize, states: Tensor<3>, mask: Mask) -> Tensor<3> {
+        self.layers[index].forward(states, mask)
+    }
 }
 
 #[derive(Module, Debug)]

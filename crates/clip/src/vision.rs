@@ -59,6 +59,21 @@ impl VisionModel {
 
     /// States of the class token and of the patches: `[batch, 3, side, side]`, preprocessed → `[batch, 1 + patches, width]`
     pub(crate) fn states(&self, images: Tensor<4>) -> Tensor<3> {
+        self.encoder.forward(self.embed(images), Mask::None)
+    }
+
+    /// Number of layers.
+    pub(crate) fn n_layers(&self) -> usize {
+        self.encoder.len()
+    }
+
+    /// One layer of [`states`](Self::states), from the output of the one before or of [`embed`](Self::embed).
+    pub(crate) fn layer(&self, index: usize, states: Tensor<3>) -> Tensor<3> {
+        self.encoder.layer(index, states, Mask::None)
+    }
+
+    /// The input of the first layer.
+    pub(crate) fn embed(&self, images: Tensor<4>) -> Tensor<3> {
         let [batch, channels, _, _] = images.dims();
         assert_shape!(images, [batch, channels, self.image_size, self.image_size]);
         let patches = self.embeddings.patch_embedding.forward(images);
@@ -71,8 +86,7 @@ impl VisionModel {
         let class = class.reshape([1, 1, width]).expand([batch, 1, width]);
         let positions = self.embeddings.position_embedding.weight.val().cast(dtype);
         let tokens = Tensor::cat(vec![class, patches], 1) + positions.unsqueeze::<3>();
-        self.encoder
-            .forward(self.pre_layrnorm.forward(tokens), Mask::None)
+        self.pre_layrnorm.forward(tokens)
     }
 
     /// The normalised state of the class token: `[batch, 1 + patches, width]` → `[batch, width]`

@@ -1,10 +1,11 @@
 //! The operations as an extension of burn's `Backend`, which backends can override.
 
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, backend_extension};
 use burn::tensor::Shape;
 
 use crate::composed;
+use crate::dynamic_map::DynamicMap;
 use crate::options::{AdamWUpdate, Extras, GroupNormOptions, Mask, Window};
 
 /// The operations. Every method has a default body that works on all backends. Arithmetic is in the element type of the
@@ -135,6 +136,26 @@ pub(crate) trait Kernels: Backend {
         update: AdamWUpdate,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         composed::update::adamw::<Self>(weight, grad, first, second, update)
+    }
+
+    /// See [`crate::Quantized::new`]: packed codes and scales.
+    #[fusion(default)]
+    fn quantize(
+        values: FloatTensor<Self>,
+        map: DynamicMap,
+    ) -> (IntTensor<Self>, FloatTensor<Self>) {
+        composed::quantized::quantize::<Self>(values, map)
+    }
+
+    /// See [`crate::Quantized::values`].
+    #[fusion(default)]
+    fn dequantize(
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        size: usize,
+        map: DynamicMap,
+    ) -> FloatTensor<Self> {
+        composed::quantized::dequantize::<Self>(codes, scales, size, map)
     }
 
     /// See [`crate::lerp()`].

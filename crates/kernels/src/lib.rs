@@ -44,6 +44,7 @@ mod attention;
 mod autodiff;
 mod backend;
 mod cache;
+mod checkpoints;
 mod composed;
 mod convolution;
 #[cfg(feature = "flex")]
@@ -51,6 +52,7 @@ mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 mod device;
+mod dynamic_map;
 mod group_norm;
 mod layer_norm;
 mod linear;
@@ -58,23 +60,27 @@ mod mapped;
 mod memory;
 mod options;
 mod params;
+mod quantized;
 mod update;
 
 pub use activation::{gated_gelu, gelu, silu};
 pub use attention::{attention, softmax};
 pub use cache::keep_compiled_kernels;
+pub use checkpoints::{Checkpoints, input_grad};
 pub use convolution::{
     Conv2d, Conv2dConfig, Epilogue, conv2d, join_channels, to_conv_layout, upsample_nearest_2x,
 };
 #[cfg(feature = "flex")]
 pub use cpu::{Vectors, kernel_calls, set_vectors, vectors};
 pub use device::{Error, supports};
+pub use dynamic_map::DynamicMap;
 pub use group_norm::{GroupNorm, GroupNormConfig, group_norm};
 pub use layer_norm::{LayerNorm, LayerNormConfig, layer_norm};
 pub use linear::{Linear, LinearConfig, linear};
 pub use mapped::{Access, MappedFile, WeightFile};
 pub use memory::keep_freed_memory;
 pub use options::{Activation, AdamWUpdate, Mask, Window};
+pub use quantized::Quantized;
 pub use update::{adamw, lerp, sum_of_squares};
 
 #[cfg(doctest)]

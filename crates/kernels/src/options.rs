@@ -104,3 +104,6 @@ pub struct AdamWUpdate {
     /// Added to the square root of the second moment.
     pub epsilon: f64,
 }
+
+/// Elements that share a scale in [`crate::Quantized`], as in bitsandbytes' optimisers.
+pub(crate) const QUANTIZED_BLOCK: usize = 256;

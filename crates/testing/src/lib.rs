@@ -3,6 +3,7 @@
 //! `SWIFTBRUSH_TEST_DEVICE` selects the device: `flex` (the default), `wgpu` or `cuda`. The feature of
 //! the same name compiles its backend in.
 
+mod fill;
 mod fuzz;
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,6 +16,7 @@ use rand_distr::{Distribution, Normal};
 use safetensors::tensor::TensorView;
 use tempfile::TempDir;
 
+pub use fill::fill;
 pub use fuzz::fuzz;
 
 /// Tolerance of f32 results against a reference in f64, relative to the tensor's largest magnitude:

@@ -13,7 +13,7 @@ mod tiny;
 pub use config::{AutoencoderKlConfig, AutoencoderTinyConfig, DecoderBlockType, EncoderBlockType};
 pub use kl::{AutoencoderKl, Posterior};
 pub use tiling::Tiling;
-pub use tiny::AutoencoderTiny;
+pub use tiny::{AutoencoderTiny, CheckpointedDecoding};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

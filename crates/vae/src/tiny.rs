@@ -4,7 +4,7 @@ use burn::tensor::activation::relu;
 use burn::tensor::{DType, Device, Tensor};
 use serde_json::json;
 use swiftbrush_checkpoint::{Error, Model, Weights, load, read_config};
-use swiftbrush_kernels::{Conv2d, Conv2dConfig, Epilogue, upsample_nearest_2x};
+use swiftbrush_kernels::{Checkpoints, Conv2d, Conv2dConfig, Epilogue, upsample_nearest_2x};
 
 use crate::AutoencoderTinyConfig;
 use crate::names::of_taesd;
@@ -187,9 +187,63 @@ impl AutoencoderTiny {
     ///
     /// If the number of channels or the element type does not match the weights.
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
-        let latents = latents / self.scaling_factor;
-        let squashed = (latents / LATENT_MAGNITUDE).tanh() * LATENT_MAGNITUDE;
-        self.decoder.forward(squashed) * 2.0 - 1.0
+        let n_stages = self.decoder.stages().len();
+        (0..n_stages).fold(latents, |hidden, stage| self.decode_stage(stage, hidden))
+    }
+
+    /// [`decode`](Self::decode) for a backward pass with little memory: it runs without a graph and keeps only the inputs
+    /// of the decoder's stages, which [`CheckpointedDecoding::backward`] runs again.
+    ///
+    /// The network is frozen and on an autodiff device; latents lose their graph.
+    ///
+    /// # Shapes
+    ///
+    /// As [`decode`](Self::decode).
+    ///
+    /// # Panics
+    ///
+    /// As [`decode`](Self::decode).
+    pub fn decode_checkpointed(&self, latents: Tensor<4>) -> CheckpointedDecoding {
+        let plain = self.valid();
+        let n_stages = self.decoder.stages().len();
+        let link = |stage, hidden| plain.decode_stage(stage, hidden);
+        CheckpointedDecoding(Checkpoints::forward(n_stages, latents, link))
+    }
+
+    /// One of the decoder's stages, each at twice the size of the one before; the first begins with latents, the last
+    /// ends with images.
+    fn decode_stage(&self, stage: usize, mut hidden: Tensor<4>) -> Tensor<4> {
+        let stages = self.decoder.stages();
+        if stage == 0 {
+            let latents = hidden / self.scaling_factor;
+            hidden = (latents / LATENT_MAGNITUDE).tanh() * LATENT_MAGNITUDE;
+        }
+        let hidden = forward(stages[stage], hidden);
+        match stage + 1 == stages.len() {
+            true => hidden * 2.0 - 1.0,
+            false => hidden,
+        }
+    }
+}
+
+/// Images decoded by [`AutoencoderTiny::decode_checkpointed`], and the inputs of the decoder's stages.
+#[derive(Clone, Debug)]
+pub struct CheckpointedDecoding(Checkpoints<4>);
+
+impl CheckpointedDecoding {
+    /// The images, without a graph.
+    pub fn images(&self) -> Tensor<4> {
+        self.0.output()
+    }
+
+    /// The gradient of the latents, without a graph, for the network of the forward pass and the gradient of the images.
+    ///
+    /// # Panics
+    ///
+    /// If the gradient has another shape than the images, or the network is not on an autodiff device.
+    pub fn backward(self, network: &AutoencoderTiny, grad: Tensor<4>) -> Tensor<4> {
+        let link = |stage, hidden| network.decode_stage(stage, hidden);
+        self.0.backward(grad, link)
     }
 }
 
@@ -201,27 +255,44 @@ struct Sequence {
 
 impl Sequence {
     fn forward(&self, input: Tensor<4>) -> Tensor<4> {
-        let (mut hidden, mut layers) = (input, self.layers.as_slice());
-        // A convolution fuses the upsampling before it or the ReLU after it.
-        while let Some((layer, mut rest)) = layers.split_first() {
-            hidden = match (layer, rest) {
-                (Layer::Convolution(convolution), [Layer::Relu(_), after @ ..]) => {
-                    rest = after;
-                    convolution.forward_with(hidden, Epilogue::default().with_relu())
-                }
-                (Layer::Upsample(_), [Layer::Convolution(convolution), after @ ..]) => {
-                    rest = after;
-                    convolution.forward_upsampled(hidden)
-                }
-                (Layer::Convolution(convolution), _) => convolution.forward(hidden),
-                (Layer::Block(block), _) => block.forward(hidden),
-                (Layer::Relu(_), _) => relu(hidden),
-                (Layer::Upsample(_), _) => upsample_nearest_2x(hidden),
-            };
-            layers = rest;
-        }
-        hidden
+        forward(&self.layers, input)
     }
+
+    /// The layers up to the first upsampling, up to the second, and so on.
+    fn stages(&self) -> Vec<&[Layer]> {
+        let (mut stages, mut first) = (Vec::new(), 0);
+        for (index, layer) in self.layers.iter().enumerate() {
+            if matches!(layer, Layer::Upsample(_)) {
+                stages.push(&self.layers[first..index]);
+                first = index;
+            }
+        }
+        stages.push(&self.layers[first..]);
+        stages
+    }
+}
+
+fn forward(layers: &[Layer], input: Tensor<4>) -> Tensor<4> {
+    let (mut hidden, mut layers) = (input, layers);
+    // A convolution fuses the upsampling before it or the ReLU after it.
+    while let Some((layer, mut rest)) = layers.split_first() {
+        hidden = match (layer, rest) {
+            (Layer::Convolution(convolution), [Layer::Relu(_), after @ ..]) => {
+                rest = after;
+                convolution.forward_with(hidden, Epilogue::default().with_relu())
+            }
+            (Layer::Upsample(_), [Layer::Convolution(convolution), after @ ..]) => {
+                rest = after;
+                convolution.forward_upsampled(hidden)
+            }
+            (Layer::Convolution(convolution), _) => convolution.forward(hidden),
+            (Layer::Block(block), _) => block.forward(hidden),
+            (Layer::Relu(_), _) => relu(hidden),
+            (Layer::Upsample(_), _) => upsample_nearest_2x(hidden),
+        };
+        layers = rest;
+    }
+    hidden
 }
 
 #[derive(Module, Debug)]

@@ -44,11 +44,13 @@ fn check_tiny(name: &str) {
     let decoded = vae.decode(latents.clone());
     assert_close(decoded.clone().inner(), tensor("decoded").inner(), F32);
     let grads = (decoded * tensor("weight")).sum().backward();
-    assert_close(
-        latents.grad(&grads).unwrap(),
-        tensor("latents_grad").inner(),
-        F32,
-    );
+    let expected = tensor("latents_grad").inner();
+    assert_close(latents.grad(&grads).unwrap(), expected.clone(), F32);
+
+    let pass = vae.decode_checkpointed(latents);
+    assert_close(pass.images(), tensor("decoded").inner(), F32);
+    let grad = pass.backward(&vae, tensor("weight").inner());
+    assert_close(grad, expected, F32);
 }
 
 #[test]

@@ -6,6 +6,7 @@ pub(crate) mod group_norm;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod pointwise;
+pub(crate) mod quantized;
 pub(crate) mod update;
 
 mod cast;

@@ -11,6 +11,7 @@ mod normalize;
 mod pointwise;
 mod prefetch;
 mod product;
+mod quantized;
 mod scratch;
 mod stored;
 mod target;
@@ -22,12 +23,13 @@ mod vectors;
 mod winograd;
 
 use burn::backend::ops::ActivationOps;
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{DType, Shape};
 
 use crate::backend::{KernelGrads, Kernels};
 use crate::composed;
+use crate::dynamic_map::DynamicMap;
 use crate::options::{AdamWUpdate, Extras, GroupNormOptions, Mask, Window};
 
 pub use counters::kernel_calls;
@@ -172,6 +174,22 @@ impl Kernels for Flex {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let [weight, first, second] = update::adamw(weight, [grad, first, second], update);
         (weight, first, second)
+    }
+
+    fn quantize(
+        values: FloatTensor<Self>,
+        map: DynamicMap,
+    ) -> (IntTensor<Self>, FloatTensor<Self>) {
+        quantized::quantize(&F32::contiguous(values), map)
+    }
+
+    fn dequantize(
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        size: usize,
+        map: DynamicMap,
+    ) -> FloatTensor<Self> {
+        quantized::dequantize(&codes, &F32::contiguous(scales), size, map)
     }
 
     fn lerp(start: FloatTensor<Self>, end: FloatTensor<Self>, factor: f64) -> FloatTensor<Self> {
