@@ -5,12 +5,26 @@ use crate::open_clip::{CONFIG, OpenClipConfig, as_transformers, is_open_clip, te
 
 /// Activation of the feed-forward layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", try_from = "String")]
 pub enum HiddenAct {
     /// The exact Gaussian error linear unit (OpenCLIP's weights).
     Gelu,
     /// `x · sigmoid(1.702·x)` (OpenAI's weights).
     QuickGelu,
+}
+
+impl TryFrom<String> for HiddenAct {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        match name.as_str() {
+            "gelu" => Ok(Self::Gelu),
+            "quick_gelu" => Ok(Self::QuickGelu),
+            _ => Err(format!(
+                "unsupported `hidden_act` \"{name}\"; expected \"gelu\" or \"quick_gelu\""
+            )),
+        }
+    }
 }
 
 /// `text_encoder/config.json`, or `text_config` in the configuration of a complete CLIP. Defaults are those of
@@ -267,4 +281,23 @@ fn check_heads(width: usize, heads: usize) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unsupported_activations_are_named() {
+        let error = serde_json::from_str::<TextConfig>(r#"{"hidden_act": "gelu_new"}"#);
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.starts_with("unsupported `hidden_act` \"gelu_new\"; expected"),
+            "{error}"
+        );
+        for act in [HiddenAct::Gelu, HiddenAct::QuickGelu] {
+            let text = serde_json::to_string(&act).unwrap();
+            assert_eq!(serde_json::from_str::<HiddenAct>(&text).unwrap(), act);
+        }
+    }
 }

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use burn::tensor::DType;
 use swiftbrush_clip::TokenizerError;
 
 /// Errors of loading a model or generating an image.
@@ -55,13 +56,18 @@ pub enum Error {
     #[error("{0}")]
     Request(String),
     /// The output of a network contains a NaN or an infinity.
-    #[error(
-        "the {part} produced a NaN or an infinity in {dtype:?}; try f32, or other weights if it was f32"
-    )]
+    #[error("the {part} produced a NaN or an infinity in {dtype:?}; {}", remedy(*dtype))]
     NotFinite {
         /// The network.
         part: &'static str,
         /// The element type of its arithmetic.
-        dtype: burn::tensor::DType,
+        dtype: DType,
     },
+}
+
+fn remedy(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "check the weights and the strengths of adapters",
+        _ => "try f32",
+    }
 }

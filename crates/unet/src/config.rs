@@ -65,7 +65,10 @@ impl BlockType {
 
 /// One value for all blocks, or one per block.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected a whole number, or a list with one per block"
+)]
 pub enum OneOrMany {
     /// The same for all.
     One(usize),

@@ -54,3 +54,14 @@ fn values_that_differ_are_errors() {
         assert!(error.contains(name), "{name} = {value}: {error}");
     }
 }
+
+#[test]
+fn values_of_a_wrong_type_say_what_is_expected() {
+    for value in [json!(null), json!("8"), json!([5, "10"])] {
+        let error = with("attention_head_dim", value.clone())
+            .unwrap_err()
+            .to_string();
+        let found = format!("`attention_head_dim` = {value}: expected a whole number");
+        assert!(error.contains(&found), "{error}");
+    }
+}
