@@ -10,6 +10,7 @@
 //! is generated in a batch of the same size, because the batch size affects the last bits, too.
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "programs print")]
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -18,9 +19,12 @@ use clap::Parser;
 use image::RgbImage;
 use swiftbrush_checkpoint::sha256;
 use swiftbrush_images::{MAX_PIXELS, fit};
-use swiftbrush_pipeline::{Record, Seeds, Start};
+use swiftbrush_pipeline::edit::{Edit, Masking};
+use swiftbrush_pipeline::{Between, EditRecord, FileRecord, Record, Seeds, Start};
 
-use examples_common::{device, enlarged, image, read_image, tensor};
+use examples_common::{
+    device, enlarged, enlargement, image, mask as mask_of, read_image, read_mask, shrunk, tensor,
+};
 
 /// Generates pictures again from their records, and compares them.
 #[derive(Debug, Parser)]
@@ -34,9 +38,12 @@ struct Args {
     /// Adapters, in the order of the record, if they have moved; repeatable
     #[arg(long)]
     lora: Vec<PathBuf>,
-    /// Start image, if it has moved
+    /// Start image or edited picture, if it has moved
     #[arg(long)]
     image: Option<PathBuf>,
+    /// Mask, if it has moved
+    #[arg(long)]
+    mask: Option<PathBuf>,
     /// Device [default: that of the record]
     #[arg(long)]
     device: Option<String>,
@@ -106,16 +113,15 @@ fn located(args: &Args, mut record: Record) -> Result<Record> {
     if let Some(model) = &args.model {
         record.source.model.clone_from(model);
     }
-    if let (Some(start), Some(image)) = (&mut record.start, &args.image) {
-        start.file.clone_from(image);
-    }
+    move_inputs(args, &mut record);
+    let inputs = inputs(&record);
     let source = &record.source;
     let others = source.configs.iter().chain(source.components.values());
     let files = others.map(|path| (path, "--model"));
     let adapters = source.adapters.iter().map(|(path, _)| (path, "--lora"));
-    let start = record.start.iter().map(|start| (&start.file, "--image"));
+    let inputs = inputs.iter().map(|(input, option)| (&input.file, *option));
     let all = std::iter::once((&source.model, "--model"));
-    for (path, option) in all.chain(files).chain(adapters).chain(start) {
+    for (path, option) in all.chain(files).chain(adapters).chain(inputs) {
         ensure!(
             path.is_dir() || path.is_file(),
             "the record names {}, which is not a file or folder here: give {option} PATH",
@@ -125,7 +131,40 @@ fn located(args: &Args, mut record: Record) -> Result<Record> {
     Ok(record)
 }
 
-/// Checks the hashes of the model's files and of the start image.
+/// Sets where the picture that the recorded one was made from is now, and its mask.
+fn move_inputs(args: &Args, record: &mut Record) {
+    let (start, edit) = (&mut record.start, &mut record.edit);
+    if let Some(image) = &args.image {
+        let of_start = start.iter_mut().map(|start| &mut start.file);
+        let of_edit = edit.iter_mut().map(|edit| &mut edit.image.file);
+        of_start
+            .chain(of_edit)
+            .for_each(|file| file.clone_from(image));
+    }
+    if let Some(mask) = &args.mask {
+        let of_start = start.iter_mut().filter_map(|start| start.mask.as_mut());
+        let of_edit = edit.iter_mut().filter_map(|edit| edit.mask.as_mut());
+        let masks = of_start.chain(of_edit);
+        masks.for_each(|file| file.file.clone_from(mask));
+    }
+}
+
+/// Pictures that the recorded one was made from, with the option that says where each is now.
+fn inputs(record: &Record) -> Vec<(FileRecord, &'static str)> {
+    let pair = |image: FileRecord, mask: &Option<FileRecord>| {
+        let mask = mask.clone().map(|mask| (mask, "--mask"));
+        std::iter::once((image, "--image")).chain(mask)
+    };
+    let start = record.start.iter().flat_map(|start| {
+        let (file, sha256) = (start.file.clone(), start.sha256.clone());
+        pair(FileRecord { file, sha256 }, &start.mask)
+    });
+    let edit = record.edit.iter();
+    let edit = edit.flat_map(|edit| pair(edit.image.clone(), &edit.mask));
+    start.chain(edit).collect()
+}
+
+/// Checks the hashes of the model's files and of pictures.
 fn check_hashes(record: &Record) -> Result<()> {
     let expect = |file: &str, found: &str, expected: &str| {
         ensure!(
@@ -141,14 +180,11 @@ fn check_hashes(record: &Record) -> Result<()> {
             expect(file, found, expected)?;
         }
     }
-    match &record.start {
-        Some(start) => expect(
-            &start.file.display().to_string(),
-            &sha256(&start.file)?,
-            &start.sha256,
-        ),
-        None => Ok(()),
+    for (input, _) in inputs(record) {
+        let file = input.file.display().to_string();
+        expect(&file, &sha256(&input.file)?, &input.sha256)?;
     }
+    Ok(())
 }
 
 /// Generates the recorded picture again in a batch of the recorded size.
@@ -159,12 +195,29 @@ fn generate(args: &Args, record: &Record) -> Result<RgbImage> {
     let mut pipeline = loader.load()?;
     pipeline.scheduler = record.scheduler.clone();
     let [index, batch] = record.batch;
-    let mut request = record
-        .request()
-        .with_prompts(vec![record.prompt.clone(); batch]);
+    let seeds = |seed| Seeds::new(record.rng, std::iter::repeat_n(seed, batch));
+    let mut noise = seeds(record.seed);
+    let prompts = vec![record.prompt.clone(); batch];
+    let mut request = record.request().with_prompts(prompts.iter().cloned());
     request.start = start(record, batch, scale, &device)?;
-    let seeds = std::iter::repeat_n(record.seed, batch);
-    let painting = pipeline.generate(&request, &mut Seeds::new(record.rng, seeds))?;
+    let painting = match (&record.edit, &record.between) {
+        (Some(edit), _) => {
+            let edit = again(edit, record, prompts, scale, &device)?;
+            pipeline.edit(&edit, &mut noise)?
+        }
+        (None, Some(between)) => {
+            let shares = vec![between.share; batch];
+            let first = request.clone().with_prompts([record.prompt.as_str()]);
+            let last = pipeline.encode(&[&between.prompt])?;
+            let conditioning = pipeline
+                .encode_request(&first)?
+                .interpolate(&last, &shares)?;
+            let noise = &mut Between::new(noise, seeds(between.seed), shares);
+            let mut watch = |_| ControlFlow::Continue(());
+            pipeline.generate_encoded(&conditioning, &request, noise, &mut watch)?
+        }
+        (None, None) => pipeline.generate(&request, &mut noise)?,
+    };
     let pictures = painting.pictures();
     let picture = pictures.get(index).context("a picture for each prompt")?;
     Ok(image(&enlarged(picture, record.enlarged)))
@@ -175,13 +228,45 @@ fn start(record: &Record, batch: usize, scale: usize, device: &Device) -> Result
     let Some(start) = &record.start else {
         return Ok(None);
     };
-    let [height, width] = record.size.map(|side| side as u32);
     let image = read_image(&start.file)?;
-    let image = fit(&image, width, height, scale as u32);
-    Ok(Some(Start {
-        images: tensor(&image, batch, device),
-        strength: start.strength,
-    }))
+    let mask = start.mask.as_ref();
+    let mask = mask.map(|mask| read_mask(&mask.file, &image)).transpose()?;
+    let [height, width] = record.size.map(|side| side as u32);
+    let fitted = |image: &RgbImage| fit(image, width, height, scale as u32);
+    let mut start = Start::new(tensor(&fitted(&image), batch, device), start.strength);
+    let mask = mask.map(|mask| mask_of(&fitted(&mask), device));
+    start.mask = mask.transpose()?;
+    Ok(Some(start))
+}
+
+/// The edit, as in `generate`.
+fn again(
+    edit: &EditRecord,
+    record: &Record,
+    prompts: Vec<String>,
+    scale: usize,
+    device: &Device,
+) -> Result<Edit> {
+    let file = &edit.image.file;
+    let picture = read_image(file)?;
+    let factor = Record::read(file).map_or(1, |record| enlargement(&picture, &record));
+    let mask = edit.mask.as_ref();
+    let mask = mask
+        .map(|mask| read_mask(&mask.file, &picture))
+        .transpose()?;
+    let [height, width] = record.size.map(|side| side as u32);
+    let fitted = |image: &RgbImage| fit(&shrunk(image, factor), width, height, scale as u32);
+    let sources = vec![edit.source_prompt.clone(); prompts.len()];
+    let masking = match (edit.automatic_mask, mask) {
+        (Some(automatic), _) => Masking::Automatic(automatic),
+        (None, Some(mask)) => Masking::Given(mask_of(&fitted(&mask), device)?),
+        (None, None) => Masking::None,
+    };
+    let images = tensor(&fitted(&picture), prompts.len(), device);
+    Ok(Edit::new(images, sources, prompts)
+        .with_options(edit.options)
+        .with_masking(masking)
+        .with_method(record.method))
 }
 
 /// The largest difference of a byte, if it is within `tolerance`.
@@ -208,7 +293,7 @@ fn compare(found: &RgbImage, expected: &RgbImage, tolerance: u8) -> Result<u8> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use swiftbrush_pipeline::{Picture, Request, Rng, Source, StartRecord};
+    use swiftbrush_pipeline::{BetweenRecord, Picture, Request, Rng, Source, StartRecord};
 
     use super::*;
     use examples_common::{miniature, write_picture};
@@ -270,6 +355,51 @@ mod tests {
         verified(&record, change, &["--tolerance", "4"])
     }
 
+    /// An edit of an enlarged picture, and a picture between two prompts.
+    #[test]
+    fn edits_and_frames_are_verified() -> Result<()> {
+        let (folder, device) = (tempfile::tempdir()?, Device::flex());
+        let [first, second] = ["first.png", "second.png"].map(|name| folder.path().join(name));
+        let (mut record, seeds) = (record()?, || Seeds::new(Rng::Native, [3]));
+        let pipeline = record.source.loader(&device)?.load()?;
+        let verified = |record: &Record, picture: &Picture| {
+            write_picture(&enlarged(picture, 2), record, &second)?;
+            let args = Args::try_parse_from(["verify".as_ref(), second.as_os_str()])?;
+            verify(&args, &second)
+        };
+        let painting = pipeline.generate(&record.request(), &mut seeds())?;
+        let picture = &painting.pictures()[0];
+        write_picture(&enlarged(picture, 2), &record, &first)?;
+
+        let edit = Edit::of_picture(picture, "a red circle", "a blue circle", &device)?;
+        let edited = pipeline.edit(&edit, &mut seeds())?;
+        let mut of_edit = record.clone().with_image("a blue circle", 3);
+        of_edit.edit = Some(EditRecord {
+            image: FileRecord::of_file(&first)?,
+            source_prompt: "a red circle".to_owned(),
+            options: edit.options,
+            automatic_mask: None,
+            mask: None,
+        });
+        verified(&of_edit, &edited.pictures()[0])?;
+        std::fs::write(&first, "another")?;
+        let error = verified(&of_edit, &edited.pictures()[0]).expect_err("it has changed");
+        assert!(error.to_string().contains("has changed"), "{error}");
+
+        let [from, to] = ["a red circle", "a blue ring"].map(|prompt| pipeline.encode(&[prompt]));
+        let conditioning = from?.interpolate(&to?, &[0.5])?;
+        let noise = &mut Between::new(seeds(), Seeds::new(Rng::Native, [4]), [0.5]);
+        let watch = &mut |_| ControlFlow::Continue(());
+        let request = record.request();
+        let painting = pipeline.generate_encoded(&conditioning, &request, noise, watch)?;
+        record.between = Some(BetweenRecord {
+            prompt: "a blue ring".to_owned(),
+            seed: 4,
+            share: 0.5,
+        });
+        verified(&record, &painting.pictures()[0])
+    }
+
     #[test]
     fn another_seed_or_model_is_noticed() -> Result<()> {
         let mut other = record()?;
@@ -323,6 +453,7 @@ mod tests {
                     file: "/dev/zero".into(),
                     sha256: String::new(),
                     strength: 0.5,
+                    mask: None,
                 });
             }),
         ];

@@ -1,7 +1,7 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::{FloatDType, Tensor};
-use swiftbrush_vae::{AutoencoderKl, AutoencoderTiny, Tiling};
+use swiftbrush_vae::{AutoencoderKl, AutoencoderTiny, Posterior, Tiling};
 
 use crate::Error;
 use crate::denoise::finite;
@@ -20,6 +20,13 @@ pub enum Decoder {
     Tiled(AutoencoderKl, Tiling),
     /// The tiny autoencoder.
     Tiny(AutoencoderTiny),
+}
+
+/// The output of an encoder: a distribution of latents, or the latents themselves.
+#[allow(clippy::large_enum_variant, reason = "it is taken apart at once")]
+enum Encoded {
+    Posterior(Posterior),
+    Latents(Tensor<4>),
 }
 
 impl Decoder {
@@ -76,13 +83,32 @@ impl Decoder {
         images: Tensor<4>,
         noise: impl FnOnce() -> Result<Tensor<4>, Error>,
     ) -> Result<Tensor<4>, Error> {
+        Ok(match self.encoded(images) {
+            Encoded::Posterior(posterior) => posterior.sample(noise()?.cast(self.dtype())),
+            Encoded::Latents(latents) => latents,
+        })
+    }
+
+    /// Encodes images to the most probable scaled latents.
+    ///
+    /// # Shapes
+    ///
+    /// - images: `[batch, 3, height, width]`, RGB in −1…1, sides multiples of [`scale`](Self::scale)
+    /// - returns: `[batch, channels, height/scale, width/scale]`
+    pub fn encode_mode(&self, images: Tensor<4>) -> Tensor<4> {
+        match self.encoded(images) {
+            Encoded::Posterior(posterior) => posterior.mode(),
+            Encoded::Latents(latents) => latents,
+        }
+    }
+
+    fn encoded(&self, images: Tensor<4>) -> Encoded {
         let images = images.cast(self.dtype());
-        let posterior = match self {
-            Self::Kl(vae) => vae.encode(images),
-            Self::Tiled(vae, tiling) => vae.encode_tiled(images, *tiling),
-            Self::Tiny(vae) => return Ok(vae.encode(images)),
-        };
-        Ok(posterior.sample(noise()?.cast(self.dtype())))
+        match self {
+            Self::Kl(vae) => Encoded::Posterior(vae.encode(images)),
+            Self::Tiled(vae, tiling) => Encoded::Posterior(vae.encode_tiled(images, *tiling)),
+            Self::Tiny(vae) => Encoded::Latents(vae.encode(images)),
+        }
     }
 
     /// Number of pixels per latent, along each axis; 8 for Stable Diffusion.

@@ -5,6 +5,7 @@ use swiftbrush_scheduler::{History, NoiseSchedule, Sampler, SamplerKind, Schedul
 use swiftbrush_unet::{Context, UNet};
 
 use crate::decoder::Decoder;
+use crate::mask::blend;
 use crate::progress::{Stage, Watcher};
 use crate::request::n_taken;
 use crate::{Conditioning, Error, Method, Noise, Request, Start, Warning, limits};
@@ -30,6 +31,63 @@ enum Plan {
     Sampler(Sampler),
 }
 
+impl Plan {
+    fn n_calls(&self) -> usize {
+        match self {
+            Self::OneStep(_) => 1,
+            Self::Sampler(sampler) => sampler.steps().len(),
+        }
+    }
+}
+
+/// Latents before the first call, and what a mask keeps.
+pub(crate) struct Begun {
+    latents: Tensor<4>,
+    kept: Option<Kept>,
+}
+
+/// Latents and noise of images to start from, kept outside a mask.
+struct Kept {
+    clean: Tensor<4>,
+    noise: Tensor<4>,
+    mask: Tensor<4>,
+}
+
+impl Begun {
+    /// Latents that are blended, outside the mask, with those of the images: clean ones and noise by these factors.
+    fn keep(&self, latents: Tensor<4>, [clean, level]: [f64; 2]) -> Tensor<4> {
+        let Some(kept) = &self.kept else {
+            return latents;
+        };
+        let original = kept.clean.clone() * clean + kept.noise.clone() * level;
+        blend(kept.mask.clone(), latents, original)
+    }
+}
+
+/// Strength above which a single call sees nothing of the image.
+const FILLING: f64 = 0.8;
+/// Largest share of an image that a single call may fill.
+const LARGEST_HOLE: f64 = 1.0 / 16.0;
+
+/// Fails for large holes in a single call: noise knows nothing of the surroundings, and no later step mends it.
+fn check_filling(start: &Start, plan: &Plan) -> Result<(), Error> {
+    let Some(mask) = &start.mask else {
+        return Ok(());
+    };
+    if plan.n_calls() > 1 || start.strength <= FILLING {
+        return Ok(());
+    }
+    let share = mask.share();
+    if share <= LARGEST_HOLE {
+        return Ok(());
+    }
+    Err(Error::Request(format!(
+        "a mask over {:.0} % of the image at strength {} in a single call: one step cannot fill a hole, because it sees noise instead of the surroundings; take two steps, between which the surroundings are noised again (`--sampler lcm --steps 2`), or a strength of at most {FILLING}",
+        share * 100.0,
+        start.strength
+    )))
+}
+
 impl Denoising<'_> {
     /// Checks a request of `batch` images against itself and the model.
     pub(crate) fn check(&self, request: &Request, batch: usize) -> Result<(), Error> {
@@ -52,7 +110,11 @@ impl Denoising<'_> {
         if let Some(start) = &request.start {
             self.check_start(start, request.size, batch)?;
         }
-        self.plan(request).map(drop)
+        let plan = self.plan(request)?;
+        match &request.start {
+            Some(start) => check_filling(start, &plan),
+            None => Ok(()),
+        }
     }
 
     fn check_start(
@@ -82,7 +144,10 @@ impl Denoising<'_> {
         if !(0.0..=1.0).contains(&start.strength) {
             return refuse(format!("strength {}; expected 0 to 1", start.strength));
         }
-        Ok(())
+        match &start.mask {
+            Some(mask) => mask.check(start.images.dims()),
+            None => Ok(()),
+        }
     }
 
     fn plan(&self, request: &Request) -> Result<Plan, Error> {
@@ -142,21 +207,23 @@ impl Denoising<'_> {
         batch: usize,
         decoder: impl FnOnce() -> Result<Decoder, Error>,
         noise: &mut dyn Noise,
-    ) -> Result<Tensor<4>, Error> {
+    ) -> Result<Begun, Error> {
         let plan = self.plan(request)?;
         let (channels, _) = self.latents;
         let [height, width] = self.size(request).map(|side| side / self.scale);
         let shape = [batch, channels, height, width];
-        let Some(Start { images, .. }) = &request.start else {
+        let Some(Start { images, mask, .. }) = &request.start else {
             let noise = noise.draw(shape, self.device)?;
-            return Ok(match plan {
+            let latents = match plan {
                 Plan::OneStep(_) => noise,
                 Plan::Sampler(sampler) => noise.cast(FloatDType::F32) * sampler.initial_scale(),
-            });
+            };
+            let kept = None;
+            return Ok(Begun { latents, kept });
         };
         let latents = decoder()?.encode(images.clone(), || noise.draw(shape, self.device))?;
-        let latents = latents.cast(FloatDType::F32);
-        finite("encoder", &latents)?;
+        let images = latents.cast(FloatDType::F32);
+        finite("encoder", &images)?;
         let noise = noise.draw(shape, self.device)?.cast(FloatDType::F32);
         let [clean, level] = match plan {
             Plan::OneStep(timestep) => {
@@ -165,7 +232,13 @@ impl Denoising<'_> {
             }
             Plan::Sampler(sampler) => sampler.steps()[0].entry,
         };
-        Ok(latents * clean + noise * level)
+        let kept = mask.as_ref().map(|mask| Kept {
+            clean: images.clone(),
+            noise: noise.clone(),
+            mask: mask.latents(self.scale),
+        });
+        let latents = images * clean + noise * level;
+        Ok(Begun { latents, kept })
     }
 
     /// Computes clean latents from noisy ones, in f32. The loop runs in f32; the network gets its own element type.
@@ -174,7 +247,7 @@ impl Denoising<'_> {
         unet: &UNet,
         request: &Request,
         conditioning: &Conditioning,
-        start: Tensor<4>,
+        start: Begun,
         noise: &mut dyn Noise,
         watcher: &mut Watcher<'_>,
     ) -> Result<Tensor<4>, Error> {
@@ -191,8 +264,9 @@ impl Denoising<'_> {
             Plan::OneStep(timestep) => {
                 tell(0, 1, None)?;
                 let schedule = NoiseSchedule::new(self.scheduler);
-                let output = network.call(start.clone(), timestep as f64);
-                let latents = schedule.clean_latents(output, start, timestep);
+                let output = network.call(start.latents.clone(), timestep as f64);
+                let latents = schedule.clean_latents(output, start.latents.clone(), timestep);
+                let latents = start.keep(latents, [1.0, 0.0]);
                 finite_in("denoiser", &latents, self.dtype)?;
                 tell(1, 1, Some(latents.clone()))?;
                 return Ok(latents);
@@ -200,7 +274,7 @@ impl Denoising<'_> {
         };
         let n_calls = sampler.steps().len();
         tell(0, n_calls, None)?;
-        let mut latents = start;
+        let mut latents = start.latents.clone();
         let mut history = History::default();
         for (index, step) in sampler.steps().iter().enumerate() {
             let output = network.call(step.input(latents.clone()), step.timestep);
@@ -210,6 +284,8 @@ impl Denoising<'_> {
                 let noise = noise.draw(latents.dims(), self.device)?;
                 latents = latents + noise.cast(FloatDType::F32) * step.fresh;
             }
+            let next = sampler.steps().get(index + 1);
+            latents = start.keep(latents, next.map_or([1.0, 0.0], |next| next.entry));
             tell(index + 1, n_calls, Some(expected))?;
         }
         // Checked only once, because a NaN persists and reading waits for the device.
@@ -320,7 +396,7 @@ pub(crate) fn finite<const D: usize>(part: &'static str, tensor: &Tensor<D>) -> 
 }
 
 /// Checks the output of a network whose arithmetic is in `dtype`.
-fn finite_in<const D: usize>(
+pub(crate) fn finite_in<const D: usize>(
     part: &'static str,
     tensor: &Tensor<D>,
     dtype: DType,

@@ -1,6 +1,6 @@
 use burn::tensor::Tensor;
 
-use crate::{Conditioning, Picture, Warning};
+use crate::{Conditioning, Mask, Picture, Warning};
 
 /// Generated images, and the tensors they were computed from.
 #[derive(Clone, Debug)]
@@ -14,6 +14,8 @@ pub struct Generation {
     pub conditioning: Conditioning,
     /// Deviations from the request, such as truncated prompts.
     pub warnings: Vec<Warning>,
+    /// The mask of an edit or of image to image, outside which the images are the originals.
+    pub mask: Option<Mask>,
 }
 
 impl Generation {
@@ -29,6 +31,7 @@ impl Generation {
             latents,
             conditioning,
             warnings,
+            mask: None,
         }
     }
 

@@ -188,8 +188,12 @@ impl Loader {
         };
         let decoder = self.decoder()?;
         let images = decoder.decode_watched(latents.clone(), &mut watcher)?;
-        let warnings = denoising.warnings(request);
-        Ok(Generation::new(images, latents, conditioning, warnings))
+        let (images, warnings) = (request.paste(images), denoising.warnings(request));
+        let generation = Generation::new(images, latents, conditioning, warnings);
+        Ok(Generation {
+            mask: request.mask(),
+            ..generation
+        })
     }
 
     /// Loads only the tokenizer.

@@ -1,13 +1,17 @@
 //! Records of how an image was generated, written to its file.
 
+mod changed;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use swiftbrush_scheduler::{Sampler, SamplerKind, SchedulerConfig, TimestepSpacing};
 
-use crate::source::{ADAPTER, hash_of, label};
+use crate::source::{ADAPTER, label};
 use crate::{Error, Method, NegativeMethod, Request, Rng, Source, TextToImage, limits};
+
+pub use changed::{BetweenRecord, EditRecord, FileRecord};
 
 /// An image that generation started from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,10 +22,13 @@ pub struct StartRecord {
     pub sha256: String,
     /// Share of the image that was replaced with noise, 0 to 1.
     pub strength: f64,
+    /// The mask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<FileRecord>,
 }
 
-/// The size limit of a start image's file, in bytes.
-const MAX_START: u64 = 1 << 28;
+/// The size limit of a file that an image is made from, in bytes.
+const MAX_FILE: u64 = 1 << 28;
 
 impl StartRecord {
     /// Hashes the file of an image.
@@ -30,29 +37,25 @@ impl StartRecord {
     ///
     /// If it cannot be read, is not a regular file, or is larger than 256 MiB.
     pub fn of_file(file: impl Into<PathBuf>, strength: f64) -> Result<Self, Error> {
-        let file = file.into();
-        let sha256 = hash_of(&file, MAX_START)?;
+        let FileRecord { file, sha256 } = FileRecord::of_file(file)?;
         Ok(Self {
             file,
             sha256,
             strength,
+            mask: None,
         })
     }
 
-    /// Checks that the file is still the one that generation started from.
+    /// Checks that the files are still the ones that generation started from.
     ///
     /// # Errors
     ///
-    /// If it is not; otherwise same as [`of_file`](Self::of_file).
+    /// If one is not; otherwise same as [`of_file`](Self::of_file).
     pub fn check_file(&self) -> Result<(), Error> {
-        let found = hash_of(&self.file, MAX_START)?;
-        if found == self.sha256 {
-            return Ok(());
-        }
-        Err(Error::Picture {
-            path: self.file.clone(),
-            reason: format!("expected SHA-256 {}, found {found}", self.sha256),
-        })
+        let (file, sha256) = (self.file.clone(), self.sha256.clone());
+        let image = FileRecord { file, sha256 };
+        let files = std::iter::once(&image).chain(&self.mask);
+        files.into_iter().try_for_each(FileRecord::check_file)
     }
 }
 
@@ -92,6 +95,12 @@ pub struct Record {
     /// The image that generation started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<StartRecord>,
+    /// The edit that made the image of another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edit: Option<EditRecord>,
+    /// The other end of an animation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub between: Option<BetweenRecord>,
     /// The scheduler's configuration.
     pub scheduler: SchedulerConfig,
     /// Factor by which the image was enlarged afterwards, 1 to 64.
@@ -173,6 +182,8 @@ impl Record {
             seed: 0,
             rng: Rng::Native,
             start: None,
+            edit: None,
+            between: None,
             scheduler,
             enlarged: 1,
             batch: alone(),
@@ -191,7 +202,8 @@ impl Record {
         format!("swiftbrush {}", env!("CARGO_PKG_VERSION"))
     }
 
-    /// The request for this image, without its start image.
+    /// The request for this image, without its start image. An edit is none, and an image of an animation needs
+    /// the other end too ([`Conditioning::interpolate`](crate::Conditioning::interpolate)).
     pub fn request(&self) -> Request {
         let [height, width] = self.size;
         let mut request = Request::new([self.prompt.as_str()])
@@ -235,6 +247,19 @@ impl Record {
             (0.0..=1.0).contains(&strength),
             format!("strength {strength}; expected 0 to 1"),
         )?;
+        let share = self.between.as_ref().map_or(0.0, |between| between.share);
+        check(
+            (0.0..=1.0).contains(&share),
+            format!("share {share} of an animation; expected 0 to 1"),
+        )?;
+        check(
+            self.edit.is_none() || (self.start.is_none() && self.between.is_none()),
+            "an edit that starts from an image or belongs to an animation; expected one of them"
+                .to_owned(),
+        )?;
+        if let Some(edit) = &self.edit {
+            edit.check(self.method)?;
+        }
         let [index, batch] = self.batch;
         check(
             index < batch && batch <= MAX_BATCH,
@@ -289,6 +314,13 @@ impl Record {
         values.push(("Model", stem(&self.source.model)));
         if let Some(start) = &self.start {
             values.push(("Denoising strength", start.strength.to_string()));
+        }
+        if let Some(edit) = &self.edit {
+            values.push(("Edited from", edit.source_prompt.clone()));
+        }
+        if let Some(between) = &self.between {
+            values.push(("Towards", between.prompt.clone()));
+            values.push(("Share", between.share.to_string()));
         }
         let adapters = self.source.adapters.iter();
         let adapters: Vec<_> = adapters

@@ -2,7 +2,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use swiftbrush_scheduler::{PredictionType, SamplerKind, SchedulerConfig, TimestepSpacing};
 
-use crate::{Error, NegativeMethod, Picture};
+use crate::{Error, Mask, NegativeMethod, Picture};
 
 /// The method of generation, from noise to latents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,11 +79,27 @@ pub struct Start {
     /// latent (8 for Stable Diffusion).
     pub images: Tensor<4>,
     /// Share of the images that is replaced with noise, 0 to 1. Samplers skip the remaining share of their steps; the
-    /// one-step rule is applied at that share of the timesteps.
+    /// one-step rule is applied at that share of the timesteps, any of them.
     pub strength: f64,
+    /// The part of the images that may change; `None` for all. Latents are blended after every step, outside the mask
+    /// with those of the images at the same noise, and pixels at the end.
+    pub mask: Option<Mask>,
 }
 
 impl Start {
+    /// Starts from images, all of which may change.
+    ///
+    /// # Shapes
+    ///
+    /// - images: `[batch, 3, height, width]`, RGB in −1…1
+    pub fn new(images: Tensor<4>, strength: f64) -> Self {
+        Self {
+            images,
+            strength,
+            mask: None,
+        }
+    }
+
     /// Starts from pictures of the same size.
     ///
     /// # Errors
@@ -94,8 +110,21 @@ impl Start {
         strength: f64,
         device: &Device,
     ) -> Result<Self, Error> {
-        let images = Picture::to_images(pictures, device)?;
-        Ok(Self { images, strength })
+        Ok(Self::new(Picture::to_images(pictures, device)?, strength))
+    }
+
+    /// Sets the part of the images that may change.
+    pub fn with_mask(mut self, mask: Mask) -> Self {
+        self.mask = Some(mask);
+        self
+    }
+
+    /// Replaces, outside the mask, images by the originals.
+    pub(crate) fn paste(&self, images: Tensor<4>) -> Tensor<4> {
+        match &self.mask {
+            Some(mask) => mask.paste(images, &self.images),
+            None => images,
+        }
     }
 }
 
@@ -213,6 +242,19 @@ impl Request {
             && self.method.is_one_call(self.strength());
         let default = is_default.then_some(NegativeMethod::NASA);
         self.negative_method.or(default)
+    }
+
+    /// Generated images with the originals outside a mask.
+    pub(crate) fn paste(&self, images: Tensor<4>) -> Tensor<4> {
+        match &self.start {
+            Some(start) => start.paste(images),
+            None => images,
+        }
+    }
+
+    /// The mask of the images to start from.
+    pub(crate) fn mask(&self) -> Option<Mask> {
+        self.start.as_ref().and_then(|start| start.mask.clone())
     }
 
     pub(crate) fn strength(&self) -> f64 {

@@ -309,8 +309,12 @@ impl TextToImage {
         let start = denoising.start(request, batch, || Ok(self.decoder.clone()), noise)?;
         let latents = denoising.run(&self.unet, request, &conditioning, start, noise, watcher)?;
         let images = self.decoder.decode_watched(latents.clone(), watcher)?;
-        let warnings = denoising.warnings(request);
-        Ok(Generation::new(images, latents, conditioning, warnings))
+        let (images, warnings) = (request.paste(images), denoising.warnings(request));
+        let generation = Generation::new(images, latents, conditioning, warnings);
+        Ok(Generation {
+            mask: request.mask(),
+            ..generation
+        })
     }
 
     fn denoising(&self) -> Denoising<'_> {
@@ -343,14 +347,17 @@ fn split(request: &Request, count: usize, batch: usize) -> Result<Vec<Request>, 
     let part = |first: usize| {
         let len = batch.min(count - first);
         let prompt = |index: usize| request.prompts[index.min(prompts - 1)].clone();
-        let start = request.start.as_ref().map(|Start { images, strength }| {
-            let [n_images, ..] = images.dims();
-            let images = match n_images {
-                1 => images.clone().repeat_dim(0, len),
-                _ => images.clone().narrow(0, first, len),
-            };
-            let strength = *strength;
-            Start { images, strength }
+        let start = request.start.as_ref().map(|start| {
+            let [n_images, ..] = start.images.dims();
+            let images = start.images.clone();
+            Start {
+                images: match n_images {
+                    1 => images.repeat_dim(0, len),
+                    _ => images.narrow(0, first, len),
+                },
+                strength: start.strength,
+                mask: start.mask.as_ref().map(|mask| mask.narrow(first, len)),
+            }
         });
         Request {
             start,

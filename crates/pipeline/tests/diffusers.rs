@@ -250,10 +250,8 @@ fn invalid_requests_are_rejected() {
         let error = ask(request, noise(2, 4));
         assert!(error.contains(part), "{error}");
     }
-    let start = |batch: usize, strength| Start {
-        images: Tensor::zeros([batch, 3, 16, 16], &device),
-        strength,
-    };
+    let start =
+        |batch: usize, strength| Start::new(Tensor::zeros([batch, 3, 16, 16], &device), strength);
     for (start, size, part) in [
         (start(2, f64::NAN), None, "strength NaN"),
         (start(2, 1.5), None, "strength 1.5"),

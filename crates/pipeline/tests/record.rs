@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Tensor, TensorData};
+use swiftbrush_pipeline::edit::{AutomaticMask, Options};
 use swiftbrush_pipeline::scheduler::{SamplerKind, SchedulerConfig, TimestepSpacing};
 use swiftbrush_pipeline::vae::Tiling;
 use swiftbrush_pipeline::{
-    Error, Method, NegativeMethod, Picture, Record, Request, Rng, Source, Start, StartRecord,
+    BetweenRecord, EditRecord, Error, FileRecord, Method, NegativeMethod, Picture, Record, Request,
+    Rng, Source, Start, StartRecord,
 };
 use swiftbrush_testing::device;
 
@@ -69,6 +71,7 @@ fn record() -> Record {
         file: "sketch.png".into(),
         sha256: "00".to_owned(),
         strength: 0.6,
+        mask: None,
     });
     record
 }
@@ -248,4 +251,92 @@ fn pictures_become_images_and_back() {
     let error = error.expect_err("the sizes differ").to_string();
     assert!(error.contains("3x2") && error.contains("2x2"), "{error}");
     assert!(picture(0).save("picture.jpg", None).is_err());
+}
+
+fn edited() -> Record {
+    let file = |name: &str| FileRecord {
+        file: name.into(),
+        sha256: "00".to_owned(),
+    };
+    let mut record = record().with_image("a blue circle", 1);
+    record.method = Method::OneStep;
+    record.start = None;
+    record.edit = Some(EditRecord {
+        image: file("picture.png"),
+        source_prompt: "a red circle".to_owned(),
+        options: Options::one_time().with_refinement(None),
+        automatic_mask: None,
+        mask: Some(file("mask.png")),
+    });
+    record
+}
+
+#[test]
+fn edits_and_animations_are_recorded() {
+    let mut between = record();
+    between.between = Some(BetweenRecord {
+        prompt: "a castle by day".to_owned(),
+        seed: 43,
+        share: 0.25,
+    });
+    for record in [edited(), between] {
+        record.check().expect("it is valid");
+        let text = serde_json::to_string(&record).expect("it is plain data");
+        let again: Record = serde_json::from_str(&text).expect("it is its own form");
+        assert_eq!(again, record);
+    }
+    let parameters = edited().parameters();
+    assert!(
+        parameters.contains("Edited from: a red circle"),
+        "{parameters}"
+    );
+}
+
+#[test]
+fn impossible_edits_and_animations_are_rejected() {
+    type Change = fn(&mut Record);
+    let changes: [(Change, &str); 5] = [
+        (
+            |record| {
+                let edit = record.edit.as_mut().expect("it is one");
+                edit.options = Options::default().with_noises(1000);
+            },
+            "noises 1000",
+        ),
+        (
+            |record| {
+                let edit = record.edit.as_mut().expect("it is one");
+                edit.automatic_mask = Some(AutomaticMask::default());
+            },
+            "one of them",
+        ),
+        (
+            |record| record.method = Method::Sampler(SamplerKind::Euler, 4),
+            "4 steps",
+        ),
+        (
+            |record| record.start = self::record().start,
+            "starts from an image",
+        ),
+        (
+            |record| {
+                record.edit = None;
+                record.between = Some(BetweenRecord {
+                    prompt: String::new(),
+                    seed: 0,
+                    share: 2.0,
+                });
+            },
+            "share 2",
+        ),
+    ];
+    for (change, part) in changes {
+        let mut record = edited();
+        change(&mut record);
+        let error = record.check().expect_err(part).to_string();
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    let unknown = r#"{"time": 0.5, "lambda": 2.0}"#;
+    let unknown: Result<Options, _> = serde_json::from_str(unknown);
+    assert!(unknown.is_err());
 }

@@ -151,10 +151,7 @@ fn image_to_image() {
         // Seven steps of ten: a fraction of a step is dropped.
         ("image-dpm-solver", SamplerKind::DpmSolver, 10, 0.75),
     ] {
-        let start = Start {
-            images: golden.tensor("image", &device()),
-            strength,
-        };
+        let start = Start::new(golden.tensor("image", &device()), strength);
         let request = request(steps(kind, n), 7.5).with_start(start);
         assert_generated(generate(&pipeline, &request), &golden, name);
     }
@@ -209,10 +206,7 @@ fn sd_turbo_as_torch_saved_it() {
         steps(SamplerKind::Euler, 25),
         7.5,
     );
-    let start = Start {
-        images: golden.tensor("image", &device()),
-        strength: 0.5,
-    };
+    let start = Start::new(golden.tensor("image", &device()), 0.5);
     let again = Start {
         strength: 0.7,
         ..start.clone()

@@ -14,7 +14,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::de::DeserializeOwned;
 use swiftbrush_checkpoint::{Event, Hub, read_lines, read_text};
 
-pub use pictures::{enlarged, grid, image, pictures, read_image, tensor, write_picture, write_png};
+pub use pictures::{
+    enlarged, enlargement, grid, image, mask, pictures, read_image, read_mask, shrunk, tensor,
+    write_picture, write_png,
+};
 
 /// The values of `--device` in this build.
 pub const DEVICES: &[&str] = &[

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
-use swiftbrush_pipeline::{Picture, Record};
+use swiftbrush_pipeline::{Mask, Picture, Record};
 
 /// Converts a batch of images in −1…1 to pictures.
 pub fn pictures(images: Tensor<4>) -> Vec<RgbImage> {
@@ -44,6 +44,61 @@ pub fn tensor(picture: &RgbImage, count: usize, device: &Device) -> Tensor<4> {
     let image = TensorData::new(values, [1, height, width, 3]);
     let image = Tensor::<4>::from_data(image, device).permute([0, 3, 1, 2]);
     image.repeat_dim(0, count)
+}
+
+/// Opens a mask for a picture: grey, opaque, and of the same size.
+pub fn read_mask(path: &Path, picture: &RgbImage) -> Result<RgbImage> {
+    let decoded = swiftbrush_images::open(path)?;
+    let path = path.display();
+    ensure!(
+        !decoded.had_transparency,
+        "--mask {path}: expected black and white without transparency; flatten the picture"
+    );
+    let (mask, size) = (decoded.image, picture.dimensions());
+    ensure!(
+        mask.dimensions() == size,
+        "--mask {path}: expected {}x{} pixels as the picture, found {}x{}",
+        size.0,
+        size.1,
+        mask.width(),
+        mask.height()
+    );
+    let colour = mask
+        .enumerate_pixels()
+        .find(|(_, _, pixel)| pixel.0 != [pixel.0[0]; 3]);
+    match colour {
+        Some((x, y, pixel)) => bail!(
+            "--mask {path}: expected a grey picture, found the colour {:?} at ({x}, {y})",
+            pixel.0
+        ),
+        None => Ok(mask),
+    }
+}
+
+/// The mask of a grey picture.
+pub fn mask(picture: &RgbImage, device: &Device) -> Result<Mask> {
+    let grey: Vec<u8> = picture.pixels().map(|pixel| pixel.0[0]).collect();
+    let [width, height] = [picture.width(), picture.height()].map(|side| side as usize);
+    Ok(Mask::from_bytes(width, height, &grey, device)?)
+}
+
+/// Side of the squares that pixels of a picture were enlarged to, if it has the size that its record says; else 1.
+pub fn enlargement(picture: &RgbImage, record: &Record) -> u32 {
+    let factor = record.enlarged as usize;
+    let [height, width] = record.size.map(|side| side.saturating_mul(factor));
+    let found = [picture.height(), picture.width()].map(|side| side as usize);
+    match found == [height, width] {
+        true => record.enlarged,
+        false => 1,
+    }
+}
+
+/// A picture with one pixel for each square of side `factor`.
+pub fn shrunk(picture: &RgbImage, factor: u32) -> RgbImage {
+    let (width, height) = (picture.width() / factor, picture.height() / factor);
+    RgbImage::from_fn(width, height, |x, y| {
+        *picture.get_pixel(x * factor, y * factor)
+    })
 }
 
 /// Writes a picture with its record. An existing file is replaced once the new one is complete.

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use swiftbrush_pipeline::BetweenRecord;
+
 use crate::Args;
 
 /// A picture to generate.
@@ -13,6 +15,8 @@ pub(crate) struct Job {
     pub(crate) prompt: String,
     pub(crate) seed: u64,
     pub(crate) path: PathBuf,
+    /// The other end of an animation.
+    pub(crate) between: Option<BetweenRecord>,
 }
 
 /// The value of `--seed`.
@@ -43,8 +47,28 @@ impl Seed {
     }
 }
 
+/// The frames of an animation: its ends, and equal steps between them.
+fn frames(args: &Args, prompt: &str, to: &str) -> Result<Vec<Job>> {
+    let seed = args.seed.value();
+    let paths = paths(args, args.frames)?.into_iter().enumerate();
+    let frame = |(index, path)| Job {
+        prompt: prompt.to_owned(),
+        seed,
+        path,
+        between: Some(BetweenRecord {
+            prompt: to.to_owned(),
+            seed: args.to_seed.unwrap_or(seed),
+            share: index as f64 / (args.frames - 1) as f64,
+        }),
+    };
+    Ok(paths.map(frame).collect())
+}
+
 /// All pictures in order: each prompt `--count` times, with consecutive seeds.
 pub(crate) fn jobs(args: &Args) -> Result<Vec<Job>> {
+    if let (Some(prompt), Some(to)) = (&args.prompt, &args.to) {
+        return frames(args, prompt, to);
+    }
     let prompts = match (&args.prompt, &args.prompts) {
         (Some(prompt), _) => vec![prompt.clone()],
         (None, Some(path)) => examples_common::read_prompts(path)?,
@@ -68,6 +92,7 @@ pub(crate) fn jobs(args: &Args) -> Result<Vec<Job>> {
         prompt: prompt.clone(),
         seed,
         path,
+        between: None,
     };
     Ok(jobs.map(job).collect())
 }

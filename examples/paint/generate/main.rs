@@ -9,11 +9,16 @@
 //! cargo run --release --example generate -- --model v1-5.safetensors --lora style.safetensors=0.8 \
 //!     --steps 25 --guidance 7.5 --rng cpu --seed 42 "a castle"
 //! cargo run --release --example generate -- --model sd-turbo --image sketch.png --strength 0.6 "a castle"
+//! cargo run --release --example generate -- --edit picture.png --from "a red circle" "a blue circle"
+//! cargo run --release --example generate -- --to "a blue ring" --frames 16 --output frames "a red ring"
 //! ```
 //!
 //! Each picture contains a record of how it was generated, which the example `verify` checks.
 #![allow(clippy::print_stderr, reason = "programs print")]
 
+#[cfg(test)]
+mod edit_tests;
+mod inputs;
 mod jobs;
 mod run;
 mod settings;
@@ -31,11 +36,11 @@ use swiftbrush_checkpoint::Archive;
 use swiftbrush_pipeline::vae::Tiling;
 use swiftbrush_pipeline::{DecoderKind, Record, Source};
 
+use crate::inputs::{EditArgs, Input, Purpose};
 use crate::jobs::{Job, Seed, check_file, jobs};
 use crate::run::{Hashes, Painter, Run};
 use crate::settings::{Settings, names_only};
 use examples_common::model::{MethodArgs, ModelArgs};
-use examples_common::read_image;
 
 /// Generates pictures from prompts.
 #[derive(Debug, Parser)]
@@ -59,9 +64,20 @@ struct Args {
     /// resized to the next smaller size that the model supports
     #[arg(long)]
     image: Option<PathBuf>,
-    /// Share of the start image that is replaced with noise, 0 to 1
+    /// Share of the start image that is replaced with noise, 0 to 1; any share for one-step models, whole steps for others
     #[arg(long, default_value = "0.8", requires = "image", value_parser = share)]
     strength: f64,
+    #[command(flatten)]
+    edits: EditArgs,
+    /// Prompt of the last frame: pictures between the two prompts are numbered into --output
+    #[arg(long, requires = "prompt", conflicts_with_all = ["prompts", "count", "edit", "noise", "save_tensors", "low_memory"])]
+    to: Option<String>,
+    /// Pictures from the prompt to that of --to, 2 or more
+    #[arg(long, default_value = "16", requires = "to", value_parser = several)]
+    frames: usize,
+    /// Seed of the last frame, between whose noise and that of --seed frames lie on a sphere [default: that of --seed]
+    #[arg(long, requires = "to")]
+    to_seed: Option<u64>,
     /// Minimises memory: weights in f16, one network at a time, and decoding in tiles of 256 pixels (--vae kl)
     #[arg(long)]
     low_memory: bool,
@@ -98,6 +114,13 @@ fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
+fn several(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 2..) => Ok(number),
+        _ => Err("expected a whole number of at least 2".to_owned()),
+    }
+}
+
 fn share(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(number) if (0.0..=1.0).contains(&number) => Ok(number),
@@ -117,12 +140,12 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// Checks everything that can be checked before loading, then loads and generates.
 fn paint(args: &Args) -> Result<()> {
     let jobs = jobs(args)?;
-    let image = args.image.as_deref().map(read_image).transpose()?;
+    let input = Input::read(args)?;
     let device = args.model.device()?;
     let noise = noise(args, &jobs, &device)?;
     let source = source(args)?;
     let loader = ModelArgs::loader(&source, &device)?;
-    let settings = Settings::new(args, &loader, &source, image, noise.as_ref())?;
+    let settings = Settings::new(args, &loader, &source, input, noise.as_ref(), &device)?;
     eprintln!("{}", settings.describe(args, &source, &jobs));
     for warning in loader.warnings()? {
         eprintln!("warning: {warning}");
@@ -143,7 +166,7 @@ fn paint(args: &Args) -> Result<()> {
         noise,
         device,
         record: record(args, source, &settings),
-        start: settings.start,
+        input: settings.input,
         hashes,
     };
     run.run(&jobs)
@@ -196,17 +219,20 @@ fn read_noise(path: &Path, device: &Device) -> Result<Tensor<4>> {
 }
 
 /// The record of all pictures, without prompt, seed and hashes.
-fn record(args: &Args, mut source: Source, settings: &Settings) -> Record {
-    let mut start = settings.start.as_ref().map(|start| start.record.clone());
-    if args.names_only {
-        names_only(&mut source, &mut start);
-    }
+fn record(args: &Args, source: Source, settings: &Settings) -> Record {
     let scheduler = settings.scheduler.clone();
     let mut record = Record::with_parts(&source, &settings.request, settings.size, scheduler);
     record.source = source;
     record.device.clone_from(&args.model.device);
     record.rng = args.method.rng;
-    record.start = start;
+    match settings.input.as_ref().map(|input| &input.purpose) {
+        Some(Purpose::Start(start)) => record.start = Some(start.clone()),
+        Some(Purpose::Edit(edit)) => record.edit = Some(edit.clone()),
+        None => {}
+    }
     record.enlarged = args.enlarge;
+    if args.names_only {
+        names_only(&mut record);
+    }
     record
 }

@@ -7,19 +7,20 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::{DType, Device, Tensor};
 use indicatif::{ProgressBar, ProgressStyle};
 use swiftbrush_checkpoint::{LazyTensor, write_tensors};
+use swiftbrush_pipeline::edit::Edit;
 use swiftbrush_pipeline::{
-    Decoder, Generation, Given, Loader, Noise, Picture, Progress, Record, Request, Seeds, Stage,
-    Start, TextToImage,
+    Between, BetweenRecord, Conditioning, Decoder, Generation, Given, Loader, Noise, Picture,
+    Progress, Record, Request, Seeds, Stage, TextToImage, Watch,
 };
 
+use crate::inputs::Input;
 use crate::jobs::Job;
-use crate::settings::StartImage;
 use crate::{Args, STOP};
-use examples_common::{enlarged, image, tensor, write_picture, write_png};
+use examples_common::{enlarged, image, write_picture, write_png};
 
 /// A model, loaded whole or one network at a time.
 pub(crate) enum Painter {
@@ -31,7 +32,7 @@ pub(crate) enum Painter {
 pub(crate) struct Run<'a> {
     pub(crate) args: &'a Args,
     pub(crate) painter: Painter,
-    pub(crate) start: Option<StartImage>,
+    pub(crate) input: Option<Input>,
     pub(crate) noise: Option<Tensor<4>>,
     pub(crate) device: Device,
     /// Record of all pictures, without prompt and seed.
@@ -65,24 +66,34 @@ impl Run<'_> {
     }
 
     fn generate(&self, batch: &[Job]) -> Result<Generation> {
-        let start = self.start.as_ref().map(|start| Start {
-            images: tensor(&start.image, batch.len(), &self.device),
-            strength: start.record.strength,
-        });
-        let mut request = self
-            .record
-            .request()
-            .with_prompts(batch.iter().map(|job| job.prompt.clone()));
-        request.start = start;
-        let seeds = batch.iter().map(|job| job.seed);
-        let mut noise = Kept {
-            source: match &self.noise {
-                Some(noise) => Box::new(Given::from(noise.clone())),
-                None => Box::new(Seeds::new(self.record.rng, seeds)),
-            },
-            first: None,
+        let prompts: Vec<_> = batch.iter().map(|job| job.prompt.clone()).collect();
+        let mut request = self.record.request().with_prompts(prompts.iter().cloned());
+        let (mut edit, mut between) = (None, None);
+        if let Some(input) = &self.input {
+            request.start = input.start(batch.len(), &self.device)?;
+            edit = input.edit(&prompts, request.method, &self.device)?;
+        }
+        let rng = self.record.rng;
+        let seeds = Seeds::new(rng, batch.iter().map(|job| job.seed));
+        let ends: Vec<_> = batch.iter().filter_map(|job| job.between.clone()).collect();
+        let source: Box<dyn Noise> = match (&self.noise, ends.is_empty()) {
+            (Some(noise), _) => Box::new(Given::from(noise.clone())),
+            (None, true) => Box::new(seeds),
+            (None, false) => {
+                let last = Seeds::new(rng, ends.iter().map(|end| end.seed));
+                let shares: Vec<_> = ends.iter().map(|end| end.share).collect();
+                between = Some(self.painter.between(&request, &ends)?);
+                Box::new(Between::new(seeds, last, shares))
+            }
         };
-        let painting = watch(self.args, &self.painter, &request, &mut noise)?;
+        let first = None;
+        let mut noise = Kept { source, first };
+        let work = match (&edit, &between) {
+            (Some(edit), _) => Work::Edit(edit),
+            (None, Some(between)) => Work::Between(between, &request),
+            (None, None) => Work::Generate(&request),
+        };
+        let painting = watch(self.args, &self.painter, work, &mut noise)?;
         if let (Some(path), Some(noise)) = (&self.args.save_tensors, noise.first) {
             save_tensors(path, &painting, noise)?;
         }
@@ -98,6 +109,7 @@ impl Run<'_> {
                 self.record.prompt.clone_from(&job.prompt);
                 self.record.seed = job.seed;
                 self.record.batch = place;
+                self.record.between.clone_from(&job.between);
                 write_picture(&picture, &self.record, &job.path)?;
             }
         }
@@ -106,14 +118,68 @@ impl Run<'_> {
     }
 }
 
+impl Painter {
+    /// The whole model; edits and animations are rejected where it is not loaded at once.
+    fn pipeline(&self) -> Result<&TextToImage> {
+        match self {
+            Self::AtOnce(pipeline) => Ok(pipeline),
+            Self::InTurn(_) => bail!("--low-memory generates from prompts and images alone"),
+        }
+    }
+
+    /// Embeddings between the first prompt of a request and the prompt of the other end.
+    fn between(&self, request: &Request, ends: &[BetweenRecord]) -> Result<Conditioning> {
+        let pipeline = self.pipeline()?;
+        let first = |prompts: &[String]| prompts.first().cloned();
+        let from = request.clone().with_prompts(first(&request.prompts));
+        let last = ends.first().map(|end| end.prompt.clone());
+        let to = pipeline.encode(&last.into_iter().collect::<Vec<_>>())?;
+        let shares: Vec<_> = ends.iter().map(|end| end.share).collect();
+        Ok(pipeline.encode_request(&from)?.interpolate(&to, &shares)?)
+    }
+
+    fn work(&self, work: Work<'_>, noise: &mut dyn Noise, watch: Watch<'_>) -> Result<Generation> {
+        Ok(match (self, work) {
+            (Self::InTurn(loader), Work::Generate(request)) => {
+                loader.generate_sequentially(request, noise, watch)?
+            }
+            (Self::AtOnce(pipeline), Work::Generate(request)) => {
+                pipeline.generate_with(request, noise, watch)?
+            }
+            (_, Work::Edit(edit)) => self.pipeline()?.edit_with(edit, noise, watch)?,
+            (_, Work::Between(conditioning, request)) => {
+                let pipeline = self.pipeline()?;
+                pipeline.generate_encoded(conditioning, request, noise, watch)?
+            }
+        })
+    }
+}
+
+/// A batch to generate.
+#[derive(Clone, Copy)]
+enum Work<'a> {
+    Generate(&'a Request),
+    Between(&'a Conditioning, &'a Request),
+    Edit(&'a Edit),
+}
+
+impl Work<'_> {
+    fn n_calls(self) -> usize {
+        match self {
+            Self::Generate(request) | Self::Between(_, request) => request.method.n_calls(),
+            Self::Edit(edit) => edit.options.n_calls(),
+        }
+    }
+}
+
 /// Generates a batch, with a progress bar if there is more than one network call.
 fn watch(
     args: &Args,
     painter: &Painter,
-    request: &Request,
+    work: Work<'_>,
     noise: &mut dyn Noise,
 ) -> Result<Generation> {
-    let bar = ProgressBar::new(request.method.n_calls() as u64);
+    let bar = ProgressBar::new(work.n_calls() as u64);
     let template = "{bar:30} call {pos} of {len}, {eta} left";
     bar.set_style(ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar()));
     let decoder = match painter {
@@ -142,12 +208,9 @@ fn watch(
             false => ControlFlow::Continue(()),
         }
     };
-    let painting = match painter {
-        Painter::InTurn(loader) => loader.generate_sequentially(request, noise, &mut report),
-        Painter::AtOnce(pipeline) => pipeline.generate_with(request, noise, &mut report),
-    };
+    let painting = painter.work(work, noise, &mut report);
     bar.finish_and_clear();
-    Ok(painting?)
+    painting
 }
 
 fn preview(args: &Args, decoder: &Decoder, expected: Tensor<4>, call: usize) -> Result<()> {

@@ -2,16 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
-use burn::tensor::{DType, Tensor};
-use image::RgbImage;
-use swiftbrush_checkpoint::sha256;
-use swiftbrush_images::{MAX_PIXELS, fit, round_down};
+use anyhow::{Result, ensure};
+use burn::tensor::{DType, Device, Tensor};
+use swiftbrush_images::MAX_PIXELS;
 use swiftbrush_pipeline::scheduler::{SamplerKind, SchedulerConfig, TimestepSpacing};
 use swiftbrush_pipeline::vae::AutoencoderKlConfig;
-use swiftbrush_pipeline::{DecoderKind, Loader, Method, Request, Source, StartRecord};
+use swiftbrush_pipeline::{DecoderKind, Loader, Method, Record, Request, Source};
 
 use crate::Args;
+use crate::inputs::{Input, Purpose};
 use crate::jobs::Job;
 
 /// Settings of a run.
@@ -21,24 +20,20 @@ pub(crate) struct Settings {
     pub(crate) scheduler: SchedulerConfig,
     /// Height and width in pixels.
     pub(crate) size: [usize; 2],
-    pub(crate) start: Option<StartImage>,
-}
-
-/// A start image of the right size.
-pub(crate) struct StartImage {
-    pub(crate) image: RgbImage,
-    pub(crate) record: StartRecord,
+    /// A picture to start from or to edit, of that size.
+    pub(crate) input: Option<Input>,
 }
 
 impl Settings {
-    /// - image: the original start image
+    /// - input: the picture to start from or to edit, as large as it is
     /// - noise: noise from a file
     pub(crate) fn new(
         args: &Args,
         loader: &Loader,
         source: &Source,
-        image: Option<RgbImage>,
+        input: Option<Input>,
         noise: Option<&Tensor<4>>,
+        device: &Device,
     ) -> Result<Self> {
         let scheduler = loader.scheduler()?;
         let mut request = args.method.request(loader.default_method(), None)?;
@@ -47,22 +42,11 @@ impl Settings {
         request.negative_method = args.method.negative_method(request.method, strength)?;
         check_steps(request.method, &scheduler)?;
         let scale = loader.scale()?;
-        let start = match (image, &args.image) {
-            (Some(image), Some(file)) => Some(StartImage {
-                image: fitted(&image, args.method.size, scale)?,
-                record: StartRecord {
-                    file: file.clone(),
-                    sha256: sha256(file)?,
-                    strength: args.strength,
-                },
-            }),
-            _ => None,
-        };
-        let size = match (&start, noise, args.method.size) {
+        let fitted = input.map(|input| input.fitted(args.method.size, scale));
+        let input = fitted.transpose()?;
+        let size = match (&input, noise, args.method.size) {
             (_, _, Some(size)) => size,
-            (Some(start), _, None) => {
-                [start.image.height(), start.image.width()].map(|side| side as usize)
-            }
+            (Some(input), _, None) => input.size(),
             (None, Some(noise), None) => {
                 let [_, _, height, width] = noise.dims();
                 [height, width].map(|side| side * scale)
@@ -72,13 +56,23 @@ impl Settings {
         check_size(size, scale, args.enlarge)?;
         check_memory(size, source, memory())?;
         let [height, width] = size;
-        let whole = request.clone().with_prompts([""]).with_size(width, height);
+        let mut whole = request.clone().with_prompts([""]).with_size(width, height);
+        if let Some(input) = &input {
+            whole.start = input.start(1, device)?;
+            if let Some(edit) = input.edit(&[String::new()], request.method, device)? {
+                ensure!(
+                    !request.is_guided() && request.negative_prompt.is_empty(),
+                    "--edit compares two prompts without guidance: leave --guidance and --negative-prompt out"
+                );
+                loader.check_edit(&edit)?;
+            }
+        }
         loader.check_request(&whole)?;
         Ok(Self {
             request,
             scheduler,
             size,
-            start,
+            input,
         })
     }
 
@@ -95,18 +89,11 @@ impl Settings {
                 parts.push(format!("{} spacing", name_of_spacing(self.spacing(kind))));
             }
         }
-        if let Some(StartImage { record, .. }) = &self.start {
-            let taken = match self.request.method {
-                Method::OneStep => String::new(),
-                Method::Sampler(_, steps) => {
-                    format!(
-                        " ({} of {steps} steps)",
-                        steps_taken(steps, record.strength)
-                    )
-                }
-            };
-            let (file, strength) = (record.file.display(), record.strength);
-            parts.push(format!("from {file} with strength {strength}{taken}"));
+        if let Some(input) = &self.input {
+            parts.push(self.describe_input(input));
+        }
+        if let Some(to) = &args.to {
+            parts.push(format!("{} frames to {to:?}", jobs.len()));
         }
         parts.push(format!("guidance {}", args.method.guidance));
         if let Some(method) = self.request.negative_method {
@@ -132,6 +119,40 @@ impl Settings {
             parts.push(format!("weights in {}", storage.name()));
         }
         parts.join(", ")
+    }
+
+    fn describe_input(&self, input: &Input) -> String {
+        let part = match (&input.mask, &input.purpose) {
+            (Some(_), _) => ", within a mask",
+            (None, Purpose::Edit(edit)) if edit.automatic_mask.is_some() => {
+                ", within an automatic mask"
+            }
+            (None, _) => "",
+        };
+        match &input.purpose {
+            Purpose::Start(record) => {
+                let (file, strength) = (record.file.display(), record.strength);
+                let taken = match self.request.method {
+                    Method::OneStep => String::new(),
+                    Method::Sampler(_, steps) => {
+                        format!(" ({} of {steps} steps)", steps_taken(steps, strength))
+                    }
+                };
+                format!("from {file} with strength {strength}{taken}{part}")
+            }
+            Purpose::Edit(edit) => {
+                let (options, file) = (&edit.options, edit.image.file.display());
+                let refined = match options.refinement {
+                    Some(_) => " and a refinement",
+                    None => "",
+                };
+                format!(
+                    "edits {file}, {:?}, with {} samples{refined}{part}",
+                    edit.source_prompt,
+                    options.n_samples()
+                )
+            }
+        }
     }
 
     /// The spacing of timesteps that a sampler uses.
@@ -163,19 +184,23 @@ fn steps_taken(steps: usize, strength: f64) -> usize {
     ((steps as f64 * strength) as usize).min(steps)
 }
 
-/// Ensures that at least one step remains from a start image, by increasing the number of steps if it is not given.
+/// Ensures that at least one step remains from a start image, by increasing the number of steps if it is not given. Models of
+/// one step take the one-step rule instead, which accepts any strength.
 pub(crate) fn with_steps_for_strength(args: &Args, method: Method) -> Result<Method> {
     let strength = args.strength;
     let (Some(_), Method::Sampler(kind, steps)) = (&args.image, method) else {
         return Ok(method);
     };
-    if steps_taken(steps, strength) > 0 {
-        return Ok(method);
-    }
     ensure!(
         strength > 0.0,
         "--strength 0 returns the picture unchanged; expected more than 0"
     );
+    if steps == 1 && args.method.steps.is_none() && args.method.sampler.is_none() {
+        return Ok(Method::OneStep);
+    }
+    if steps_taken(steps, strength) > 0 {
+        return Ok(method);
+    }
     ensure!(
         args.method.steps.is_none(),
         "--strength {strength} of --steps {steps} leaves no step; expected at least {} steps",
@@ -197,26 +222,8 @@ fn check_steps(method: Method, scheduler: &SchedulerConfig) -> Result<()> {
     Ok(())
 }
 
-/// Fits the start image as in diffusers: resized and cropped to `--size`, or rounded down to multiples of `scale`.
-fn fitted(image: &RgbImage, size: Option<[usize; 2]>, scale: usize) -> Result<RgbImage> {
-    if let Some([height, width]) = size {
-        check_size([height, width], scale, 1)?;
-        return Ok(fit(image, width as u32, height as u32, scale as u32));
-    }
-    let (width, height) = image.dimensions();
-    let fitted = round_down(image, scale as u32).with_context(|| {
-        format!("--image of {width}x{height}: expected at least {scale} pixels per side")
-    })?;
-    if fitted.dimensions() != (width, height) {
-        let (new_width, new_height) = fitted.dimensions();
-        eprintln!(
-            "the start image of {width}x{height} is resized to {new_width}x{new_height}, multiples of {scale}"
-        );
-    }
-    Ok(fitted)
-}
-
-fn check_size([height, width]: [usize; 2], scale: usize, enlarge: u32) -> Result<()> {
+/// Checks the size of pictures, with their enlargement.
+pub(crate) fn check_size([height, width]: [usize; 2], scale: usize, enlarge: u32) -> Result<()> {
     let fits = |side: usize| side > 0 && side.is_multiple_of(scale);
     let down = |side: usize| (side - side % scale).max(scale);
     ensure!(
@@ -277,13 +284,22 @@ fn memory() -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// The source with names instead of paths, for pictures that are shared.
-pub(crate) fn names_only(source: &mut Source, start: &mut Option<StartRecord>) {
+/// The record with names instead of paths, for pictures that are shared.
+pub(crate) fn names_only(record: &mut Record) {
+    let source = &mut record.source;
+    let edit = record.edit.iter_mut();
+    let edit = edit.flat_map(|edit| std::iter::once(&mut edit.image).chain(&mut edit.mask));
+    let start = record.start.iter_mut();
+    let start = start.flat_map(|start| {
+        let mask = start.mask.iter_mut().map(|mask| &mut mask.file);
+        std::iter::once(&mut start.file).chain(mask)
+    });
     let paths = std::iter::once(&mut source.model)
         .chain(&mut source.configs)
         .chain(source.components.values_mut())
         .chain(source.adapters.iter_mut().map(|(path, _)| path))
-        .chain(start.iter_mut().map(|start| &mut start.file));
+        .chain(edit.map(|file| &mut file.file))
+        .chain(start);
     for path in paths {
         *path = file_name(path);
     }

@@ -7,7 +7,7 @@ use swiftbrush_pipeline::scheduler::SamplerKind;
 use swiftbrush_pipeline::{Method, NegativeMethod, Rng};
 
 use super::*;
-use examples_common::miniature;
+use examples_common::{miniature, read_image};
 
 fn paint(more: &[&str]) -> Result<()> {
     let prompt = "a red circle on a blue background";
@@ -399,25 +399,30 @@ fn start_images_are_upright_and_of_a_size_that_fits() -> Result<()> {
     Ok(())
 }
 
-/// SD-Turbo's default is one step, of which a strength of 0.8 would leave none.
+/// SD-Turbo's default is one step, which the one-step rule takes from any timestep; diffusers counts whole steps.
 #[test]
-fn the_default_steps_leave_one_for_any_strength() -> Result<()> {
+fn one_step_models_have_any_strength_and_others_take_a_step() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let start = file(&folder, "start.png");
     RgbImage::new(32, 32).save(&start)?;
-    let method = |strength: &str| -> Result<Method> {
+    let method = |strength: &str, more: &[&str], own: Method| -> Result<Method> {
         let args = ["generate", "p", "--image", &start, "--strength", strength];
-        let turbo = Method::Sampler(SamplerKind::Euler, 1);
-        settings::with_steps_for_strength(&Args::try_parse_from(args)?, turbo)
+        let args = Args::try_parse_from([&args[..], more].concat())?;
+        settings::with_steps_for_strength(&args, own)
     };
+    let turbo = Method::Sampler(SamplerKind::Euler, 1);
+    for strength in ["1", "0.8", "0.37"] {
+        assert_eq!(method(strength, &[], turbo)?, Method::OneStep, "{strength}");
+    }
     for (strength, steps) in [("1", 1), ("0.8", 2), ("0.5", 2), ("0.3", 4), ("0.1", 10)] {
+        let named = method(strength, &["--sampler", "euler"], turbo)?;
         assert_eq!(
-            method(strength)?,
+            named,
             Method::Sampler(SamplerKind::Euler, steps),
             "{strength}"
         );
     }
-    assert!(error(method("0").map(drop)).contains("expected more than 0"));
+    assert!(error(method("0", &[], turbo).map(drop)).contains("expected more than 0"));
     Ok(())
 }
 
@@ -447,8 +452,9 @@ fn settings_are_described_in_one_line() -> Result<()> {
     let mut args = Args::try_parse_from(args)?;
     args.output = Some(folder.path().to_owned());
     let (jobs, source) = (jobs(&args)?, source(&args)?);
-    let loader = ModelArgs::loader(&source, &args.model.device()?)?;
-    let settings = Settings::new(&args, &loader, &source, None, None)?;
+    let device = args.model.device()?;
+    let loader = ModelArgs::loader(&source, &device)?;
+    let settings = Settings::new(&args, &loader, &source, None, None, &device)?;
     let expected = "sampler ddim, 4 steps, trailing spacing, guidance 2, 64x32, seeds 7 to 9, cpu noise, on flex in f32";
     assert_eq!(settings.describe(&args, &source, &jobs), expected);
     Ok(())
@@ -469,7 +475,8 @@ fn a_negative_prompt_acts_in_one_call_and_is_described_and_recorded() -> Result<
     let args = Args::try_parse_from([&["generate", "p"][..], &negative].concat())?;
     let (jobs, source) = (jobs(&args)?, source(&args)?);
     let loader = ModelArgs::loader(&source, &args.model.device()?)?;
-    let settings = Settings::new(&args, &loader, &source, None, None)?;
+    let device = args.model.device()?;
+    let settings = Settings::new(&args, &loader, &source, None, None, &device)?;
     let line = settings.describe(&args, &source, &jobs);
     assert!(
         line.contains("guidance 1, negative prompt by nasa 0.2,"),

@@ -5,6 +5,7 @@ use swiftbrush_vae::{AutoencoderKlConfig, AutoencoderTinyConfig, Tiling};
 
 use super::Loader;
 use super::scheduler::SCHEDULER;
+use crate::edit::{self, Edit};
 use crate::source::check_strengths;
 use crate::{DecoderKind, Error, Request, limits};
 
@@ -46,6 +47,17 @@ impl Loader {
             )));
         }
         Ok(())
+    }
+
+    /// Checks an edit before anything is loaded, as [`TextToImage::check_edit`](crate::TextToImage::check_edit) does
+    /// afterwards.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check), or if the edit contradicts itself or the model.
+    pub fn check_edit(&self, edit: &Edit) -> Result<(), Error> {
+        self.check()?;
+        edit::check(edit, self.scale()?, self.width()?, || self.default_method())
     }
 
     /// Checks a request before anything is loaded, like [`TextToImage::check`](crate::TextToImage::check) afterwards.

@@ -1,0 +1,89 @@
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::edit::{AutomaticMask, Options};
+use crate::record::MAX_FILE;
+use crate::source::hash_of;
+use crate::{Error, Method};
+
+/// A file that an image was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// The file.
+    pub file: PathBuf,
+    /// Its SHA-256.
+    pub sha256: String,
+}
+
+impl FileRecord {
+    /// Hashes a file.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read, is no regular file, or is larger than 256 MiB.
+    pub fn of_file(file: impl Into<PathBuf>) -> Result<Self, Error> {
+        let file = file.into();
+        let sha256 = hash_of(&file, MAX_FILE)?;
+        Ok(Self { file, sha256 })
+    }
+
+    /// Checks that the file is still the same.
+    ///
+    /// # Errors
+    ///
+    /// If it is not, or as [`of_file`](Self::of_file).
+    pub fn check_file(&self) -> Result<(), Error> {
+        let found = hash_of(&self.file, MAX_FILE)?;
+        if found == self.sha256 {
+            return Ok(());
+        }
+        Err(Error::Picture {
+            path: self.file.clone(),
+            reason: format!("expected SHA-256 {}, found {found}", self.sha256),
+        })
+    }
+}
+
+/// The edit that made an image of another one. The record's prompt is that of the result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EditRecord {
+    /// The edited image.
+    pub image: FileRecord,
+    /// Prompt of the edited image.
+    pub source_prompt: String,
+    /// Times, step and refinement.
+    pub options: Options,
+    /// The automatic mask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub automatic_mask: Option<AutomaticMask>,
+    /// The given mask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<FileRecord>,
+}
+
+impl EditRecord {
+    /// Checks what a file may claim.
+    pub(super) fn check(&self, method: Method) -> Result<(), Error> {
+        self.options.check()?;
+        if let Some(automatic) = &self.automatic_mask {
+            automatic.check()?;
+        }
+        if self.automatic_mask.is_some() && self.mask.is_some() {
+            let text = "an edit with an automatic and a given mask; expected one of them";
+            return Err(Error::Request(text.to_owned()));
+        }
+        crate::edit::check_calls(method)
+    }
+}
+
+/// The other end of an animation, and the place of an image in it. The record's own prompt and seed are the first end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BetweenRecord {
+    /// Prompt of the last image.
+    pub prompt: String,
+    /// Seed of the last image's noise.
+    pub seed: u64,
+    /// Share of the last image in this one, 0 to 1.
+    pub share: f64,
+}
