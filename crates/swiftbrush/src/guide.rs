@@ -23,6 +23,10 @@ pub mod image_to_image {}
 #[doc = include_str!("../guide/negative_prompts.md")]
 pub mod negative_prompts {}
 
+#[cfg(feature = "paint")]
+#[doc = include_str!("../guide/edit.md")]
+pub mod edit {}
+
 #[cfg(feature = "train")]
 #[doc = include_str!("../guide/distil.md")]
 pub mod distil {}
