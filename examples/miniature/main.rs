@@ -17,6 +17,7 @@ mod attributes;
 mod autoencoders;
 mod contrastive;
 mod data;
+mod edits;
 mod ladder;
 mod model;
 mod negatives;
@@ -163,6 +164,8 @@ enum Command {
     Protocol(protocol::Command),
     /// Measure what negative prompts keep out of a student's images and what that costs.
     Negatives(negatives::Options),
+    /// Edit images of the shipped model in every way, and score the results.
+    Edits(edits::Command),
     /// Average two denoisers: λ·A + (1−λ)·B.
     Merge {
         #[arg(long, default_value_t = 0.5)]
@@ -233,6 +236,7 @@ fn main() -> Result<()> {
         Command::Ladder => ladder::climb(&workshop),
         Command::Protocol(command) => command.run(&workshop),
         Command::Negatives(options) => negatives::negatives(&workshop, &options),
+        Command::Edits(command) => command.run(&workshop),
         Command::Merge {
             lambda,
             a,
