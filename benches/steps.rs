@@ -36,11 +36,7 @@ fn main() -> Result<(), Failure> {
     };
     let device = device();
     let prompts = vec!["a photo of a cat".to_owned(); recipe.batch];
-    let networks = networks(
-        &Model::open(Path::new(folder))?,
-        recipe.clip.is_some(),
-        &device,
-    )?;
+    let networks = networks(&Model::open(Path::new(folder))?, &recipe, &device)?;
     let mut distiller = Distiller::new(recipe, networks, &device)?;
     println!("ready");
     for line in std::io::stdin().lock().lines() {
@@ -55,10 +51,10 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-fn networks(model: &Model, has_clip: bool, device: &Device) -> Result<Networks, Failure> {
-    let networks = Networks::load((model, "unet"), (model, "unet"), device)?;
-    Ok(match has_clip {
-        true => networks.with_clip(ClipNetworks::load(model, device)?),
+fn networks(model: &Model, recipe: &Recipe, device: &Device) -> Result<Networks, Failure> {
+    let networks = Networks::load((model, "unet"), (model, "unet"), recipe, device)?;
+    Ok(match recipe.clip.is_some() {
+        true => networks.with_clip(ClipNetworks::load(model, recipe, device)?),
         false => networks,
     })
 }

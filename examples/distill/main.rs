@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use swiftbrush_checkpoint::{Model, write_json};
 use swiftbrush_pipeline::Loader;
 use swiftbrush_trainer::{
-    ClipNetworks, Distiller, Event, Networks, PromptSource, Prompts, Recipe, Run,
+    ClipNetworks, Distiller, Event, MemoryPlan, Networks, PromptSource, Prompts, Recipe, Run,
 };
 use swiftbrush_vae::AutoencoderKl;
 
@@ -83,6 +83,12 @@ struct TrainArgs {
     /// Device to compute on.
     #[arg(long, default_value = examples_common::DEVICES[0])]
     device: String,
+    /// Memory of the device in GiB [default: what the system reports as available, on a CPU].
+    #[arg(long)]
+    memory: Option<f64>,
+    /// Prints the memory that the run will take, without training.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// The models of a run, stored in its folder for `export`.
@@ -141,6 +147,10 @@ fn train(args: &TrainArgs) -> Result<()> {
         false => None,
     };
     let networks = networks(args, &recipe, [&teacher, &student], &device)?;
+    check_memory(args, &recipe, &networks)?;
+    if args.dry_run {
+        return Ok(());
+    }
     let distiller = Distiller::new(recipe, networks, &device)?;
     let mut run = Run::open(distiller, prompts, &args.run, &args.accept_changes)?;
     let sources = Sources {
@@ -174,6 +184,38 @@ fn train(args: &TrainArgs) -> Result<()> {
     finish(&run, &student, args)
 }
 
+/// Prints the plan of a run's memory, and rejects a run that would not fit.
+fn check_memory(args: &TrainArgs, recipe: &Recipe, networks: &Networks) -> Result<()> {
+    eprintln!("{}", MemoryPlan::new(recipe, networks));
+    let loaded = || Some(available_memory()? + resident_memory()?);
+    let available = match args.memory {
+        Some(gibibytes) => Some((gibibytes * f64::from(1 << 30)) as u64),
+        None if args.device == "flex" => loaded(),
+        None => None,
+    };
+    if let Some(available) = available {
+        MemoryPlan::check(recipe, networks, available)?;
+    }
+    Ok(())
+}
+
+/// Memory that the system could still give to programs, if it reports that.
+fn available_memory() -> Option<u64> {
+    kibibytes("/proc/meminfo", "MemAvailable:")
+}
+
+/// Memory of this process, which has loaded the networks already.
+fn resident_memory() -> Option<u64> {
+    kibibytes("/proc/self/status", "VmRSS:")
+}
+
+fn kibibytes(path: &str, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib << 10)
+}
+
 /// Stops after the current step; a second signal stops immediately.
 fn stop() {
     if STOP.swap(true, Ordering::Relaxed) {
@@ -199,6 +241,7 @@ fn networks(
     let networks = Networks::load(
         (teacher, &args.teacher_unet),
         (student, &args.student_unet),
+        recipe,
         device,
     )?;
     for (model, component) in [(teacher, &args.teacher_unet), (student, &args.student_unet)] {
@@ -214,7 +257,7 @@ fn networks(
     }
     Ok(match (&recipe.clip, &args.clip) {
         (Some(_), Some(path)) => {
-            networks.with_clip(ClipNetworks::load(&Model::open(path)?, device)?)
+            networks.with_clip(ClipNetworks::load(&Model::open(path)?, recipe, device)?)
         }
         (Some(_), None) => {
             anyhow::bail!("the recipe has a CLIP loss: give --clip FOLDER with clip and taesd")

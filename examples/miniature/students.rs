@@ -159,9 +159,9 @@ pub(crate) fn networks(workshop: &Workshop, from: &str, recipe: &Recipe) -> Resu
     let device = &workshop.device;
     let folder = workshop.model()?;
     let (teacher, student) = ((&folder, "teacher"), (&folder, from));
-    let networks = Networks::load(teacher, student, device)?;
+    let networks = Networks::load(teacher, student, recipe, device)?;
     Ok(match &recipe.clip {
-        Some(_) => networks.with_clip(ClipNetworks::load(&folder, device)?),
+        Some(_) => networks.with_clip(ClipNetworks::load(&folder, recipe, device)?),
         None => networks,
     })
 }

@@ -97,7 +97,7 @@ pub(crate) fn train<M: Module + Sync>(
         let (grads, norm) = grads.clip(MAX_NORM);
         let rate = schedule.learning_rate(step);
         state.module = state.optimizer.step(state.module, grads, rate);
-        state.ema.update(&state.module);
+        state.ema.update(&state.module)?;
         state.step += 1;
 
         let seconds = begun.elapsed().as_secs_f64();

@@ -67,7 +67,7 @@ pub use swiftbrush_scheduler as scheduler;
 pub use swiftbrush_unet as unet;
 pub use swiftbrush_unet::NegativeMethod;
 pub use swiftbrush_vae as vae;
-pub use text_to_image::{TextToImage, noise, one_step};
+pub use text_to_image::{TextToImage, noise, one_step, one_step_with};
 pub use warning::Warning;
 
 #[cfg(all(doctest, feature = "png"))]

@@ -39,9 +39,21 @@ pub fn one_step(
     context: impl Into<Context>,
 ) -> Tensor<4> {
     let context = context.into();
+    let dtype = context.dtype();
+    let predict = |noisy, timesteps| unet.forward(noisy, timesteps, context);
+    one_step_with(predict, schedule, noise, dtype)
+}
+
+/// [`one_step`] of any network; `predict` takes noisy latents in the element type `dtype` and timesteps, as [`UNet::forward`].
+pub fn one_step_with(
+    predict: impl FnOnce(Tensor<4>, Tensor<1>) -> Tensor<4>,
+    schedule: &NoiseSchedule,
+    noise: Tensor<4>,
+    dtype: DType,
+) -> Tensor<4> {
     let [batch, _, _, _] = noise.dims();
     let steps = Tensor::full([batch], schedule.last() as f64, &noise.device());
-    let output = unet.forward(noise.clone().cast(context.dtype()), steps, context);
+    let output = predict(noise.clone().cast(dtype), steps);
     schedule.clean_latents(output, noise, schedule.last())
 }
 

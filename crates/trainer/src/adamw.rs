@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use swiftbrush_checkpoint::{ModulePath, read};
-use swiftbrush_kernels::{AdamWUpdate, adamw};
+use swiftbrush_checkpoint::ModulePath;
+use swiftbrush_kernels::{AdamWUpdate, DynamicMap, Quantized, adamw};
 
 use crate::NamedGradients;
+use crate::snapshot::Entry;
 
 /// Settings of [`AdamW`]; the defaults are PyTorch's, but with weight decay off, as in SwiftBrush.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,6 +23,21 @@ pub struct AdamWConfig {
     pub epsilon: f64,
     /// Fraction of each weight subtracted per unit of learning rate.
     pub weight_decay: f64,
+    /// Storage of the moments between updates.
+    pub moments: MomentStorage,
+}
+
+/// Storage of moments between updates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MomentStorage {
+    /// 8 bytes for each weight.
+    #[default]
+    #[serde(rename = "f32")]
+    F32,
+    /// 2 bytes for each weight: in 8 bits by blocks, as bitsandbytes' `AdamW8bit` (arXiv 2110.02861). Parameters of
+    /// fewer than 4096 elements stay in f32, as there.
+    #[serde(rename = "8bit")]
+    EightBits,
 }
 
 impl Default for AdamWConfig {
@@ -31,6 +47,7 @@ impl Default for AdamWConfig {
             beta2: 0.999,
             epsilon: 1e-8,
             weight_decay: 0.0,
+            moments: MomentStorage::F32,
         }
     }
 }
@@ -45,7 +62,7 @@ pub struct AdamW {
     config: AdamWConfig,
     /// Number of updates.
     step: u64,
-    moments: BTreeMap<String, [Tensor<1>; 2]>,
+    moments: BTreeMap<String, [Moment; 2]>,
 }
 
 impl AdamW {
@@ -74,42 +91,43 @@ impl AdamW {
         self.step
     }
 
-    /// The moments as tensors on the host, `NAME.exp_avg` and `NAME.exp_avg_sq` as in PyTorch.
+    /// The moments as tensors on the host, `NAME.exp_avg` and `NAME.exp_avg_sq` as in PyTorch. In 8 bits they are codes,
+    /// with the scales of their blocks as `NAME.exp_avg.scales`.
     pub fn state(&self) -> BTreeMap<String, TensorData> {
-        self.handles()
-            .map(|(name, moment)| (name, read(moment.clone())))
-            .collect()
+        let entries = self.entries();
+        entries.map(|(name, entry)| (name, entry.read())).collect()
     }
 
-    pub(crate) fn handles(&self) -> impl Iterator<Item = (String, &Tensor<1>)> {
-        self.moments.iter().flat_map(|(name, [first, second])| {
-            [
-                (format!("{name}.exp_avg"), first),
-                (format!("{name}.exp_avg_sq"), second),
-            ]
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (String, Entry)> {
+        self.moments.iter().flat_map(|(name, moments)| {
+            let entries = moments.iter().zip(MOMENTS);
+            entries
+                .flat_map(move |(moment, (suffix, _))| moment.entries(&format!("{name}.{suffix}")))
         })
     }
 
-    /// Restores an optimiser from its [`state`](Self::state) and [`n_steps`](Self::n_steps).
+    /// Restores an optimiser from its [`state`](Self::state) and [`n_steps`](Self::n_steps). Moments are converted to the
+    /// storage of the configuration at the next update.
     pub fn restore(
         config: AdamWConfig,
         step: u64,
         state: &BTreeMap<String, TensorData>,
         device: &Device,
     ) -> Self {
-        let tensor = |data: &TensorData| Tensor::from_data(data.clone(), device);
-        let moments = state
-            .iter()
-            .filter_map(|(key, first)| {
-                let name = key.strip_suffix(".exp_avg")?;
-                let second = state.get(&format!("{name}.exp_avg_sq"))?;
-                Some((name.to_owned(), [tensor(first), tensor(second)]))
-            })
-            .collect();
+        let [(first, _), _] = MOMENTS;
+        let names = state
+            .keys()
+            .filter_map(|key| key.strip_suffix(first)?.strip_suffix('.'));
+        let moments = names.filter_map(|name| {
+            let [first, second] = MOMENTS.map(|(suffix, map)| {
+                Moment::restore(&format!("{name}.{suffix}"), state, map, device)
+            });
+            Some((name.to_owned(), [first?, second?]))
+        });
         Self {
             config,
             step,
-            moments,
+            moments: moments.collect(),
         }
     }
 
@@ -126,9 +144,12 @@ impl AdamW {
             beta2,
             epsilon,
             weight_decay,
+            moments: storage,
         } = self.config;
-        let moments = self.moments.remove(name);
-        let moments = moments.unwrap_or_else(|| [grad.zeros_like(), grad.zeros_like()]);
+        let moments = match self.moments.remove(name) {
+            Some(moments) => moments.map(Moment::values),
+            None => [grad.zeros_like(), grad.zeros_like()],
+        };
         let correction = |beta: f64| 1.0 - beta.powi(self.step as i32);
         let update = AdamWUpdate {
             grad_factor,
@@ -140,8 +161,77 @@ impl AdamW {
             epsilon,
         };
         let (weight, moments) = adamw(weight, grad, moments, update);
+        let [first, second] = moments;
+        let [(_, of_first), (_, of_second)] = MOMENTS;
+        let moments = [(first, of_first), (second, of_second)];
+        let moments = moments.map(|(moment, map)| Moment::new(moment, storage, map));
         self.moments.insert(name.to_owned(), moments);
         weight
+    }
+}
+
+/// PyTorch's names of the moments, and the codes that they have in 8 bits.
+const MOMENTS: [(&str, DynamicMap); 2] = [
+    ("exp_avg", DynamicMap::Signed),
+    ("exp_avg_sq", DynamicMap::Unsigned),
+];
+
+/// Size from which moments are stored in 8 bits: `min_8bit_size` of bitsandbytes.
+const LEAST_QUANTIZED: usize = 4096;
+
+/// A stored moment.
+#[derive(Clone, Debug)]
+enum Moment {
+    Full(Tensor<1>),
+    Quantized(Quantized),
+}
+
+impl Moment {
+    fn new(values: Tensor<1>, storage: MomentStorage, map: DynamicMap) -> Self {
+        match storage {
+            MomentStorage::EightBits if values.dims()[0] >= LEAST_QUANTIZED => {
+                Self::Quantized(Quantized::new(values, map))
+            }
+            _ => Self::Full(values),
+        }
+    }
+
+    fn values(self) -> Tensor<1> {
+        match self {
+            Self::Full(values) => values,
+            Self::Quantized(quantized) => quantized.values(),
+        }
+    }
+
+    fn entries(&self, name: &str) -> Vec<(String, Entry)> {
+        match self {
+            Self::Full(values) => vec![(name.to_owned(), values.into())],
+            Self::Quantized(quantized) => {
+                let codes = quantized.clone();
+                let codes = Entry::new([codes.len()], DType::U8, move || codes.codes());
+                let scales = format!("{name}.scales");
+                vec![
+                    (name.to_owned(), codes),
+                    (scales, (&quantized.scales()).into()),
+                ]
+            }
+        }
+    }
+
+    fn restore(
+        name: &str,
+        state: &BTreeMap<String, TensorData>,
+        map: DynamicMap,
+        device: &Device,
+    ) -> Option<Self> {
+        let data = state.get(name)?;
+        if data.dtype() != DType::U8 {
+            return Some(Self::Full(Tensor::from_data(data.clone(), device)));
+        }
+        let scales = state.get(&format!("{name}.scales"))?.clone();
+        Some(Self::Quantized(Quantized::from_parts(
+            data, scales, map, device,
+        )))
     }
 }
 

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use burn::module::Module;
 use rayon::prelude::*;
@@ -8,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::parameters::parameters;
 use crate::recipe::BOOKKEEPING;
-use crate::{Error, Recipe};
+use crate::{Error, Recipe, Snapshot};
 
 /// The settings and inputs that determine the weights of a run, by name: settings of the recipe under
 /// their names in the file (`clip.weight`), hashes of networks and prompts, and the version of the
@@ -104,6 +105,26 @@ impl Fingerprint {
         };
         Ok(changed.map(change).collect())
     }
+}
+
+/// Keys of texts in a snapshot.
+pub(crate) const FINGERPRINT: &str = "fingerprint";
+pub(crate) const RECIPE: &str = "recipe";
+
+/// The fingerprint in a snapshot.
+pub(crate) fn saved_fingerprint(snapshot: &Snapshot, source: &Path) -> Result<Fingerprint, Error> {
+    let bad = |reason: String| Error::Snapshot {
+        path: source.to_owned(),
+        reason,
+    };
+    let text = snapshot.text(FINGERPRINT).ok_or_else(|| {
+        bad(
+            "it has no fingerprint, as snapshots of earlier versions: finish the run with the \
+             version that wrote it, or start again in another folder"
+                .to_owned(),
+        )
+    })?;
+    serde_json::from_str(text).map_err(|error| bad(format!("{FINGERPRINT}: {error}")))
 }
 
 /// SHA-256 over names, shapes and values of all parameters, in hexadecimal.

@@ -9,11 +9,13 @@ use burn::tensor::{FloatDType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use swiftbrush_clamped_clip_loss::clamped_loss;
 use swiftbrush_clip::{Clip, preprocess};
-use swiftbrush_pipeline::one_step;
+use swiftbrush_kernels::input_grad;
+use swiftbrush_pipeline::one_step_with;
 use swiftbrush_scheduler::{NoiseSchedule, guide};
-use swiftbrush_unet::UNet;
 use swiftbrush_vae::AutoencoderTiny;
 use swiftbrush_vsd_loss::{denoising_loss, normalized_vsd_gradient, vsd_gradient, vsd_loss};
+
+use crate::Denoiser;
 
 /// The losses of a step by name: tensors during a step, numbers in its report.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -96,18 +98,19 @@ pub struct FakeDraw {
     pub noise: Tensor<4>,
 }
 
-/// The student's latents for a batch, on its graph; shapes as in [`one_step`].
+/// The student's latents for a batch, on its graph; shapes as in [`one_step`](swiftbrush_pipeline::one_step).
 pub fn student_latents(
-    student: &UNet,
+    student: &dyn Denoiser,
     schedule: &NoiseSchedule,
     draw: &StudentDraw,
     context: Tensor<3>,
 ) -> Tensor<4> {
-    one_step(
-        student,
+    let (dtype, context) = (context.dtype(), context.autodiff());
+    one_step_with(
+        |noisy, timesteps| student.predict(noisy, timesteps, context),
         schedule,
         draw.noise.clone().autodiff(),
-        context.autodiff(),
+        dtype,
     )
 }
 
@@ -146,9 +149,9 @@ pub enum GradientWeight {
 #[derive(Clone, Copy, Debug)]
 pub struct Teachers<'a> {
     /// The frozen multi-step model.
-    pub teacher: &'a UNet,
+    pub teacher: &'a dyn Denoiser,
     /// The fake teacher.
-    pub fake: &'a UNet,
+    pub fake: &'a dyn Denoiser,
     /// The schedule of both, which also converts the output of networks that predict velocity or x₀.
     pub schedule: &'a NoiseSchedule,
 }
@@ -177,8 +180,9 @@ pub fn distillation_gradient(
     let (schedule, timesteps) = (teachers.schedule, &draw.timesteps);
     let noisy = schedule.add_noise(latents.clone(), draw.renoise.clone(), timesteps);
     let null_context = null_context.expand(context.dims());
-    let guided = |unet: &UNet, scales: &[f64]| {
-        let predict = |context| predicted_noise(unet, schedule, noisy.clone(), timesteps, context);
+    let guided = |network: &dyn Denoiser, scales: &[f64]| {
+        let predict =
+            |context| predicted_noise(network, schedule, noisy.clone(), timesteps, context);
         let conditional = predict(context.clone());
         if scales.iter().all(|&scale| scale == 1.0) {
             return conditional;
@@ -237,6 +241,48 @@ pub fn clip_loss(
     clamped_loss(cosines.sum_dim(1), threshold)
 }
 
+/// [`clip_loss`] with checkpoints: only the inputs of the decoder's stages and of the vision tower's layers are kept, and
+/// there is no graph beside that of the latents.
+///
+/// # Shapes
+///
+/// As [`clip_loss`].
+pub fn clip_loss_checkpointed(
+    clip: &Clip,
+    decoder: &AutoencoderTiny,
+    latents: Tensor<4>,
+    text_embeds: Tensor<2>,
+    threshold: f64,
+) -> Tensor<1> {
+    let dtype = latents.dtype();
+    let prepare =
+        |images: Tensor<4>| preprocess(images.cast(FloatDType::F32), clip.image_size()).cast(dtype);
+    let decoding = decoder.decode_checkpointed(latents.clone());
+    let embedding = clip.embed_images_checkpointed(prepare(decoding.images()));
+    let embeds = embedding.embeds().autodiff().require_grad();
+    let cosines = embeds.clone() * text_embeds.autodiff();
+    let loss = clamped_loss(cosines.sum_dim(1), threshold);
+    let grad = embeds.grad_remove(&mut loss.clone().backward());
+    let grad = grad.expect("the loss depends on the embeddings");
+    let grad = embedding.backward(clip, grad);
+    let grad = input_grad(decoding.images(), grad, prepare);
+    with_gradient(latents, loss.inner(), decoding.backward(decoder, grad))
+}
+
+/// A loss of which value and gradient are known, on the graph of the latents.
+///
+/// # Shapes
+///
+/// - latents, gradient: `[batch, channels, height, width]`; the gradient is without autodiff
+/// - loss and result: `[1]`; the loss is without autodiff
+pub fn with_gradient(latents: Tensor<4>, loss: Tensor<1>, gradient: Tensor<4>) -> Tensor<1> {
+    let dtype = FloatDType::from(loss.dtype());
+    // Zero, with the gradient as its gradient.
+    let distance = latents.clone() - latents.inner().autodiff();
+    let nothing = (distance * gradient.autodiff()).sum();
+    loss.autodiff() + nothing.cast(dtype)
+}
+
 /// The fake teacher's loss: it learns to denoise the student's latents, weighted by ᾱ_t.
 ///
 /// # Shapes
@@ -245,7 +291,7 @@ pub fn clip_loss(
 /// - context: `[batch, length, width]`
 /// - returns: `[1]`
 pub fn fake_loss(
-    fake: &UNet,
+    fake: &dyn Denoiser,
     schedule: &NoiseSchedule,
     latents: Tensor<4>,
     draw: &FakeDraw,
@@ -265,7 +311,7 @@ pub fn fake_loss(
 }
 
 fn predicted_noise(
-    unet: &UNet,
+    network: &dyn Denoiser,
     schedule: &NoiseSchedule,
     noisy: Tensor<4>,
     timesteps: &[usize],
@@ -273,6 +319,6 @@ fn predicted_noise(
 ) -> Tensor<4> {
     let values: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
     let steps = Tensor::from_data(TensorData::new(values, [timesteps.len()]), &noisy.device());
-    let output = unet.forward(noisy.clone().cast(context.dtype()), steps, context);
+    let output = network.predict(noisy.clone().cast(context.dtype()), steps, context);
     schedule.predicted_noise(output.cast(FloatDType::F32), noisy, timesteps)
 }

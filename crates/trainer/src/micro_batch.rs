@@ -118,6 +118,15 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
+    /// Losses without gradients.
+    pub(crate) fn new(losses: Losses<Tensor<1>>) -> Self {
+        Self {
+            losses,
+            student_grads: NamedGradients::default(),
+            fake_grads: NamedGradients::default(),
+        }
+    }
+
     pub(crate) fn plus(self, other: Self) -> Self {
         Self {
             losses: self.losses.zip(other.losses, |a, b| a + b),

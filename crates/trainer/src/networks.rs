@@ -1,14 +1,14 @@
+use burn::module::Module;
 use burn::tensor::{DType, Device};
 use swiftbrush_checkpoint::{Model, abridged};
-use swiftbrush_clip::{Clip, TextEncoder, Tokenizer};
+use swiftbrush_clip::{TextEncoder, Tokenizer};
 use swiftbrush_lora::LoraConfig;
 use swiftbrush_pipeline::Loader;
 use swiftbrush_scheduler::NoiseSchedule;
 use swiftbrush_unet::{UNet, UNetConfig};
-use swiftbrush_vae::AutoencoderTiny;
 
 use crate::parameters::{Parameter, parameters};
-use crate::{ClipNetworks, Error, Recipe};
+use crate::{ClipNetworks, Error, FrozenStorage, Recipe};
 
 /// The networks that a run starts from, in f32 and without autodiff.
 ///
@@ -68,48 +68,70 @@ impl Networks {
         self
     }
 
-    /// Loads the denoiser `component` of two models, with the teacher's tokenizer and text encoder and
-    /// each model's scheduler.
+    /// Loads the denoiser `component` of two models, with tokenizer and text encoder of the teacher
+    /// and each scheduler. Weights that the recipe freezes are stored as it says, one network after the other.
     ///
     /// # Errors
     ///
-    /// If a component is missing, cannot be read, or has unsupported settings.
+    /// If a component is missing, cannot be read, has unsupported settings, or has weights beyond the range of their type.
     pub fn load(
         (teacher, teacher_component): (&Model, &str),
         (student, student_component): (&Model, &str),
+        recipe: &Recipe,
         device: &Device,
     ) -> Result<Self, Error> {
         let f32 = Some(DType::F32);
+        let storage = recipe.frozen_weights;
         let schedule = |model: &Model, component: &str| -> Result<_, Error> {
             let loader = Loader::new(model.clone(), device).with_denoiser(component);
             Ok(NoiseSchedule::new(&loader.scheduler()?))
         };
         let config = UNetConfig::from_model(teacher, teacher_component)?;
         let tokenizer = Tokenizer::from_model(teacher, "tokenizer");
-        let denoisers = [
-            UNet::from_model(teacher, teacher_component, f32, device)?,
-            UNet::from_model(student, student_component, f32, device)?,
-        ];
+        let text_encoder = TextEncoder::from_model(teacher, "text_encoder", f32, device)?;
+        let text_encoder = stored(storage, "text_encoder", text_encoder)?;
+        let of_teacher = UNet::from_model(teacher, teacher_component, f32, device)?;
+        let of_teacher = stored(storage, "teacher", of_teacher)?;
+        let of_student = UNet::from_model(student, student_component, f32, device)?;
+        let of_student = stored(recipe.student_storage(), "student", of_student)?;
         let networks = Self::new(
             tokenizer.map_err(swiftbrush_pipeline::Error::from)?,
-            TextEncoder::from_model(teacher, "text_encoder", f32, device)?,
-            denoisers,
+            text_encoder,
+            [of_teacher, of_student],
             schedule(teacher, teacher_component)?,
             [config.in_channels, config.sample_size, config.sample_size],
         );
         Ok(networks.with_student_schedule(schedule(student, student_component)?))
     }
 
+    /// The networks with frozen weights stored as the recipe says.
+    ///
+    /// # Errors
+    ///
+    /// If a weight is beyond the range of its type.
+    pub(crate) fn stored(self, recipe: &Recipe) -> Result<Self, Error> {
+        let storage = recipe.frozen_weights;
+        let clip = self.clip.map(|networks| networks.stored(storage));
+        Ok(Self {
+            text_encoder: stored(storage, "text_encoder", self.text_encoder)?,
+            teacher: stored(storage, "teacher", self.teacher)?,
+            student: stored(recipe.student_storage(), "student", self.student)?,
+            clip: clip.transpose()?,
+            ..self
+        })
+    }
+
     /// Checks that the networks can be trained with a recipe on a device.
     pub(crate) fn check(&self, recipe: &Recipe, device: &Device) -> Result<(), Error> {
         let (teacher, student) = (parameters(&self.teacher), parameters(&self.student));
         let text = parameters(&self.text_encoder);
-        for (network, parameters) in [
-            ("teacher", &teacher),
-            ("student", &student),
-            ("text_encoder", &text),
+        let frozen = recipe.frozen_weights;
+        for (network, parameters, storage) in [
+            ("teacher", &teacher, frozen),
+            ("student", &student, recipe.student_storage()),
+            ("text_encoder", &text, frozen),
         ] {
-            check_storage(network, parameters, device)?;
+            check_storage(network, parameters, storage, device)?;
         }
         for (network, parameters) in [("teacher", &teacher), ("student", &student)] {
             self.check_sizes(network, parameters, &text)?;
@@ -121,16 +143,21 @@ impl Networks {
         }
         self.check_timesteps(recipe)?;
         match (&recipe.clip, &self.clip) {
-            (Some(_), Some(networks)) => self.check_clip(networks, device),
+            (Some(_), Some(networks)) => self.check_clip(networks, frozen, device),
             (Some(_), None) => Err(Error::NoClip),
             (None, _) => Ok(()),
         }
     }
 
-    fn check_clip(&self, networks: &ClipNetworks, device: &Device) -> Result<(), Error> {
+    fn check_clip(
+        &self,
+        networks: &ClipNetworks,
+        frozen: FrozenStorage,
+        device: &Device,
+    ) -> Result<(), Error> {
         let clip = parameters(&networks.clip);
-        check_storage("clip", &clip, device)?;
-        check_storage("decoder", &parameters(&networks.decoder), device)?;
+        check_storage("clip", &clip, frozen, device)?;
+        check_storage("decoder", &parameters(&networks.decoder), frozen, device)?;
         check_vocabulary("clip", &clip, &self.tokenizer)
     }
 
@@ -200,22 +227,36 @@ fn size(parameters: &[Parameter], name: &str, axis: usize) -> Option<usize> {
     found.map(|parameter| parameter.shape[axis])
 }
 
+/// A module with its weights stored in a type.
+pub(crate) fn stored<M: Module>(
+    storage: FrozenStorage,
+    network: &'static str,
+    module: M,
+) -> Result<M, Error> {
+    let stored = storage.store(module);
+    stored.map_err(|reason| Error::Network { network, reason })
+}
+
 fn check_storage(
     network: &'static str,
     parameters: &[Parameter],
+    storage: FrozenStorage,
     device: &Device,
 ) -> Result<(), Error> {
     let bad = |reason| Err(Error::Network { network, reason });
     for Parameter {
         name,
+        shape,
         dtype,
         device: found,
         ..
     } in parameters
     {
-        if *dtype != DType::F32 {
+        let expected = storage.dtype(name, shape.len());
+        if *dtype != expected {
             return bad(format!(
-                "{name} is {dtype:?}, training needs F32: load the network with Some(DType::F32)"
+                "{name} is {dtype:?}, training needs {expected:?}: load the network with \
+                 Some(DType::F32)"
             ));
         }
         if found.is_autodiff() {
@@ -281,19 +322,4 @@ fn check_targets(name: &str, lora: &LoraConfig, parameters: &[Parameter]) -> Res
         )));
     }
     Ok(())
-}
-
-impl ClipNetworks {
-    /// Loads `clip` and `taesd` of a model folder.
-    ///
-    /// # Errors
-    ///
-    /// If a component is missing or cannot be read.
-    pub fn load(model: &Model, device: &Device) -> Result<Self, Error> {
-        let f32 = Some(DType::F32);
-        Ok(Self {
-            clip: Clip::from_model(model, "clip", f32, device)?,
-            decoder: AutoencoderTiny::from_model(model, "taesd", f32, device)?,
-        })
-    }
 }

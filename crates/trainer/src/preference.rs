@@ -9,8 +9,7 @@ use swiftbrush_pipeline::one_step;
 use swiftbrush_scheduler::NoiseSchedule;
 use swiftbrush_unet::UNet;
 
-use crate::distiller::{FINGERPRINT, saved_fingerprint};
-use crate::fingerprint::hash;
+use crate::fingerprint::{FINGERPRINT, hash, saved_fingerprint};
 use crate::gradients::clipping;
 use crate::networks::setting;
 use crate::parameters::with_trained;
@@ -335,7 +334,7 @@ impl PreferenceTuner {
         let grads = grads.scale(share * clipping(report.norm, self.recipe.max_grad_norm));
         let rate = self.recipe.learning_rate;
         self.student = self.adamw.step(self.student.clone(), grads, rate);
-        self.ema.update(&self.student);
+        self.ema.update(&self.student)?;
         self.step += 1;
         Ok(report)
     }

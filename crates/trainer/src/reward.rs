@@ -1,12 +1,14 @@
 use burn::module::Module;
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+use swiftbrush_checkpoint::Model;
 use swiftbrush_clamped_clip_loss::linear_decay;
 use swiftbrush_clip::{Clip, Tokenizer};
 use swiftbrush_vae::AutoencoderTiny;
 
-use crate::ClipRecipe;
 use crate::fingerprint::hash;
-use crate::losses::clip_loss;
+use crate::losses::{clip_loss, clip_loss_checkpointed};
+use crate::networks::stored;
+use crate::{ClipRecipe, Error, FrozenStorage, Recipe};
 
 /// A differentiable loss on the student's latents, added to distillation.
 ///
@@ -64,6 +66,34 @@ pub struct ClipNetworks {
     pub decoder: AutoencoderTiny,
 }
 
+impl ClipNetworks {
+    /// Loads `clip` and `taesd` of a model folder; weights are stored as the recipe says.
+    ///
+    /// # Errors
+    ///
+    /// If a component is missing or cannot be read, or has weights beyond the range of their type.
+    pub fn load(model: &Model, recipe: &Recipe, device: &Device) -> Result<Self, Error> {
+        let f32 = Some(DType::F32);
+        let networks = Self {
+            clip: Clip::from_model(model, "clip", f32, device)?,
+            decoder: AutoencoderTiny::from_model(model, "taesd", f32, device)?,
+        };
+        networks.stored(recipe.frozen_weights)
+    }
+
+    /// The networks with weights stored in a type.
+    ///
+    /// # Errors
+    ///
+    /// If a weight is beyond its range.
+    pub(crate) fn stored(self, storage: FrozenStorage) -> Result<Self, Error> {
+        Ok(Self {
+            clip: stored(storage, "clip", self.clip)?,
+            decoder: stored(storage, "decoder", self.decoder)?,
+        })
+    }
+}
+
 /// The clamped CLIP loss through a tiny decoder (arXiv 2408.14176, §4.3).
 #[derive(Debug)]
 pub struct ClipReward {
@@ -72,6 +102,7 @@ pub struct ClipReward {
     recipe: ClipRecipe,
     dtype: FloatDType,
     device: Device,
+    is_checkpointed: bool,
 }
 
 impl ClipReward {
@@ -89,6 +120,15 @@ impl ClipReward {
             recipe,
             dtype,
             device: device.clone(),
+            is_checkpointed: false,
+        }
+    }
+
+    /// Keeps only the inputs of the networks' blocks for the backward pass; see [`clip_loss_checkpointed`].
+    pub fn with_checkpoints(self) -> Self {
+        Self {
+            is_checkpointed: true,
+            ..self
         }
     }
 }
@@ -107,8 +147,11 @@ impl Reward for ClipReward {
         let texts = self.networks.clip.embed_texts(tokens);
         let clip = self.networks.clip.clone().freeze().train();
         let decoder = self.networks.decoder.clone().freeze().train();
-        let latents = latents.cast(self.dtype);
-        clip_loss(&clip, &decoder, latents, texts, self.recipe.threshold)
+        let (latents, threshold) = (latents.cast(self.dtype), self.recipe.threshold);
+        match self.is_checkpointed {
+            true => clip_loss_checkpointed(&clip, &decoder, latents, texts, threshold),
+            false => clip_loss(&clip, &decoder, latents, texts, threshold),
+        }
     }
 
     fn hash(&self) -> String {

@@ -80,6 +80,7 @@ impl Run {
         let folder = folder.into();
         let lock = lock(&folder)?;
         remove_unfinished(&folder)?;
+        let distiller = distiller.with_folder(&folder);
         let mut distiller = distiller.with_input("prompts", prompts.hash());
         if let Some(&step) = snapshot_steps(&folder)?.last() {
             let path = snapshot_path(&folder, step);

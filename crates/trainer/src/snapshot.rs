@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::module::Module;
-use burn::tensor::{DType, Device, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use swiftbrush_checkpoint::{Archive, Error, LazyTensor, write_tensors};
 
@@ -49,11 +49,39 @@ struct Header {
     texts: BTreeMap<String, String>,
 }
 
+/// A tensor whose values are read when they are written to the file.
 #[derive(Clone)]
-struct Entry {
+pub(crate) struct Entry {
     shape: Vec<usize>,
     dtype: DType,
     read: ReadTensor,
+}
+
+impl Entry {
+    pub(crate) fn new(
+        shape: impl Into<Vec<usize>>,
+        dtype: DType,
+        read: impl Fn() -> TensorData + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            shape: shape.into(),
+            dtype,
+            read: Arc::new(read),
+        }
+    }
+
+    pub(crate) fn read(&self) -> TensorData {
+        (self.read)()
+    }
+}
+
+impl From<&Tensor<1>> for Entry {
+    fn from(tensor: &Tensor<1>) -> Self {
+        let tensor = tensor.clone();
+        Self::new(tensor.dims(), tensor.dtype(), move || {
+            swiftbrush_checkpoint::read(tensor.clone())
+        })
+    }
 }
 
 impl std::fmt::Debug for Entry {
@@ -64,11 +92,8 @@ impl std::fmt::Debug for Entry {
 
 impl From<TensorData> for Entry {
     fn from(data: TensorData) -> Self {
-        Self {
-            shape: data.shape().to_vec(),
-            dtype: data.dtype(),
-            read: Arc::new(move || data.clone()),
-        }
+        let (shape, dtype) = (data.shape().to_vec(), data.dtype());
+        Self::new(shape, dtype, move || data.clone())
     }
 }
 
@@ -141,7 +166,7 @@ impl Snapshot {
         let tensors = self.tensors.iter();
         tensors
             .filter_map(|(name, entry)| {
-                Some((name.strip_prefix(&prefix)?.to_owned(), (entry.read)()))
+                Some((name.strip_prefix(&prefix)?.to_owned(), entry.read()))
             })
             .collect()
     }
@@ -149,7 +174,7 @@ impl Snapshot {
     /// Adds an optimiser.
     pub fn insert_adamw(&mut self, group: &str, optimizer: &AdamW) {
         self.set_counter(group, optimizer.n_steps());
-        self.insert_handles(group, optimizer.handles());
+        self.extend(group, optimizer.entries());
     }
 
     /// Restores an optimiser that was added.
@@ -160,24 +185,7 @@ impl Snapshot {
     /// Adds an average.
     pub fn insert_ema(&mut self, group: &str, ema: &Ema) {
         self.set_counter(group, ema.n_updates());
-        self.insert_handles(group, ema.handles());
-    }
-
-    fn insert_handles<'a>(
-        &mut self,
-        group: &str,
-        tensors: impl Iterator<Item = (String, &'a burn::tensor::Tensor<1>)>,
-    ) {
-        let entries = tensors.map(|(name, tensor)| {
-            let tensor = tensor.clone();
-            let entry = Entry {
-                shape: tensor.dims().to_vec(),
-                dtype: tensor.dtype(),
-                read: Arc::new(move || swiftbrush_checkpoint::read(tensor.clone())),
-            };
-            (name, entry)
-        });
-        self.extend(group, entries);
+        self.extend(group, ema.entries());
     }
 
     /// Restores an average that was added.
@@ -196,7 +204,7 @@ impl Snapshot {
         let metadata = HashMap::from([(HEADER.to_owned(), header)]);
         let tensors = self.tensors.iter().map(|(name, entry)| {
             let shape = entry.shape.clone();
-            LazyTensor::new(name, shape, entry.dtype, move || Ok((entry.read)()))
+            LazyTensor::new(name, shape, entry.dtype, move || Ok(entry.read()))
         });
         write_tensors(path, tensors.collect(), metadata)
     }

@@ -4,9 +4,11 @@ use burn::module::Module;
 use swiftbrush_lora::{Adapters, LoraConfig, materialize};
 use swiftbrush_unet::UNet;
 
-use crate::distiller::{RECIPE, saved_fingerprint, student};
-use crate::fingerprint::hash;
+use crate::fingerprint::{RECIPE, hash, saved_fingerprint};
+use crate::networks::stored;
 use crate::parameters::with_trained;
+use crate::storage::widened;
+use crate::trained::trainable;
 use crate::{Ema, Error, Recipe, Snapshot};
 
 /// A trained student with its adapters, if it has any, and its averaged weights; without autodiff.
@@ -34,6 +36,10 @@ impl Student {
             reason,
         };
         let fingerprint = saved_fingerprint(snapshot, source)?;
+        let recipe = snapshot.text(RECIPE).unwrap_or_default();
+        let recipe: Recipe = serde_json::from_str(recipe)
+            .map_err(|error| bad(format!("{RECIPE} in its header: {error}")))?;
+        let base = &stored(recipe.student_storage(), "student", base.clone())?;
         let (expected, found) = (fingerprint.get("student"), hash(base));
         if expected != Some(&found) {
             return Err(bad(format!(
@@ -41,10 +47,8 @@ impl Student {
                 expected.unwrap_or("none")
             )));
         }
-        let recipe = snapshot.text(RECIPE).unwrap_or_default();
-        let recipe: Recipe = serde_json::from_str(recipe)
-            .map_err(|error| bad(format!("{RECIPE} in its header: {error}")))?;
-        let unet = with_trained(student(&recipe, base)?, snapshot.group("student"), source)?;
+        let student = trainable(base, recipe.student_lora.as_ref(), recipe.seed)?;
+        let unet = with_trained(student, snapshot.group("student"), source)?;
         let device = parameters_device(base);
         Ok(Self {
             unet: unet.valid(),
@@ -61,9 +65,14 @@ impl Student {
         }
     }
 
-    /// The denoiser with its adapters merged.
+    /// The denoiser with its adapters beside its weights, some of which may be stored in half precision.
+    pub fn unet(&self) -> &UNet {
+        &self.unet
+    }
+
+    /// The denoiser with its adapters merged, in f32.
     pub fn merged(&self) -> UNet {
-        materialize(self.unet.clone())
+        materialize(widened(self.unet.clone()))
     }
 
     /// The adapters; `None` if all weights were trained.

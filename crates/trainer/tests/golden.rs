@@ -11,10 +11,12 @@ use swiftbrush_lora::{AdapterFile, insert};
 use swiftbrush_scheduler::{NoiseSchedule, PredictionType, SchedulerConfig};
 use swiftbrush_testing::{F32, Golden, assert_close, assert_values_close, device};
 use swiftbrush_trainer::losses::{
-    FakeDraw, GradientWeight, Guidance, StudentDraw, Teachers, clip_loss, distillation_gradient,
-    distillation_loss, fake_loss, student_latents,
+    FakeDraw, GradientWeight, Guidance, StudentDraw, Teachers, clip_loss, clip_loss_checkpointed,
+    distillation_gradient, distillation_loss, fake_loss, student_latents,
 };
-use swiftbrush_trainer::{AdamW, AdamWConfig, Ema, NamedGradients, Precision};
+use swiftbrush_trainer::{
+    AdamW, AdamWConfig, Denoiser, Ema, NamedGradients, Precision, WithCheckpoints,
+};
 use swiftbrush_unet::{UNet, UNetConfig};
 use swiftbrush_vae::AutoencoderTinyConfig;
 
@@ -184,6 +186,19 @@ fn a_teacher_differs_from_itself_only_by_guidance() {
     assert_eq!(largest(gradient(3.0, 3.0)), 0.0);
 }
 
+/// The loss of a network and its gradients, with and without checkpoints.
+fn both_ways(
+    unet: &UNet,
+    loss: impl Fn(&dyn Denoiser) -> Tensor<1>,
+) -> [(Tensor<1>, NamedGradients); 2] {
+    let plain = loss(unet);
+    let grads = NamedGradients::take(unet, &mut plain.backward());
+    let with = WithCheckpoints::new(unet);
+    let checkpointed = loss(&with);
+    let of_blocks = with.gradients(checkpointed.clone(), NamedGradients::default());
+    [(plain.inner(), grads), (checkpointed.inner(), of_blocks)]
+}
+
 #[test]
 fn losses_gradients_and_new_weights_are_those_of_pytorch() {
     let golden = Golden::open(env!("CARGO_MANIFEST_DIR"), "step");
@@ -215,20 +230,27 @@ fn losses_gradients_and_new_weights_are_those_of_pytorch() {
         step.tensor("null_context"),
     );
     assert_close(gradient.clone(), step.tensor("gradient"), TOLERANCE);
-    let loss = distillation_loss(latents, gradient);
-    assert_close(loss.clone().inner(), step.tensor("loss"), TOLERANCE);
-    let grads = NamedGradients::take(&student, &mut loss.backward());
-    step.check_updates("student_after", student, grads, 1e-3);
+    let losses = both_ways(&student, |student| {
+        let latents = student_latents(student, &schedule, &draw, context.clone());
+        distillation_loss(latents, gradient.clone())
+    });
+    for (loss, grads) in losses {
+        assert_close(loss, step.tensor("loss"), TOLERANCE);
+        step.check_updates("student_after", student.clone(), grads, 1e-3);
+    }
 
     let fake = fake.train();
     let draw = FakeDraw {
         timesteps: step.timesteps("fake_timesteps"),
         noise: step.tensor("fake_noise"),
     };
-    let loss = fake_loss(&fake, &schedule, fixed, &draw, context);
-    assert_close(loss.clone().inner(), step.tensor("fake_loss"), TOLERANCE);
-    let grads = NamedGradients::take(&fake, &mut loss.backward());
-    step.check_updates("fake_after", fake, grads, 1e-2);
+    let losses = both_ways(&fake, |fake| {
+        fake_loss(fake, &schedule, fixed.clone(), &draw, context.clone())
+    });
+    for (loss, grads) in losses {
+        assert_close(loss, step.tensor("fake_loss"), TOLERANCE);
+        step.check_updates("fake_after", fake.clone(), grads, 1e-2);
+    }
 }
 
 /// Only the networks are in bf16. The gradients of student and fake teacher then deviate slightly; those of
@@ -373,18 +395,17 @@ fn the_clamped_clip_loss_pulls_latents_as_in_pytorch() {
         &golden.tensors_under("decoder."),
         Path::new("decoder"),
     );
-    let latents = golden.tensor::<4>("latents", &device).require_grad();
-    let loss = clip_loss(
-        &clip.unwrap(),
-        &decoder.unwrap(),
-        latents.clone(),
-        golden.tensor("texts", &device.clone().inner()),
-        golden.metadata("threshold").parse().unwrap(),
-    );
-    let inner = device.inner();
-    assert_close(loss.clone().inner(), golden.tensor("loss", &inner), F32);
-    let grad = latents.grad(&loss.backward()).unwrap();
-    assert_close(grad, golden.tensor("latents_grad", &inner), F32);
+    let (clip, decoder) = (clip.unwrap(), decoder.unwrap());
+    let inner = device.clone().inner();
+    for loss in [clip_loss, clip_loss_checkpointed] {
+        let latents = golden.tensor::<4>("latents", &device).require_grad();
+        let texts = golden.tensor("texts", &inner);
+        let threshold = golden.metadata("threshold").parse().unwrap();
+        let loss = loss(&clip, &decoder, latents.clone(), texts, threshold);
+        assert_close(loss.clone().inner(), golden.tensor("loss", &inner), F32);
+        let grad = latents.grad(&loss.backward()).unwrap();
+        assert_close(grad, golden.tensor("latents_grad", &inner), F32);
+    }
 }
 
 #[test]
@@ -396,7 +417,7 @@ fn averages_are_those_of_diffusers() {
     };
     let mut ema = Ema::new(&module(0), 0.3);
     for step in 1..8 {
-        ema.update(&module(step));
+        ema.update(&module(step)).unwrap();
         let average = ema.apply(module(0)).weight.val();
         assert_close(
             average,
@@ -414,7 +435,7 @@ fn the_average_of_a_constant_weight_is_that_weight() {
     };
     let mut ema = Ema::new(&module, 0.99);
     for _ in 0..50 {
-        ema.update(&module);
+        ema.update(&module).unwrap();
     }
     assert_eq!(
         named_tensors(&ema.apply(module.clone())),

@@ -3,14 +3,13 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Mutex;
 
 use burn::tensor::Device;
 use swiftbrush_checkpoint::Model;
 use swiftbrush_clip::{ClipConfig, TextConfig, Tokenizer};
 use swiftbrush_lora::LoraConfig;
 use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
-use swiftbrush_testing::device;
+use swiftbrush_testing::{device, fill};
 use swiftbrush_trainer::{
     ClipNetworks, ClipRecipe, Distiller, Error, Event, Networks, Prompts, Recipe, Run,
 };
@@ -18,10 +17,6 @@ use swiftbrush_unet::UNetConfig;
 use swiftbrush_vae::AutoencoderTinyConfig;
 
 pub(crate) fn networks(device: &Device) -> Networks {
-    // Tests share the device and its random number generator.
-    static GENERATOR: Mutex<()> = Mutex::new(());
-    let _alone = GENERATOR.lock();
-    device.seed(1);
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../clip/tests/golden");
     let text = TextConfig {
         vocab_size: 3514,
@@ -33,17 +28,17 @@ pub(crate) fn networks(device: &Device) -> Networks {
         text_config: text.clone(),
         ..ClipConfig::tiny()
     };
-    let [teacher, student] = [(); 2].map(|()| UNetConfig::tiny().init(device));
+    let [teacher, student] = [1, 2].map(|seed| fill(UNetConfig::tiny().init(device), seed));
     let networks = Networks::new(
         Tokenizer::from_model(&Model::open(here).unwrap(), "tokenizer").unwrap(),
-        text.init(device),
+        fill(text.init(device), 3),
         [teacher, student],
         NoiseSchedule::new(&SchedulerConfig::default()),
         [4, 8, 8],
     );
     networks.with_clip(ClipNetworks {
-        clip: clip.init(device),
-        decoder: AutoencoderTinyConfig::tiny().init(device),
+        clip: fill(clip.init(device), 4),
+        decoder: fill(AutoencoderTinyConfig::tiny().init(device), 5),
     })
 }
 

@@ -1,0 +1,126 @@
+//! A step: losses and gradients of its micro-batches, their report, and the updates.
+
+use burn::tensor::Tensor;
+use swiftbrush_checkpoint::read;
+
+use super::Distiller;
+use crate::gradients::clipping;
+use crate::micro_batch::{Outcome, draw};
+use crate::{Error, Recipe, Report};
+
+impl Distiller {
+    /// Updates the fake teacher, and in every `student_every`-th step after the first `student_after` also
+    /// the student.
+    ///
+    /// A step with a non-finite loss or gradient updates nothing; up to `max_bad_steps` such steps are
+    /// skipped.
+    ///
+    /// # Errors
+    ///
+    /// If a loss or a gradient is not finite and no more steps may be skipped.
+    ///
+    /// # Panics
+    ///
+    /// If there are not `batch · accumulation` prompts.
+    pub fn step(&mut self, prompts: &[String]) -> Result<Report, Error> {
+        let Recipe {
+            batch,
+            accumulation,
+            max_grad_norm,
+            ..
+        } = self.recipe;
+        assert_eq!(
+            prompts.len(),
+            batch * accumulation,
+            "a step takes batch times accumulation prompts"
+        );
+        let micro_batches = draw(&self.recipe, &self.frozen.sizes, self.step, prompts);
+        let total = self.accumulate(&micro_batches);
+        let share = 1.0 / accumulation as f64;
+        let mut report = self.report(&total, share);
+        if let Some((what, value)) = report.not_finite() {
+            self.skip(what, value)?;
+            report.is_skipped = true;
+            return Ok(report);
+        }
+        let clipped = |norm| share * clipping(norm, max_grad_norm);
+        let student_grads = total.student_grads.scale(clipped(report.student_norm));
+        let fake_grads = total.fake_grads.scale(clipped(report.fake_norm));
+        if self.is_students_turn() {
+            self.student.update(student_grads, report.learning_rate);
+            self.ema.update(self.student.unet())?;
+        }
+        let rate = self.recipe.fake_learning_rate;
+        self.fake.update(fake_grads, rate);
+        self.step += 1;
+        Ok(report)
+    }
+
+    /// Reads losses and norms, the only time a step waits for the device.
+    fn report(&self, total: &Outcome, share: f64) -> Report {
+        let student_squares = total.student_grads.squares();
+        let n_student = student_squares.len();
+        let losses = total.losses.iter().map(|(_, loss)| loss.clone());
+        let sums = losses.chain(student_squares);
+        let sums = sums.chain(total.fake_grads.squares()).collect();
+        let sums: Vec<f64> = read(Tensor::cat(sums, 0)).iter().collect();
+        let n_losses = total.losses.iter().count();
+        let (losses, squares) = sums.split_at(n_losses);
+        let (student_squares, fake_squares) = squares.split_at(n_student);
+        let norm = |squares: &[f64]| share * squares.iter().sum::<f64>().sqrt();
+        let mut losses = losses.iter();
+        let mut next = |_| losses.next().map_or(f64::NAN, |loss| loss * share);
+        Report {
+            step: self.step,
+            losses: total.losses.clone().map(&mut next),
+            student_norm: norm(student_squares),
+            fake_norm: norm(fake_squares),
+            learning_rate: match self.is_students_turn() {
+                true => self.learning_rate(),
+                false => 0.0,
+            },
+            is_skipped: false,
+        }
+    }
+
+    fn skip(&mut self, what: String, value: f64) -> Result<(), Error> {
+        let step = self.step;
+        if self.n_skipped >= self.recipe.max_bad_steps {
+            let allow = self.n_skipped + 1;
+            return Err(Error::NotFinite {
+                what,
+                value,
+                step,
+                allow,
+            });
+        }
+        tracing::warn!(step, value, "skipped a step: the {what} is not finite");
+        self.n_skipped += 1;
+        self.step += 1;
+        Ok(())
+    }
+
+    pub(super) fn is_students_turn(&self) -> bool {
+        let Recipe {
+            student_every,
+            student_after,
+            ..
+        } = self.recipe;
+        self.step >= student_after && (self.step + 1).is_multiple_of(student_every)
+    }
+
+    /// Learning rate of the student's next update.
+    fn learning_rate(&self) -> f64 {
+        let Recipe {
+            learning_rate,
+            warm_up,
+            ..
+        } = self.recipe;
+        let next = self.student.adamw().n_steps() + 1;
+        if next < warm_up {
+            learning_rate * next as f64 / warm_up as f64
+        } else {
+            learning_rate
+        }
+    }
+}

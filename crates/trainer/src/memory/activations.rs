@@ -1,0 +1,190 @@
+//! Tensors that backward passes keep, counted in elements per sample.
+
+use std::collections::BTreeMap;
+
+use crate::parameters::Parameter;
+
+/// Elements that the backward pass of a network needs, per sample.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Activations {
+    /// Inputs of the blocks.
+    inputs: u64,
+    /// Tensors within each block.
+    blocks: Vec<u64>,
+}
+
+/// Tensors of a transformer block that are kept, in units of its input: of normalisations, attentions and the gated GELU,
+/// with weights frozen, and in addition if they are trained.
+const TRANSFORMER: [u64; 2] = [24, 9];
+
+/// Tensors of a layer of CLIP's vision tower that are kept, in units of its input, with frozen weights.
+const TOWER_LAYER: u64 = 13;
+
+impl Activations {
+    /// Elements kept at the same time.
+    pub(super) fn kept(&self, checkpointing: bool) -> u64 {
+        match checkpointing {
+            true => self.inputs + self.blocks.iter().max().copied().unwrap_or(0),
+            false => self.blocks.iter().sum(),
+        }
+    }
+
+    /// Those of a denoiser on latents of a height and width.
+    pub(super) fn of_denoiser(
+        parameters: &[Parameter],
+        [height, width]: [usize; 2],
+        is_frozen: bool,
+    ) -> Self {
+        let blocks = Blocks::of(parameters);
+        let mut pixels = (height * width) as u64;
+        let mut found = Self::default();
+        let extra = u64::from(!is_frozen);
+        for block in blocks.0.values() {
+            let mut kept = 0;
+            for &[inputs, outputs] in &block.resnets {
+                kept += (1 + extra) * (inputs + outputs) * pixels;
+            }
+            for &channels in &block.transformers {
+                kept += (TRANSFORMER[0] + extra * TRANSFORMER[1]) * channels * pixels;
+            }
+            let outputs = block.resnets.last().map_or(0, |&[_, outputs]| outputs);
+            // A block on the way down leaves the output of each layer, one on the way up its own.
+            let left = if block.is_up {
+                1
+            } else {
+                block.resnets.len() as u64
+            };
+            found.inputs += left * outputs * pixels;
+            found.blocks.push(kept);
+            match block.resampling {
+                Resampling::Down => pixels /= 4,
+                Resampling::Up => pixels *= 4,
+                Resampling::None => {}
+            }
+            if block.resampling != Resampling::None {
+                found.inputs += outputs * pixels;
+            }
+        }
+        found
+    }
+
+    /// Those of TAESD's decoder: after each convolution of a residual block its output.
+    pub(super) fn of_decoder(parameters: &[Parameter], [height, width]: [usize; 2]) -> Self {
+        let convolutions = parameters.iter().filter(|parameter| {
+            parameter.name.starts_with("decoder.") && parameter.name.ends_with(".weight")
+        });
+        let mut pixels = (height * width) as u64;
+        let mut found = Self::default();
+        let mut stage = 0;
+        for (index, convolution) in convolutions.enumerate() {
+            let (outputs, inputs) = (convolution.shape[0] as u64, convolution.shape[1] as u64);
+            let in_block = convolution.name.contains(".conv.");
+            if index > 0 && !in_block && outputs == inputs {
+                found.blocks.push(std::mem::take(&mut stage));
+                found.inputs += inputs * pixels;
+                pixels *= 4;
+            }
+            stage += outputs * pixels;
+        }
+        found.blocks.push(stage);
+        found
+    }
+
+    /// Those of CLIP's vision tower.
+    pub(super) fn of_tower(parameters: &[Parameter]) -> Self {
+        let find = |end: &str| {
+            let mut parameters = parameters.iter();
+            parameters.find(|parameter| parameter.name.ends_with(end))
+        };
+        let Some(positions) = find("vision_model.embeddings.position_embedding.weight") else {
+            return Self::default();
+        };
+        let states: u64 = positions.shape.iter().map(|&side| side as u64).product();
+        let layers = parameters.iter().filter(|parameter| {
+            parameter.name.starts_with("vision_model.") && parameter.name.ends_with("fc1.weight")
+        });
+        let count = layers.count();
+        Self {
+            inputs: count as u64 * states,
+            blocks: vec![TOWER_LAYER * states; count],
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Resampling {
+    Down,
+    Up,
+    #[default]
+    None,
+}
+
+#[derive(Debug, Default)]
+struct Block {
+    /// Channels before and after each.
+    resnets: Vec<[u64; 2]>,
+    /// Channels of each.
+    transformers: Vec<u64>,
+    resampling: Resampling,
+    is_up: bool,
+}
+
+/// Blocks in the order in which they run.
+#[derive(Debug, Default)]
+struct Blocks(BTreeMap<(usize, usize), Block>);
+
+impl Blocks {
+    fn of(parameters: &[Parameter]) -> Self {
+        let mut blocks = Self::default();
+        for Parameter { name, shape, .. } in parameters {
+            let mut parts = name.split('.');
+            let order = match parts.next() {
+                Some("down_blocks") => 0,
+                Some("mid_block") => 1,
+                Some("up_blocks") => 2,
+                _ => continue,
+            };
+            let index = match order {
+                1 => 0,
+                _ => parts
+                    .next()
+                    .and_then(|index| index.parse().ok())
+                    .unwrap_or(0),
+            };
+            let block = blocks.0.entry((order, index)).or_default();
+            block.is_up = order == 2;
+            if name.ends_with(".conv1.weight") {
+                block.resnets.push([shape[1] as u64, shape[0] as u64]);
+            } else if name.ends_with(".attn1.to_q.weight") {
+                block.transformers.push(shape[0] as u64);
+            } else if name.contains(".downsamplers.") {
+                block.resampling = Resampling::Down;
+            } else if name.contains(".upsamplers.") {
+                block.resampling = Resampling::Up;
+            }
+        }
+        blocks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use swiftbrush_testing::device;
+    use swiftbrush_unet::UNetConfig;
+
+    use super::*;
+    use crate::parameters::parameters;
+
+    #[test]
+    fn a_denoiser_of_two_blocks_is_counted() {
+        let unet = UNetConfig::tiny().init(&device());
+        let found = Activations::of_denoiser(&parameters(&unet), [8, 8], true);
+        // Down: resnet 8 → 8 and 8 → 16, each with a transformer; mid: two resnets and a transformer at 4×4.
+        let down = [(8 + 8 + 24 * 8) * 64, (8 + 16 + 24 * 16) * 16];
+        let mid = (2 * (16 + 16) + 24 * 16) * 16;
+        assert_eq!(found.blocks[..3], [down[0], down[1], mid]);
+        assert_eq!(found.blocks.len(), 5);
+        assert_eq!(found.kept(false), found.blocks.iter().sum::<u64>());
+        assert!(found.kept(true) < found.kept(false));
+    }
+}

@@ -1,0 +1,80 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::TensorData;
+use swiftbrush_lora::{LoraConfig, attach};
+use swiftbrush_unet::UNet;
+
+use crate::parameters::with_trained;
+use crate::{AdamW, Error, NamedGradients};
+
+/// A denoiser under training, on the autodiff device, with its optimiser.
+#[derive(Debug)]
+pub(crate) struct Trained {
+    /// Taken out during an update only: an optimiser that owns the weights alone overwrites them in place.
+    unet: Option<UNet>,
+    adamw: AdamW,
+}
+
+impl Trained {
+    pub(crate) fn new(unet: UNet, adamw: AdamW) -> Self {
+        Self {
+            unet: Some(unet),
+            adamw,
+        }
+    }
+
+    pub(crate) fn unet(&self) -> &UNet {
+        let unet = self.unet.as_ref();
+        unet.expect("an update puts the network back")
+    }
+
+    pub(crate) fn adamw(&self) -> &AdamW {
+        &self.adamw
+    }
+
+    /// The network without autodiff.
+    pub(crate) fn plain(&self) -> UNet {
+        self.unet().valid()
+    }
+
+    /// Gives the network its own leaves, because burn processes graphs that share leaves sequentially.
+    pub(crate) fn own(&self) -> UNet {
+        self.plain().train()
+    }
+
+    pub(crate) fn update(&mut self, grads: NamedGradients, learning_rate: f64) {
+        let unet = self.unet.take();
+        self.unet = unet.map(|unet| self.adamw.step(unet, grads, learning_rate));
+    }
+
+    /// Replaces weights and optimiser.
+    ///
+    /// # Errors
+    ///
+    /// As [`with_trained`].
+    pub(crate) fn restore(
+        self,
+        tensors: BTreeMap<String, TensorData>,
+        adamw: AdamW,
+        source: &Path,
+    ) -> Result<Self, Error> {
+        let unet = self.unet.map(|unet| with_trained(unet, tensors, source));
+        let unet = unet.transpose()?;
+        Ok(Self { unet, adamw })
+    }
+}
+
+/// A network on the autodiff device: all its weights are trained, or adapters alone.
+///
+/// # Errors
+///
+/// If the adapters fit no layer.
+pub(crate) fn trainable(base: &UNet, lora: Option<&LoraConfig>, seed: u64) -> Result<UNet, Error> {
+    let unet = base.clone().train().unfreeze();
+    Ok(match lora {
+        Some(lora) => attach(unet, lora, seed)?,
+        None => unet,
+    })
+}
