@@ -86,7 +86,7 @@ pub enum Error {
     /// A path that does not exist but looks like a name on the Hugging Face hub.
     #[error(
         "{name}: no such file or folder; to load it by name from the Hugging Face hub, use `Model::find` with the \
-        feature `hub` of swiftbrush-checkpoint"
+        feature `hub`"
     )]
     HubName {
         /// The name.

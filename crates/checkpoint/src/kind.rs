@@ -55,5 +55,13 @@ pub(crate) fn describe(first: &[u8]) -> Option<&'static str> {
     let found = MAGIC
         .iter()
         .find(|(at, magic, _)| first.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
-    found.map(|(_, _, kind)| *kind)
+    // The length in the first eight bytes of a safetensors file has zeros.
+    let is_text = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
+    match found {
+        Some((_, _, kind)) => Some(kind),
+        None if first.len() >= 8 && first[..8].iter().all(is_text) => {
+            Some("a text file, not a weight file")
+        }
+        None => None,
+    }
 }

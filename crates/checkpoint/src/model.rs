@@ -115,6 +115,11 @@ impl Model {
         self
     }
 
+    /// Names of the components that were replaced.
+    pub fn replaced(&self) -> impl Iterator<Item = &str> {
+        self.replaced.keys().map(String::as_str)
+    }
+
     /// Takes the configurations, tokenizer and scheduler of a single-file model from a folder in diffusers' layout.
     /// Weights in that folder are ignored.
     pub fn with_configs(mut self, folder: impl AsRef<Path>) -> Self {

@@ -52,6 +52,12 @@ use crate::write::{LazyTensor, write_tensors};
 /// # }
 /// ```
 pub fn load<M: Module>(module: M, weights: &Weights, dtype: Option<DType>) -> Result<M, Error> {
+    if let Some(dtype) = dtype.filter(|dtype| !dtype.is_float()) {
+        return Err(Error::Config {
+            path: weights.path().to_owned(),
+            reason: format!("cannot load weights as {dtype:?}; expected F32, F16 or BF16"),
+        });
+    }
     let names = weights.names().filter(|name| !is_buffer(name));
     let names = names.map(str::to_owned).collect();
     let convert = |name: &str, data: TensorData| match dtype {

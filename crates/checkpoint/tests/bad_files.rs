@@ -172,6 +172,7 @@ fn other_kinds_of_files_are_named() {
         (b"GGUF\x03\0\0\0\x01\x02\x03\x04", "GGUF"),
         (b"\x1f\x8b\x08\0\0\0\0\0\0\0", "gzip"),
         (b"{\"weight_map\": {}}", "JSON"),
+        (b"# SD-Turbo\n\nA model card.\n", "text file"),
     ] {
         std::fs::write(&path, contents).unwrap();
         for error in [

@@ -9,8 +9,8 @@ use burn::tensor::Device;
 pub enum Error {
     /// burn was compiled with the backend of a device, but this crate was not.
     #[error(
-        "{device} is not supported: swiftbrush-kernels was compiled without this backend; enable its feature of the same \
-         name as burn's (`flex`, `wgpu`, `metal` or `cuda`)"
+        "{device} is not supported: swiftbrush-kernels was compiled without this backend; enable the feature of the same \
+         name as burn's (`flex`, `wgpu`, `metal` or `cuda`) of swiftbrush or swiftbrush-kernels"
     )]
     UnsupportedDevice {
         /// The device, as burn prints it.

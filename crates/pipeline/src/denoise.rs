@@ -159,9 +159,12 @@ impl Denoising<'_> {
         let scheduler = self.scheduler(request);
         let taken = n_taken(steps, strength);
         if steps > 0 && taken == 0 {
+            let remedy = match strength > 0.0 {
+                true => format!(", or take at least {} steps", (1.0 / strength).ceil()),
+                false => String::new(),
+            };
             return Err(Error::Request(format!(
-                "strength {strength} of {steps} steps leaves none: raise the strength, or take at least {} steps",
-                (1.0 / strength).ceil()
+                "strength {strength} of {steps} steps leaves none: raise the strength{remedy}"
             )));
         }
         let sampler = Sampler::after(kind, &scheduler, steps, steps - taken)?;
@@ -318,10 +321,6 @@ struct Network<'a> {
 }
 
 /// The embeddings of each call.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one value exists for a whole generation"
-)]
 enum Calls {
     /// Positive embeddings, and with a negative method the others.
     Plain(Context),

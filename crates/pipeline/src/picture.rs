@@ -92,7 +92,8 @@ impl Picture {
         file
     }
 
-    /// Writes the picture as a PNG file. An existing file is replaced once the new one is complete.
+    /// Writes the picture as a PNG file. Missing folders are created; an existing file is replaced once the new one is
+    /// complete.
     ///
     /// # Errors
     ///

@@ -63,7 +63,9 @@ impl fmt::Display for Warning {
         match self {
             Self::PromptCut { prompt, lost } => write!(
                 f,
-                "the prompt {prompt:?} is too long: {lost:?} has no effect"
+                "the prompt {:?} is too long: {:?} has no effect",
+                short(prompt),
+                short(lost)
             ),
             Self::SchedulerSubstituted { class, sampler } => write!(
                 f,
@@ -88,5 +90,14 @@ impl fmt::Display for Warning {
                 "ddim clips latents, as DDIMScheduler does unless scheduler_config.json sets clip_sample to false"
             ),
         }
+    }
+}
+
+/// A text for a message, truncated.
+fn short(text: &str) -> String {
+    const LENGTH: usize = 120;
+    match text.char_indices().nth(LENGTH) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Tensor};
 use swiftbrush_pipeline::scheduler::{SamplerKind, SchedulerConfig, TimestepSpacing};
+use swiftbrush_pipeline::unet::UNet;
 use swiftbrush_pipeline::vae::Tiling;
 use swiftbrush_pipeline::{
     Conditioning, Decoder, DecoderKind, Error, Generation, Loader, Method, Model, Request, Rng,
@@ -59,6 +60,32 @@ fn with_scheduler(text: &str) -> (tempfile::TempDir, Loader) {
     let model = Model::open(twin("sd15")).expect("it exists");
     let loader = Loader::new(model.with_component("scheduler", &scheduler), &device());
     (folder, loader)
+}
+
+#[test]
+fn replacements_of_unknown_components_are_rejected() {
+    let model = Model::open(twin("sd15")).expect("it exists");
+    let loader = Loader::new(model.with_component("unett", twin("sd15")), &device());
+    let error = loader.check().expect_err("a typing error").to_string();
+    assert!(
+        error.contains("\"unett\"") && error.contains("text_encoder, tokenizer, unet"),
+        "{error}"
+    );
+}
+
+#[test]
+fn weights_are_loaded_as_floats_alone() {
+    let model = Model::open(twin("sd15")).expect("it exists");
+    let error = UNet::from_model(&model, "unet", Some(DType::I32), &device());
+    let error = error.expect_err("integers are not weights").to_string();
+    assert!(error.contains("I32; expected F32"), "{error}");
+}
+
+#[test]
+fn long_prompts_are_truncated_in_warnings() {
+    let (prompt, lost) = ("é".repeat(900), "short".to_owned());
+    let text = Warning::PromptCut { prompt, lost }.to_string();
+    assert!(text.contains("…") && text.chars().count() < 200 && text.contains("short"));
 }
 
 const SD15: &str = r#"{"_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "beta_end": 0.012,

@@ -9,6 +9,17 @@ use crate::edit::{self, Edit};
 use crate::source::check_strengths;
 use crate::{DecoderKind, Error, Request, limits};
 
+/// Components of a model that the pipeline, the trainer or the evaluator reads.
+const COMPONENTS: [&str; 7] = [
+    "clip",
+    "scheduler",
+    "taesd",
+    "text_encoder",
+    "tokenizer",
+    "unet",
+    "vae",
+];
+
 impl Loader {
     /// Checks everything that does not need weights: the options, the device's kernels, the strengths of adapters, and
     /// that the parts match, since they can come from different models.
@@ -20,6 +31,7 @@ impl Loader {
         self.options.check()?;
         swiftbrush_kernels::supports(&self.device)?;
         check_strengths(self.adapters.iter().map(|(_, strength)| *strength))?;
+        self.check_replaced()?;
         self.check_is_whole()?;
         let unet = self.unet_config()?;
         let text = TextConfig::from_model(&self.model, "text_encoder")?;
@@ -89,6 +101,18 @@ impl Loader {
             None => denoising.size(request),
         };
         Ok(limits::decoding_memory(size, batch, denoising.width))
+    }
+
+    /// Rejects a replacement for a component that no model has, which is a typing error.
+    fn check_replaced(&self) -> Result<(), Error> {
+        let is_known = |name: &str| name == self.options.denoiser || COMPONENTS.contains(&name);
+        match self.model.replaced().find(|name| !is_known(name)) {
+            None => Ok(()),
+            Some(name) => Err(Error::Options(format!(
+                "unknown component {name:?}; expected one of {}",
+                COMPONENTS.join(", ")
+            ))),
+        }
     }
 
     /// Rejects a denoiser that is passed as if it were a complete model.
