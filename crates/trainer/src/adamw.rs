@@ -181,6 +181,10 @@ const LEAST_QUANTIZED: usize = 4096;
 
 /// A stored moment.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one value per parameter, small beside its elements"
+)]
 enum Moment {
     Full(Tensor<1>),
     Quantized(Quantized),

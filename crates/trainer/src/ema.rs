@@ -50,6 +50,10 @@ enum Place {
 
 /// The average of a parameter, flattened.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one value per parameter, small beside its elements"
+)]
 enum Average {
     Device(Tensor<1>),
     Host(Arc<Vec<f32>>),

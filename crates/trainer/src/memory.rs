@@ -54,10 +54,10 @@ type Saving = (&'static str, fn(&mut Recipe));
 /// Changes that save memory, those that cost least first.
 const SAVINGS: [Saving; 6] = [
     ("averages = \"file\"", |recipe| {
-        recipe.averages = AverageStorage::File
+        recipe.averages = AverageStorage::File;
     }),
     ("frozen_weights = \"f16\"", |recipe| {
-        recipe.frozen_weights = FrozenStorage::F16
+        recipe.frozen_weights = FrozenStorage::F16;
     }),
     ("checkpointing = true", |recipe| recipe.checkpointing = true),
     ("adamw.moments = \"8bit\"", |recipe| {
