@@ -200,7 +200,7 @@ fn frames_lead_from_one_prompt_and_seed_to_another() -> Result<()> {
         (0.5, 8, GREEN)
     );
     paint(&[GREEN, "--seed", "8", "--output", &last])?;
-    let [found, expected] = [path("00002.png"), last.into()].map(|path| image::open(path));
+    let [found, expected] = [path("00002.png"), last.into()].map(image::open);
     let (found, expected) = (found?.into_rgb8(), expected?.into_rgb8());
     let bytes = found.iter().zip(expected.iter());
     assert!(bytes.clone().all(|(a, b)| a.abs_diff(*b) <= 1));
