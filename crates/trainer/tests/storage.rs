@@ -93,12 +93,20 @@ fn moments_in_8_bits_are_those_of_bitsandbytes() {
                 let is_same = a == b || scales[index / 256] == 0.0;
                 (!is_same).then_some((*a as usize, *b as usize))
             }) {
-                // The search of bitsandbytes on a CPU ends at 2.1e-5 for a value of zero.
-                let is_beside_zero = (map[found] - map[expected]).abs() < 2.2e-5;
+                // The search of bitsandbytes on a CPU is not exact beside zero: it ends at 2.1e-5 for a value of zero, and
+                // at 4.9e-5 for one nearest to 2.7e-5.
+                let is_beside_zero = map[found].abs().max(map[expected].abs()) < 1e-4;
                 ties += usize::from(!is_beside_zero);
-                assert!(is_beside_zero || found.abs_diff(expected) == 1);
+                assert!(
+                    is_beside_zero || found.abs_diff(expected) == 1,
+                    "step {step}, {name}: code {found} ({}), expected {expected} ({})",
+                    map[found],
+                    map[expected]
+                );
             }
-            assert!(ties <= 10, "{ties} of 5000 codes differ at step {step}");
+            // Ours are the nearest codes, as published; bitsandbytes takes the other neighbour for up to 1.4 % of the second
+            // moments, near the midpoint of two codes.
+            assert!(ties <= 100, "{ties} of 5000 codes differ at step {step}");
         }
     }
 }
