@@ -51,7 +51,7 @@ pub enum Error {
         path: PathBuf,
         /// The unsupported property of the image.
         found: String,
-        /// What to do about it.
+        /// The remedy.
         remedy: String,
     },
     /// A folder has no images.

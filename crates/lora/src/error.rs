@@ -76,7 +76,7 @@ pub enum Error {
         path: PathBuf,
         /// The adapted module.
         module: String,
-        /// What is wrong with it.
+        /// The fault.
         found: String,
     },
     /// An adapter of a kind other than LoRA.

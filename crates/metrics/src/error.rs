@@ -47,7 +47,7 @@ pub enum Error {
     Statistics {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
     /// An eigenvalue decomposition did not converge.

@@ -19,17 +19,14 @@ use activations::Activations;
 /// Weights, gradients, moments and averages are exact. Activations are counted from the tensors that backward passes keep;
 /// scratch memory of operations and the allocator's overhead are not included.
 ///
-/// ```no_run
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let networks: swiftbrush_trainer::Networks = todo!();
-/// use swiftbrush_trainer::{MemoryPlan, Recipe};
+/// ```
+/// use swiftbrush_trainer::{Error, MemoryPlan, Networks, Recipe};
 ///
-/// let recipe = Recipe::efficient();
-/// let plan = MemoryPlan::new(&recipe, &networks);
-/// println!("{plan}");
-/// MemoryPlan::check(&recipe, &networks, 8 << 30)?;
-/// # Ok(())
-/// # }
+/// fn fits_8_gib(networks: &Networks) -> Result<(), Error> {
+///     let recipe = Recipe::efficient();
+///     println!("{}", MemoryPlan::new(&recipe, networks));
+///     MemoryPlan::check(&recipe, networks, 8 << 30)
+/// }
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct MemoryPlan {

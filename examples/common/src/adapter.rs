@@ -3,16 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
+use swiftbrush_pipeline::Loader;
 
-/// Components of a model that can be replaced.
-const COMPONENTS: [&str; 6] = [
-    "scheduler",
-    "taesd",
-    "text_encoder",
-    "tokenizer",
-    "unet",
-    "vae",
-];
 /// Adapter files in folders of PEFT and diffusers.
 const ADAPTERS: [&str; 2] = [
     "adapter_model.safetensors",
@@ -55,9 +47,9 @@ pub(crate) fn in_folder(path: PathBuf) -> Result<PathBuf> {
 /// Checks the name of a component.
 pub(crate) fn check_component(name: &str, denoiser: &str) -> Result<()> {
     ensure!(
-        name == denoiser || COMPONENTS.contains(&name),
+        name == denoiser || Loader::COMPONENTS.contains(&name),
         "--component {name}=…: unknown component; expected one of {}",
-        COMPONENTS.join(", ")
+        Loader::COMPONENTS.join(", ")
     );
     Ok(())
 }

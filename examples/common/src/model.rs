@@ -167,7 +167,7 @@ pub struct MethodArgs {
     /// Negative prompt.
     #[arg(long, default_value = "")]
     pub negative_prompt: String,
-    /// How the negative prompt acts: guidance (needs --guidance above 1; twice the network calls), or nasa or nag, which act in
+    /// Method of the negative prompt: guidance (needs --guidance above 1; twice the network calls), or nasa or nag, which act in
     /// the cross-attention of a single call [default: guidance where it is above 1, else nasa for images of one call].
     #[arg(long, requires = "negative_prompt")]
     pub negative_method: Option<NegativeName>,

@@ -12,7 +12,7 @@ use crate::edits::BATCH;
 use crate::scorer::{Score, read};
 use crate::world::{COLORS, HeldOut, Layout, Object, Placement, SHAPES, Scene};
 
-/// What an edit changes.
+/// The attribute that an edit changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Colour of an object.

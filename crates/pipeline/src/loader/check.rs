@@ -9,18 +9,18 @@ use crate::edit::{self, Edit};
 use crate::source::check_strengths;
 use crate::{DecoderKind, Error, Request, limits};
 
-/// Components of a model that the pipeline, the trainer or the evaluator reads.
-const COMPONENTS: [&str; 7] = [
-    "clip",
-    "scheduler",
-    "taesd",
-    "text_encoder",
-    "tokenizer",
-    "unet",
-    "vae",
-];
-
 impl Loader {
+    /// Components that [`Model::with_component`](swiftbrush_checkpoint::Model::with_component) can replace, besides the
+    /// denoiser that the options name.
+    pub const COMPONENTS: [&str; 6] = [
+        "scheduler",
+        "taesd",
+        "text_encoder",
+        "tokenizer",
+        "unet",
+        "vae",
+    ];
+
     /// Checks everything that does not need weights: the options, the device's kernels, the strengths of adapters, and
     /// that the parts match, since they can come from different models.
     ///
@@ -105,12 +105,13 @@ impl Loader {
 
     /// Rejects a replacement for a component that no model has, which is a typing error.
     fn check_replaced(&self) -> Result<(), Error> {
-        let is_known = |name: &str| name == self.options.denoiser || COMPONENTS.contains(&name);
+        let is_known =
+            |name: &str| name == self.options.denoiser || Self::COMPONENTS.contains(&name);
         match self.model.replaced().find(|name| !is_known(name)) {
             None => Ok(()),
             Some(name) => Err(Error::Options(format!(
                 "unknown component {name:?}; expected one of {}",
-                COMPONENTS.join(", ")
+                Self::COMPONENTS.join(", ")
             ))),
         }
     }
