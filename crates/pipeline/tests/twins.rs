@@ -382,7 +382,9 @@ fn half_precision() {
     let one_step = request(Method::OneStep, 1.0);
     let latents = generate(&as_stored, &one_step).latents;
     assert_close(latents, generate(&stored, &one_step).latents, 0.0);
-    for (dtype, bounds) in [(DType::F16, [5e-3, 5e-3]), (DType::BF16, [0.015, 0.03])] {
+    // 25 guided steps of diffusers are 2.3e-3 off in float16 and 2.1e-2 in bfloat16. Kernels that autotuning selects on WGSL
+    // may also accumulate in f16: 5.7e-3 was seen.
+    for (dtype, bounds) in [(DType::F16, [5e-3, 0.015]), (DType::BF16, [0.015, 0.03])] {
         if !device().supports_dtype(dtype) {
             continue;
         }
