@@ -11,6 +11,9 @@ use crate::hub::HubError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The backend of the device to load to has no kernels in this build.
+    #[error(transparent)]
+    Device(#[from] swiftbrush_kernels::Error),
     /// The operating system failed to read or write.
     #[error("cannot {action} {path}: {cause}")]
     Io {

@@ -260,6 +260,7 @@ pub fn named_tensors<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
 /// # Panics
 ///
 /// If the device fails.
+#[track_caller]
 pub fn read<const D: usize>(tensor: Tensor<D>) -> TensorData {
     let data = tensor.into_data();
     data.as_bytes();

@@ -65,6 +65,7 @@ impl<'a> LazyTensor<'a> {
 /// # Panics
 ///
 /// If the values of a tensor differ from its declared shape or element type.
+#[track_caller]
 pub fn write_tensors(
     path: impl AsRef<Path>,
     mut tensors: Vec<LazyTensor<'_>>,

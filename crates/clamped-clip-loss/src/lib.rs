@@ -36,6 +36,7 @@ const LEAST_LENGTH: f64 = 1e-8;
 /// # Panics
 ///
 /// If the shapes differ.
+#[track_caller]
 pub fn clamped_clip_loss(
     image_embeds: Tensor<2>,
     text_embeds: Tensor<2>,
@@ -70,6 +71,7 @@ fn normalize(embeds: Tensor<2>) -> Tensor<2> {
 /// # Panics
 ///
 /// If `steps` is zero.
+#[track_caller]
 pub fn linear_decay(initial: f64, step: u64, steps: u64) -> f64 {
     assert!(steps > 0, "a run has at least one step");
     initial * (1.0 - step.min(steps) as f64 / steps as f64)

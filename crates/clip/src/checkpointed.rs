@@ -25,6 +25,7 @@ impl Clip {
     /// # Panics
     ///
     /// As [`embed_images`](Self::embed_images).
+    #[track_caller]
     pub fn embed_images_checkpointed(&self, images: Tensor<4>) -> CheckpointedEmbedding {
         let plain = self.valid();
         let tower = &plain.vision_model;
@@ -49,6 +50,7 @@ impl CheckpointedEmbedding {
     /// # Panics
     ///
     /// If the gradient has another shape than the embeddings, or the network is not on an autodiff device.
+    #[track_caller]
     pub fn backward(self, clip: &Clip, grad: Tensor<2>) -> Tensor<4> {
         let tower = &clip.vision_model;
         let head = |states| clip.embed_image_states(states);

@@ -25,6 +25,7 @@ impl ClipConfig {
     /// # Panics
     ///
     /// If the fields contradict one another.
+    #[track_caller]
     pub fn init(&self, device: &Device) -> Clip {
         if let Err(message) = self.check() {
             panic!("{message}");
@@ -58,6 +59,7 @@ impl Clip {
         dtype: Option<DType>,
         device: &Device,
     ) -> Result<Self, Error> {
+        swiftbrush_kernels::supports(device)?;
         let config = ClipConfig::from_model(model, component)?;
         let weights = as_transformers(model.weights(component)?)?;
         load(
@@ -77,6 +79,7 @@ impl Clip {
     /// # Panics
     ///
     /// If there are more tokens than positions.
+    #[track_caller]
     pub fn embed_texts(&self, tokens: Tensor<2, Int>) -> Tensor<2> {
         let states = self.text_model.forward(tokens.clone());
         normalize(
@@ -96,6 +99,7 @@ impl Clip {
     /// # Panics
     ///
     /// If the images have another side.
+    #[track_caller]
     pub fn embed_images(&self, images: Tensor<4>) -> Tensor<2> {
         self.embed_image_states(self.image_states(images))
     }
@@ -110,6 +114,7 @@ impl Clip {
     /// # Panics
     ///
     /// If the images have another side.
+    #[track_caller]
     pub fn image_states(&self, images: Tensor<4>) -> Tensor<3> {
         self.vision_model.states(images)
     }
@@ -146,6 +151,7 @@ impl Clip {
     }
 }
 
+#[track_caller]
 fn normalize(embeddings: Tensor<2>) -> Tensor<2> {
     let embeddings = embeddings.cast(FloatDType::F32);
     let length = embeddings.clone().powi_scalar(2).sum_dim(1).sqrt();
@@ -173,6 +179,7 @@ fn normalize(embeddings: Tensor<2>) -> Tensor<2> {
 /// # Panics
 ///
 /// If the shapes differ.
+#[track_caller]
 pub fn cosine_similarity(image_embeds: Tensor<2>, text_embeds: Tensor<2>) -> Tensor<1> {
     let [batch, width] = image_embeds.dims();
     assert_shape!(text_embeds, [batch, width]);

@@ -32,6 +32,7 @@ impl TextConfig {
     /// # Panics
     ///
     /// If the fields contradict one another.
+    #[track_caller]
     pub fn init(&self, device: &Device) -> TextEncoder {
         if let Err(message) = self.check() {
             panic!("{message}");
@@ -55,6 +56,7 @@ impl TextEncoder {
         dtype: Option<DType>,
         device: &Device,
     ) -> Result<Self, Error> {
+        swiftbrush_kernels::supports(device)?;
         let config = TextConfig::from_model(model, component)?;
         let weights = model.weights(component)?;
         // As in transformers, a configuration may have fewer layers than the file.
@@ -79,6 +81,7 @@ impl TextEncoder {
     /// # Panics
     ///
     /// If there are more tokens than positions.
+    #[track_caller]
     pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         self.text_model.forward(tokens)
     }
@@ -144,6 +147,7 @@ impl TextModel {
         }
     }
 
+    #[track_caller]
     pub(crate) fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [_, length] = tokens.dims();
         let positions = self.embeddings.position_embedding.weight.val();

@@ -167,6 +167,7 @@ impl Tokenizer {
     /// # Panics
     ///
     /// If the vocabulary has no such token.
+    #[track_caller]
     pub fn clip(padding: &str) -> Self {
         let (vocabulary, merges) = clip_vocabulary();
         let inner = from_bpe(BPE::builder().vocab_and_merges(vocabulary, merges));

@@ -73,6 +73,7 @@ impl VisionModel {
     }
 
     /// The input of the first layer.
+    #[track_caller]
     pub(crate) fn embed(&self, images: Tensor<4>) -> Tensor<3> {
         let [batch, channels, _, _] = images.dims();
         assert_shape!(images, [batch, channels, self.image_size, self.image_size]);

@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
 use swiftbrush_metrics::Features;
 
-use crate::networks::rows;
+use crate::networks::to_features;
 use crate::{Error, FeatureNetwork, Measure, Protocol};
 
 /// Number of rows whose logits are computed at once.
@@ -50,6 +50,7 @@ impl Networks {
     /// # Panics
     ///
     /// If the numbers of prompts and images differ.
+    #[track_caller]
     pub fn extract(
         &self,
         protocol: &Protocol,
@@ -72,7 +73,7 @@ impl Networks {
                     sets.insert(score_key(measure), cosines);
                 }
             }
-            sets.insert(name.to_owned(), rows(features)?);
+            sets.insert(name.to_owned(), to_features(features)?);
         }
         Ok(sets)
     }
@@ -90,7 +91,7 @@ impl Networks {
         let networks = protocol.reference_networks().into_iter();
         let extract = |name: &str| {
             let features = self.get(protocol, name)?.features(images);
-            Ok((name.to_owned(), rows(features)?))
+            Ok((name.to_owned(), to_features(features)?))
         };
         networks.map(extract).collect()
     }
@@ -137,7 +138,7 @@ fn cosines(
         network: name.to_owned(),
         task: "encode prompts, which the CLIP score needs",
     })?;
-    rows((features.clone() * texts).sum_dim(1))
+    to_features((features.clone() * texts).sum_dim(1))
 }
 
 /// Key of a measure's scores in [`FeatureSets`].

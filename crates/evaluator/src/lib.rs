@@ -60,6 +60,6 @@ pub use extract::{FeatureSets, Networks};
 pub use measure::{Measured, Reference, Value};
 pub use networks::{
     ClipInput, ClipNetwork, EfficientNetLite0, FeatureNetwork, Inception, InceptionInput, NETWORKS,
-    open,
+    open, to_features,
 };
 pub use protocol::{Measure, Preparation, Protocol};

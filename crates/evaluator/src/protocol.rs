@@ -51,6 +51,7 @@ impl Preparation {
     /// # Panics
     ///
     /// If `side` is zero.
+    #[track_caller]
     pub fn apply(self, picture: RgbImage) -> RgbImage {
         match self {
             Self::AsTheyAre => picture,

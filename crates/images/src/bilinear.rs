@@ -16,6 +16,7 @@ pub enum Grid {
 /// # Panics
 ///
 /// If any side, old or new, is zero.
+#[track_caller]
 pub fn resize_bilinear(picture: &RgbImage, width: u32, height: u32, grid: Grid) -> Rgb32FImage {
     let columns = places(picture.width(), width, grid);
     let rows = places(picture.height(), height, grid);

@@ -8,6 +8,7 @@ use crate::{Filter, resize};
 /// # Panics
 ///
 /// If a side, old or new, or `unit` is zero.
+#[track_caller]
 pub fn fit(picture: &RgbImage, width: u32, height: u32, unit: u32) -> RgbImage {
     let rounded = round_down(picture, unit);
     let rounded = rounded.filter(|rounded| rounded.dimensions() == (width, height));
@@ -20,6 +21,7 @@ pub fn fit(picture: &RgbImage, width: u32, height: u32, unit: u32) -> RgbImage {
 /// # Panics
 ///
 /// If a side, old or new, is zero.
+#[track_caller]
 pub fn resize_and_crop(picture: &RgbImage, width: u32, height: u32) -> RgbImage {
     let [from_width, from_height] = [picture.width(), picture.height()].map(u64::from);
     let [to_width, to_height] = [width, height].map(u64::from);
@@ -42,6 +44,7 @@ pub fn resize_and_crop(picture: &RgbImage, width: u32, height: u32) -> RgbImage 
 /// # Panics
 ///
 /// If `unit` is zero.
+#[track_caller]
 pub fn round_down(picture: &RgbImage, unit: u32) -> Option<RgbImage> {
     let (width, height) = picture.dimensions();
     let [width, height] = [width, height].map(|side| side - side % unit);

@@ -77,6 +77,7 @@ fn sinc(x: f64) -> f64 {
 /// # Panics
 ///
 /// If a side, old or new, is zero.
+#[track_caller]
 pub fn resize(picture: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
     let samples = resample(picture, picture.dimensions(), (width, height), filter);
     RgbImage::from_raw(width, height, samples).expect("three samples per pixel")
@@ -88,6 +89,7 @@ pub fn resize(picture: &RgbImage, width: u32, height: u32, filter: Filter) -> Rg
 /// # Panics
 ///
 /// If a side, old or new, is zero.
+#[track_caller]
 pub fn resize_floats(
     picture: &Rgb32FImage,
     width: u32,

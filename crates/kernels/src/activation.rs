@@ -35,6 +35,7 @@ pub fn silu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
 /// # Panics
 ///
 /// If the last axis is odd.
+#[track_caller]
 pub fn gated_gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
     let mut dims = input.dims();
     assert!(

@@ -32,6 +32,7 @@ use crate::options::Mask;
 /// let (key, value) = (Tensor::ones([1, 2, 5, 8], &device), Tensor::ones([1, 2, 5, 8], &device));
 /// assert_eq!(attention(query, key, value, Mask::None).dims(), [1, 2, 3, 8]);
 /// ```
+#[track_caller]
 pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, mask: Mask) -> Tensor<4> {
     let [batch, heads, _, width] = query.dims();
     let [_, _, keys, _] = key.dims();

@@ -52,6 +52,7 @@ impl<const D: usize> Checkpoints<D> {
     /// # Panics
     ///
     /// If the gradient has another shape than the output, or a link does not depend on its input.
+    #[track_caller]
     pub fn backward(
         mut self,
         grad: Tensor<D>,
@@ -76,6 +77,7 @@ impl<const D: usize> Checkpoints<D> {
 /// # Panics
 ///
 /// If the output has another shape than its gradient, or does not depend on the input.
+#[track_caller]
 pub fn input_grad<const D: usize, const E: usize>(
     input: Tensor<D>,
     output_grad: Tensor<E>,

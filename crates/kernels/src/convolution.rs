@@ -37,6 +37,7 @@ use crate::params::{random_param, value};
 /// let (image, weight) = (Tensor::ones([1, 3, 8, 8], &device), Tensor::ones([4, 3, 3, 3], &device));
 /// assert_eq!(conv2d(image, weight, None, window).dims(), [1, 4, 4, 4]);
 /// ```
+#[track_caller]
 pub fn conv2d(
     input: Tensor<4>,
     weight: Tensor<4>,
@@ -68,6 +69,7 @@ fn convolve(
     ))
 }
 
+#[track_caller]
 fn check_input(input: &Tensor<4>, weight: &Tensor<4>, window: Window) {
     let ([_, found, height, width], [_, expected, rows, columns]) = (input.dims(), weight.dims());
     let padding = window.padding.0 + window.padding.1;
@@ -81,6 +83,7 @@ fn check_input(input: &Tensor<4>, weight: &Tensor<4>, window: Window) {
     );
 }
 
+#[track_caller]
 fn check_extras(
     input: &Tensor<4>,
     weight: &Tensor<4>,
@@ -161,6 +164,7 @@ impl Epilogue {
 /// # Panics
 ///
 /// If the shapes do not match.
+#[track_caller]
 pub fn join_channels(first: Tensor<4>, second: Tensor<4>) -> Tensor<4> {
     let ([batch, _, height, width], [_, more, _, _]) = (first.dims(), second.dims());
     assert_shape!(second, [batch, more, height, width]);
@@ -244,6 +248,7 @@ impl Conv2d {
     /// # Panics
     ///
     /// If the input has another number of channels.
+    #[track_caller]
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
         self.forward_with(input, Epilogue::default())
     }
@@ -254,6 +259,7 @@ impl Conv2d {
     /// # Panics
     ///
     /// If the input has another number of channels.
+    #[track_caller]
     pub fn forward_upsampled(&self, input: Tensor<4>) -> Tensor<4> {
         let (window, dtype) = (self.window(), input.dtype());
         let weight = self.weight.val();
@@ -276,6 +282,7 @@ impl Conv2d {
     /// # Panics
     ///
     /// If the shapes do not match, or input, shift and residual differ in dtype.
+    #[track_caller]
     pub fn forward_with(&self, input: Tensor<4>, epilogue: Epilogue) -> Tensor<4> {
         let (window, dtype) = (self.window(), input.dtype());
         let bias = self

@@ -22,6 +22,7 @@ use crate::params::value;
 /// # Panics
 ///
 /// If the shapes do not match, the dtypes differ, or `channels` is not a multiple of `groups`.
+#[track_caller]
 pub fn group_norm(
     input: Tensor<4>,
     gamma: Tensor<1>,
@@ -74,6 +75,7 @@ impl GroupNormConfig {
     /// # Panics
     ///
     /// If `channels` is not a multiple of `groups`.
+    #[track_caller]
     pub fn init(&self, device: &Device) -> GroupNorm {
         let Self {
             groups,

@@ -19,6 +19,7 @@ use crate::params::value;
 /// # Panics
 ///
 /// If the shapes do not match, or the dtypes differ.
+#[track_caller]
 pub fn layer_norm(input: Tensor<3>, gamma: Tensor<1>, beta: Tensor<1>, epsilon: f64) -> Tensor<3> {
     let [_, _, width] = input.dims();
     assert_shape!(gamma, [width]);

@@ -71,6 +71,7 @@ impl Linear {
     /// # Panics
     ///
     /// If the last axis has another size.
+    #[track_caller]
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         self.compute(input, None)
     }
@@ -80,6 +81,7 @@ impl Linear {
     /// # Panics
     ///
     /// If the shapes do not match, or input and residual differ in dtype.
+    #[track_caller]
     pub fn forward_residual<const D: usize>(
         &self,
         input: Tensor<D>,
@@ -135,6 +137,7 @@ impl Linear {
 /// # Panics
 ///
 /// If the shapes do not match.
+#[track_caller]
 pub fn linear<const D: usize>(
     input: Tensor<D>,
     weight: Tensor<2>,
@@ -149,6 +152,7 @@ pub fn linear<const D: usize>(
     product(rows, weight, bias, None).reshape(dims)
 }
 
+#[track_caller]
 fn check_inputs(found: usize, expected: usize) {
     assert_eq!(
         found, expected,

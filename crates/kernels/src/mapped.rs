@@ -44,6 +44,7 @@ impl MappedFile {
     /// # Panics
     ///
     /// If the range is out of bounds.
+    #[track_caller]
     pub fn slice(&self, range: Range<usize>) -> Bytes {
         Bytes::from_owner(self.clone()).slice(range)
     }
@@ -54,6 +55,7 @@ impl MappedFile {
     /// # Panics
     ///
     /// If the range is out of bounds.
+    #[track_caller]
     pub fn release(&self, range: Range<usize>) {
         assert!(range.end <= self.0.len(), "{range:?} is outside the file");
         #[cfg(unix)]

@@ -35,6 +35,7 @@ impl Quantized {
     /// # Panics
     ///
     /// If the dtype is not f32.
+    #[track_caller]
     pub fn new(values: Tensor<1>, map: DynamicMap) -> Self {
         assert_eq!(values.dtype(), DType::F32, "values in f32 are quantised");
         let [size] = values.dims();
@@ -72,6 +73,7 @@ impl Quantized {
     /// # Panics
     ///
     /// If the codes are not u8, or there is not one scale for each 256 of them.
+    #[track_caller]
     pub fn from_parts(
         codes: &TensorData,
         scales: TensorData,

@@ -16,6 +16,7 @@ use crate::options::AdamWUpdate;
 /// # Panics
 ///
 /// If sizes differ, or a dtype is not f32.
+#[track_caller]
 pub fn adamw(
     weight: Tensor<1>,
     grad: Tensor<1>,
@@ -46,6 +47,7 @@ pub fn adamw(
 /// # Panics
 ///
 /// If sizes differ, or a dtype is not f32.
+#[track_caller]
 pub fn lerp(start: Tensor<1>, end: Tensor<1>, factor: f64) -> Tensor<1> {
     check(&start, &end);
     let (start, end) = (start.into_dispatch(), end.into_dispatch());
@@ -62,6 +64,7 @@ pub fn lerp(start: Tensor<1>, end: Tensor<1>, factor: f64) -> Tensor<1> {
 /// # Panics
 ///
 /// If the dtype is not f32.
+#[track_caller]
 pub fn sum_of_squares(values: Tensor<1>) -> Tensor<1> {
     check(&values, &values);
     Tensor::from_dispatch(<Dispatch as Kernels>::sum_of_squares(
@@ -69,6 +72,7 @@ pub fn sum_of_squares(values: Tensor<1>) -> Tensor<1> {
     ))
 }
 
+#[track_caller]
 fn check(one: &Tensor<1>, other: &Tensor<1>) {
     assert_eq!(one.dims(), other.dims(), "the sizes differ");
     assert_eq!(

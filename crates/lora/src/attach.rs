@@ -54,6 +54,7 @@ impl LoraConfig {
 /// # Panics
 ///
 /// If the rank is zero.
+#[track_caller]
 pub fn attach<M: Module>(module: M, config: &LoraConfig, seed: u64) -> Result<M, Error> {
     assert!(config.rank > 0, "an adapter has a rank of at least 1");
     let mut targets = Targets { config, count: 0 };

@@ -17,6 +17,7 @@ impl Features {
     /// # Panics
     ///
     /// If `width` is zero or does not divide the number of values.
+    #[track_caller]
     pub fn new(width: usize, values: Vec<f32>) -> Result<Self, Error> {
         assert!(width > 0, "expected a width of at least 1");
         assert!(
@@ -55,6 +56,7 @@ impl Features {
     /// # Panics
     ///
     /// If `index` is out of range.
+    #[track_caller]
     pub fn row(&self, index: usize) -> &[f32] {
         &self.values[index * self.width..(index + 1) * self.width]
     }
@@ -69,6 +71,7 @@ impl Features {
     /// # Panics
     ///
     /// If a row is out of range.
+    #[track_caller]
     pub fn select(&self, rows: &[usize]) -> Self {
         let values = rows.iter().flat_map(|&row| self.row(row)).copied();
         Self {

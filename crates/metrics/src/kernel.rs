@@ -13,6 +13,7 @@ use crate::{Error, Features};
 /// # Panics
 ///
 /// If a row is out of range.
+#[track_caller]
 pub fn kernel_distance(
     first: &Features,
     second: &Features,

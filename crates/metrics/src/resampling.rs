@@ -61,6 +61,7 @@ impl Groups {
     /// # Panics
     ///
     /// If there are fewer groups.
+    #[track_caller]
     pub fn subset(self, count: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
         let groups = subset(self.count, count, rng).into_iter();
         groups.flat_map(|group| self.rows(group)).collect()
@@ -146,6 +147,7 @@ fn deviation(values: &[f64]) -> f64 {
 /// # Panics
 ///
 /// If `count` exceeds `from`.
+#[track_caller]
 pub fn subset(from: usize, count: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
     assert!(count <= from, "expected at most {from} rows, found {count}");
     let mut rows: Vec<_> = (0..from).collect();
@@ -163,6 +165,7 @@ pub fn subset(from: usize, count: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
 /// # Panics
 ///
 /// If there are fewer than two points, or `smallest` is less than two.
+#[track_caller]
 pub fn frechet_infinity(
     reference: &Gaussian,
     features: &Features,
@@ -197,6 +200,7 @@ pub fn frechet_infinity(
 /// # Panics
 ///
 /// If all sizes are equal.
+#[track_caller]
 pub fn at_infinity(points: &[(usize, f64)]) -> f64 {
     let count = points.len() as f64;
     let inverse = |size: usize| 1.0 / size as f64;

@@ -10,6 +10,7 @@ use crate::{Error, Features};
 /// # Panics
 ///
 /// If `splits` is zero.
+#[track_caller]
 pub fn inception_score(logits: &Features, splits: usize) -> Result<(f64, f64), Error> {
     assert!(splits > 0, "expected at least one split");
     if logits.len() < splits {

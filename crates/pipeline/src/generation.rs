@@ -40,3 +40,26 @@ impl Generation {
         Picture::of_images(self.images.clone())
     }
 }
+
+/// Results of [`generate_in_batches`](crate::TextToImage::generate_in_batches).
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Batches {
+    /// One picture per seed, in the order of the seeds.
+    pub pictures: Vec<Picture>,
+    /// Warnings of all batches, each once.
+    pub warnings: Vec<Warning>,
+    /// Set if there is a picture for every seed; unset after a cancellation.
+    pub is_complete: bool,
+}
+
+impl Batches {
+    pub(crate) fn add(&mut self, generation: Generation) {
+        self.pictures.extend(generation.pictures());
+        for warning in generation.warnings {
+            if !self.warnings.contains(&warning) {
+                self.warnings.push(warning);
+            }
+        }
+    }
+}

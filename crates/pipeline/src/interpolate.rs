@@ -22,6 +22,7 @@ const PARALLEL: f64 = 0.9995;
 /// # References
 ///
 /// Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985.
+#[track_caller]
 pub fn slerp(from: Tensor<4>, to: Tensor<4>, shares: &[f64]) -> Tensor<4> {
     assert_eq!(from.dims(), to.dims(), "the noises differ in shape");
     assert_eq!(shares.len(), from.dims()[0], "one share per sample");

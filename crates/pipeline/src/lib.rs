@@ -49,7 +49,7 @@ pub use conditioning::Conditioning;
 pub use decoder::Decoder;
 pub use error::Error;
 pub use family::Family;
-pub use generation::Generation;
+pub use generation::{Batches, Generation};
 pub use interpolate::{Between, slerp};
 pub use loader::Loader;
 pub use mask::Mask;

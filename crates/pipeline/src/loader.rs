@@ -100,7 +100,8 @@ impl Loader {
         self
     }
 
-    /// Sets the family of a single file that does not identify it.
+    /// Sets the family of a model without a scheduler configuration, such as a single file that does not identify it. Other
+    /// models ignore it with a warning.
     pub fn with_family(mut self, family: Family) -> Self {
         self.options.family = Some(family);
         self

@@ -70,6 +70,7 @@ impl Picture {
     /// # Panics
     ///
     /// If the number of bytes does not match width and height.
+    #[track_caller]
     pub fn to_png(&self, record: Option<&Record>) -> Vec<u8> {
         let mut file = Vec::new();
         let (width, height) = (self.width as u32, self.height as u32);
@@ -102,6 +103,7 @@ impl Picture {
     /// # Panics
     ///
     /// Same as [`to_png`](Self::to_png).
+    #[track_caller]
     pub fn save(
         &self,
         path: impl AsRef<std::path::Path>,

@@ -148,6 +148,7 @@ impl Record {
     /// # Panics
     ///
     /// If the request has no prompt `index`.
+    #[track_caller]
     pub fn of(
         source: &Source,
         request: &Request,

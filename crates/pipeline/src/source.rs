@@ -36,9 +36,9 @@ pub(crate) const ADAPTER: &str = "lora";
 
 impl Source {
     /// Creates a source of a model in f32, with its full autoencoder.
-    pub fn new(model: impl Into<PathBuf>) -> Self {
+    pub fn new(model: impl AsRef<Path>) -> Self {
         Self {
-            model: model.into(),
+            model: model.as_ref().to_owned(),
             configs: None,
             components: BTreeMap::new(),
             variant: None,

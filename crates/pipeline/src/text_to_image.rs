@@ -16,7 +16,7 @@ use crate::denoise::Denoising;
 use crate::progress::{Stage, Watch, Watcher};
 use crate::source::check_strengths;
 use crate::{
-    Conditioning, Error, Generation, Loader, Method, Noise, Picture, Request, Rng, Seeds, Start,
+    Batches, Conditioning, Error, Generation, Loader, Method, Noise, Request, Rng, Seeds, Start,
     Warning,
 };
 
@@ -32,6 +32,7 @@ use crate::{
 /// # Panics
 ///
 /// If the shapes do not match the network.
+#[track_caller]
 pub fn one_step(
     unet: &UNet,
     schedule: &NoiseSchedule,
@@ -257,6 +258,7 @@ impl TextToImage {
     /// # Panics
     ///
     /// If the width of the embeddings differs from the denoiser's.
+    #[track_caller]
     pub fn generate_encoded(
         &self,
         conditioning: &Conditioning,
@@ -270,13 +272,13 @@ impl TextToImage {
         self.finish(conditioning.clone(), request, noise, &mut watcher)
     }
 
-    /// Generates one picture per seed, `batch` at a time, and returns them with the warnings of all batches. The request
-    /// contains one prompt, and optionally one start image, per seed, or a single one for all.
+    /// Generates one picture per seed, `batch` at a time. The request contains one prompt, and optionally one start image,
+    /// per seed, or a single one for all. If `watch` cancels, the pictures of the finished batches are returned.
     ///
     /// # Errors
     ///
-    /// Same as [`generate_with`](Self::generate_with), or if the numbers of prompts and seeds do not match. Everything is
-    /// checked before the first batch.
+    /// Same as [`generate_with`](Self::generate_with) except [`Error::Cancelled`], or if the numbers of prompts and seeds do
+    /// not match. Everything is checked before the first batch.
     pub fn generate_in_batches(
         &self,
         request: &Request,
@@ -284,7 +286,7 @@ impl TextToImage {
         seeds: &[u64],
         batch: usize,
         watch: Watch<'_>,
-    ) -> Result<(Vec<Picture>, Vec<Warning>), Error> {
+    ) -> Result<Batches, Error> {
         if batch == 0 {
             return Err(Error::Request("batches of 0 images".to_owned()));
         }
@@ -293,19 +295,18 @@ impl TextToImage {
             self.check(request)?;
         }
         let n_batches = requests.len();
-        let (mut pictures, mut warnings) = (Vec::with_capacity(seeds.len()), Vec::new());
+        let mut batches = Batches::default();
         for (index, (request, seeds)) in requests.iter().zip(seeds.chunks(batch)).enumerate() {
             let mut watch = |progress: crate::Progress| watch(progress.in_batch(index, n_batches));
             let noise = &mut Seeds::new(rng, seeds.iter().copied());
-            let generation = self.generate_with(request, noise, &mut watch)?;
-            pictures.extend(generation.pictures());
-            let new = generation.warnings.into_iter();
-            warnings.extend(
-                new.filter(|warning| !warnings.contains(warning))
-                    .collect::<Vec<_>>(),
-            );
+            match self.generate_with(request, noise, &mut watch) {
+                Ok(generation) => batches.add(generation),
+                Err(Error::Cancelled) => return Ok(batches),
+                Err(error) => return Err(error),
+            }
         }
-        Ok((pictures, warnings))
+        batches.is_complete = true;
+        Ok(batches)
     }
 
     /// Denoises and decodes.

@@ -32,6 +32,11 @@ pub enum Warning {
         /// The prediction type.
         prediction_type: String,
     },
+    /// The family set by the caller has no effect, because the model has a scheduler configuration.
+    FamilyUnused {
+        /// The file that decides.
+        source: String,
+    },
     /// DDIM clips latents, because the model's scheduler does not set `clip_sample` to false.
     LatentsClipped,
     /// A note about a weight file or adapters, such as widened values or a substitute for a missing file.
@@ -84,6 +89,12 @@ impl fmt::Display for Warning {
                 f,
                 "{source} says {prediction_type}, which replaces the prediction type of the model's scheduler"
             ),
+            Self::FamilyUnused { source } => {
+                write!(
+                    f,
+                    "the family has no effect, because {source} describes the model"
+                )
+            }
             Self::File(note) => f.write_str(note),
             Self::LatentsClipped => write!(
                 f,

@@ -7,8 +7,8 @@ use swiftbrush_pipeline::scheduler::{SamplerKind, SchedulerConfig, TimestepSpaci
 use swiftbrush_pipeline::unet::UNet;
 use swiftbrush_pipeline::vae::Tiling;
 use swiftbrush_pipeline::{
-    Conditioning, Decoder, DecoderKind, Error, Generation, Loader, Method, Model, Request, Rng,
-    Seeds, TextToImage, Warning,
+    Conditioning, Decoder, DecoderKind, Error, Family, Generation, Loader, Method, Model, Request,
+    Rng, Seeds, TextToImage, Warning,
 };
 use swiftbrush_testing::{Golden, assert_close, device, values};
 
@@ -231,10 +231,10 @@ fn batches_give_a_picture_for_each_seed() {
         (pictures, batches.last().copied())
     };
     let (pictures, last) = generate(&request, &[1, 2, 3], 2);
-    let (pictures, _) = pictures.expect("the request is valid");
+    let pictures = pictures.expect("the request is valid").pictures;
     assert_eq!((pictures.len(), last), (3, Some((1, 2))));
     let (third, _) = generate(&request, &[3], 1);
-    let (third, _) = third.expect("the request is valid");
+    let third = third.expect("the request is valid").pictures;
     let differences = third[0].bytes.iter().zip(&pictures[2].bytes);
     assert!(differences.map(|(a, b)| a.abs_diff(*b)).max() <= Some(1));
     let two = Request::new(["a", "b"]);
@@ -243,6 +243,30 @@ fn batches_give_a_picture_for_each_seed() {
         "two prompts for three seeds"
     );
     assert!(generate(&request, &[1], 0).0.is_err(), "batches of nothing");
+}
+
+#[test]
+fn finished_batches_survive_a_cancellation() {
+    let pipeline = loader("sd15").load().expect("it is valid");
+    let request = Request::new(["a red circle"]);
+    let batches =
+        pipeline.generate_in_batches(&request, Rng::Native, &[1, 2, 3], 1, &mut |progress| {
+            match progress.batch {
+                2 => std::ops::ControlFlow::Break(()),
+                _ => std::ops::ControlFlow::Continue(()),
+            }
+        });
+    let batches = batches.expect("a cancellation is no error");
+    assert_eq!((batches.pictures.len(), batches.is_complete), (2, false));
+}
+
+#[test]
+fn a_family_that_has_no_effect_is_reported() {
+    let loader = loader("sd-turbo").with_family(Family::SdTurbo);
+    let warnings = loader.warnings().expect("it is valid");
+    let unused = |warning: &&Warning| matches!(warning, Warning::FamilyUnused { .. });
+    let warning = warnings.iter().find(unused).expect("it is ignored");
+    assert!(warning.to_string().contains("scheduler_config.json"));
 }
 
 #[test]

@@ -99,6 +99,7 @@ impl NoiseSchedule {
     /// # Panics
     ///
     /// If the timestep lies outside the schedule.
+    #[track_caller]
     pub fn alpha_cumprod(&self, timestep: usize) -> f64 {
         self.alphas_cumprod[timestep]
     }
@@ -118,6 +119,7 @@ impl NoiseSchedule {
     /// # Panics
     ///
     /// If a timestep lies outside the schedule.
+    #[track_caller]
     pub fn alpha_sigma(&self, timesteps: &[usize], device: &Device) -> (Tensor<4>, Tensor<4>) {
         let column = |value: &dyn Fn(usize) -> f64| {
             let values = timesteps
@@ -139,6 +141,7 @@ impl NoiseSchedule {
     /// # Panics
     ///
     /// If the shapes do not match or a timestep lies outside the schedule.
+    #[track_caller]
     pub fn add_noise(
         &self,
         latents: Tensor<4>,
@@ -163,6 +166,7 @@ impl NoiseSchedule {
     /// # Panics
     ///
     /// If the number of timesteps is not the batch, or one lies outside the schedule.
+    #[track_caller]
     pub fn predicted_noise(
         &self,
         output: Tensor<4>,
@@ -196,6 +200,7 @@ impl NoiseSchedule {
     /// # Panics
     ///
     /// If the number of timesteps is not the batch, or one lies outside the schedule.
+    #[track_caller]
     pub fn predicted_latents(
         &self,
         noisy: Tensor<4>,
@@ -218,6 +223,7 @@ impl NoiseSchedule {
     /// # Panics
     ///
     /// If the shapes differ or the timestep lies outside the schedule.
+    #[track_caller]
     pub fn clean_latents(&self, output: Tensor<4>, noisy: Tensor<4>, timestep: usize) -> Tensor<4> {
         let [of_noisy, of_output] = self.to_latents(self.alpha(timestep), self.sigma(timestep));
         noisy.cast(FloatDType::F32) * of_noisy + output.cast(FloatDType::F32) * of_output
@@ -242,6 +248,7 @@ impl NoiseSchedule {
 /// # Panics
 ///
 /// If the shapes differ.
+#[track_caller]
 pub fn guide(conditional: Tensor<4>, unconditional: Tensor<4>, scale: f64) -> Tensor<4> {
     assert_eq!(
         conditional.dims(),

@@ -79,6 +79,7 @@ impl Step {
     /// # Panics
     ///
     /// If the shapes differ, or the previous steps were not taken with the same history.
+    #[track_caller]
     pub fn advance(
         &self,
         latents: Tensor<4>,

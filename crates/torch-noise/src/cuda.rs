@@ -39,6 +39,7 @@ impl CudaGenerator {
     /// # Panics
     ///
     /// If `blocks` is 0.
+    #[track_caller]
     pub fn with_blocks(self, blocks: usize) -> Self {
         assert!(blocks > 0, "a GPU runs at least one block");
         Self { blocks, ..self }

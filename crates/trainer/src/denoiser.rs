@@ -69,6 +69,7 @@ impl<'a> WithCheckpoints<'a> {
     /// # Panics
     ///
     /// If nothing was predicted, or the loss does not depend on the prediction.
+    #[track_caller]
     pub fn gradients(self, loss: Tensor<1>, mut sum: NamedGradients) -> NamedGradients {
         let pass = self
             .pass

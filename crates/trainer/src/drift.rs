@@ -38,6 +38,7 @@ pub struct DriftTargets {
 /// # Panics
 ///
 /// If the widths differ.
+#[track_caller]
 pub fn drift_loss(features: Tensor<2>, targets: &DriftTargets) -> Tensor<1> {
     let own = features.clone().inner();
     let (field, unit) = drift_field(own.clone(), targets);
@@ -57,6 +58,7 @@ pub fn drift_loss(features: Tensor<2>, targets: &DriftTargets) -> Tensor<1> {
 /// # Panics
 ///
 /// If the widths differ.
+#[track_caller]
 pub fn drift_field(own: Tensor<2>, targets: &DriftTargets) -> (Tensor<2>, Tensor<2>) {
     let ([n_own, width], device) = (own.dims(), own.device());
     let [n_positive, _] = targets.positives.dims();

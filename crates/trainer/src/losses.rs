@@ -48,6 +48,7 @@ impl<T> Losses<T> {
     /// # Panics
     ///
     /// If the rewards differ.
+    #[track_caller]
     pub fn zip<U, V>(self, other: Losses<U>, mut f: impl FnMut(T, U) -> V) -> Losses<V> {
         assert!(
             self.rewards.keys().eq(other.rewards.keys()),
@@ -168,6 +169,7 @@ pub struct Teachers<'a> {
 /// # Panics
 ///
 /// If the shapes, or the lengths of timesteps and guidance, do not agree.
+#[track_caller]
 pub fn distillation_gradient(
     teachers: Teachers<'_>,
     guidance: &Guidance,

@@ -297,6 +297,7 @@ impl PreferenceTuner {
     /// # Panics
     ///
     /// If there are not as many prompts as the recipe says, or the judge does not score each image.
+    #[track_caller]
     pub fn step(&mut self, prompts: &[String]) -> Result<PreferenceReport, Error> {
         let count = self.recipe.prompts;
         assert_eq!(prompts.len(), count, "a step takes `prompts` prompts");

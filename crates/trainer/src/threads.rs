@@ -14,6 +14,7 @@ impl Threads {
     /// # Panics
     ///
     /// If the system cannot create the threads.
+    #[track_caller]
     pub fn new(count: usize) -> Self {
         let pool = |_| {
             let pool = ThreadPoolBuilder::new().num_threads(1).build();
@@ -42,6 +43,7 @@ impl Threads {
     /// let squares = Threads::new(2).map(&[1, 2, 3], |x| x * x);
     /// assert_eq!(squares, [1, 4, 9]);
     /// ```
+    #[track_caller]
     pub fn map<T: Sync, R: Send>(&self, items: &[T], compute: impl Fn(&T) -> R + Sync) -> Vec<R> {
         if self.0.is_empty() {
             return items.iter().map(compute).collect();

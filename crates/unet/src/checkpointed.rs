@@ -45,6 +45,7 @@ impl UNet {
     /// # Panics
     ///
     /// Same as [`forward`](Self::forward).
+    #[track_caller]
     pub fn forward_checkpointed(
         &self,
         latents: Tensor<4>,
@@ -98,6 +99,7 @@ impl Checkpointed {
     /// # Panics
     ///
     /// If the gradient has the wrong shape, or the network is not on an autodiff device.
+    #[track_caller]
     pub fn backward(
         mut self,
         unet: &UNet,

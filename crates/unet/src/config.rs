@@ -82,6 +82,7 @@ impl OneOrMany {
     /// # Panics
     ///
     /// If there is a value per block, but none for this one.
+    #[track_caller]
     pub fn get(&self, block: usize) -> usize {
         match self {
             Self::One(value) => *value,

@@ -43,6 +43,7 @@ impl UNetConfig {
     /// # Panics
     ///
     /// If the fields contradict one another.
+    #[track_caller]
     pub fn init(&self, device: &Device) -> UNet {
         if let Err(message) = self.check() {
             panic!("{message}");
@@ -107,6 +108,7 @@ impl UNet {
         dtype: Option<DType>,
         device: &Device,
     ) -> Result<Self, Error> {
+        swiftbrush_kernels::supports(device)?;
         let config = UNetConfig::from_model(model, component)?;
         let weights = as_diffusers(model.weights(component)?)?;
         load(
@@ -127,6 +129,7 @@ impl UNet {
         component: &str,
         device: &Device,
     ) -> Result<Self, Error> {
+        swiftbrush_kernels::supports(device)?;
         let config = UNetConfig::from_model(model, component)?;
         let weights = as_diffusers(model.weights(component)?)?;
         load(config.init(device), &weights, None)
@@ -144,6 +147,7 @@ impl UNet {
     /// # Panics
     ///
     /// If the shapes do not match, or latents and context differ in dtype.
+    #[track_caller]
     pub fn forward(
         &self,
         latents: Tensor<4>,
@@ -166,6 +170,7 @@ impl UNet {
         self.predict(hidden)
     }
 
+    #[track_caller]
     pub(crate) fn check(&self, latents: &Tensor<4>, timesteps: &Tensor<1>, context: &Context) {
         let [batch, _, _, _] = latents.dims();
         let states = &context.states;

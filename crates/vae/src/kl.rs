@@ -38,6 +38,7 @@ impl AutoencoderKlConfig {
     /// # Panics
     ///
     /// If the fields contradict one another.
+    #[track_caller]
     pub fn init(&self, device: &Device) -> AutoencoderKl {
         if let Err(message) = self.check() {
             panic!("{message}");
@@ -104,6 +105,7 @@ impl Posterior {
     /// # Panics
     ///
     /// If the shapes of the noise and the mean differ.
+    #[track_caller]
     pub fn sample(&self, noise: Tensor<4>) -> Tensor<4> {
         assert_eq!(
             noise.dims(),
@@ -128,6 +130,7 @@ impl AutoencoderKl {
         dtype: Option<DType>,
         device: &Device,
     ) -> Result<Self, Error> {
+        swiftbrush_kernels::supports(device)?;
         let config = AutoencoderKlConfig::from_model(model, component)?;
         let weights = as_diffusers(model.weights(component)?)?;
         load(
@@ -148,6 +151,7 @@ impl AutoencoderKl {
     /// # Panics
     ///
     /// If the number of channels or the element type does not match the weights.
+    #[track_caller]
     pub fn encode(&self, images: Tensor<4>) -> Posterior {
         self.posterior(self.moments(images))
     }
@@ -180,6 +184,7 @@ impl AutoencoderKl {
     /// # Panics
     ///
     /// If the number of channels or the element type does not match the weights.
+    #[track_caller]
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
         let [batch, _, height, width] = latents.dims();
         let [_, channels, _, _] = self.post_quant_conv.weight.lazy_shape().dims::<4>();

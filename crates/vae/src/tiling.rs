@@ -48,6 +48,7 @@ impl AutoencoderKl {
     /// # Panics
     ///
     /// Same as [`decode`](Self::decode), or if the overlap is not smaller than the side.
+    #[track_caller]
     pub fn decode_tiled(&self, latents: Tensor<4>, tiling: Tiling) -> Tensor<4> {
         let continued = &mut |_, _| ControlFlow::Continue(());
         match self.decode_tiled_with(latents, tiling, continued) {
@@ -62,6 +63,7 @@ impl AutoencoderKl {
     /// # Panics
     ///
     /// Same as [`decode_tiled`](Self::decode_tiled).
+    #[track_caller]
     pub fn decode_tiled_with(
         &self,
         latents: Tensor<4>,
@@ -89,6 +91,7 @@ impl AutoencoderKl {
     /// # Panics
     ///
     /// Same as [`encode`](Self::encode), or if the overlap is not smaller than the side.
+    #[track_caller]
     pub fn encode_tiled(&self, images: Tensor<4>, tiling: Tiling) -> Posterior {
         let scale = self.scale();
         let stride = tiling.stride();

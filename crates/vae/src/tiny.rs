@@ -39,6 +39,7 @@ impl AutoencoderTinyConfig {
     /// # Panics
     ///
     /// If the fields contradict one another.
+    #[track_caller]
     pub fn init(&self, device: &Device) -> AutoencoderTiny {
         if let Err(message) = self.check() {
             panic!("{message}");
@@ -127,6 +128,7 @@ impl AutoencoderTiny {
         dtype: Option<DType>,
         device: &Device,
     ) -> Result<Self, Error> {
+        swiftbrush_kernels::supports(device)?;
         let config = AutoencoderTinyConfig::from_model(model, component)?;
         let part = |half: &str| {
             let file = |end| model.path(&format!("{component}/taesd_{half}.{end}"));
@@ -172,6 +174,7 @@ impl AutoencoderTiny {
     /// # Panics
     ///
     /// If the number of channels or the element type does not match the weights.
+    #[track_caller]
     pub fn encode(&self, images: Tensor<4>) -> Tensor<4> {
         self.encoder.forward((images + 1.0) / 2.0) * self.scaling_factor
     }
@@ -186,6 +189,7 @@ impl AutoencoderTiny {
     /// # Panics
     ///
     /// If the number of channels or the element type does not match the weights.
+    #[track_caller]
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
         let n_stages = self.decoder.stages().len();
         (0..n_stages).fold(latents, |hidden, stage| self.decode_stage(stage, hidden))
@@ -203,6 +207,7 @@ impl AutoencoderTiny {
     /// # Panics
     ///
     /// As [`decode`](Self::decode).
+    #[track_caller]
     pub fn decode_checkpointed(&self, latents: Tensor<4>) -> CheckpointedDecoding {
         let plain = self.valid();
         let n_stages = self.decoder.stages().len();
@@ -241,6 +246,7 @@ impl CheckpointedDecoding {
     /// # Panics
     ///
     /// If the gradient has another shape than the images, or the network is not on an autodiff device.
+    #[track_caller]
     pub fn backward(self, network: &AutoencoderTiny, grad: Tensor<4>) -> Tensor<4> {
         let link = |stage, hidden| network.decode_stage(stage, hidden);
         self.0.backward(grad, link)

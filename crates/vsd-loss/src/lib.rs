@@ -37,6 +37,7 @@ use burn::tensor::{FloatDType, Tensor, assert_shape};
 /// # Panics
 ///
 /// If the shapes do not match.
+#[track_caller]
 pub fn vsd_gradient(
     teacher_noise: Tensor<4>,
     fake_noise: Tensor<4>,
@@ -64,6 +65,7 @@ pub fn vsd_gradient(
 /// # Panics
 ///
 /// If the shapes differ.
+#[track_caller]
 pub fn normalized_vsd_gradient(
     latents: Tensor<4>,
     teacher_latents: Tensor<4>,
@@ -91,6 +93,7 @@ pub fn normalized_vsd_gradient(
 /// # Panics
 ///
 /// If the shapes differ.
+#[track_caller]
 pub fn vsd_loss(latents: Tensor<4>, gradient: Tensor<4>) -> Tensor<1> {
     assert_eq!(
         latents.dims(),
@@ -114,6 +117,7 @@ pub fn vsd_loss(latents: Tensor<4>, gradient: Tensor<4>) -> Tensor<1> {
 /// # Panics
 ///
 /// If the shapes do not match.
+#[track_caller]
 pub fn denoising_loss(
     predicted_noise: Tensor<4>,
     noise: Tensor<4>,

@@ -108,12 +108,12 @@ fn batch(
     Tensor::<4>::from_data(TensorData::new(values, shape), device).permute([0, 3, 1, 2])
 }
 
-/// Reads the rows of a tensor.
+/// Converts a tensor of features, `[images, width]`, to the rows that the measures take.
 ///
 /// # Errors
 ///
 /// If a value is NaN or infinite.
-pub(crate) fn rows(tensor: Tensor<2>) -> Result<Features, Error> {
+pub fn to_features(tensor: Tensor<2>) -> Result<Features, Error> {
     let [_, width] = tensor.dims();
     let values = tensor.into_data().iter::<f32>().collect();
     Ok(Features::new(width, values)?)

@@ -42,6 +42,7 @@ impl Chord<'_> {
     /// # Panics
     ///
     /// If the shapes differ.
+    #[track_caller]
     pub fn field(
         &self,
         latents: &Tensor<4>,
@@ -93,6 +94,7 @@ impl Chord<'_> {
     /// # Panics
     ///
     /// If the shapes differ.
+    #[track_caller]
     pub fn refine(
         &self,
         latents: Tensor<4>,

@@ -126,7 +126,7 @@ impl Loader {
         match is_denoiser && !self.model.has("text_encoder") {
             false => Ok(()),
             true => Err(self.contradiction(
-                "a single network and not a whole model; to use it as the denoiser of another model, give it as that model's component `unet` (--unet)"
+                "a single network and not a whole model; to use it as the denoiser of another model, give it as that model's component `unet`"
                     .to_owned(),
             )),
         }

@@ -77,6 +77,11 @@ impl Loader {
                 let corrected = config.correct_for_stable_diffusion().into_iter();
                 let mut warnings = Warning::of_scheduler(&config);
                 warnings.extend(corrected.map(Warning::SchedulerCorrected));
+                if family.is_some() {
+                    warnings.push(Warning::FamilyUnused {
+                        source: path.display().to_string(),
+                    });
+                }
                 (config, warnings)
             }
         };

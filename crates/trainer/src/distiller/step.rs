@@ -22,6 +22,7 @@ impl Distiller {
     /// # Panics
     ///
     /// If there are not `batch · accumulation` prompts.
+    #[track_caller]
     pub fn step(&mut self, prompts: &[String]) -> Result<Report, Error> {
         let Recipe {
             batch,
