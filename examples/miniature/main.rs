@@ -22,6 +22,7 @@ mod ladder;
 mod model;
 mod negatives;
 mod painter;
+mod prefer;
 mod protocol;
 mod scorer;
 mod ship;
@@ -164,6 +165,8 @@ enum Command {
     Protocol(protocol::Command),
     /// Measure what negative prompts keep out of a student's images and what that costs.
     Negatives(negatives::Options),
+    /// Tune a student towards its own best images, ranked by the scorer.
+    Prefer(prefer::Options),
     /// Edit images of the shipped model in every way, and score the results.
     Edits(edits::Command),
     /// Average two denoisers: λ·A + (1−λ)·B.
@@ -236,6 +239,7 @@ fn main() -> Result<()> {
         Command::Ladder => ladder::climb(&workshop),
         Command::Protocol(command) => command.run(&workshop),
         Command::Negatives(options) => negatives::negatives(&workshop, &options),
+        Command::Prefer(options) => prefer::prefer(&workshop, &options),
         Command::Edits(command) => command.run(&workshop),
         Command::Merge {
             lambda,

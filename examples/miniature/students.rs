@@ -212,7 +212,7 @@ pub(crate) fn distill(
 
 /// Scores one-step images of a denoiser and writes them to the folder of a stage. `other` is a finished denoiser of the
 /// same shape.
-fn one_step_sheet(
+pub(crate) fn one_step_sheet(
     workshop: &Workshop,
     other: &str,
     unet: &UNet,
@@ -239,7 +239,7 @@ pub(crate) enum PromptSet {
 }
 
 impl PromptSet {
-    fn scenes(self, seed: u64) -> Vec<Scene> {
+    pub(crate) fn scenes(self, seed: u64) -> Vec<Scene> {
         match self {
             Self::Known => captions(seed ^ 4, PROMPTS, HeldOut::None),
             Self::Taught => {

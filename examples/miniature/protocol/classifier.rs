@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use swiftbrush_checkpoint::{Archive, LazyTensor, named_tensors, with_tensors, write_tensors};
-use swiftbrush_kernels::{Conv2d, Conv2dConfig, Linear, LinearConfig};
+use swiftbrush_kernels::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig};
 use swiftbrush_metrics::Features;
 
 use crate::attributes::{ATTRIBUTES, attribute_loss, name_attributes};
@@ -16,9 +16,11 @@ use crate::data::{Batch, SIDE, images};
 use crate::training::{PARTS, Schedule, train};
 
 /// Number of training steps of the shipped weights.
-pub(crate) const STEPS: u64 = 1200;
+pub(crate) const STEPS: u64 = 4000;
 /// Output channels of the convolutions; all but the first halve the side.
-const CHANNELS: [usize; 4] = [24, 32, 48, 64];
+const CHANNELS: [usize; 4] = [32, 48, 64, 96];
+/// Groups of channels that are normalised after each convolution.
+const GROUPS: usize = 8;
 /// Width of the features.
 const WIDTH: usize = 64;
 
@@ -27,6 +29,7 @@ const WIDTH: usize = 64;
 #[derive(Module, Debug)]
 pub(crate) struct Classifier {
     convolutions: Vec<Conv2d>,
+    norms: Vec<GroupNorm>,
     features: Linear,
     attributes: Linear,
     placements: Linear,
@@ -49,6 +52,9 @@ impl Classifier {
         let linear = |inputs, outputs| LinearConfig::new(inputs, outputs).init(device);
         Self {
             convolutions: convolutions.collect(),
+            norms: CHANNELS
+                .map(|channels| GroupNormConfig::new(GROUPS, channels).init(device))
+                .into(),
             features: linear(flat, WIDTH),
             attributes: linear(WIDTH, ATTRIBUTES.iter().sum()),
             placements: linear(WIDTH, 6),
@@ -86,7 +92,10 @@ impl Classifier {
         let convolved = self
             .convolutions
             .iter()
-            .fold(images, |images, layer| silu(layer.forward(images)));
+            .zip(&self.norms)
+            .fold(images, |images, (layer, norm)| {
+                norm.forward_silu(layer.forward(images))
+            });
         let [batch, channels, height, width] = convolved.dims();
         let flat = convolved.reshape([batch, channels * height * width]);
         self.features.forward(flat)
