@@ -36,7 +36,7 @@ pub(crate) struct Options {
     #[arg(long, default_value = "unet")]
     from: String,
     /// Number of steps.
-    #[arg(long, default_value_t = 400)]
+    #[arg(long, default_value_t = 300)]
     steps: u64,
 }
 
@@ -54,20 +54,19 @@ pub(crate) fn prefer(workshop: &Workshop, options: &Options) -> Result<()> {
         tuner = tuner.restore(&Snapshot::open(&path)?, &path)?;
     }
     let bar = progress_bar(name, options.steps, tuner.n_steps());
-    let (mut scores, mut ranked) = (0.0, 0);
+    let mut reports = Vec::new();
     while tuner.n_steps() < options.steps {
         let first = tuner.n_steps() * count as u64;
-        let report = tuner.step(&prompts.get(first, count)?)?;
-        (scores, ranked) = (scores + report.score, ranked + report.ranked);
+        reports.push(tuner.step(&prompts.get(first, count)?)?);
         bar.inc(1);
         let done = tuner.n_steps();
         if done.is_multiple_of(SAVE_EVERY) || done == options.steps {
             tuner.snapshot().save(&path)?;
             let unet = tuner.averaged_student();
             let tally = students::one_step_sheet(workshop, &options.from, &unet, name, done)?;
-            let mean = scores / SAVE_EVERY as f64;
-            eprintln!("step {done}: score {mean:.3}, {ranked} prompts ranked; one step, {tally}");
-            (scores, ranked) = (0.0, 0);
+            let score = reports.iter().map(|it| it.score).sum::<f64>() / reports.len() as f64;
+            let ranked: usize = reports.drain(..).map(|it| it.ranked).sum();
+            eprintln!("step {done}: score {score:.3}, {ranked} prompts ranked; one step, {tally}");
         }
     }
     bar.finish();

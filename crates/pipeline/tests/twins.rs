@@ -511,7 +511,7 @@ fn an_incomplete_model_is_distinguished_from_a_single_denoiser() {
             .load()
             .expect_err("it is a denoiser")
             .to_string();
-        assert!(error.contains("--unet"), "{error}");
+        assert!(error.contains("component `unet`"), "{error}");
     }
 }
 
