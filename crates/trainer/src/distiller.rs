@@ -1,5 +1,7 @@
 mod outcome;
+mod regularize;
 mod step;
+mod watch;
 
 use std::path::Path;
 
@@ -11,6 +13,7 @@ use swiftbrush_unet::UNet;
 use crate::fingerprint::{FINGERPRINT, RECIPE, hash, saved_fingerprint};
 use crate::frozen::Frozen;
 use crate::networks::setting;
+use crate::regression::Regularizer;
 use crate::trained::{Trained, trainable};
 use crate::{
     AdamW, AverageStorage, ClipReward, Ema, Error, Fingerprint, Networks, Purpose, Random, Recipe,
@@ -58,6 +61,7 @@ pub struct Distiller {
     fingerprint: Fingerprint,
     frozen: Frozen,
     rewards: Vec<Box<dyn Reward>>,
+    regularizers: Vec<Regularizer>,
     student: Trained,
     fake: Trained,
     ema: Ema,
@@ -106,6 +110,7 @@ impl Distiller {
             frozen: Frozen::new(&recipe, networks, device),
             fingerprint,
             rewards: Vec::new(),
+            regularizers: Vec::new(),
             step: 0,
             n_skipped: 0,
             threads: Threads::new(1),
@@ -125,7 +130,7 @@ impl Distiller {
     pub fn with_reward(mut self, reward: Box<dyn Reward>) -> Result<Self, Error> {
         let name = reward.name();
         let is_taken = self.rewards.iter().any(|other| other.name() == name);
-        if is_taken || ["distillation", "fake"].contains(&name) {
+        if is_taken || ["distillation", "fake", "pairs", "denoise"].contains(&name) {
             return Err(Error::RewardName(name.to_owned()));
         }
         self.fingerprint

@@ -103,7 +103,7 @@ impl Distiller {
     }
 
     /// Adds the gradients of a loss to a sum; the loss is computed from a denoiser that stands for the network.
-    fn gradients(
+    pub(super) fn gradients(
         &self,
         unet: &UNet,
         sum: NamedGradients,
@@ -120,10 +120,14 @@ impl Distiller {
 
     fn zero_losses(&self) -> Losses<Tensor<1>> {
         let zero = || Tensor::zeros([1], &self.frozen.sizes.device);
-        let names = self.rewards.iter().map(|reward| reward.name().to_owned());
+        let rewards = self.rewards.iter().map(|reward| reward.name().to_owned());
+        let others = self
+            .regularizers
+            .iter()
+            .map(|other| other.name().to_owned());
         Losses {
             distillation: zero(),
-            rewards: names.map(|name| (name, zero())).collect(),
+            rewards: rewards.chain(others).map(|name| (name, zero())).collect(),
             fake: zero(),
         }
     }

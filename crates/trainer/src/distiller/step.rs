@@ -17,7 +17,8 @@ impl Distiller {
     ///
     /// # Errors
     ///
-    /// If a loss or a gradient is not finite and no more steps may be skipped.
+    /// If a loss or a gradient is not finite and no more steps may be skipped, or latents of the recipe's regression losses
+    /// are missing or cannot be read.
     ///
     /// # Panics
     ///
@@ -36,7 +37,11 @@ impl Distiller {
             "a step takes batch times accumulation prompts"
         );
         let micro_batches = draw(&self.recipe, &self.frozen.sizes, self.step, prompts);
-        let total = self.accumulate(&micro_batches);
+        self.check_latents()?;
+        let mut total = self.accumulate(&micro_batches);
+        if self.is_students_turn() {
+            total = self.regularize(total)?;
+        }
         let share = 1.0 / accumulation as f64;
         let mut report = self.report(&total, share);
         if let Some((what, value)) = report.not_finite() {
