@@ -1,4 +1,5 @@
 mod outcome;
+mod ranks;
 mod regularize;
 mod step;
 mod watch;
@@ -10,6 +11,7 @@ use swiftbrush_pipeline::one_step;
 use swiftbrush_scheduler::NoiseSchedule;
 use swiftbrush_unet::UNet;
 
+use self::ranks::{Group, OPTIMIZERS};
 use crate::fingerprint::{FINGERPRINT, RECIPE, hash, saved_fingerprint};
 use crate::frozen::Frozen;
 use crate::networks::setting;
@@ -68,6 +70,7 @@ pub struct Distiller {
     step: u64,
     n_skipped: u64,
     threads: Threads,
+    group: Option<Group>,
 }
 
 impl Distiller {
@@ -114,6 +117,7 @@ impl Distiller {
             step: 0,
             n_skipped: 0,
             threads: Threads::new(1),
+            group: None,
             recipe,
         };
         match reward {
@@ -183,7 +187,7 @@ impl Distiller {
         }
         let device = &self.frozen.sizes.device;
         let adamw = |group| snapshot.adamw(group, self.recipe.adamw, device);
-        let [of_student, of_fake] = ["student_adamw", "fake_adamw"].map(adamw);
+        let [of_student, of_fake] = OPTIMIZERS.map(adamw);
         let student = snapshot.group("student");
         self.student = self.student.restore(student, of_student, source)?;
         let fake = snapshot.group("fake");
@@ -192,11 +196,13 @@ impl Distiller {
         self.ema = ema.placed_as(&self.ema);
         self.step = snapshot.step();
         self.n_skipped = snapshot.counter("skipped");
+        self.keep_own_moments();
         Ok(self)
     }
 
     /// The state of the run: trained weights, their averages and optimisers, counters, recipe and
-    /// fingerprint. Frozen weights are not included.
+    /// fingerprint. Frozen weights are not included. With several ranks, it has the moments of this one only;
+    /// [`save`](Self::save) collects all.
     pub fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot::new(self.step);
         snapshot.set_counter("skipped", self.n_skipped);
@@ -204,9 +210,10 @@ impl Distiller {
         snapshot.set_text(FINGERPRINT, json(&self.fingerprint));
         let recipe = serde_json::to_string(&self.recipe);
         snapshot.set_text(RECIPE, recipe.expect("settings are plain data"));
-        for (name, trained) in [("student", &self.student), ("fake", &self.fake)] {
+        let trained = [("student", &self.student), ("fake", &self.fake)];
+        for ((name, trained), optimizer) in trained.into_iter().zip(OPTIMIZERS) {
             snapshot.insert_trained(name, trained.unet());
-            snapshot.insert_adamw(&format!("{name}_adamw"), trained.adamw());
+            snapshot.insert_adamw(optimizer, trained.adamw());
         }
         snapshot.insert_ema("ema", &self.ema);
         snapshot

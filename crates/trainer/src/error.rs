@@ -10,6 +10,9 @@ pub enum Error {
     /// A file cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] swiftbrush_checkpoint::Error),
+    /// Ranks cannot reach each other.
+    #[error("communication with the other ranks failed: {0}")]
+    Communicator(#[from] std::io::Error),
     /// Adapters match no layer of a network.
     #[error(transparent)]
     Adapter(#[from] swiftbrush_lora::Error),

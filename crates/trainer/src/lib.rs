@@ -19,6 +19,7 @@
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
 mod adamw;
+mod communicator;
 mod denoiser;
 mod distiller;
 mod drift;
@@ -45,6 +46,7 @@ mod report;
 mod reward;
 mod run;
 mod scratch;
+mod shards;
 mod snapshot;
 mod snapshots;
 mod storage;
@@ -55,6 +57,9 @@ mod trained;
 pub mod watch;
 
 pub use adamw::{AdamW, AdamWConfig, MomentStorage};
+#[cfg(feature = "mpi")]
+pub use communicator::MpiCommunicator;
+pub use communicator::{Communicator, LocalCommunicator};
 pub use denoiser::{Denoiser, WithCheckpoints};
 pub use distiller::Distiller;
 pub use drift::{DriftTargets, drift_field, drift_loss};

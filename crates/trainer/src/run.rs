@@ -63,15 +63,25 @@ const WATCHED: usize = 8;
 /// A distiller with its prompts and its folder on disk.
 ///
 /// The folder contains `snapshots/`, written every `save_every` steps, `log.jsonl` with one line per step, and
-/// `watch.jsonl` with one line per look if the recipe has a watcher. A killed run resumes at its last snapshot and ends with the same weights as a run that was never
-/// killed, bit for bit on the CPU backend.
+/// `watch.jsonl` with one line per look if the recipe has a watcher. A killed run resumes at its last snapshot and ends with the
+/// same weights as a run that was never killed, bit for bit on the CPU backend.
+///
+/// With several ranks ([`Distiller::with_communicator`]), rank 0 alone writes files and calls its observer; the number of ranks
+/// may change when a run is resumed.
 #[derive(Debug)]
 pub struct Run {
     distiller: Distiller,
     prompts: Box<dyn PromptSource>,
     folder: PathBuf,
-    log: Log,
-    watch_log: WatchLog,
+    /// Present on rank 0 only.
+    logs: Option<Logs>,
+}
+
+/// The open files of a run.
+#[derive(Debug)]
+struct Logs {
+    steps: Log,
+    watch: WatchLog,
     /// Held for as long as the run exists.
     _lock: File,
 }
@@ -93,22 +103,26 @@ impl Run {
     ) -> Result<Self, Error> {
         distiller.check_latents()?;
         let folder = folder.into();
-        let lock = lock(&folder)?;
-        remove_unfinished(&folder)?;
+        let (mut lock, mut last) = (None, None);
+        if distiller.rank() == 0 {
+            lock = Some(self::lock(&folder)?);
+            remove_unfinished(&folder)?;
+            last = snapshot_steps(&folder)?.last().copied();
+        }
+        let last = distiller.agree(last)?;
         let distiller = distiller.with_folder(&folder);
         let mut distiller = distiller.with_input("prompts", prompts.hash());
-        if let Some(&step) = snapshot_steps(&folder)?.last() {
+        if let Some(step) = last {
             let path = snapshot_path(&folder, step);
             distiller = distiller.restore(&Snapshot::open(&path)?, &path, accepted)?;
             tracing::info!(step, path = %path.display(), "resumed");
         }
+        let open = |lock| Logs::open(&folder, distiller.n_steps(), lock);
         Ok(Self {
-            log: Log::open(&folder, distiller.n_steps())?,
-            watch_log: WatchLog::open(&folder, distiller.n_steps())?,
+            logs: lock.map(open).transpose()?,
             distiller,
             prompts: Box::new(prompts),
             folder,
-            _lock: lock,
         })
     }
 
@@ -136,31 +150,51 @@ impl Run {
     pub fn train(&mut self, mut observer: impl Observer) -> Result<(), Error> {
         let recipe = self.distiller.recipe().clone();
         let first = self.prompts.get(0, PREVIEWS.min(self.prompts.len()))?;
-        let is_new = self.watch_log.is_empty();
-        if is_new && self.watch(&recipe, &first, &mut observer)?.is_break() {
+        let is_new = self.logs.as_ref().is_some_and(|it| it.watch.is_empty());
+        let is_stopped = is_new && self.watch(&recipe, &first, &mut observer)?.is_break();
+        if self.distiller.any(is_stopped)? {
             return Ok(());
         }
         while !self.is_finished() {
-            let mut is_stopped = observer.observe(&self.step()?)?.is_break();
+            let event = self.step()?;
+            let is_stopped = self.observe(&recipe, &first, &event, &mut observer)?;
+            let is_stopped = self.distiller.any(is_stopped.is_break())?;
             let step = self.distiller.n_steps();
-            if recipe.preview_every > 0 && step.is_multiple_of(recipe.preview_every) {
-                is_stopped |= observer.observe(&self.preview(&first))?.is_break();
-            }
-            if recipe
-                .watch
-                .as_ref()
-                .is_some_and(|watch| step.is_multiple_of(watch.every))
-            {
-                is_stopped |= self.watch(&recipe, &first, &mut observer)?.is_break();
-            }
             if step.is_multiple_of(recipe.save_every) || self.is_finished() || is_stopped {
-                is_stopped |= observer.observe(&self.save()?)?.is_break();
-            }
-            if is_stopped {
-                break;
+                let event = self.save()?;
+                let is_broken = self.logs.is_some() && observer.observe(&event)?.is_break();
+                if self.distiller.any(is_stopped || is_broken)? {
+                    break;
+                }
             }
         }
         Ok(())
+    }
+
+    /// Passes a step to the observer, with the preview and the look that are due after it.
+    fn observe(
+        &mut self,
+        recipe: &Recipe,
+        first: &[String],
+        event: &Event,
+        observer: &mut impl Observer,
+    ) -> Result<ControlFlow<()>, Error> {
+        if self.logs.is_none() {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let mut is_stopped = observer.observe(event)?.is_break();
+        let step = self.distiller.n_steps();
+        if recipe.preview_every > 0 && step.is_multiple_of(recipe.preview_every) {
+            is_stopped |= observer.observe(&self.preview(first))?.is_break();
+        }
+        let watch = recipe.watch.as_ref();
+        if watch.is_some_and(|watch| step.is_multiple_of(watch.every)) {
+            is_stopped |= self.watch(recipe, first, observer)?.is_break();
+        }
+        Ok(match is_stopped {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        })
     }
 
     fn preview(&self, prompts: &[String]) -> Event {
@@ -186,7 +220,9 @@ impl Run {
             prompts => prompts,
         };
         let (mut report, strip) = self.distiller.watch(recipe, prompts);
-        self.watch_log.write(&mut report, recipe)?;
+        if let Some(logs) = &mut self.logs {
+            logs.watch.write(&mut report, recipe)?;
+        }
         let (step, alarms) = (report.step, report.alarms.clone());
         for alarm in &alarms {
             tracing::warn!(step, "{alarm}");
@@ -210,16 +246,30 @@ impl Run {
         let prompts = self.prompts.get(first, count)?;
         let report = self.distiller.step(&prompts)?;
         let timing = Timing::of_step(started.elapsed(), count);
-        self.log.write(&report, timing)?;
+        if let Some(logs) = &mut self.logs {
+            logs.steps.write(&report, timing)?;
+        }
         Ok(Event::Step { report, timing })
     }
 
     fn save(&self) -> Result<Event, Error> {
         let step = self.distiller.n_steps();
         let path = snapshot_path(&self.folder, step);
-        self.distiller.snapshot().save(&path)?;
-        remove_old(&self.folder, self.distiller.recipe())?;
+        self.distiller.save(&path)?;
+        if self.logs.is_some() {
+            remove_old(&self.folder, self.distiller.recipe())?;
+        }
         Ok(Event::Saved { step, path })
+    }
+}
+
+impl Logs {
+    fn open(folder: &Path, step: u64, lock: File) -> Result<Self, Error> {
+        Ok(Self {
+            steps: Log::open(folder, step)?,
+            watch: WatchLog::open(folder, step)?,
+            _lock: lock,
+        })
     }
 }
 

