@@ -282,9 +282,9 @@ fn networks(
             "teacher and student have different schedules: predictions of the teacher are converted"
         );
     }
-    let needs_clip = recipe.clip.is_some() || recipe.watch.is_some();
+    let uses_clip = recipe.clip.is_some() || recipe.watch.is_some();
     Ok(match (&recipe.clip, &args.clip) {
-        (_, Some(path)) if needs_clip => {
+        (_, Some(path)) if uses_clip => {
             networks.with_clip(ClipNetworks::load(&Model::open(path)?, recipe, device)?)
         }
         (Some(_), None) => {

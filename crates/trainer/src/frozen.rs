@@ -31,7 +31,7 @@ impl Frozen {
                 timesteps: networks.schedule.len(),
                 device: device.clone(),
             },
-            clip: networks.clip,
+            clip: networks.clip.filter(|_| recipe.watch.is_some()),
             tokenizer: networks.tokenizer,
             text_encoder: networks.text_encoder,
             teacher: networks.teacher,

@@ -143,9 +143,9 @@ impl Networks {
         }
         self.check_timesteps(recipe)?;
         match (&recipe.clip, &self.clip) {
-            (_, Some(networks)) => self.check_clip(networks, frozen, device),
             (Some(_), None) => Err(Error::NoClip),
-            (None, None) => Ok(()),
+            (_, Some(networks)) if recipe.uses_clip() => self.check_clip(networks, frozen, device),
+            _ => Ok(()),
         }
     }
 

@@ -251,6 +251,11 @@ impl Recipe {
         }
     }
 
+    /// Returns whether the networks of CLIP are used if there are any: for the loss or the watcher's score.
+    pub(crate) fn uses_clip(&self) -> bool {
+        self.clip.is_some() || self.watch.is_some()
+    }
+
     /// Reads a TOML file.
     ///
     /// # Errors

@@ -222,7 +222,7 @@ impl std::fmt::Debug for WatchLog {
 }
 
 impl WatchLog {
-    /// Opens the log and removes looks that a killed run took after its last snapshot.
+    /// Opens the log and removes what a killed run wrote after its last snapshot.
     pub(crate) fn open(folder: &Path, step: u64) -> Result<Self, Error> {
         let path = folder.join("watch.jsonl");
         let io = |cause| FileError::write(&path, cause);

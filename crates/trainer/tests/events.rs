@@ -5,7 +5,7 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use common::{efficient, networks, open, with};
+use common::{efficient, networks, open, recipe, with};
 use swiftbrush_testing::device;
 use swiftbrush_trainer::{Event, EventWriter, Observers, TensorBoard, WatchRecipe};
 
@@ -72,4 +72,23 @@ fn an_observer_writes_losses_rates_and_looks_and_others_see_the_same_events() {
     ] {
         assert!(has(&bytes, tag), "{tag}");
     }
+}
+
+#[test]
+fn every_observer_sees_every_event_and_one_can_stop_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = open(recipe(), &networks(&device()), folder.path(), &[]).unwrap();
+    let mut seen = 0;
+    let observers = Observers::default()
+        .with(|event: &Event| match event {
+            Event::Step { .. } => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        })
+        .with(|_: &Event| {
+            seen += 1;
+            ControlFlow::Continue(())
+        });
+    run.train(observers).unwrap();
+    // A step and its snapshot.
+    assert_eq!((seen, run.distiller().n_steps()), (2, 1));
 }

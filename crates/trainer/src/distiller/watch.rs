@@ -19,7 +19,8 @@ struct Look {
 
 impl Distiller {
     /// Looks at some prompts: generates `images` images for each with the current student, and compares the teachers.
-    /// The noise is the same at every step. There are no alarms in the report.
+    /// The noise is the same at every step. There are no alarms in the report, and there is a CLIP score only if
+    /// [`Recipe::watch`](crate::Recipe::watch) is set.
     ///
     /// # Panics
     ///
