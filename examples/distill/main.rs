@@ -8,11 +8,14 @@
 //!     --prompts prompts.txt --recipe examples/recipes/scheme-a.toml --run runs/a
 //! cargo run --release --example distill -- export runs/a --output student
 //! ```
+//!
+//! Built with the feature `mpi`, `mpirun -n 4 distill …` trains on four ranks; on each machine, rank r uses device r.
 #![allow(clippy::print_stderr, reason = "a program talks to its user")]
 
 mod export;
 mod images;
 mod progress;
+mod ranks;
 mod single_file;
 #[cfg(test)]
 mod tests;
@@ -36,6 +39,7 @@ use swiftbrush_vae::AutoencoderKl;
 use examples_common::{Wanted, device, find};
 use images::Images;
 use progress::Progress;
+use ranks::Ranks;
 
 /// Distils a teacher into a one-step student, or exports the student of a run.
 #[derive(Debug, Parser)]
@@ -139,7 +143,8 @@ fn start(args: Args) -> Result<()> {
 
 fn train(args: &TrainArgs) -> Result<()> {
     ctrlc::set_handler(stop).context("cannot handle Ctrl-C")?;
-    let device = device(&args.device)?;
+    let ranks = Ranks::start()?;
+    let device = device(&ranks.device(&args.device))?;
     let recipe = args
         .recipe
         .as_deref()
@@ -167,7 +172,11 @@ fn train(args: &TrainArgs) -> Result<()> {
     for folder in [&args.pairs, &args.images].into_iter().flatten() {
         distiller = distiller.with_latents(LatentSet::open(folder)?)?;
     }
+    let distiller = ranks.join(distiller)?;
     let mut run = Run::open(distiller, prompts, &args.run, &args.accept_changes)?;
+    if run.distiller().rank() > 0 {
+        return Ok(run.train(|_: &Event| ControlFlow::Continue(()))?);
+    }
     let sources = Sources {
         teacher: std::path::absolute(teacher.root())?,
         student: std::path::absolute(student.root())?,

@@ -15,6 +15,7 @@ use super::Communicator;
 pub struct MpiCommunicator {
     rank: usize,
     size: usize,
+    local_rank: usize,
     /// A thread of its own makes all calls, because an MPI library need not support several threads.
     requests: Mutex<Sender<Request>>,
     thread: Option<JoinHandle<()>>,
@@ -46,19 +47,27 @@ impl MpiCommunicator {
                     return;
                 };
                 let world = universe.world();
-                // The other end waits for this value.
-                let _ = ready.send((world.rank() as usize, world.size() as usize));
+                let local = world.split_shared(world.rank());
+                let numbers = [world.rank(), world.size(), local.rank()];
+                // The other end waits for these values.
+                let _ = ready.send(numbers.map(|number| number as usize));
                 serve(&world, &queue);
             })?;
-        let (rank, size) = is_ready
+        let [rank, size, local_rank] = is_ready
             .recv()
             .map_err(|_| io::Error::other("MPI can be started once in a process"))?;
         Ok(Self {
             rank,
             size,
+            local_rank,
             requests: Mutex::new(requests),
             thread: Some(thread),
         })
+    }
+
+    /// Index of this rank among those on the same machine, for choosing a device.
+    pub fn local_rank(&self) -> usize {
+        self.local_rank
     }
 
     fn call<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> io::Result<T> {
