@@ -8,10 +8,14 @@
 //!     --prompts prompts.txt --recipe examples/recipes/scheme-a.toml --run runs/a
 //! cargo run --release --example distill -- export runs/a --output student
 //! ```
+//!
+//! Built with the feature `mpi`, `mpirun -n 4 distill …` trains on four ranks; on each machine, rank r uses device r.
 #![allow(clippy::print_stderr, reason = "a program talks to its user")]
 
 mod export;
+mod images;
 mod progress;
+mod ranks;
 mod single_file;
 #[cfg(test)]
 mod tests;
@@ -21,18 +25,21 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device};
 use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 use swiftbrush_checkpoint::{Model, write_json};
 use swiftbrush_pipeline::Loader;
 use swiftbrush_trainer::{
-    ClipNetworks, Distiller, Event, MemoryPlan, Networks, PromptSource, Prompts, Recipe, Run,
+    ClipNetworks, Distiller, Event, LatentSet, MemoryPlan, Networks, Observers, PromptFile,
+    Prompts, Recipe, Run, TensorBoard,
 };
 use swiftbrush_vae::AutoencoderKl;
 
-use examples_common::{Wanted, device, find, grid, pictures, write_png};
+use examples_common::{Wanted, device, find};
+use images::Images;
 use progress::Progress;
+use ranks::Ranks;
 
 /// Distils a teacher into a one-step student, or exports the student of a run.
 #[derive(Debug, Parser)]
@@ -65,16 +72,26 @@ struct TrainArgs {
     /// Denoiser component of the student's model.
     #[arg(long, default_value = "unet")]
     student_unet: String,
-    /// Model folder with `clip` and `taesd`, for a recipe with a CLIP loss.
+    /// Model folder with `clip` and `taesd`, for a recipe with a CLIP loss or a watcher.
     #[arg(long)]
     clip: Option<PathBuf>,
-    /// Text file with one prompt per line.
+    /// Prompts, FILE or FILE=WEIGHT: text with one prompt per line, or JSON Lines with captions. Repeat for several files; a
+    /// weight is the number of times that each prompt of a file appears in an epoch [default: 1].
+    #[arg(long, required = true, num_args = 1..)]
+    prompts: Vec<String>,
+    /// Key of the captions in JSON Lines [default: caption, prompt or text].
     #[arg(long)]
-    prompts: PathBuf,
+    caption_key: Option<String>,
+    /// Folder of pairs written by make_pairs, for a recipe with [pairs].
+    #[arg(long)]
+    pairs: Option<PathBuf>,
+    /// Folder of latents written by encode_images, for a recipe with [denoise].
+    #[arg(long)]
+    images: Option<PathBuf>,
     /// Settings as TOML [default: scheme A of the paper].
     #[arg(long)]
     recipe: Option<PathBuf>,
-    /// Folder of the run: snapshots, log, previews, and the student after the last step.
+    /// Folder of the run: snapshots, logs, TensorBoard's event files, previews, and the student after the last step.
     #[arg(long)]
     run: PathBuf,
     /// Settings and inputs that may differ from those of the snapshot, such as steps,prompts.
@@ -126,18 +143,18 @@ fn start(args: Args) -> Result<()> {
 
 fn train(args: &TrainArgs) -> Result<()> {
     ctrlc::set_handler(stop).context("cannot handle Ctrl-C")?;
-    let device = device(&args.device)?;
+    let ranks = Ranks::start()?;
+    let device = device(&ranks.device(&args.device))?;
     let recipe = args
         .recipe
         .as_deref()
         .map_or(Ok(Recipe::full()), Recipe::open)?;
-    let prompts = Prompts::open(&args.prompts, recipe.seed)?;
-    eprintln!("{}", described(&prompts));
+    let prompts = open_prompts(args, recipe.seed)?;
     let components = ["unet", "vae", "text_encoder"];
     let teacher = Model::open(find(&args.teacher, Wanted::Model(&components, None))?)?;
     let student = Model::open(find(&args.student, Wanted::Model(&["unet"], None))?)?;
-    let has_previews = recipe.preview_every > 0;
-    let vae = match has_previews {
+    let has_images = recipe.preview_every > 0 || recipe.watch.is_some();
+    let vae = match has_images {
         true => Some(AutoencoderKl::from_model(
             &teacher,
             "vae",
@@ -151,8 +168,15 @@ fn train(args: &TrainArgs) -> Result<()> {
     if args.dry_run {
         return Ok(());
     }
-    let distiller = Distiller::new(recipe, networks, &device)?;
+    let mut distiller = Distiller::new(recipe, networks, &device)?;
+    for folder in [&args.pairs, &args.images].into_iter().flatten() {
+        distiller = distiller.with_latents(LatentSet::open(folder)?)?;
+    }
+    let distiller = ranks.join(distiller)?;
     let mut run = Run::open(distiller, prompts, &args.run, &args.accept_changes)?;
+    if run.distiller().rank() > 0 {
+        return Ok(run.train(|_: &Event| ControlFlow::Continue(()))?);
+    }
     let sources = Sources {
         teacher: std::path::absolute(teacher.root())?,
         student: std::path::absolute(student.root())?,
@@ -160,28 +184,48 @@ fn train(args: &TrainArgs) -> Result<()> {
     };
     write_json(args.run.join(SOURCES), &sources)?;
 
-    let mut progress = Progress::new(run.distiller());
-    run.train(|event| {
-        match event {
-            Event::Step { report, timing } => progress.step(&report, &timing),
-            Event::Preview { step, latents, .. } => {
-                let path = args.run.join(format!("step-{step:07}.png"));
-                let drawn = vae
-                    .as_ref()
-                    .map_or(Ok(()), |vae| preview(vae, latents, &path));
-                if let Err(error) = drawn {
-                    tracing::warn!("cannot write the preview of step {step}: {error:#}");
-                }
-            }
-            _ => {}
-        }
-        match STOP.load(Ordering::Relaxed) {
+    let tensor_board =
+        TensorBoard::create(&args.run.join("tensorboard"), run.distiller().n_steps())?;
+    let observers = Observers::default()
+        .with(tensor_board)
+        .with(Images::new(&args.run, vae))
+        .with(Progress::new(run.distiller()))
+        .with(|_: &Event| match STOP.load(Ordering::Relaxed) {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
-        }
-    })?;
-    progress.finish();
+        });
+    run.train(observers)?;
     finish(&run, &student, args)
+}
+
+/// Opens the prompts and prints what each file has.
+fn open_prompts(args: &TrainArgs, seed: u64) -> Result<Prompts> {
+    let files = args.prompts.iter().map(|text| {
+        let (path, weight) = with_weight(text)?;
+        let file = PromptFile::new(path).with_weight(weight);
+        Ok(match &args.caption_key {
+            Some(key) => file.with_key(key),
+            None => file,
+        })
+    });
+    let prompts = Prompts::open_files(&files.collect::<Result<Vec<_>>>()?, seed)?;
+    for counts in prompts.counts() {
+        eprintln!("{counts}");
+    }
+    Ok(prompts)
+}
+
+/// Splits FILE or FILE=WEIGHT. An existing file whose name contains `=` takes precedence.
+fn with_weight(text: &str) -> Result<(&str, f64)> {
+    match text.rsplit_once('=') {
+        Some((file, weight)) if !Path::new(text).exists() => {
+            let weight = weight.parse().with_context(|| {
+                format!("--prompts {text}: no such file, and {weight:?} is not a weight")
+            })?;
+            Ok((file, weight))
+        }
+        _ => Ok((text, 1.0)),
+    }
 }
 
 /// Prints the plan of a run's memory, and rejects a run that would not fit.
@@ -224,14 +268,6 @@ fn stop() {
     eprintln!("stopping after this step; repeat to stop immediately without saving");
 }
 
-fn described(prompts: &Prompts) -> String {
-    let (path, n_prompts) = (prompts.path().display(), prompts.len());
-    match prompts.n_blank() {
-        0 => format!("{path}: {n_prompts} prompts"),
-        n_blank => format!("{path}: {n_prompts} prompts, {n_blank} blank lines skipped"),
-    }
-}
-
 fn networks(
     args: &TrainArgs,
     recipe: &Recipe,
@@ -255,32 +291,23 @@ fn networks(
             "teacher and student have different schedules: predictions of the teacher are converted"
         );
     }
+    let uses_clip = recipe.clip.is_some() || recipe.watch.is_some();
     Ok(match (&recipe.clip, &args.clip) {
-        (Some(_), Some(path)) => {
+        (_, Some(path)) if uses_clip => {
             networks.with_clip(ClipNetworks::load(&Model::open(path)?, recipe, device)?)
         }
         (Some(_), None) => {
             anyhow::bail!("the recipe has a CLIP loss: give --clip FOLDER with clip and taesd")
         }
-        (None, Some(path)) => {
+        (_, Some(path)) => {
             eprintln!(
-                "--clip {} is not used: the recipe has no [clip]",
+                "--clip {} is not used: the recipe has neither [clip] nor [watch]",
                 path.display()
             );
             networks
         }
         (None, None) => networks,
     })
-}
-
-/// Decodes one image at a time: a batch would take more memory than a step.
-fn preview(vae: &AutoencoderKl, latents: Tensor<4>, path: &Path) -> Result<()> {
-    let count = latents.dims()[0];
-    let decoded = (0..count).flat_map(|index| {
-        let latents = latents.clone().narrow(0, index, 1);
-        pictures(vae.decode(latents))
-    });
-    write_png(&grid(&decoded.collect::<Vec<_>>(), 4), path)
 }
 
 /// After the last step, writes the current and the averaged student as components.

@@ -1,10 +1,11 @@
 //! Progress of a run: a bar on a terminal, and occasional lines elsewhere.
 
 use std::io::IsTerminal;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use swiftbrush_trainer::{Distiller, Report, Timing};
+use swiftbrush_trainer::{Distiller, Error, Event, Observer, Report, Timing, WatchReport};
 
 /// Time between two lines without a terminal.
 const BETWEEN_LINES: Duration = Duration::from_secs(30);
@@ -42,7 +43,7 @@ impl Progress {
         }
     }
 
-    pub(crate) fn step(&mut self, report: &Report, timing: &Timing) {
+    fn step(&mut self, report: &Report, timing: &Timing) {
         self.done.0 += 1;
         self.done.1 += timing.seconds;
         let text = described(report, timing);
@@ -63,11 +64,48 @@ impl Progress {
         }
     }
 
-    pub(crate) fn finish(&self) {
+    fn look(&self, report: &WatchReport) {
+        let text = look(report);
+        match &self.output {
+            Output::Bar(bar) => bar.println(text),
+            Output::Lines(_) => eprintln!("{text}"),
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
         if let Output::Bar(bar) = &self.output {
             bar.finish();
         }
     }
+}
+
+impl Observer for Progress {
+    fn observe(&mut self, event: &Event) -> Result<ControlFlow<()>, Error> {
+        match event {
+            Event::Step { report, timing } => self.step(report, timing),
+            Event::Watched { report, .. } => self.look(report),
+            _ => {}
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+/// Scores of a look in one line.
+fn look(report: &WatchReport) -> String {
+    let mut parts = vec![format!("diversity {:.3}", report.diversity)];
+    parts.extend(
+        report
+            .clip_score
+            .map(|score| format!("CLIP score {score:.3}")),
+    );
+    let distances = report.teacher_distance.iter();
+    let distances: Vec<_> = distances
+        .map(|band| format!("{:.2e}", band.distance))
+        .collect();
+    parts.push(format!("distance of the teachers {}", distances.join(" ")));
+    format!("after step {}: {}", report.step, parts.join(", "))
 }
 
 /// Losses, rate and memory in one line.

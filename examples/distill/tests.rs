@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use burn::tensor::Tensor;
 use clap::CommandFactory;
 use swiftbrush_checkpoint::named_tensors;
 use swiftbrush_trainer::snapshot_steps;
@@ -137,6 +138,53 @@ fn a_run_that_is_terminated_saves_resumes_and_ends_like_any_other() {
     }
     let [stopped, whole] = ["stopped", "whole"].map(|run| snapshot_bytes(&bench.path(run)));
     assert!(stopped == whole, "the snapshots differ");
+}
+
+#[test]
+fn prompts_come_from_several_files_and_the_watcher_writes_strips_and_event_files() {
+    let bench = Bench::new("steps = 2\nwatch.every = 1\nwatch.images = 2\n");
+    let lines = "{\"title\": \"a blue ring\"}\n{\"title\": \"a blue ring\"}\n";
+    std::fs::write(bench.path("more.jsonl"), lines).unwrap();
+    let more = bench.text("more.jsonl");
+    let mut arguments = bench.train("run");
+    arguments.extend(["--prompts", &format!("{more}=2"), "--prompts", &more].map(str::to_owned));
+    let (output, text) = run_program(&strs(&arguments));
+    assert!(!output.status.success());
+    assert!(
+        text.contains("more.jsonl") && text.contains("name the key"),
+        "{text}"
+    );
+    let mut arguments = bench.train("run");
+    let text_file = arguments
+        .iter()
+        .position(|name| name == "--prompts")
+        .unwrap();
+    arguments[text_file + 1] = format!("{more}=1.5");
+    arguments.extend(["--caption-key", "title"].map(str::to_owned));
+    let (output, text) = run_program(&strs(&arguments));
+    assert!(output.status.success(), "{text}");
+    for expected in [
+        "more.jsonl: 1 prompts, 1 repeated prompts skipped",
+        "after step 0: diversity ",
+        "CLIP score ",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    for file in [
+        "watch-0000000.png",
+        "watch-0000002.png",
+        "watch.jsonl",
+        "log.jsonl",
+    ] {
+        assert!(bench.path("run").join(file).is_file(), "{file}");
+    }
+    let events = std::fs::read_dir(bench.path("run").join("tensorboard")).unwrap();
+    assert_eq!(events.count(), 1);
+    let odd = bench.text("prompts.txt") + "=often";
+    let mut arguments = bench.train("run");
+    arguments[text_file + 1] = odd;
+    let (_, text) = run_program(&strs(&arguments));
+    assert!(text.contains("\"often\" is not a weight"), "{text}");
 }
 
 #[test]

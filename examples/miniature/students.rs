@@ -183,7 +183,7 @@ pub(crate) fn distill(
     let (steps, done) = (run.distiller().recipe().steps, run.distiller().n_steps());
     let bar = progress_bar(name, steps, done);
     while !run.is_finished() {
-        run.train(|event| {
+        run.train(|event: &Event| {
             let Event::Step { report, .. } = event else {
                 return ControlFlow::Continue(());
             };

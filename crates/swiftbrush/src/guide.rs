@@ -31,6 +31,10 @@ pub mod edit {}
 #[doc = include_str!("../guide/distil.md")]
 pub mod distil {}
 
+#[cfg(feature = "train")]
+#[doc = include_str!("../guide/distil_at_full_size.md")]
+pub mod distil_at_full_size {}
+
 #[cfg(feature = "paint")]
 #[doc = include_str!("../guide/merge.md")]
 pub mod merge {}

@@ -86,6 +86,11 @@ impl AdamW {
         })
     }
 
+    /// Keeps the moments of some parameters.
+    pub(crate) fn retain(&mut self, is_kept: impl Fn(&str) -> bool) {
+        self.moments.retain(|name, _| is_kept(name));
+    }
+
     /// Number of updates.
     pub fn n_steps(&self) -> u64 {
         self.step

@@ -1,5 +1,8 @@
 mod outcome;
+mod ranks;
+mod regularize;
 mod step;
+mod watch;
 
 use std::path::Path;
 
@@ -8,9 +11,11 @@ use swiftbrush_pipeline::one_step;
 use swiftbrush_scheduler::NoiseSchedule;
 use swiftbrush_unet::UNet;
 
+use self::ranks::{Group, OPTIMIZERS};
 use crate::fingerprint::{FINGERPRINT, RECIPE, hash, saved_fingerprint};
 use crate::frozen::Frozen;
 use crate::networks::setting;
+use crate::regression::Regularizer;
 use crate::trained::{Trained, trainable};
 use crate::{
     AdamW, AverageStorage, ClipReward, Ema, Error, Fingerprint, Networks, Purpose, Random, Recipe,
@@ -58,12 +63,14 @@ pub struct Distiller {
     fingerprint: Fingerprint,
     frozen: Frozen,
     rewards: Vec<Box<dyn Reward>>,
+    regularizers: Vec<Regularizer>,
     student: Trained,
     fake: Trained,
     ema: Ema,
     step: u64,
     n_skipped: u64,
     threads: Threads,
+    group: Option<Group>,
 }
 
 impl Distiller {
@@ -106,9 +113,11 @@ impl Distiller {
             frozen: Frozen::new(&recipe, networks, device),
             fingerprint,
             rewards: Vec::new(),
+            regularizers: Vec::new(),
             step: 0,
             n_skipped: 0,
             threads: Threads::new(1),
+            group: None,
             recipe,
         };
         match reward {
@@ -125,7 +134,7 @@ impl Distiller {
     pub fn with_reward(mut self, reward: Box<dyn Reward>) -> Result<Self, Error> {
         let name = reward.name();
         let is_taken = self.rewards.iter().any(|other| other.name() == name);
-        if is_taken || ["distillation", "fake"].contains(&name) {
+        if is_taken || ["distillation", "fake", "pairs", "denoise"].contains(&name) {
             return Err(Error::RewardName(name.to_owned()));
         }
         self.fingerprint
@@ -178,7 +187,7 @@ impl Distiller {
         }
         let device = &self.frozen.sizes.device;
         let adamw = |group| snapshot.adamw(group, self.recipe.adamw, device);
-        let [of_student, of_fake] = ["student_adamw", "fake_adamw"].map(adamw);
+        let [of_student, of_fake] = OPTIMIZERS.map(adamw);
         let student = snapshot.group("student");
         self.student = self.student.restore(student, of_student, source)?;
         let fake = snapshot.group("fake");
@@ -187,11 +196,13 @@ impl Distiller {
         self.ema = ema.placed_as(&self.ema);
         self.step = snapshot.step();
         self.n_skipped = snapshot.counter("skipped");
+        self.keep_own_moments();
         Ok(self)
     }
 
     /// The state of the run: trained weights, their averages and optimisers, counters, recipe and
-    /// fingerprint. Frozen weights are not included.
+    /// fingerprint. Frozen weights are not included. With several ranks, it has the moments of this one only;
+    /// [`save`](Self::save) collects all.
     pub fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot::new(self.step);
         snapshot.set_counter("skipped", self.n_skipped);
@@ -199,9 +210,10 @@ impl Distiller {
         snapshot.set_text(FINGERPRINT, json(&self.fingerprint));
         let recipe = serde_json::to_string(&self.recipe);
         snapshot.set_text(RECIPE, recipe.expect("settings are plain data"));
-        for (name, trained) in [("student", &self.student), ("fake", &self.fake)] {
+        let trained = [("student", &self.student), ("fake", &self.fake)];
+        for ((name, trained), optimizer) in trained.into_iter().zip(OPTIMIZERS) {
             snapshot.insert_trained(name, trained.unet());
-            snapshot.insert_adamw(&format!("{name}_adamw"), trained.adamw());
+            snapshot.insert_adamw(optimizer, trained.adamw());
         }
         snapshot.insert_ema("ema", &self.ema);
         snapshot

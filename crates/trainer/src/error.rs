@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use crate::fingerprint::Change;
+use crate::watch::Alarm;
 
 /// Errors that prevent a run from starting or stop it.
 #[derive(Debug, thiserror::Error)]
@@ -9,6 +10,9 @@ pub enum Error {
     /// A file cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] swiftbrush_checkpoint::Error),
+    /// Ranks cannot reach each other.
+    #[error("communication with the other ranks failed: {0}")]
+    Communicator(#[from] std::io::Error),
     /// Adapters match no layer of a network.
     #[error(transparent)]
     Adapter(#[from] swiftbrush_lora::Error),
@@ -26,7 +30,7 @@ pub enum Error {
     /// The prompt file is not text, or is empty.
     #[error(transparent)]
     Text(#[from] swiftbrush_checkpoint::TextError),
-    /// The prompts can no longer be read.
+    /// A prompt file has an unsupported format or a line without a caption, or can no longer be read.
     #[error("{path}: {reason}")]
     Prompts {
         /// The file.
@@ -48,6 +52,19 @@ pub enum Error {
          add them to the networks, or remove [clip] from the recipe"
     )]
     NoClip,
+    /// Latents cannot be read or written, or do not fit the run.
+    #[error("{path}: {reason}")]
+    Latents {
+        /// The file or folder.
+        path: PathBuf,
+        /// The expected value, the value found, and what to do.
+        reason: String,
+    },
+    /// The recipe has a regression loss without data.
+    #[error(
+        "the recipe has [{0}], which needs latents: add them to the distiller, or remove [{0}] from the recipe"
+    )]
+    NoLatents(&'static str),
     /// Two rewards have the same name, or one has the name of another loss.
     #[error("the name of the reward {0:?} is taken by another loss")]
     RewardName(String),
@@ -92,6 +109,17 @@ pub enum Error {
         step: u64,
         /// The number of skipped steps that would let the run continue.
         allow: u64,
+    },
+    /// The watcher raised an alarm, and the recipe says that it stops the run.
+    #[error(
+        "{alarm} at step {step}; earlier snapshots are intact: export the last one before the collapse, start again with a \
+         lower learning_rate, or resume with watch.stop = false"
+    )]
+    Collapsed {
+        /// The first alarm.
+        alarm: Alarm,
+        /// Number of steps done.
+        step: u64,
     },
     /// A score, a loss or a gradient of preference tuning is a NaN or an infinity.
     #[error(

@@ -46,9 +46,8 @@ impl Fingerprint {
         fingerprint.set("version", env!("CARGO_PKG_VERSION").to_owned());
         let settings = serde_json::to_value(recipe).expect("a recipe is plain data");
         fingerprint.flatten("", &settings);
-        for name in BOOKKEEPING {
-            fingerprint.0.remove(name);
-        }
+        let is_kept = |name: &str| !BOOKKEEPING.iter().any(|other| covers(other, name));
+        fingerprint.0.retain(|name, _| is_kept(name));
         fingerprint
     }
 
@@ -85,10 +84,6 @@ impl Fingerprint {
         let mut names: Vec<_> = self.0.keys().chain(saved.0.keys()).cloned().collect();
         names.sort();
         names.dedup();
-        let covers = |accepted: &str, name: &str| {
-            let rest = name.strip_prefix(accepted);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        };
         let known = || names.iter().map(String::as_str).chain(BOOKKEEPING);
         let is_unknown = |accepted: &&String| !known().any(|name| covers(accepted, name));
         if let Some(unknown) = accepted.iter().find(is_unknown) {
@@ -105,6 +100,12 @@ impl Fingerprint {
         };
         Ok(changed.map(change).collect())
     }
+}
+
+/// Returns whether `outer` is an entry or the table that contains it.
+fn covers(outer: &str, name: &str) -> bool {
+    let rest = name.strip_prefix(outer);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Keys of texts in a snapshot.

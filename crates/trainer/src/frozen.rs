@@ -4,7 +4,7 @@ use swiftbrush_scheduler::NoiseSchedule;
 use swiftbrush_unet::UNet;
 
 use crate::micro_batch::Sizes;
-use crate::{Networks, Recipe};
+use crate::{ClipNetworks, Networks, Recipe};
 
 /// Everything that training does not change.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub(crate) struct Frozen {
     pub(crate) schedule: NoiseSchedule,
     pub(crate) student_schedule: NoiseSchedule,
     pub(crate) null_context: Tensor<3>,
+    /// For the scores of the watcher.
+    pub(crate) clip: Option<ClipNetworks>,
     pub(crate) sizes: Sizes,
 }
 
@@ -29,6 +31,7 @@ impl Frozen {
                 timesteps: networks.schedule.len(),
                 device: device.clone(),
             },
+            clip: networks.clip.filter(|_| recipe.watch.is_some()),
             tokenizer: networks.tokenizer,
             text_encoder: networks.text_encoder,
             teacher: networks.teacher,

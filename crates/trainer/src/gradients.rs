@@ -60,6 +60,21 @@ impl NamedGradients {
         Some((self.grads.remove(name)?, self.factor))
     }
 
+    /// Adds to the gradient of one parameter.
+    pub(crate) fn add(&mut self, name: &str, grad: Tensor<1>) {
+        let sum = match self.grads.remove(name) {
+            Some(sum) => sum + grad,
+            None => grad,
+        };
+        self.grads.insert(name.to_owned(), sum);
+    }
+
+    /// Keeps the gradients of some parameters.
+    pub(crate) fn retain(mut self, is_kept: impl Fn(&str) -> bool) -> Self {
+        self.grads.retain(|name, _| is_kept(name));
+        self
+    }
+
     /// Adds the gradients of another micro-batch; each is freed once it is added.
     pub fn plus(mut self, other: Self) -> Self {
         if self.is_empty() {
@@ -68,11 +83,7 @@ impl NamedGradients {
         let factor = other.factor / self.factor;
         for (name, grad) in other.grads {
             let grad = if factor == 1.0 { grad } else { grad * factor };
-            let sum = match self.grads.remove(&name) {
-                Some(sum) => sum + grad,
-                None => grad,
-            };
-            self.grads.insert(name, sum);
+            self.add(&name, grad);
         }
         self
     }

@@ -27,14 +27,19 @@ pub struct Timing {
 impl Timing {
     pub(crate) fn of_step(duration: Duration, images: usize) -> Self {
         let seconds = duration.as_secs_f64();
-        let time = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
-            time: time.map_or(0.0, |time| time.as_secs_f64()),
+            time: now(),
             seconds,
             images_per_second: images as f64 / seconds.max(f64::MIN_POSITIVE),
             resident_bytes: resident_bytes(),
         }
     }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> f64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH);
+    time.map_or(0.0, |time| time.as_secs_f64())
 }
 
 fn resident_bytes() -> Option<u64> {

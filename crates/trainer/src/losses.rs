@@ -22,7 +22,7 @@ use crate::Denoiser;
 pub struct Losses<T> {
     /// Variational score distillation, ½·mean(g²), which says little about progress.
     pub distillation: T,
-    /// The rewards by name, unweighted.
+    /// The rewards by name, and `pairs` and `denoise` if the recipe has them; unweighted.
     #[serde(flatten)]
     pub rewards: BTreeMap<String, T>,
     /// The fake teacher's denoising loss.
@@ -106,13 +106,86 @@ pub fn student_latents(
     draw: &StudentDraw,
     context: Tensor<3>,
 ) -> Tensor<4> {
+    generated(student, schedule, draw.noise.clone(), context)
+}
+
+fn generated(
+    student: &dyn Denoiser,
+    schedule: &NoiseSchedule,
+    noise: Tensor<4>,
+    context: Tensor<3>,
+) -> Tensor<4> {
     let (dtype, context) = (context.dtype(), context.autodiff());
     one_step_with(
         |noisy, timesteps| student.predict(noisy, timesteps, context),
         schedule,
-        draw.noise.clone().autodiff(),
+        noise.autodiff(),
         dtype,
     )
+}
+
+/// A loss between the student's latents and known ones, averaged over all elements.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Regression {
+    /// The squared error.
+    L2,
+    /// Half the squared error up to this distance, and linear beyond it, as PyTorch's `huber_loss`.
+    Huber(f64),
+}
+
+impl Regression {
+    /// The loss of an error.
+    ///
+    /// # Shapes
+    ///
+    /// - error: any
+    /// - returns: `[1]`
+    pub fn of(self, error: Tensor<4>) -> Tensor<1> {
+        match self {
+            Self::L2 => error.powi_scalar(2).mean(),
+            Self::Huber(delta) => {
+                // With c = min(|e|, δ): c²/2 + δ·(|e| − c).
+                let distance = error.abs();
+                let near = distance.clone().clamp_max(delta);
+                let far = (distance - near.clone()) * delta;
+                (near.powi_scalar(2) * 0.5 + far).mean()
+            }
+        }
+    }
+}
+
+/// The student's regression to known latents: those that a teacher generates from the same noise (DMD, arXiv 2311.18828, §4.2),
+/// or real ones from their [`denoising_input`].
+///
+/// # Shapes
+///
+/// - input, target: `[batch, channels, height, width]`, without autodiff
+/// - context: `[batch, length, width]`
+/// - returns: `[1]`, on the student's graph
+pub fn regression_loss(
+    student: &dyn Denoiser,
+    schedule: &NoiseSchedule,
+    input: Tensor<4>,
+    target: Tensor<4>,
+    context: Tensor<3>,
+    loss: Regression,
+) -> Tensor<1> {
+    loss.of(generated(student, schedule, input, context) - target.autodiff())
+}
+
+/// Latents at the last timestep, the student's input: α_T·x₀ + σ_T·ε. With α_T = 0.068, little of x₀ is left.
+///
+/// # Shapes
+///
+/// - latents, noise and result: `[batch, channels, height, width]`
+pub fn denoising_input(
+    schedule: &NoiseSchedule,
+    latents: Tensor<4>,
+    noise: Tensor<4>,
+) -> Tensor<4> {
+    let timesteps = vec![schedule.last(); latents.dims()[0]];
+    schedule.add_noise(latents, noise, &timesteps)
 }
 
 /// Scales of classifier-free guidance, one per sample; 1 is no guidance.
@@ -236,11 +309,27 @@ pub fn clip_loss(
     text_embeds: Tensor<2>,
     threshold: f64,
 ) -> Tensor<1> {
+    let cosines = clip_cosines(clip, decoder, latents, text_embeds.autodiff());
+    clamped_loss(cosines, threshold)
+}
+
+/// Cosines between latents, decoded by the tiny autoencoder, and texts.
+///
+/// # Shapes
+///
+/// - latents: `[batch, channels, height, width]`
+/// - text_embeds: `[batch, width]` or `[1, width]`, of unit length
+/// - returns: `[batch, 1]`
+pub(crate) fn clip_cosines(
+    clip: &Clip,
+    decoder: &AutoencoderTiny,
+    latents: Tensor<4>,
+    text_embeds: Tensor<2>,
+) -> Tensor<2> {
     let dtype = latents.dtype();
     let images = decoder.decode(latents).cast(FloatDType::F32);
     let images = preprocess(images, clip.image_size()).cast(dtype);
-    let cosines = clip.embed_images(images) * text_embeds.autodiff();
-    clamped_loss(cosines.sum_dim(1), threshold)
+    (clip.embed_images(images) * text_embeds).sum_dim(1)
 }
 
 /// [`clip_loss`] with checkpoints: only the inputs of the decoder's stages and of the vision tower's layers are kept, and
@@ -312,7 +401,8 @@ pub fn fake_loss(
     )
 }
 
-fn predicted_noise(
+/// The noise that a network predicts, in f32; its output is converted as the schedule says.
+pub(crate) fn predicted_noise(
     network: &dyn Denoiser,
     schedule: &NoiseSchedule,
     noisy: Tensor<4>,

@@ -118,7 +118,7 @@ impl MemoryPlan {
             of_frozen(),
             weights(&networks.text_encoder, frozen),
         );
-        if let (Some(_), Some(clip)) = (&recipe.clip, &networks.clip) {
+        if let Some(clip) = networks.clip.as_ref().filter(|_| recipe.uses_clip()) {
             let bytes = weights(&clip.clip, frozen) + weights(&clip.decoder, frozen);
             add("CLIP and its decoder", of_frozen(), bytes);
         }

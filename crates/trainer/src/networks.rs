@@ -30,7 +30,7 @@ pub struct Networks {
     pub student_schedule: NoiseSchedule,
     /// Channels, height and width of the latents.
     pub latents: [usize; 3],
-    /// The networks of the CLIP loss, for a recipe that has one.
+    /// The networks of the CLIP loss, for a recipe that has one, and of the watcher's CLIP score.
     pub clip: Option<ClipNetworks>,
 }
 
@@ -62,7 +62,7 @@ impl Networks {
         self
     }
 
-    /// Adds the networks of the CLIP loss.
+    /// Adds the networks of the CLIP loss and the watcher's CLIP score.
     pub fn with_clip(mut self, clip: ClipNetworks) -> Self {
         self.clip = Some(clip);
         self
@@ -143,9 +143,9 @@ impl Networks {
         }
         self.check_timesteps(recipe)?;
         match (&recipe.clip, &self.clip) {
-            (Some(_), Some(networks)) => self.check_clip(networks, frozen, device),
             (Some(_), None) => Err(Error::NoClip),
-            (None, _) => Ok(()),
+            (_, Some(networks)) if recipe.uses_clip() => self.check_clip(networks, frozen, device),
+            _ => Ok(()),
         }
     }
 

@@ -90,6 +90,40 @@ pub(crate) fn with_trained<M: Module>(
     })
 }
 
+/// Replaces some parameters of a module by other values of the same shape and dtype.
+pub(crate) fn with_some<M: Module>(module: M, values: BTreeMap<String, Vec<f32>>) -> M {
+    module.map(&mut Replace {
+        path: ModulePath::default(),
+        values,
+    })
+}
+
+struct Replace {
+    path: ModulePath,
+    values: BTreeMap<String, Vec<f32>>,
+}
+
+impl ModuleMapper for Replace {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.path.exit(container);
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.values.remove(&self.path.name()) {
+            Some(values) => {
+                let data = TensorData::new(values, param.lazy_shape());
+                let dtype = param.base().dtype();
+                replaced(param, data.convert_dtype(dtype))
+            }
+            None => param,
+        }
+    }
+}
+
 struct Restore {
     path: ModulePath,
     tensors: BTreeMap<String, TensorData>,

@@ -1,15 +1,18 @@
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+mod caption;
+mod file;
+mod index;
+mod permutation;
 
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
+use std::path::PathBuf;
+
 use sha2::{Digest, Sha256};
-use swiftbrush_checkpoint::{Lines, TextError};
+use swiftbrush_checkpoint::TextError;
 
-use crate::Error;
 use crate::fingerprint::hex;
+use crate::{Error, Purpose, Random};
+use file::OpenFile;
+use index::Digests;
+pub(crate) use permutation::Permutation;
 
 /// A source of training prompts with a fixed order.
 pub trait PromptSource: std::fmt::Debug + Send {
@@ -29,124 +32,199 @@ pub trait PromptSource: std::fmt::Debug + Send {
         self.len() == 0
     }
 
-    /// A hash of the prompts, saved with each snapshot.
+    /// A hash of the prompts and their order, saved with each snapshot.
     fn hash(&self) -> String;
 }
 
-/// A text file with one prompt per line. Only the offsets of the lines are kept in memory.
+/// A file of prompts: text with one prompt per line, or JSON Lines (`.jsonl`, `.ndjson`) with a caption per line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptFile {
+    path: PathBuf,
+    key: Option<String>,
+    weight: f64,
+}
+
+impl PromptFile {
+    /// A file whose prompts appear once in each epoch.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            key: None,
+            weight: 1.0,
+        }
+    }
+
+    /// Sets the key of the captions in JSON Lines [default: `caption`, `prompt` or `text`, of which each line must have
+    /// exactly one].
+    pub fn with_key(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Sets the number of times that each prompt of the file appears in an epoch [default: 1]. With ½, two epochs have each
+    /// prompt once.
+    pub fn with_weight(mut self, weight: f64) -> Self {
+        self.weight = weight;
+        self
+    }
+}
+
+/// The contents of a prompt file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PromptCounts {
+    /// The file.
+    pub path: PathBuf,
+    /// Number of distinct prompts.
+    pub n_prompts: usize,
+    /// Number of blank lines and empty captions, which are skipped.
+    pub n_blank: usize,
+    /// Number of prompts that are equal to an earlier one of this or another file, which are skipped.
+    pub n_repeated: usize,
+}
+
+/// Prompts of one or several files, of which only the places are in memory: 16 bytes per prompt.
 ///
-/// Each epoch visits every prompt once, in an order that depends on the seed.
+/// Prompts that are equal, apart from surrounding white space, are used once. Each epoch visits every prompt as often as the
+/// weight of its file says, in an order that depends on the seed. The order is computed where it is needed: any position
+/// costs the same, also after a resume.
+///
+/// The places in files of 8 MiB and more are kept beside them (`prompts.txt.index`), so that only the first start reads
+/// the whole file.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let folder = tempfile::tempdir()?;
-/// use swiftbrush_trainer::{PromptSource, Prompts};
+/// use swiftbrush_trainer::{PromptFile, PromptSource, Prompts};
 ///
-/// let path = folder.path().join("prompts.txt");
-/// std::fs::write(&path, "a red circle\n\na green star\n")?;
-/// let mut prompts = Prompts::open(&path, 0)?;
-/// assert_eq!(prompts.len(), 2);
-/// let mut epoch = prompts.get(0, 2)?;
+/// let [text, lines] = ["prompts.txt", "captions.jsonl"].map(|name| folder.path().join(name));
+/// std::fs::write(&text, "a red circle\n\na green star\na red circle\n")?;
+/// std::fs::write(&lines, r#"{"caption": "a blue ring"}"#)?;
+/// let files = [PromptFile::new(text), PromptFile::new(lines).with_weight(2.0)];
+/// let mut prompts = Prompts::open_files(&files, 0)?;
+/// assert_eq!(prompts.len(), 4);
+/// let mut epoch = prompts.get(0, 4)?;
 /// epoch.sort();
-/// assert_eq!(epoch, ["a green star", "a red circle"]);
+/// assert_eq!(epoch, ["a blue ring", "a blue ring", "a green star", "a red circle"]);
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug)]
 pub struct Prompts {
-    path: PathBuf,
-    file: File,
-    places: Vec<Place>,
-    n_blank: usize,
+    files: Vec<OpenFile>,
     hash: String,
     seed: u64,
-    epoch: u64,
-    order: Vec<u32>,
+    /// Number of prompts in an epoch.
+    len: u64,
+    /// An epoch and its order.
+    order: (u64, Permutation),
 }
 
-/// Offset and length of a prompt in bytes.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    start: u64,
-    len: u32,
-}
+/// The version of the order of prompts; it changes when the same seed gives another order.
+const ORDER: &str = "order 2";
 
 impl Prompts {
-    /// Opens a file and checks all of it. Like [`Lines`], this skips and counts blank lines.
+    /// Opens a file and checks all of it, as [`open_files`](Self::open_files).
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, is not UTF-8 (the error names the line), or contains no prompts.
+    /// As [`open_files`](Self::open_files).
     pub fn open(path: impl Into<PathBuf>, seed: u64) -> Result<Self, Error> {
-        let path = path.into();
-        let (mut places, mut hasher) = (Vec::new(), Sha256::new());
-        let mut lines = Lines::open(&path)?;
-        for line in lines.by_ref() {
-            let line = line?;
-            hasher.update(&line.text);
-            hasher.update(b"\n");
-            places.push(Place {
-                start: line.offset,
-                len: line.text.len() as u32,
-            });
+        Self::open_files(&[PromptFile::new(path)], seed)
+    }
+
+    /// Opens files and checks all of them. Blank lines and repeated prompts are skipped and counted.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be read, has another format, is not UTF-8, has a line without a caption (the error names the line),
+    /// or contains no prompts that the files before it lack; if a weight is not a finite number above 0.
+    pub fn open_files(files: &[PromptFile], seed: u64) -> Result<Self, Error> {
+        let (mut seen, is_alone) = (Digests::default(), files.len() == 1);
+        let (mut opened, mut hasher) = (Vec::new(), Sha256::new());
+        hasher.update(ORDER);
+        for (number, file) in files.iter().enumerate() {
+            let mut index = file.index()?;
+            if !is_alone {
+                index.keep_new(&mut seen);
+            }
+            if index.entries.is_empty() {
+                let path = file.path.clone();
+                return Err(match index.n_repeated {
+                    0 => TextError::Empty { path }.into(),
+                    _ => file.error("all of its prompts are in the files before it; omit the file"),
+                });
+            }
+            hasher.update(file.weight.to_le_bytes());
+            for entry in &index.entries {
+                hasher.update(entry.digest);
+            }
+            opened.push(OpenFile::new(file, index, seed, number as u64)?);
         }
-        if places.is_empty() {
-            return Err(TextError::Empty { path }.into());
-        }
-        let mut prompts = Self {
-            file: File::open(&path).map_err(|source| TextError::Io {
-                path: path.clone(),
-                source,
-            })?,
-            path,
-            places,
-            n_blank: lines.n_blank(),
+        let len = opened.iter().map(OpenFile::n_in_epoch).sum();
+        assert!(len > 0, "at least one file of prompts");
+        Ok(Self {
+            files: opened,
             hash: hex(&hasher.finalize()),
             seed,
-            epoch: 0,
-            order: Vec::new(),
-        };
-        prompts.order = prompts.order(0);
-        Ok(prompts)
+            len,
+            order: (0, Self::order(len, seed, 0)),
+        })
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// The contents of each file.
+    pub fn counts(&self) -> Vec<PromptCounts> {
+        self.files.iter().map(|file| file.counts.clone()).collect()
     }
 
-    /// Number of skipped blank lines.
-    pub fn n_blank(&self) -> usize {
-        self.n_blank
-    }
-
-    fn order(&self, epoch: u64) -> Vec<u32> {
-        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-        rng.set_stream(epoch);
-        let mut order: Vec<u32> = (0..self.places.len() as u32).collect();
-        order.shuffle(&mut rng);
-        order
+    fn order(len: u64, seed: u64, epoch: u64) -> Permutation {
+        Permutation::new(len, random(seed, epoch, 0))
     }
 
     fn prompt(&mut self, index: u64) -> Result<String, Error> {
-        let n = self.places.len() as u64;
-        if self.epoch != index / n {
-            self.epoch = index / n;
-            self.order = self.order(self.epoch);
+        let epoch = index / self.len;
+        if self.order.0 != epoch {
+            self.order = (epoch, Self::order(self.len, self.seed, epoch));
         }
-        let line = self.order[(index % n) as usize] as usize;
-        let Place { start, len } = self.places[line];
-        let mut bytes = vec![0; len as usize];
-        let read = self
-            .file
-            .seek(SeekFrom::Start(start))
-            .and_then(|_| self.file.read_exact(&mut bytes));
-        let changed = |reason: String| Error::Prompts {
+        let mut place = self.order.1.at(index % self.len);
+        for file in &mut self.files {
+            let count = file.n_in_epoch();
+            if place < count {
+                return file.prompt(epoch * count + place);
+            }
+            place -= count;
+        }
+        unreachable!("the files add up to an epoch")
+    }
+}
+
+/// Random numbers of a pass over a file, numbered from 1, or of an epoch of all files, 0.
+fn random(seed: u64, pass: u64, file: u64) -> Random {
+    Random::new(seed, Purpose::Data, pass << FILE_BITS | file)
+}
+
+/// Bits of a stream of random numbers that tell files apart.
+const FILE_BITS: u32 = 16;
+
+impl PromptFile {
+    fn index(&self) -> Result<index::Index, Error> {
+        let format = self.format()?;
+        if !(self.weight.is_finite() && self.weight > 0.0) {
+            let weight = self.weight;
+            return Err(self.error(format!("weight {weight}: expected a finite number above 0")));
+        }
+        index::Index::open(&self.path, &format)
+    }
+
+    fn format(&self) -> Result<caption::Format, Error> {
+        caption::Format::of(&self.path, self.key.as_deref()).map_err(|reason| self.error(reason))
+    }
+
+    fn error(&self, reason: impl Into<String>) -> Error {
+        Error::Prompts {
             path: self.path.clone(),
-            reason: format!("the file changed since it was opened: {reason}"),
-        };
-        read.map_err(|error| changed(error.to_string()))?;
-        String::from_utf8(bytes).map_err(|error| changed(error.to_string()))
+            reason: reason.into(),
+        }
     }
 }
 
@@ -158,7 +236,7 @@ impl PromptSource for Prompts {
     }
 
     fn len(&self) -> usize {
-        self.places.len()
+        self.len as usize
     }
 
     fn hash(&self) -> String {
@@ -166,16 +244,43 @@ impl PromptSource for Prompts {
     }
 }
 
+impl std::fmt::Display for PromptCounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {} prompts", self.path.display(), self.n_prompts)?;
+        for (count, what) in [
+            (self.n_blank, "blank lines skipped"),
+            (self.n_repeated, "repeated prompts skipped"),
+        ] {
+            if count > 0 {
+                write!(f, ", {count} {what}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn open(bytes: &[u8]) -> Result<Prompts, Error> {
+    /// Opens files with these names and contents; the open handles outlive the folder.
+    fn open_files(files: &[(&str, &[u8], f64)], seed: u64) -> Result<Prompts, Error> {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("prompts.txt");
-        std::fs::write(&path, bytes).unwrap();
-        // The open handle outlives the folder.
-        Prompts::open(&path, 3)
+        let files = files.iter().map(|(name, bytes, weight)| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            PromptFile::new(path).with_weight(*weight)
+        });
+        Prompts::open_files(&files.collect::<Vec<_>>(), seed)
+    }
+
+    fn open(bytes: &[u8]) -> Result<Prompts, Error> {
+        open_files(&[("prompts.txt", bytes, 1.0)], 3)
+    }
+
+    fn sorted(mut prompts: Vec<String>) -> Vec<String> {
+        prompts.sort();
+        prompts
     }
 
     #[test]
@@ -183,14 +288,12 @@ mod tests {
         let lines: Vec<_> = (0..20).map(|i| format!("prompt {i}")).collect();
         let text = lines.join("\n\n") + "\r\n  \n";
         let mut prompts = open(text.as_bytes()).unwrap();
-        assert_eq!((prompts.len(), prompts.n_blank()), (20, 20));
+        let counts = &prompts.counts()[0];
+        assert_eq!((prompts.len(), counts.n_blank), (20, 20));
         let epochs = [0, 1].map(|epoch| prompts.get(epoch * 20, 20).unwrap());
         assert_ne!(epochs[0], epochs[1]);
-        for mut epoch in epochs.clone() {
-            epoch.sort();
-            let mut expected = lines.clone();
-            expected.sort();
-            assert_eq!(epoch, expected);
+        for epoch in epochs.clone() {
+            assert_eq!(sorted(epoch), sorted(lines.clone()));
         }
         assert_eq!(
             prompts.get(15, 10).unwrap(),
@@ -204,10 +307,61 @@ mod tests {
         let plain = open(b"a red circle\na green star\n").unwrap();
         let mut windows = open(b"\xef\xbb\xbfa red circle \r\n\r\n  a green star").unwrap();
         assert_eq!(plain.hash(), windows.hash());
-        let mut prompts = windows.get(0, 2).unwrap();
-        prompts.sort();
+        let prompts = sorted(windows.get(0, 2).unwrap());
         assert_eq!(prompts, ["a green star", "a red circle"]);
         assert_ne!(plain.hash(), open(b"a red circle\n").unwrap().hash());
+    }
+
+    #[test]
+    fn repeated_prompts_are_used_once_in_all_files_together() {
+        let files = [
+            ("a.txt", &b"x\ny\n\nx \n"[..], 1.0),
+            ("b.jsonl", b"{\"text\": \"y\"}\n{\"text\": \"z\"}\n", 1.0),
+        ];
+        let mut prompts = open_files(&files, 0).unwrap();
+        assert_eq!(sorted(prompts.get(0, 3).unwrap()), ["x", "y", "z"]);
+        let texts: Vec<_> = prompts.counts().iter().map(ToString::to_string).collect();
+        assert!(
+            texts[0]
+                .ends_with("a.txt: 2 prompts, 1 blank lines skipped, 1 repeated prompts skipped")
+        );
+        assert!(
+            texts[1].ends_with("b.jsonl: 1 prompts, 1 repeated prompts skipped"),
+            "{texts:?}"
+        );
+        let repeated = [files[0], ("b.txt", b"x\n", 1.0)];
+        let error = open_files(&repeated, 0).unwrap_err().to_string();
+        assert!(error.contains("b.txt: all of its prompts"), "{error}");
+    }
+
+    /// Three epochs of a file of two prompts with the weight 2, and one of six with the weight ⅓.
+    #[test]
+    fn a_weight_is_the_number_of_visits_in_an_epoch() {
+        let files = [
+            ("often.txt", &b"x\ny"[..], 2.0),
+            ("seldom.txt", b"0\n1\n2\n3\n4\n5", 1.0 / 3.0),
+        ];
+        let mut prompts = open_files(&files, 1).unwrap();
+        assert_eq!(prompts.len(), 6);
+        let epochs = [0, 1, 2].map(|epoch| prompts.get(6 * epoch, 6).unwrap());
+        for epoch in &epochs {
+            for prompt in ["x", "y"] {
+                assert_eq!(epoch.iter().filter(|other| *other == prompt).count(), 2);
+            }
+        }
+        let seldom = epochs
+            .concat()
+            .into_iter()
+            .filter(|text| !["x", "y"].contains(&text.as_str()));
+        assert_eq!(sorted(seldom.collect()), ["0", "1", "2", "3", "4", "5"]);
+        let other = [(files[0].0, files[0].1, 1.0), files[1]];
+        assert_ne!(open_files(&other, 1).unwrap().hash(), prompts.hash());
+        for weight in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let error = open_files(&[("a.txt", b"x", weight)], 0)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("a.txt: weight"), "{error}");
+        }
     }
 
     #[test]
@@ -225,5 +379,24 @@ mod tests {
             );
         }
         assert!(Prompts::open("no/such/file.txt", 0).is_err());
+        let parquet = Prompts::open("laion.parquet", 0).unwrap_err().to_string();
+        assert!(
+            parquet.starts_with("laion.parquet: Parquet is not supported"),
+            "{parquet}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_changes_under_a_run_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prompts.txt");
+        std::fs::write(&path, "a cat\n").unwrap();
+        let mut prompts = Prompts::open(&path, 0).unwrap();
+        assert_eq!(prompts.get(0, 1).unwrap(), ["a cat"]);
+        for text in ["a dog\n", "a"] {
+            std::fs::write(&path, text).unwrap();
+            let error = prompts.get(0, 1).unwrap_err().to_string();
+            assert!(error.contains("prompts.txt: the file changed"), "{error}");
+        }
     }
 }

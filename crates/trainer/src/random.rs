@@ -21,6 +21,12 @@ pub enum Purpose {
     Weights = 4,
     /// Scales of classifier-free guidance.
     Guidance = 5,
+    /// Noise of the watcher's images.
+    Watch = 6,
+    /// The order of pairs.
+    Pairs = 7,
+    /// The order of real images, and their noise.
+    Denoise = 8,
 }
 
 /// A random number generator for one purpose at one step.
@@ -55,6 +61,11 @@ impl Random {
     /// Returns true with the given probability.
     pub fn chance(&mut self, probability: f64) -> bool {
         self.0.random_bool(probability)
+    }
+
+    /// Draws 64 bits.
+    pub(crate) fn word(&mut self) -> u64 {
+        self.0.random()
     }
 
     /// Draws a number uniformly from 0…1, 1 excluded.

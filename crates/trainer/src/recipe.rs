@@ -1,3 +1,5 @@
+mod check;
+
 use std::path::Path;
 
 use burn::tensor::FloatDType;
@@ -6,7 +8,9 @@ use swiftbrush_lora::LoraConfig;
 use toml::{Table, Value};
 
 use crate::losses::{GradientWeight, Guidance};
-use crate::{AdamWConfig, AverageStorage, Error, FrozenStorage, Random};
+use crate::{
+    AdamWConfig, AverageStorage, Error, FrozenStorage, Random, RegressionRecipe, WatchRecipe,
+};
 
 /// All settings of a run.
 ///
@@ -91,6 +95,10 @@ pub struct Recipe {
     pub student_lora: Option<LoraConfig>,
     /// Scheme B: the clamped CLIP loss.
     pub clip: Option<ClipRecipe>,
+    /// Regression to latents that the teacher generates from the same noise.
+    pub pairs: Option<RegressionRecipe>,
+    /// Regression to latents of real images, from what the last timestep leaves of them.
+    pub denoise: Option<RegressionRecipe>,
     /// Steps between two snapshots.
     pub save_every: u64,
     /// Number of recent snapshots to keep.
@@ -99,15 +107,18 @@ pub struct Recipe {
     pub keep_every: u64,
     /// Steps between two sets of preview images; 0 for none.
     pub preview_every: u64,
+    /// Looks at fixed prompts, with alarms.
+    pub watch: Option<WatchRecipe>,
 }
 
 /// Settings that do not change the weights of a run, which a resumed run may change freely.
-pub(crate) const BOOKKEEPING: [&str; 5] = [
+pub(crate) const BOOKKEEPING: [&str; 6] = [
     "save_every",
     "keep_last",
     "keep_every",
     "preview_every",
     "max_bad_steps",
+    "watch",
 ];
 
 /// Element type in which networks compute, forward and backward.
@@ -206,10 +217,13 @@ impl Default for Recipe {
             fake_lora: LoraConfig::new(64, 128.0, ["to_q", "to_v"]),
             student_lora: None,
             clip: None,
+            pairs: None,
+            denoise: None,
             save_every: 500,
             keep_last: 2,
             keep_every: 0,
             preview_every: 500,
+            watch: None,
         }
     }
 }
@@ -235,6 +249,11 @@ impl Recipe {
             Some(_) => self.frozen_weights,
             None => FrozenStorage::F32,
         }
+    }
+
+    /// Returns whether the networks of CLIP are used if there are any: for the loss or the watcher's score.
+    pub(crate) fn uses_clip(&self) -> bool {
+        self.clip.is_some() || self.watch.is_some()
     }
 
     /// Reads a TOML file.
@@ -289,102 +308,6 @@ impl Recipe {
             None => teacher.clone(),
         };
         Guidance { teacher, fake }
-    }
-
-    /// Checks every value for its range; the message names the setting.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        self.check_numbers()?;
-        self.check_guidance()?;
-        for (name, lora) in [
-            ("fake_lora", Some(&self.fake_lora)),
-            ("student_lora", self.student_lora.as_ref()),
-        ] {
-            lora.map_or(Ok(()), |lora| check_lora(name, lora))?;
-        }
-        if self.min_timestep > self.max_timestep {
-            let (min, max) = (self.min_timestep, self.max_timestep);
-            return Err(format!("min_timestep = {min} exceeds max_timestep = {max}"));
-        }
-        Ok(())
-    }
-
-    fn check_numbers(&self) -> Result<(), String> {
-        for (name, value) in [
-            ("steps", self.steps as f64),
-            ("student_every", self.student_every as f64),
-            ("batch", self.batch as f64),
-            ("accumulation", self.accumulation as f64),
-            ("save_every", self.save_every as f64),
-            ("keep_last", self.keep_last as f64),
-            ("learning_rate", self.learning_rate),
-            ("fake_learning_rate", self.fake_learning_rate),
-            ("max_grad_norm", self.max_grad_norm),
-            ("adamw.epsilon", self.adamw.epsilon),
-        ] {
-            let is_positive = value.is_finite() && value > 0.0;
-            expect(name, value, is_positive, "a finite number above 0")?;
-        }
-        for (name, value) in [
-            ("null_probability", self.null_probability),
-            ("ema_decay", self.ema_decay),
-        ] {
-            expect(name, value, (0.0..=1.0).contains(&value), "0 to 1")?;
-        }
-        for (name, value) in [
-            ("adamw.beta1", self.adamw.beta1),
-            ("adamw.beta2", self.adamw.beta2),
-        ] {
-            expect(name, value, (0.0..1.0).contains(&value), "0 to below 1")?;
-        }
-        let clip = self.clip.as_ref();
-        for (name, value) in [
-            ("adamw.weight_decay", self.adamw.weight_decay),
-            ("clip.weight", clip.map_or(0.0, |clip| clip.weight)),
-        ] {
-            let is_valid = value.is_finite() && value >= 0.0;
-            expect(name, value, is_valid, "a finite number of at least 0")?;
-        }
-        let threshold = clip.map_or(0.0, |clip| clip.threshold);
-        let is_valid = threshold.is_finite();
-        expect("clip.threshold", threshold, is_valid, "a finite number")
-    }
-
-    fn check_guidance(&self) -> Result<(), String> {
-        let scales = match self.guidance {
-            GuidanceScale::Constant(scale) => [scale; 2],
-            GuidanceScale::Uniform { uniform } => uniform,
-        };
-        let [low, high] = scales;
-        for value in scales {
-            expect("guidance", value, value.is_finite(), "a finite number")?;
-        }
-        if low > high {
-            let range = format!("uniform = [{low}, {high}]");
-            return Err(format!("guidance: {range}: expected the lower bound first"));
-        }
-        let fake = self.fake_guidance.unwrap_or(1.0);
-        expect("fake_guidance", fake, fake.is_finite(), "a finite number")
-    }
-}
-
-fn check_lora(name: &str, lora: &LoraConfig) -> Result<(), String> {
-    let rank = lora.rank as f64;
-    expect(&format!("{name}.rank"), rank, lora.rank > 0, "at least 1")?;
-    let is_positive = lora.alpha.is_finite() && lora.alpha > 0.0;
-    let expected = "a finite number above 0";
-    expect(&format!("{name}.alpha"), lora.alpha, is_positive, expected)?;
-    match lora.target_modules.is_empty() {
-        true => Err(format!(
-            "{name}.target_modules is empty: name at least one module"
-        )),
-        false => Ok(()),
-    }
-}
-
-fn expect(name: &str, value: f64, is_valid: bool, expected: &str) -> Result<(), String> {
-    match is_valid {
-        true => Ok(()),
-        false => Err(format!("{name} = {value}: expected {expected}")),
     }
 }
 

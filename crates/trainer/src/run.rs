@@ -1,4 +1,4 @@
-//! A run on disk: snapshots, a log, and callbacks.
+//! A run on disk: snapshots, logs, and events.
 
 use std::fs::File;
 use std::ops::ControlFlow;
@@ -10,8 +10,10 @@ use swiftbrush_checkpoint::Error as FileError;
 
 use crate::log::Log;
 use crate::snapshots::{remove_old, remove_unfinished};
+use crate::watch::WatchLog;
 use crate::{
-    Distiller, Error, PromptSource, Report, Snapshot, Timing, snapshot_path, snapshot_steps,
+    Distiller, Error, Observer, PromptSource, Recipe, Report, Snapshot, Strip, Timing, WatchReport,
+    snapshot_path, snapshot_steps,
 };
 
 /// An event of a run.
@@ -42,22 +44,44 @@ pub enum Event {
         /// The file.
         path: PathBuf,
     },
+    /// The watcher looked at its prompts.
+    Watched {
+        /// Scores and alarms.
+        report: WatchReport,
+        /// The prompts.
+        prompts: Vec<String>,
+        /// Latents of student and teachers.
+        strip: Strip,
+    },
 }
 
 /// Number of preview images.
 const PREVIEWS: usize = 16;
+/// Number of prompts that the watcher looks at if the recipe names none.
+const WATCHED: usize = 8;
 
 /// A distiller with its prompts and its folder on disk.
 ///
-/// The folder contains `snapshots/`, written every `save_every` steps, and `log.jsonl` with one line per
-/// step. A killed run resumes at its last snapshot and ends with the same weights as a run that was never
-/// killed, bit for bit on the CPU backend.
+/// The folder contains `snapshots/`, written every `save_every` steps, `log.jsonl` with one line per step, and
+/// `watch.jsonl` with one line per look if the recipe has a watcher. A killed run resumes at its last snapshot and ends with the
+/// same weights as a run that was never killed, bit for bit on the CPU backend.
+///
+/// With several ranks ([`Distiller::with_communicator`]), rank 0 alone writes files and calls its observer; the number of ranks
+/// may change when a run is resumed.
 #[derive(Debug)]
 pub struct Run {
     distiller: Distiller,
     prompts: Box<dyn PromptSource>,
     folder: PathBuf,
-    log: Log,
+    /// Present on rank 0 only.
+    logs: Option<Logs>,
+}
+
+/// The open files of a run.
+#[derive(Debug)]
+struct Logs {
+    steps: Log,
+    watch: WatchLog,
     /// Held for as long as the run exists.
     _lock: File,
 }
@@ -77,22 +101,28 @@ impl Run {
         folder: impl Into<PathBuf>,
         accepted: &[String],
     ) -> Result<Self, Error> {
+        distiller.check_latents()?;
         let folder = folder.into();
-        let lock = lock(&folder)?;
-        remove_unfinished(&folder)?;
+        let (mut lock, mut last) = (None, None);
+        if distiller.rank() == 0 {
+            lock = Some(self::lock(&folder)?);
+            remove_unfinished(&folder)?;
+            last = snapshot_steps(&folder)?.last().copied();
+        }
+        let last = distiller.agree(last)?;
         let distiller = distiller.with_folder(&folder);
         let mut distiller = distiller.with_input("prompts", prompts.hash());
-        if let Some(&step) = snapshot_steps(&folder)?.last() {
+        if let Some(step) = last {
             let path = snapshot_path(&folder, step);
             distiller = distiller.restore(&Snapshot::open(&path)?, &path, accepted)?;
             tracing::info!(step, path = %path.display(), "resumed");
         }
+        let open = |lock| Logs::open(&folder, distiller.n_steps(), lock);
         Ok(Self {
-            log: Log::open(&folder, distiller.n_steps())?,
+            logs: lock.map(open).transpose()?,
             distiller,
             prompts: Box::new(prompts),
             folder,
-            _lock: lock,
         })
     }
 
@@ -111,33 +141,101 @@ impl Run {
         self.distiller.n_steps() >= self.distiller.recipe().steps
     }
 
-    /// Trains to the last step of the recipe or until `watch` breaks, then saves the state.
+    /// Trains to the last step of the recipe or until the observer breaks, then saves the state.
     ///
     /// # Errors
     ///
-    /// If prompts cannot be read, files cannot be written, or a step is not finite.
-    pub fn train(&mut self, mut watch: impl FnMut(Event) -> ControlFlow<()>) -> Result<(), Error> {
+    /// If prompts cannot be read, files cannot be written, a step is not finite, the observer fails, or the watcher raises
+    /// an alarm and the recipe says that it stops the run.
+    pub fn train(&mut self, mut observer: impl Observer) -> Result<(), Error> {
         let recipe = self.distiller.recipe().clone();
-        let previews = self.prompts.get(0, PREVIEWS.min(self.prompts.len()))?;
+        let first = self.prompts.get(0, PREVIEWS.min(self.prompts.len()))?;
+        let is_new = self.logs.as_ref().is_some_and(|it| it.watch.is_empty());
+        let is_stopped = is_new && self.watch(&recipe, &first, &mut observer)?.is_break();
+        if self.distiller.any(is_stopped)? {
+            return Ok(());
+        }
         while !self.is_finished() {
-            let mut is_stopped = watch(self.step()?).is_break();
+            let event = self.step()?;
+            let is_stopped = self.observe(&recipe, &first, &event, &mut observer)?;
+            let is_stopped = self.distiller.any(is_stopped.is_break())?;
             let step = self.distiller.n_steps();
-            if recipe.preview_every > 0 && step.is_multiple_of(recipe.preview_every) {
-                let event = Event::Preview {
-                    step,
-                    latents: self.distiller.preview(&previews),
-                    prompts: previews.clone(),
-                };
-                is_stopped |= watch(event).is_break();
-            }
             if step.is_multiple_of(recipe.save_every) || self.is_finished() || is_stopped {
-                is_stopped |= watch(self.save()?).is_break();
-            }
-            if is_stopped {
-                break;
+                let event = self.save()?;
+                let is_broken = self.logs.is_some() && observer.observe(&event)?.is_break();
+                if self.distiller.any(is_stopped || is_broken)? {
+                    break;
+                }
             }
         }
         Ok(())
+    }
+
+    /// Passes a step to the observer, with the preview and the look that are due after it.
+    fn observe(
+        &mut self,
+        recipe: &Recipe,
+        first: &[String],
+        event: &Event,
+        observer: &mut impl Observer,
+    ) -> Result<ControlFlow<()>, Error> {
+        if self.logs.is_none() {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let mut is_stopped = observer.observe(event)?.is_break();
+        let step = self.distiller.n_steps();
+        if recipe.preview_every > 0 && step.is_multiple_of(recipe.preview_every) {
+            is_stopped |= observer.observe(&self.preview(first))?.is_break();
+        }
+        let watch = recipe.watch.as_ref();
+        if watch.is_some_and(|watch| step.is_multiple_of(watch.every)) {
+            is_stopped |= self.watch(recipe, first, observer)?.is_break();
+        }
+        Ok(match is_stopped {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        })
+    }
+
+    fn preview(&self, prompts: &[String]) -> Event {
+        Event::Preview {
+            step: self.distiller.n_steps(),
+            latents: self.distiller.preview(prompts),
+            prompts: prompts.to_vec(),
+        }
+    }
+
+    /// Looks at the watched prompts, if the recipe has a watcher.
+    fn watch(
+        &mut self,
+        recipe: &Recipe,
+        first: &[String],
+        observer: &mut impl Observer,
+    ) -> Result<ControlFlow<()>, Error> {
+        let Some(recipe) = &recipe.watch else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        let prompts = match recipe.prompts.as_slice() {
+            [] => &first[..WATCHED.min(first.len())],
+            prompts => prompts,
+        };
+        let (mut report, strip) = self.distiller.watch(recipe, prompts);
+        if let Some(logs) = &mut self.logs {
+            logs.watch.write(&mut report, recipe)?;
+        }
+        let (step, alarms) = (report.step, report.alarms.clone());
+        for alarm in &alarms {
+            tracing::warn!(step, "{alarm}");
+        }
+        let flow = observer.observe(&Event::Watched {
+            report,
+            prompts: prompts.to_vec(),
+            strip,
+        })?;
+        match alarms.into_iter().next() {
+            Some(alarm) if recipe.stop => Err(Error::Collapsed { alarm, step }),
+            _ => Ok(flow),
+        }
     }
 
     fn step(&mut self) -> Result<Event, Error> {
@@ -148,16 +246,30 @@ impl Run {
         let prompts = self.prompts.get(first, count)?;
         let report = self.distiller.step(&prompts)?;
         let timing = Timing::of_step(started.elapsed(), count);
-        self.log.write(&report, timing)?;
+        if let Some(logs) = &mut self.logs {
+            logs.steps.write(&report, timing)?;
+        }
         Ok(Event::Step { report, timing })
     }
 
     fn save(&self) -> Result<Event, Error> {
         let step = self.distiller.n_steps();
         let path = snapshot_path(&self.folder, step);
-        self.distiller.snapshot().save(&path)?;
-        remove_old(&self.folder, self.distiller.recipe())?;
+        self.distiller.save(&path)?;
+        if self.logs.is_some() {
+            remove_old(&self.folder, self.distiller.recipe())?;
+        }
         Ok(Event::Saved { step, path })
+    }
+}
+
+impl Logs {
+    fn open(folder: &Path, step: u64, lock: File) -> Result<Self, Error> {
+        Ok(Self {
+            steps: Log::open(folder, step)?,
+            watch: WatchLog::open(folder, step)?,
+            _lock: lock,
+        })
     }
 }
 

@@ -73,6 +73,14 @@ impl Entry {
     pub(crate) fn read(&self) -> TensorData {
         (self.read)()
     }
+
+    pub(crate) fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
 }
 
 impl From<&Tensor<1>> for Entry {
@@ -158,6 +166,25 @@ impl Snapshot {
     fn extend(&mut self, group: &str, entries: impl Iterator<Item = (String, Entry)>) {
         self.tensors
             .extend(entries.map(|(name, entry)| (format!("{group}/{name}"), entry)));
+    }
+
+    /// Adds a tensor by its full name, `GROUP/NAME`.
+    pub(crate) fn insert_entry(&mut self, name: String, entry: Entry) {
+        self.tensors.insert(name, entry);
+    }
+
+    /// A tensor by its full name.
+    pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
+        self.tensors.get(name)
+    }
+
+    /// The tensors of some groups by their full names.
+    pub(crate) fn entries_of(&self, groups: &[&str]) -> impl Iterator<Item = (&str, &Entry)> {
+        let tensors = self.tensors.iter();
+        tensors.filter_map(|(name, entry)| {
+            let (group, _) = name.split_once('/')?;
+            groups.contains(&group).then_some((name.as_str(), entry))
+        })
     }
 
     /// The tensors of a group, read to the host.

@@ -7,7 +7,8 @@ use swiftbrush_lora::{LoraConfig, attach};
 use swiftbrush_unet::UNet;
 
 use crate::parameters::with_trained;
-use crate::{AdamW, Error, NamedGradients};
+use crate::shards::Shards;
+use crate::{AdamW, Communicator, Error, NamedGradients};
 
 /// A denoiser under training, on the autodiff device, with its optimiser.
 #[derive(Debug)]
@@ -47,6 +48,22 @@ impl Trained {
     pub(crate) fn update(&mut self, grads: NamedGradients, learning_rate: f64) {
         let unet = self.unet.take();
         self.unet = unet.map(|unet| self.adamw.step(unet, grads, learning_rate));
+    }
+
+    pub(crate) fn retain_moments(&mut self, is_kept: impl Fn(&str) -> bool) {
+        self.adamw.retain(is_kept);
+    }
+
+    /// Takes over the parameters that other ranks have updated.
+    pub(crate) fn gather(
+        &mut self,
+        shards: &Shards,
+        communicator: &dyn Communicator,
+    ) -> Result<(), Error> {
+        let unet = self.unet.take();
+        let unet = unet.map(|unet| shards.gather(communicator, unet));
+        self.unet = unet.transpose()?;
+        Ok(())
     }
 
     /// Replaces weights and optimiser.

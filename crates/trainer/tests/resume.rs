@@ -14,7 +14,7 @@ use common::{distiller, efficient, networks, open, prompts, recipe, train, with}
 use swiftbrush_checkpoint::named_tensors;
 use swiftbrush_testing::device;
 use swiftbrush_trainer::{
-    Error, Networks, PromptSource, Recipe, Reward, Run, Snapshot, Student, snapshot_path,
+    Error, Event, Networks, PromptSource, Recipe, Reward, Run, Snapshot, Student, snapshot_path,
     snapshot_steps,
 };
 use swiftbrush_unet::UNetConfig;
@@ -237,7 +237,9 @@ fn a_non_finite_step_stops_the_run_and_keeps_the_last_snapshot() {
     let run = open(recipe(), &poisoned(&networks), folder.path(), &["teacher"]);
     let mut run = run.unwrap();
     let before = run.distiller().snapshot().group("student");
-    let error = run.train(|_| ControlFlow::Continue(())).unwrap_err();
+    let error = run
+        .train(|_: &Event| ControlFlow::Continue(()))
+        .unwrap_err();
     assert!(matches!(error, Error::NotFinite { step: 2, .. }), "{error}");
     assert_eq!(run.distiller().snapshot().group("student"), before);
     drop(run);
@@ -337,7 +339,7 @@ fn child_of_the_kill_test() {
     let distiller = distiller.with_reward(Box::new(trap)).unwrap();
     let prompts = prompts(Path::new(&folder));
     let mut run = Run::open(distiller, prompts, &folder, &[]).unwrap();
-    run.train(|_| ControlFlow::Continue(())).unwrap();
+    run.train(|_: &Event| ControlFlow::Continue(())).unwrap();
 }
 
 /// Starts a child that trains, and waits in `step` if it is given.

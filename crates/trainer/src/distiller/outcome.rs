@@ -15,19 +15,24 @@ impl Distiller {
     /// Sums losses and gradients in micro-batch order, so that results are bit-identical for any number of threads. On one
     /// thread, gradients are added to the sum as soon as they exist.
     pub(super) fn accumulate(&self, micro_batches: &[MicroBatch<'_>]) -> Outcome {
-        let nothing = || Outcome::new(self.zero_losses());
         let waves = micro_batches.chunks(self.threads.count());
-        waves.fold(nothing(), |sum, wave| match wave {
+        waves.fold(self.no_outcome(), |sum, wave| match wave {
             [batch] => self.add(sum, batch),
             _ => {
-                let outcomes = self.threads.map(wave, |batch| self.add(nothing(), batch));
+                let outcomes = self
+                    .threads
+                    .map(wave, |batch| self.add(self.no_outcome(), batch));
                 outcomes.into_iter().fold(sum, Outcome::plus)
             }
         })
     }
 
+    pub(super) fn no_outcome(&self) -> Outcome {
+        Outcome::new(self.zero_losses())
+    }
+
     /// Adds losses and gradients of a micro-batch to those of others.
-    fn add(&self, mut sum: Outcome, batch: &MicroBatch<'_>) -> Outcome {
+    pub(super) fn add(&self, mut sum: Outcome, batch: &MicroBatch<'_>) -> Outcome {
         let context = self.frozen.encode(&self.recipe, batch.prompts);
         let mut losses = self.zero_losses();
         let latents;
@@ -103,7 +108,7 @@ impl Distiller {
     }
 
     /// Adds the gradients of a loss to a sum; the loss is computed from a denoiser that stands for the network.
-    fn gradients(
+    pub(super) fn gradients(
         &self,
         unet: &UNet,
         sum: NamedGradients,
@@ -120,10 +125,14 @@ impl Distiller {
 
     fn zero_losses(&self) -> Losses<Tensor<1>> {
         let zero = || Tensor::zeros([1], &self.frozen.sizes.device);
-        let names = self.rewards.iter().map(|reward| reward.name().to_owned());
+        let rewards = self.rewards.iter().map(|reward| reward.name().to_owned());
+        let others = self
+            .regularizers
+            .iter()
+            .map(|other| other.name().to_owned());
         Losses {
             distillation: zero(),
-            rewards: names.map(|name| (name, zero())).collect(),
+            rewards: rewards.chain(others).map(|name| (name, zero())).collect(),
             fake: zero(),
         }
     }

@@ -6,7 +6,7 @@ use swiftbrush_checkpoint::read;
 use super::Distiller;
 use crate::gradients::clipping;
 use crate::micro_batch::{Outcome, draw};
-use crate::{Error, Recipe, Report};
+use crate::{Error, NamedGradients, Recipe, Report};
 
 impl Distiller {
     /// Updates the fake teacher, and in every `student_every`-th step after the first `student_after` also
@@ -17,7 +17,8 @@ impl Distiller {
     ///
     /// # Errors
     ///
-    /// If a loss or a gradient is not finite and no more steps may be skipped.
+    /// If a loss or a gradient is not finite and no more steps may be skipped, or latents of the recipe's regression losses
+    /// are missing or cannot be read.
     ///
     /// # Panics
     ///
@@ -36,9 +37,14 @@ impl Distiller {
             "a step takes batch times accumulation prompts"
         );
         let micro_batches = draw(&self.recipe, &self.frozen.sizes, self.step, prompts);
-        let total = self.accumulate(&micro_batches);
+        self.check_latents()?;
+        let mut total = self.accumulate_all(&micro_batches)?;
+        if self.is_students_turn() {
+            total = self.regularize(total)?;
+            total.student_grads = self.keep_own_gradients(total.student_grads);
+        }
         let share = 1.0 / accumulation as f64;
-        let mut report = self.report(&total, share);
+        let mut report = self.report(&total, share)?;
         if let Some((what, value)) = report.not_finite() {
             self.skip(what, value)?;
             report.is_skipped = true;
@@ -49,39 +55,46 @@ impl Distiller {
         let fake_grads = total.fake_grads.scale(clipped(report.fake_norm));
         if self.is_students_turn() {
             self.student.update(student_grads, report.learning_rate);
+        }
+        self.fake.update(fake_grads, self.recipe.fake_learning_rate);
+        self.gather_weights()?;
+        if self.is_students_turn() {
             self.ema.update(self.student.unet())?;
         }
-        let rate = self.recipe.fake_learning_rate;
-        self.fake.update(fake_grads, rate);
         self.step += 1;
         Ok(report)
     }
 
     /// Reads losses and norms, the only time a step waits for the device.
-    fn report(&self, total: &Outcome, share: f64) -> Report {
-        let student_squares = total.student_grads.squares();
-        let n_student = student_squares.len();
+    fn report(&self, total: &Outcome, share: f64) -> Result<Report, Error> {
+        let gathered = self.gathered_squares(total)?;
+        let [student, fake] = match gathered {
+            None => [&total.student_grads, &total.fake_grads].map(NamedGradients::squares),
+            Some(_) => [Vec::new(), Vec::new()],
+        };
+        let (n_losses, n_student) = (total.losses.iter().count(), student.len());
         let losses = total.losses.iter().map(|(_, loss)| loss.clone());
-        let sums = losses.chain(student_squares);
-        let sums = sums.chain(total.fake_grads.squares()).collect();
+        let sums = losses.chain(student).chain(fake).collect();
         let sums: Vec<f64> = read(Tensor::cat(sums, 0)).iter().collect();
-        let n_losses = total.losses.iter().count();
         let (losses, squares) = sums.split_at(n_losses);
-        let (student_squares, fake_squares) = squares.split_at(n_student);
-        let norm = |squares: &[f64]| share * squares.iter().sum::<f64>().sqrt();
+        let [student, fake] = gathered.unwrap_or_else(|| {
+            let (student, fake) = squares.split_at(n_student);
+            [student.to_vec(), fake.to_vec()]
+        });
+        let norm = |squares: Vec<f64>| share * squares.iter().sum::<f64>().sqrt();
         let mut losses = losses.iter();
         let mut next = |_| losses.next().map_or(f64::NAN, |loss| loss * share);
-        Report {
+        Ok(Report {
             step: self.step,
             losses: total.losses.clone().map(&mut next),
-            student_norm: norm(student_squares),
-            fake_norm: norm(fake_squares),
+            student_norm: norm(student),
+            fake_norm: norm(fake),
             learning_rate: match self.is_students_turn() {
                 true => self.learning_rate(),
                 false => 0.0,
             },
             is_skipped: false,
-        }
+        })
     }
 
     fn skip(&mut self, what: String, value: f64) -> Result<(), Error> {

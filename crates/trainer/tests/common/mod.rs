@@ -104,7 +104,7 @@ pub(crate) fn train(
     stop_after: u64,
 ) -> Distiller {
     let mut run = open(recipe, networks, folder, &[]).unwrap();
-    run.train(|event| match event {
+    run.train(|event: &Event| match event {
         Event::Step { report, .. } if report.step + 1 == stop_after => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
     })
