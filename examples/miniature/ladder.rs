@@ -7,6 +7,7 @@ use swiftbrush_checkpoint::{read_json, write_json};
 use swiftbrush_trainer::{Distiller, PromptSource, Prompts, Recipe};
 
 use crate::model::Workshop;
+use crate::protocol::{is_measured, measure};
 use crate::stages::steps;
 use crate::students::{self, PromptSet};
 
@@ -29,8 +30,8 @@ struct Rung {
 /// their differences are paired.
 const RUNGS: [Rung; 8] = [
     Rung::new("a", "a", "start", PromptSet::Known, 10),
-    Rung::new("a_from_teacher", "a", "teacher", PromptSet::Known, 10),
     Rung::new("b", "b", "start", PromptSet::Known, 20),
+    Rung::new("a_from_teacher", "a", "teacher", PromptSet::Known, 10),
     Rung::new("b_unclamped", "b_unclamped", "start", PromptSet::Known, 20),
     Rung::new(
         "b_without_clip",
@@ -80,7 +81,8 @@ impl Rung {
     }
 }
 
-/// Trains every student and writes every average; finished ones are skipped, unfinished ones resumed.
+/// Trains and measures every student and every average; finished ones are skipped, unfinished ones resumed. A student whose
+/// measures exist is not trained again.
 ///
 /// The model folder must contain the autoencoders, CLIP, the text encoder and the teacher.
 pub(crate) fn climb(workshop: &Workshop) -> Result<()> {
@@ -96,8 +98,11 @@ pub(crate) fn climb(workshop: &Workshop) -> Result<()> {
     for run in 0..SEEDS {
         for rung in &RUNGS {
             train(workshop, rung, run)?;
+            measure(workshop, &[rung.student(run).parse()?])?;
+            if rung.name == "b" {
+                average(workshop, run)?;
+            }
         }
-        average(workshop, run)?;
     }
     Ok(())
 }
@@ -111,7 +116,7 @@ fn is_finished(workshop: &Workshop, denoiser: &str) -> bool {
 
 fn train(workshop: &Workshop, rung: &Rung, run: u64) -> Result<()> {
     let student = rung.student(run);
-    if is_finished(workshop, &student) {
+    if is_finished(workshop, &student) || is_measured(&student.parse()?, workshop) {
         return Ok(());
     }
     let mut recipe = rung.recipe(run)?;
@@ -122,14 +127,19 @@ fn train(workshop: &Workshop, rung: &Rung, run: u64) -> Result<()> {
     students::distill(workshop, &student, rung.from, recipe, rung.prompts)
 }
 
-/// Averages λ·A + (1−λ)·B of the students of a run.
+fn average_name(lambda: u32, run: u64) -> String {
+    format!("average-{lambda:03}-{run}")
+}
+
+/// Averages λ·A + (1−λ)·B of the students of a run, and measures them.
 fn average(workshop: &Workshop, run: u64) -> Result<()> {
     for lambda in LAMBDAS {
-        let name = format!("average-{lambda:03}-{run}");
-        if !is_finished(workshop, &name) {
+        let name = average_name(lambda, run);
+        if !is_finished(workshop, &name) && !is_measured(&name.parse()?, workshop) {
             let [a, b] = ["a", "b"].map(|kind| format!("{kind}-{run}"));
             crate::merge(workshop, f64::from(lambda) / 100.0, &a, &b, &name)?;
         }
+        measure(workshop, &[name.parse()?])?;
     }
     Ok(())
 }

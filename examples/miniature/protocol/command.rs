@@ -82,6 +82,39 @@ pub(crate) enum Command {
     },
 }
 
+/// Caption sets of the comparison.
+const SETS: [(Set, HeldOut); 5] = [
+    (Set::Choose, HeldOut::None),
+    (Set::Choose, HeldOut::First),
+    (Set::Report, HeldOut::None),
+    (Set::Report, HeldOut::First),
+    (Set::Report, HeldOut::Second),
+];
+
+/// Returns whether all measures of the comparison are stored.
+pub(crate) fn is_measured(system: &System, workshop: &Workshop) -> bool {
+    SETS.into_iter().all(|(set, class)| {
+        let folder = system.folder(workshop, Captions { set, class });
+        folder.join("measures.json").is_file()
+    })
+}
+
+/// Measures finished systems on the caption sets of the comparison, so that the measures outlive the weights.
+pub(crate) fn measure(workshop: &Workshop, systems: &[System]) -> Result<()> {
+    for (set, class) in SETS {
+        let bench = Bench::new(workshop, Captions { set, class })?;
+        for system in systems {
+            let measures = bench.measures(system)?;
+            let right = Interval::of_share(&measures.right);
+            eprintln!(
+                "{system}, {}: all right {right:.4}",
+                bench.captions.folder()
+            );
+        }
+    }
+    Ok(())
+}
+
 impl Command {
     pub(crate) fn run(self, workshop: &Workshop) -> Result<()> {
         match self {
@@ -149,9 +182,9 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Measures of a system; generates its images first if there are none.
+    /// Measures of a system; generates its images first if there are none. Stored measures need neither images nor weights.
     fn measures(&self, system: &System) -> Result<Measures> {
-        let images = system.images(self.workshop, self.captions)?;
+        system.check_settings(self.workshop, self.captions)?;
         let path = system
             .folder(self.workshop, self.captions)
             .join("measures.json");
@@ -165,6 +198,7 @@ impl<'a> Bench<'a> {
                 path.display()
             );
         }
+        let images = system.images(self.workshop, self.captions)?;
         let measures = self.reference.measure(&images)?;
         let kept = Kept {
             classifier: self.classifier.clone(),

@@ -13,7 +13,8 @@ use crate::world::Scene;
 /// Measures of one system on one caption set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Measures {
-    /// Outcome per caption: everything right.
+    /// Outcome per caption: everything right. A string of zeros and ones in files, which are committed.
+    #[serde(with = "digits")]
     pub(crate) right: Vec<bool>,
     pub(crate) ground: f64,
     pub(crate) color: f64,
@@ -23,6 +24,28 @@ pub(crate) struct Measures {
     pub(crate) placements: Agreement,
     /// Agreement of the classifier's features with those of the ground truth.
     pub(crate) classifier: Agreement,
+}
+
+mod digits {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(values: &[bool], to: S) -> Result<S::Ok, S::Error> {
+        let digit = |&value| if value { '1' } else { '0' };
+        to.collect_str(&values.iter().map(digit).collect::<String>())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<bool>, D::Error> {
+        let text = String::deserialize(from)?;
+        let value = |digit| match digit {
+            '0' => Ok(false),
+            '1' => Ok(true),
+            other => Err(D::Error::custom(format!(
+                "expected 0 or 1, found {other:?}"
+            ))),
+        };
+        text.chars().map(value).collect()
+    }
 }
 
 /// Ground truth of a caption set, ready for comparisons.

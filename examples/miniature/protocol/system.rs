@@ -144,6 +144,16 @@ impl System {
         Ok(images.map(image::ImageBuffer::into_raw).collect())
     }
 
+    /// Checks that images and measures, if there are any, belong to the denoiser, if its weights exist.
+    pub(crate) fn check_settings(&self, workshop: &Workshop, captions: Captions) -> Result<()> {
+        let folder = self.folder(workshop, captions);
+        let weights = workshop.path(&self.denoiser);
+        match folder.is_dir() && weights.is_dir() {
+            true => self.keep_settings(workshop, &folder),
+            false => Ok(()),
+        }
+    }
+
     /// Writes the settings of the images, or checks them against those of an existing folder.
     fn keep_settings(&self, workshop: &Workshop, folder: &Path) -> Result<()> {
         let hash = |component: &str, file: &str| -> Result<String> {
