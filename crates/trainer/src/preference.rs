@@ -1,10 +1,9 @@
 use std::path::Path;
 
-use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use swiftbrush_clip::{TextEncoder, Tokenizer};
-use swiftbrush_lora::{LoraConfig, attach};
+use swiftbrush_lora::LoraConfig;
 use swiftbrush_pipeline::one_step;
 use swiftbrush_scheduler::NoiseSchedule;
 use swiftbrush_unet::UNet;
@@ -12,7 +11,7 @@ use swiftbrush_unet::UNet;
 use crate::fingerprint::{FINGERPRINT, hash, saved_fingerprint};
 use crate::gradients::clipping;
 use crate::networks::setting;
-use crate::parameters::with_trained;
+use crate::trained::{Trained, trainable};
 use crate::{
     AdamW, AdamWConfig, DriftTargets, Ema, Error, Fingerprint, NamedGradients, Networks, Purpose,
     Random, Snapshot, Student, Threads, drift_loss,
@@ -164,9 +163,7 @@ pub struct PreferenceTuner {
     judge: Box<dyn Judge>,
     features: Box<dyn FeatureMap>,
     base: UNet,
-    /// On the autodiff device.
-    student: UNet,
-    adamw: AdamW,
+    student: Trained,
     ema: Ema,
     step: u64,
     threads: Threads,
@@ -202,11 +199,7 @@ impl PreferenceTuner {
     ) -> Result<Self, Error> {
         recipe.check().map_err(setting)?;
         let base = networks.student;
-        let trainable = base.clone().train().unfreeze();
-        let student = match &recipe.lora {
-            Some(lora) => attach(trainable, lora, recipe.seed)?,
-            None => trainable,
-        };
+        let student = trainable(&base, recipe.lora.as_ref(), recipe.seed)?;
         Ok(Self {
             tokenizer: networks.tokenizer,
             text_encoder: networks.text_encoder,
@@ -216,9 +209,8 @@ impl PreferenceTuner {
             judge,
             features,
             base,
-            adamw: AdamW::new(recipe.adamw),
             ema: Ema::new(&student, recipe.ema_decay),
-            student,
+            student: Trained::new(student, AdamW::new(recipe.adamw)),
             step: 0,
             threads: Threads::new(1),
             recipe,
@@ -244,8 +236,9 @@ impl PreferenceTuner {
             let path = source.to_owned();
             return Err(Error::Changed { path, changes });
         }
-        self.student = with_trained(self.student, snapshot.group("student"), source)?;
-        self.adamw = snapshot.adamw("adamw", self.recipe.adamw, &self.device);
+        let adamw = snapshot.adamw("adamw", self.recipe.adamw, &self.device);
+        let student = snapshot.group("student");
+        self.student = self.student.restore(student, adamw, source)?;
         self.ema = snapshot.ema("ema", self.recipe.ema_decay, &self.device);
         self.step = snapshot.step();
         Ok(self)
@@ -257,8 +250,8 @@ impl PreferenceTuner {
         let fingerprint = serde_json::to_string(&self.fingerprint());
         let fingerprint = fingerprint.expect("settings are plain data");
         snapshot.set_text(FINGERPRINT, fingerprint);
-        snapshot.insert_trained("student", &self.student);
-        snapshot.insert_adamw("adamw", &self.adamw);
+        snapshot.insert_trained("student", self.student.unet());
+        snapshot.insert_adamw("adamw", self.student.adamw());
         snapshot.insert_ema("ema", &self.ema);
         snapshot
     }
@@ -285,7 +278,7 @@ impl PreferenceTuner {
     /// The student with its adapters and averages.
     pub fn trained_student(&self) -> Student {
         let lora = self.recipe.lora.clone();
-        Student::new(self.student.valid(), lora, self.ema.clone())
+        Student::new(self.student.plain(), lora, self.ema.clone())
     }
 
     /// Samples, ranks and updates once.
@@ -333,9 +326,8 @@ impl PreferenceTuner {
             }
         }
         let grads = grads.scale(share * clipping(report.norm, self.recipe.max_grad_norm));
-        let rate = self.recipe.learning_rate;
-        self.student = self.adamw.step(self.student.clone(), grads, rate);
-        self.ema.update(&self.student)?;
+        self.student.update(grads, self.recipe.learning_rate);
+        self.ema.update(self.student.unet())?;
         self.step += 1;
         Ok(report)
     }
@@ -356,8 +348,7 @@ impl PreferenceTuner {
         let samples = self.recipe.samples;
         let tokens = self.tokenizer.encode_batch(&[draw.prompt], &self.device);
         let context = self.text_encoder.forward(tokens).repeat_dim(0, samples);
-        // Leaves of its own: graphs that share leaves are walked one after the other.
-        let student = self.student.valid().train();
+        let student = self.student.own();
         let (noise, schedule) = (draw.noise.clone(), &self.schedule);
         let latents = one_step(
             &student,
