@@ -139,6 +139,10 @@ impl Prompts {
     ///
     /// If a file cannot be read, has another format, is not UTF-8, has a line without a caption (the error names the line),
     /// or contains no prompts that the files before it lack; if a weight is not a finite number above 0.
+    ///
+    /// # Panics
+    ///
+    /// If there are no files.
     pub fn open_files(files: &[PromptFile], seed: u64) -> Result<Self, Error> {
         let (mut seen, is_alone) = (Digests::default(), files.len() == 1);
         let (mut opened, mut hasher) = (Vec::new(), Sha256::new());
