@@ -1,7 +1,8 @@
 //! Times the parts of a Stable Diffusion model on request, for `peers/parts.py`: for each input line `PART BATCH` it runs the part
 //! once and prints the seconds.
 //!
-//! `cargo run --release -p benches --bin parts -- FOLDER [f32|f16|bf16]`, the element type of the computation [default: f32].
+//! `cargo run --release -p benches --bin parts -- FOLDER [f32|f16|bf16|int8]`, the element type of the computation, or of the weights of
+//! denoiser and text encoder [default: f32].
 #![allow(clippy::print_stdout, reason = "a program talks to its user")]
 
 use std::io::{BufRead, Write};
@@ -25,17 +26,19 @@ fn main() -> Result<(), Failure> {
     let folder = std::env::args()
         .nth(1)
         .ok_or("expected the folder of a model")?;
-    let dtype = match std::env::args().nth(2).as_deref() {
-        None | Some("f32") => DType::F32,
+    let dtype = std::env::args().nth(2);
+    let is_int8 = dtype.as_deref() == Some("int8");
+    let dtype = match dtype.as_deref() {
+        None | Some("f32" | "int8") => DType::F32,
         Some("f16") => DType::F16,
         Some("bf16") => DType::BF16,
-        Some(other) => return Err(format!("expected f32, f16 or bf16, found {other}").into()),
+        Some(other) => return Err(format!("expected f32, f16, bf16 or int8, found {other}").into()),
     };
     let (model, device) = (Model::open(Path::new(&folder))?, device());
     if !device.supports_dtype(dtype) {
         return Err(format!("{device:?} does not support {dtype:?}").into());
     }
-    let parts = Parts::load(&model, dtype, &device)?;
+    let parts = Parts::load(&model, dtype, is_int8, &device)?;
     println!("ready");
     for line in std::io::stdin().lock().lines() {
         let line = line?;
@@ -59,12 +62,22 @@ struct Parts {
 }
 
 impl Parts {
-    fn load(model: &Model, dtype: DType, device: &Device) -> Result<Self, Failure> {
+    fn load(model: &Model, dtype: DType, is_int8: bool, device: &Device) -> Result<Self, Failure> {
         let of_files = Some(dtype);
+        let (unet, text_encoder) = match is_int8 {
+            true => (
+                UNet::from_model_int8(model, "unet", device)?,
+                TextEncoder::from_model_int8(model, "text_encoder", device)?,
+            ),
+            false => (
+                UNet::from_model(model, "unet", of_files, device)?,
+                TextEncoder::from_model(model, "text_encoder", of_files, device)?,
+            ),
+        };
         Ok(Self {
             dtype,
-            text_encoder: TextEncoder::from_model(model, "text_encoder", of_files, device)?,
-            unet: UNet::from_model(model, "unet", of_files, device)?,
+            text_encoder,
+            unet,
             config: UNetConfig::from_model(model, "unet")?,
             kl: AutoencoderKl::from_model(model, "vae", of_files, device)?,
             tiny: AutoencoderTiny::from_model(model, "taesd", of_files, device)?,

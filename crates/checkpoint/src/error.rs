@@ -62,6 +62,14 @@ pub enum Error {
         /// The value found, and what to do.
         reason: String,
     },
+    /// Quantised weights that cannot be used, or weights that cannot be quantised.
+    #[error("{path}: {reason}")]
+    Quantized {
+        /// The file.
+        path: PathBuf,
+        /// The tensor or the layout, and what is wrong with it.
+        reason: String,
+    },
     /// A JSON file cannot be parsed into the expected form.
     #[error("{path}: {cause}")]
     Json {

@@ -15,6 +15,7 @@ mod error;
 mod finite;
 mod float8;
 mod hub;
+mod int8;
 mod json;
 mod kind;
 mod model;
@@ -33,6 +34,7 @@ pub use error::{Error, Mismatch, abridged};
 pub use finite::is_finite;
 #[cfg(feature = "hub")]
 pub use hub::{Download, Event, Hub, HubError};
+pub use int8::{int8_config, is_int8_file, load_int8, quantize, save_int8};
 pub use json::{read_config, read_json};
 pub use model::Model;
 pub use module::{is_buffer, load, n_parameters, named_tensors, read, save, with_tensors};

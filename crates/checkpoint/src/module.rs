@@ -3,11 +3,12 @@ use std::path::Path;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
-use swiftbrush_kernels::to_conv_layout;
+use swiftbrush_kernels::{Int8Weight, is_int8, to_conv_layout};
 
 use crate::convert::converted;
 use crate::error::{Error, Mismatch};
 use crate::finite::is_finite;
+use crate::int8::is_int8_file;
 use crate::named::{NamedMapper, NamedVisitor, map_named, visit_named};
 use crate::weights::Weights;
 use crate::write::{LazyTensor, write_tensors};
@@ -58,17 +59,23 @@ pub fn load<M: Module>(module: M, weights: &Weights, dtype: Option<DType>) -> Re
             reason: format!("cannot load weights as {dtype:?}; expected F32, F16 or BF16"),
         });
     }
+    if is_int8_file(weights)? {
+        return Err(Error::Quantized {
+            path: weights.path().to_owned(),
+            reason: "the weights are in int8, which this network is not loaded in".to_owned(),
+        });
+    }
     let names = weights.names().filter(|name| !is_buffer(name));
     let names = names.map(str::to_owned).collect();
     let convert = |name: &str, data: TensorData| match dtype {
         Some(dtype) if dtype != data.dtype() => {
             let data = converted(data, dtype);
             weights.release(name);
-            data
+            Ok(Values::Plain(data))
         }
-        _ => data,
+        _ => Ok(Values::Plain(data)),
     };
-    let read = |name: &str| weights.read(name);
+    let read = |name: &str| weights.read(name).map(Values::Plain);
     fill(module, weights.path(), names, read, convert)
 }
 
@@ -83,8 +90,10 @@ pub fn with_tensors<M: Module>(
     source: &Path,
 ) -> Result<M, Error> {
     let names = tensors.keys().cloned().collect();
-    let read = |name: &str| Ok(tensors[name].clone());
-    fill(module, source, names, read, |_, data| data)
+    let read = |name: &str| Ok(Values::Plain(tensors[name].clone()));
+    fill(module, source, names, read, |_, data| {
+        Ok(Values::Plain(data))
+    })
 }
 
 /// Returns whether a tensor is a buffer, judging by the end of its name. Modules compute buffers themselves, and only some
@@ -120,14 +129,21 @@ fn without_further_layers(unused: BTreeSet<String>, module: &BTreeSet<String>) -
     used.collect()
 }
 
-fn fill<M: Module>(
+/// The values of a parameter, as read or converted.
+pub(crate) enum Values {
+    Plain(TensorData),
+    Int8(Int8Weight),
+}
+
+pub(crate) fn fill<M: Module>(
     module: M,
     path: &Path,
     unused: BTreeSet<String>,
-    read: impl Fn(&str) -> Result<TensorData, Error>,
-    convert: impl Fn(&str, TensorData) -> TensorData,
+    read: impl Fn(&str) -> Result<Values, Error>,
+    convert: impl Fn(&str, TensorData) -> Result<Values, Error>,
 ) -> Result<M, Error> {
     let mut filler = Filler {
+        path,
         unused,
         seen: BTreeSet::new(),
         read,
@@ -151,7 +167,8 @@ fn fill<M: Module>(
     }
 }
 
-struct Filler<R, C> {
+struct Filler<'a, R, C> {
+    path: &'a Path,
     unused: BTreeSet<String>,
     /// Names of the module's parameters seen so far.
     seen: BTreeSet<String>,
@@ -162,10 +179,10 @@ struct Filler<R, C> {
     error: Option<Error>,
 }
 
-impl<R, C> NamedMapper for Filler<R, C>
+impl<R, C> NamedMapper for Filler<'_, R, C>
 where
-    R: Fn(&str) -> Result<TensorData, Error>,
-    C: Fn(&str, TensorData) -> TensorData,
+    R: Fn(&str) -> Result<Values, Error>,
+    C: Fn(&str, TensorData) -> Result<Values, Error>,
 {
     fn float<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if self.error.is_some() {
@@ -176,29 +193,59 @@ where
             self.mismatch.missing.push(name.to_owned());
             return param;
         }
-        let data = match (self.read)(name) {
-            Ok(data) => data,
+        match self.tensor(name, &param) {
+            Ok(Some(tensor)) => {
+                let id = param.id;
+                param.transform_for_load(tensor, id)
+            }
+            Ok(None) => param,
             Err(error) => {
                 self.error = Some(error);
-                return param;
-            }
-        };
-        match self.fitting(name, data, param.lazy_shape().to_vec()) {
-            None => param,
-            Some(data) => {
-                let (id, dtype) = (param.id, data.dtype());
-                let tensor = Tensor::from_data(data, (&param.lazy_device(), dtype));
-                param.transform_for_load(to_conv_layout(tensor), id)
+                param
             }
         }
     }
 }
 
-impl<R, C> Filler<R, C>
+impl<R, C> Filler<'_, R, C>
 where
-    C: Fn(&str, TensorData) -> TensorData,
+    R: Fn(&str) -> Result<Values, Error>,
+    C: Fn(&str, TensorData) -> Result<Values, Error>,
 {
-    /// Returns the converted tensor if it fits the parameter; otherwise records the mismatch.
+    /// Reads a parameter's tensor, or records a mismatch.
+    fn tensor<const D: usize>(
+        &mut self,
+        name: &str,
+        param: &Param<Tensor<D>>,
+    ) -> Result<Option<Tensor<D>>, Error> {
+        let (expected, device) = (param.lazy_shape().to_vec(), param.lazy_device());
+        let values = match (self.read)(name)? {
+            Values::Plain(data) => match self.fitting(name, data, expected) {
+                Some(data) => (self.convert)(name, data)?,
+                None => return Ok(None),
+            },
+            Values::Int8(weight) if self.has_shape(name, weight.codes(), expected) => {
+                Values::Int8(weight)
+            }
+            Values::Int8(_) => return Ok(None),
+        };
+        Ok(Some(match values {
+            Values::Plain(data) => {
+                let dtype = data.dtype();
+                to_conv_layout(Tensor::from_data(data, (&device, dtype)))
+            }
+            Values::Int8(weight) => {
+                weight
+                    .to_tensor(&device)
+                    .map_err(|error| Error::Quantized {
+                        path: self.path.to_owned(),
+                        reason: format!("{name}: {error}"),
+                    })?
+            }
+        }))
+    }
+
+    /// Returns the tensor if it fits the parameter; otherwise records the mismatch.
     fn fitting(
         &mut self,
         name: &str,
@@ -210,10 +257,7 @@ where
             true => as_vector(data),
             false => data,
         };
-        let found = data.shape().to_vec();
-        if expected != found {
-            let misshapen = (name.to_owned(), expected, found);
-            self.mismatch.misshapen.push(misshapen);
+        if !self.has_shape(name, &data, expected) {
             return None;
         }
         if !data.dtype().is_float() {
@@ -226,7 +270,18 @@ where
             self.mismatch.not_finite.push(name.to_owned());
             return None;
         }
-        Some((self.convert)(name, data))
+        Some(data)
+    }
+
+    /// Returns whether a tensor has a shape; otherwise records the mismatch.
+    fn has_shape(&mut self, name: &str, data: &TensorData, expected: Vec<usize>) -> bool {
+        let found = data.shape().to_vec();
+        if expected == found {
+            return true;
+        }
+        let misshapen = (name.to_owned(), expected, found);
+        self.mismatch.misshapen.push(misshapen);
+        false
     }
 }
 
@@ -259,9 +314,14 @@ pub fn named_tensors<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
 ///
 /// # Panics
 ///
-/// If the device fails.
+/// If the device fails, or the tensor is a weight in int8, whose codes are not its values; see
+/// [`Int8Weight::of_tensor`](swiftbrush_kernels::Int8Weight::of_tensor).
 #[track_caller]
 pub fn read<const D: usize>(tensor: Tensor<D>) -> TensorData {
+    assert!(
+        !is_int8(&tensor),
+        "a weight in int8 is read by `Int8Weight::of_tensor`, and saved by `save_int8`"
+    );
     let data = tensor.into_data();
     data.as_bytes();
     data

@@ -1,6 +1,6 @@
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData, module};
-use swiftbrush_checkpoint::{Error, Model, load};
+use swiftbrush_checkpoint::{Error, Model, Weights, is_int8_file, load, load_int8};
 use swiftbrush_kernels::{LayerNorm, Mask};
 
 use crate::TextConfig;
@@ -57,18 +57,41 @@ impl TextEncoder {
         device: &Device,
     ) -> Result<Self, Error> {
         swiftbrush_kernels::supports(device)?;
+        let (config, weights) = Self::open(model, component)?;
+        let (network, dtype) = (TextModel::new(&config, device), dtype.unwrap_or(DType::F32));
+        let text_model = match dtype == DType::F32 && is_int8_file(&weights)? {
+            true => load_int8(network, &weights, Self::is_int8_weight)?,
+            false => load(network, &weights, Some(dtype))?,
+        };
+        Ok(Self { text_model })
+    }
+
+    /// Like [`from_model`](Self::from_model), with the [weights selected for it](Self::is_int8_weight) in int8 and everything
+    /// else in f32. Weights in other types are quantised; see [`Int8Weight`](swiftbrush_kernels::Int8Weight).
+    ///
+    /// # Errors
+    ///
+    /// Same as [`from_model`](Self::from_model), or if the device does not compute in int8.
+    pub fn from_model_int8(model: &Model, component: &str, device: &Device) -> Result<Self, Error> {
+        swiftbrush_kernels::supports(device)?;
+        let (config, weights) = Self::open(model, component)?;
+        let network = TextModel::new(&config, device);
+        let text_model = load_int8(network, &weights, Self::is_int8_weight)?;
+        Ok(Self { text_model })
+    }
+
+    /// Returns whether a parameter is in int8 when the network is: the weights of linear layers, without the embeddings.
+    pub fn is_int8_weight(name: &str, shape: &[usize]) -> bool {
+        shape.len() > 1 && name.contains("encoder.layers.") && name.ends_with(".weight")
+    }
+
+    fn open(model: &Model, component: &str) -> Result<(TextConfig, Weights), Error> {
         let config = TextConfig::from_model(model, component)?;
         let weights = model.weights(component)?;
         // As in transformers, a configuration may have fewer layers than the file.
         let n_layers = Some(config.num_hidden_layers);
         let weights = text_tower(&as_transformers(weights)?, n_layers)?;
-        Ok(Self {
-            text_model: load(
-                TextModel::new(&config, device),
-                &weights,
-                Some(dtype.unwrap_or(DType::F32)),
-            )?,
-        })
+        Ok((config, weights))
     }
 
     /// Encodes tokens to the normalised states of the last layer, which the denoiser attends to.

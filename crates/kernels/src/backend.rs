@@ -1,12 +1,16 @@
 //! The operations as an extension of burn's `Backend`, which backends can override.
 
-use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::tensor::{FloatTensor, IntTensor, QuantizedTensor};
 use burn::backend::{Backend, backend_extension};
 use burn::tensor::Shape;
 
 use crate::composed;
 use crate::dynamic_map::DynamicMap;
 use crate::options::{AdamWUpdate, Extras, GroupNormOptions, Mask, Window};
+
+/// The reason why int8 has no composed operations: burn's integers of GPUs multiply no faster than floats, and autodiff would
+/// drop the gradient of the input.
+const NO_INT8: &str = "weights in int8 need burn's CPU backend, without autodiff";
 
 /// The operations. Every method has a default body that works on all backends. Arithmetic is in the element type of the
 /// input; weights of linear layers and convolutions may have another one.
@@ -156,6 +160,44 @@ pub(crate) trait Kernels: Backend {
         map: DynamicMap,
     ) -> FloatTensor<Self> {
         composed::quantized::dequantize::<Self>(codes, scales, size, map)
+    }
+
+    /// A weight in int8 from its codes and the scale of each output; see [`crate::Int8Weight`].
+    #[fusion(default)]
+    fn int8_weight(codes: IntTensor<Self>, scales: FloatTensor<Self>) -> QuantizedTensor<Self> {
+        let _ = (codes, scales);
+        panic!("{NO_INT8}")
+    }
+
+    /// The codes and scales of a weight in int8.
+    #[fusion(default)]
+    fn int8_parts(weight: QuantizedTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>) {
+        let _ = weight;
+        panic!("{NO_INT8}")
+    }
+
+    /// [`linear`](Self::linear) with a weight in int8, `[outputs, inputs]` or `[outputs, inputs, 1, 1]`.
+    #[fusion(default)]
+    fn int8_linear(
+        input: FloatTensor<Self>,
+        weight: QuantizedTensor<Self>,
+        #[extension_type] extras: Extras<Self>,
+    ) -> FloatTensor<Self> {
+        let _ = (input, weight, extras);
+        panic!("{NO_INT8}")
+    }
+
+    /// [`convolution`](Self::convolution) with a weight in int8.
+    #[fusion(default)]
+    fn int8_convolution(
+        input: FloatTensor<Self>,
+        weight: QuantizedTensor<Self>,
+        #[extension_type] extras: Extras<Self>,
+        window: Window,
+        relu: bool,
+    ) -> FloatTensor<Self> {
+        let _ = (input, weight, extras, window, relu);
+        panic!("{NO_INT8}")
     }
 
     /// See [`crate::lerp()`].

@@ -6,6 +6,8 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, assert_shape};
 
 use crate::backend::Kernels;
+use crate::int8::is_int8;
+use crate::linear::pointwise;
 use crate::options::{Extras, Window};
 use crate::params::{random_param, value};
 
@@ -63,10 +65,12 @@ fn convolve(
         bias.map(Tensor::into_dispatch),
         residual.map(Tensor::into_dispatch),
     );
+    let operation = match is_int8(&weight) {
+        true => <Dispatch as Kernels>::int8_convolution,
+        false => <Dispatch as Kernels>::convolution,
+    };
     let (input, weight) = (input.into_dispatch(), weight.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as Kernels>::convolution(
-        input, weight, extras, window, relu,
-    ))
+    Tensor::from_dispatch(operation(input, weight, extras, window, relu))
 }
 
 #[track_caller]
@@ -263,6 +267,9 @@ impl Conv2d {
     pub fn forward_upsampled(&self, input: Tensor<4>) -> Tensor<4> {
         let (window, dtype) = (self.window(), input.dtype());
         let weight = self.weight.val();
+        if is_int8(&weight) {
+            return self.forward(upsample_nearest_2x(input));
+        }
         check_input(&input, &weight, window);
         let bias = self
             .bias
@@ -294,6 +301,19 @@ impl Conv2d {
             (bias, shift) => bias.or(shift),
         };
         convolve(input, self.weight.val(), bias, epilogue, window)
+    }
+
+    /// A 1×1 convolution of images whose channels are the last axis: `[…, channels_in]` → `[…, channels_out]`
+    ///
+    /// # Panics
+    ///
+    /// If the kernel is not 1×1 of stride 1 without padding, or the last axis has another size.
+    pub fn forward_tokens<const D: usize>(&self, tokens: Tensor<D>) -> Tensor<D> {
+        let weight = self.weight.val();
+        let [_, _, rows, columns] = weight.dims();
+        let found = (rows, columns, self.stride, self.padding);
+        assert_eq!(found, (1, 1, 1, (0, 0)), "expected a 1×1 convolution");
+        pointwise(tokens, weight, self.bias.as_ref().map(Param::val))
     }
 
     fn window(&self) -> Window {

@@ -11,6 +11,7 @@
 //! | backend | native kernels | composed of burn's operations |
 //! |---|---|---|
 //! | CPU (`flex`), f32, weights in f32, f16 or bf16 | all | – |
+//! | CPU (`flex`), f32, weights in [int8](Int8Weight) | linear layers, convolutions | – |
 //! | CPU, other element types | – | all |
 //! | GPU (CubeCL) | normalisation; memory layouts between convolutions | the rest, which burn's fusion merges |
 //!
@@ -62,6 +63,7 @@ mod cube;
 mod device;
 mod dynamic_map;
 mod group_norm;
+mod int8;
 mod layer_norm;
 mod linear;
 mod mapped;
@@ -83,6 +85,7 @@ pub use cpu::{Vectors, kernel_calls, set_vectors, vectors};
 pub use device::{Error, supports};
 pub use dynamic_map::DynamicMap;
 pub use group_norm::{GroupNorm, GroupNormConfig, group_norm};
+pub use int8::{Int8Error, Int8Weight, is_int8};
 pub use layer_norm::{LayerNorm, LayerNormConfig, layer_norm};
 pub use linear::{Linear, LinearConfig, linear};
 pub use mapped::{Access, MappedFile, WeightFile};

@@ -6,6 +6,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
 use crate::backend::Kernels;
+use crate::int8::is_int8;
 use crate::options::Extras;
 use crate::params::{cast, random_param, value};
 
@@ -152,6 +153,24 @@ pub fn linear<const D: usize>(
     product(rows, weight, bias, None).reshape(dims)
 }
 
+/// [`linear`] with the weight of a 1×1 convolution, `[outputs, inputs, 1, 1]`.
+pub(crate) fn pointwise<const D: usize>(
+    input: Tensor<D>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    let [outputs, inputs, _, _] = weight.dims();
+    if !is_int8(&weight) {
+        return linear(input, weight.reshape([outputs, inputs]), bias);
+    }
+    let mut dims = input.dims();
+    check_inputs(dims[D - 1], inputs);
+    dims[D - 1] = outputs;
+    let rows = input.reshape([-1, inputs as i32]);
+    let bias = bias.map(|bias| cast(bias, rows.dtype()));
+    product(rows, weight, bias, None).reshape(dims)
+}
+
 #[track_caller]
 fn check_inputs(found: usize, expected: usize) {
     assert_eq!(
@@ -160,10 +179,10 @@ fn check_inputs(found: usize, expected: usize) {
     );
 }
 
-/// `r + x·Wᵀ + b`
-fn product(
+/// `r + x·Wᵀ + b`, of a matrix or a weight in int8 of any rank.
+fn product<const W: usize>(
     input: Tensor<2>,
-    weight: Tensor<2>,
+    weight: Tensor<W>,
     bias: Option<Tensor<1>>,
     residual: Option<Tensor<2>>,
 ) -> Tensor<2> {
@@ -171,11 +190,12 @@ fn product(
         bias.map(Tensor::into_dispatch),
         residual.map(Tensor::into_dispatch),
     );
-    Tensor::from_dispatch(<Dispatch as Kernels>::linear(
-        input.into_dispatch(),
-        weight.into_dispatch(),
-        extras,
-    ))
+    let operation = match is_int8(&weight) {
+        true => <Dispatch as Kernels>::int8_linear,
+        false => <Dispatch as Kernels>::linear,
+    };
+    let (input, weight) = (input.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(operation(input, weight, extras))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use swiftbrush_checkpoint::{NamedMapper, NamedVisitor, map_named, visit_named};
-use swiftbrush_kernels::to_conv_layout;
+use swiftbrush_kernels::{is_int8, to_conv_layout};
 
 use crate::{Adapter, Adapters, Error};
 
@@ -176,12 +176,14 @@ impl Reparameterizer for Insert<'_> {
 ///
 /// # Errors
 ///
-/// If the strength is not finite, or an adapter has no layer of its name and size; the error lists all of them.
+/// If the strength is not finite, an adapter has no layer of its name and size, or the weight of one is in int8; the error lists
+/// all of them.
 pub fn fuse<M: Module>(module: M, adapters: &Adapters, strength: f64) -> Result<M, Error> {
     if !strength.is_finite() {
         return Err(Error::Strength(strength));
     }
     check(&module, adapters)?;
+    check_types(&module, adapters)?;
     Ok(map_named(module, &mut Fuse { adapters, strength }))
 }
 
@@ -256,6 +258,28 @@ fn check<M: Module>(module: &M, adapters: &Adapters) -> Result<(), Error> {
         Ok(())
     } else {
         Err(Error::Unmatched(unmatched))
+    }
+}
+
+/// Rejects adapters of weights in int8.
+fn check_types<M: Module>(module: &M, adapters: &Adapters) -> Result<(), Error> {
+    struct Int8<'a>(&'a Adapters, Vec<String>);
+    impl NamedVisitor for Int8<'_> {
+        fn float<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+            let module = module_of(name).filter(|module| self.0.get(module).is_some());
+            if let Some(module) = module
+                && param.is_initialized()
+                && is_int8(&param.base())
+            {
+                self.1.push(module.to_owned());
+            }
+        }
+    }
+    let mut found = Int8(adapters, Vec::new());
+    visit_named(module, &mut found);
+    match found.1.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Int8(found.1)),
     }
 }
 

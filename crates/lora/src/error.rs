@@ -122,6 +122,12 @@ pub enum Error {
     /// Adapters for which the module has no layer of that name and size.
     #[error("the model has no layers for {} adapters: {}", .0.len(), abridged(.0))]
     Unmatched(Vec<String>),
+    /// Adapters of layers whose weights are in int8.
+    #[error(
+        "adapters cannot be merged into weights in int8: {}; merge them into the original model and quantise the result",
+        abridged(.0)
+    )]
+    Int8(Vec<String>),
     /// A configuration whose targets match no linear layer.
     #[error("no linear layer of the model is named {}", abridged(.0))]
     NoTargets(Vec<String>),

@@ -1,8 +1,9 @@
 mod check;
+mod quantize;
 mod scheduler;
 
 use burn::tensor::{DType, Device};
-use swiftbrush_checkpoint::Model;
+use swiftbrush_checkpoint::{Model, quantize};
 use swiftbrush_clip::{TextConfig, TextEncoder, Tokenizer};
 use swiftbrush_lora::{AdapterFile, fuse};
 use swiftbrush_scheduler::SchedulerConfig;
@@ -79,6 +80,14 @@ impl Loader {
     /// would be rounded, so this has no effect if there are any.
     pub fn with_weights_as_stored(mut self) -> Self {
         self.options.weights_as_stored = true;
+        self
+    }
+
+    /// Quantises the denoiser and the text encoder to int8 when they are loaded, which on a CPU takes a quarter of the memory
+    /// of f32 and less time; see [`Int8Weight`](swiftbrush_kernels::Int8Weight). Adapters are merged before. Models that are in
+    /// int8 in their files need no option.
+    pub fn with_int8(mut self) -> Self {
+        self.options.int8 = true;
         self
     }
 
@@ -212,13 +221,19 @@ impl Loader {
     ///
     /// If it is missing, damaged or not supported.
     pub fn text_encoder(&self) -> Result<TextEncoder, Error> {
-        let dtype = Some(self.options.dtype);
-        let mut network =
-            TextEncoder::from_model(&self.model, "text_encoder", dtype, &self.device)?;
+        let (name, dtype) = ("text_encoder", Some(self.options.dtype));
+        let (model, device, is_int8) = (&self.model, &self.device, self.options.int8);
+        if is_int8 && self.adapters.is_empty() {
+            return Ok(TextEncoder::from_model_int8(model, name, device)?);
+        }
+        let mut network = TextEncoder::from_model(model, name, dtype, device)?;
         for (file, strength) in &self.adapters {
             network = fuse(network, &file.text_encoder, *strength)?;
         }
-        Ok(network)
+        Ok(match is_int8 {
+            true => quantize(network, TextEncoder::is_int8_weight, model.root())?,
+            false => network,
+        })
     }
 
     /// Loads only the denoiser.
@@ -231,6 +246,9 @@ impl Loader {
         let is_as_stored =
             options.weights_as_stored && options.dtype == DType::F32 && self.adapters.is_empty();
         let (model, component, device) = (&self.model, &options.denoiser, &self.device);
+        if options.int8 && self.adapters.is_empty() {
+            return Ok(UNet::from_model_int8(model, component, device)?);
+        }
         let mut network = match options.storage {
             None if is_as_stored => UNet::from_model_as_stored(model, component, device)?,
             storage => {
@@ -241,7 +259,10 @@ impl Loader {
         for (file, strength) in &self.adapters {
             network = fuse(network, &file.unet, *strength)?;
         }
-        Ok(network)
+        Ok(match options.int8 {
+            true => quantize(network, UNet::is_int8_weight, model.root())?,
+            false => network,
+        })
     }
 
     /// Loads only the autoencoder.

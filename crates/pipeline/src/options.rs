@@ -41,6 +41,9 @@ pub struct LoadOptions {
     /// Stores the denoiser's weights as in the file, if `storage` is `None` and the arithmetic is f32.
     #[serde(skip_serializing_if = "is_false")]
     pub weights_as_stored: bool,
+    /// Quantises the denoiser and the text encoder to int8.
+    #[serde(skip_serializing_if = "is_false")]
+    pub int8: bool,
     /// The autoencoder.
     pub decoder: DecoderKind,
     /// Tiles for the full autoencoder; `None` to encode and decode whole images.
@@ -66,6 +69,7 @@ impl Default for LoadOptions {
             dtype: DType::F32,
             storage: None,
             weights_as_stored: false,
+            int8: false,
             decoder: DecoderKind::Kl,
             tiling: None,
             family: None,

@@ -1,6 +1,7 @@
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
+use swiftbrush_checkpoint::int8_config;
 
 /// `unet/config.json`. [`Default`] has the values of SD-Turbo and Stable Diffusion 2.1-base; options missing in a file get
 /// diffusers' defaults, mostly those of 1.x.
@@ -209,6 +210,7 @@ impl UNetConfig {
             ("mid_block_scale_factor", json!(1)),
             ("mid_block_type", json!("UNetMidBlock2DCrossAttn")),
             ("only_cross_attention", json!(false)),
+            ("quantization_config", int8_config()),
             ("resnet_out_scale_factor", json!(1.0)),
             ("resnet_skip_time_act", json!(false)),
             ("resnet_time_scale_shift", json!("default")),

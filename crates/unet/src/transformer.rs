@@ -3,7 +3,7 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, FloatDType, Tensor};
 use swiftbrush_kernels::{
     Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig, Linear,
-    LinearConfig, Mask, attention, gated_gelu, linear,
+    LinearConfig, Mask, attention, gated_gelu,
 };
 
 use crate::{Context, UNetConfig};
@@ -71,12 +71,7 @@ impl Projection {
     fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
         match self {
             Self::Linear(linear) => linear.forward(tokens),
-            Self::Convolution(convolution) => {
-                let weight = convolution.weight.val();
-                let [outputs, inputs, _, _] = weight.dims();
-                let bias = convolution.bias.as_ref().map(|bias| bias.val());
-                linear(tokens, weight.reshape([outputs, inputs]), bias)
-            }
+            Self::Convolution(convolution) => convolution.forward_tokens(tokens),
         }
     }
 }

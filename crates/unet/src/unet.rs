@@ -1,6 +1,6 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, assert_shape};
-use swiftbrush_checkpoint::{Error, Model, load, read_config};
+use swiftbrush_checkpoint::{Error, Model, is_int8_file, load, load_int8, read_config};
 use swiftbrush_kernels::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig};
 
 use crate::block::{DownBlock, MidBlock, UpBlock};
@@ -111,15 +111,37 @@ impl UNet {
         swiftbrush_kernels::supports(device)?;
         let config = UNetConfig::from_model(model, component)?;
         let weights = as_diffusers(model.weights(component)?)?;
-        load(
-            config.init(device),
-            &weights,
-            Some(dtype.unwrap_or(DType::F32)),
-        )
+        let dtype = dtype.unwrap_or(DType::F32);
+        match dtype == DType::F32 && is_int8_file(&weights)? {
+            true => load_int8(config.init(device), &weights, Self::is_int8_weight),
+            false => load(config.init(device), &weights, Some(dtype)),
+        }
     }
 
-    /// Like [`from_model`](Self::from_model), but keeps the weights in the element types of the file and casts them where they
-    /// are used.
+    /// Like [`from_model`](Self::from_model), with the [weights selected for it](Self::is_int8_weight) in int8 and everything
+    /// else in f32. Weights in other types are quantised; see [`Int8Weight`](swiftbrush_kernels::Int8Weight).
+    ///
+    /// # Errors
+    ///
+    /// Same as [`from_model`](Self::from_model), or if the device does not compute in int8.
+    pub fn from_model_int8(model: &Model, component: &str, device: &Device) -> Result<Self, Error> {
+        let config = UNetConfig::from_model(model, component)?;
+        let weights = as_diffusers(model.weights(component)?)?;
+        load_int8(config.init(device), &weights, Self::is_int8_weight)
+    }
+
+    /// Returns whether a parameter is in int8 when the network is: the weights of linear layers and convolutions, without the
+    /// first and the last convolution and the layers of the timestep, which are small and sensitive.
+    pub fn is_int8_weight(name: &str, shape: &[usize]) -> bool {
+        let is_in_f32 = ["conv_in.", "conv_out.", "time_embedding."]
+            .iter()
+            .any(|start| name.starts_with(start));
+        let is_matrix = shape.len() > 1 && name.ends_with(".weight");
+        is_matrix && !is_in_f32 && !name.contains(".time_emb_proj.")
+    }
+
+    /// Like [`from_model`](Self::from_model), but keeps the weights in the element types of the file, int8 included, and casts
+    /// them where they are used.
     ///
     /// # Errors
     ///
@@ -132,7 +154,10 @@ impl UNet {
         swiftbrush_kernels::supports(device)?;
         let config = UNetConfig::from_model(model, component)?;
         let weights = as_diffusers(model.weights(component)?)?;
-        load(config.init(device), &weights, None)
+        match is_int8_file(&weights)? {
+            true => load_int8(config.init(device), &weights, Self::is_int8_weight),
+            false => load(config.init(device), &weights, None),
+        }
     }
 
     /// The network's prediction: the noise, for ε-models.

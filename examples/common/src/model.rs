@@ -55,6 +55,24 @@ pub struct ModelArgs {
     /// arithmetic elsewhere].
     #[arg(long, value_parser = dtype)]
     pub storage: Option<DType>,
+    /// Precision of the denoiser's and the text encoder's weights: int8 quantises them while loading, on the CPU
+    /// [default: that of the file].
+    #[arg(long, value_parser = precision)]
+    pub precision: Option<Precision>,
+}
+
+/// A precision of weights, besides element types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Eight bits, and a scale for each output of a layer.
+    Int8,
+}
+
+fn precision(text: &str) -> Result<Precision, String> {
+    match text {
+        "int8" => Ok(Precision::Int8),
+        _ => Err("expected int8; --dtype and --storage select element types".to_owned()),
+    }
 }
 
 impl ModelArgs {
@@ -86,6 +104,7 @@ impl ModelArgs {
         let mut options = LoadOptions::default();
         options.dtype = self.dtype;
         options.storage = self.storage;
+        options.int8 = self.precision == Some(Precision::Int8);
         options.decoder = self.vae;
         options.family = self.family;
         options.tiling = self.tiled.then(Tiling::default);

@@ -34,7 +34,7 @@ use burn::tensor::{DType, Device, Tensor};
 use clap::Parser;
 use swiftbrush_checkpoint::Archive;
 use swiftbrush_pipeline::vae::Tiling;
-use swiftbrush_pipeline::{DecoderKind, Record, Source};
+use swiftbrush_pipeline::{DecoderKind, Loader, Record, Source};
 
 use crate::inputs::{EditArgs, Input, Purpose};
 use crate::jobs::{Job, Seed, check_file, jobs};
@@ -143,7 +143,7 @@ fn paint(args: &Args) -> Result<()> {
     let input = Input::read(args)?;
     let device = args.model.device()?;
     let noise = noise(args, &jobs, &device)?;
-    let source = source(args)?;
+    let source = source(args, &device)?;
     let loader = ModelArgs::loader(&source, &device)?;
     let settings = Settings::new(args, &loader, &source, input, noise.as_ref(), &device)?;
     eprintln!("{}", settings.describe(args, &source, &jobs));
@@ -172,11 +172,15 @@ fn paint(args: &Args) -> Result<()> {
     run.run(&jobs)
 }
 
-fn source(args: &Args) -> Result<Source> {
+fn source(args: &Args, device: &Device) -> Result<Source> {
     let mut source = args.model.source()?;
     if args.low_memory {
+        let is_int8 = Loader::new(source.model()?, device)
+            .with_options(source.options.clone())
+            .is_int8()?;
         let options = &mut source.options;
-        options.storage = options.storage.or(Some(DType::F16));
+        // Weights in int8 take less.
+        options.storage = options.storage.or((!is_int8).then_some(DType::F16));
         options.split_guidance = true;
         // The tiny decoder needs little memory even without tiles.
         options.tiling = (options.decoder == DecoderKind::Kl).then_some(Tiling {

@@ -118,6 +118,9 @@ impl Settings {
         if let Some(storage) = options.storage.filter(|storage| *storage != options.dtype) {
             parts.push(format!("weights in {}", storage.name()));
         }
+        if options.int8 {
+            parts.push("weights in int8".to_owned());
+        }
         parts.join(", ")
     }
 

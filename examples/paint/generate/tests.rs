@@ -42,6 +42,44 @@ fn an_output_that_cannot_be_written_is_named() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn weights_in_int8_give_nearly_the_same_picture() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = |name| folder.path().join(name).display().to_string();
+    let names = ["f32.png", "int8.png", "low.png"].map(path);
+    let [plain, int8, low] = &names;
+    paint(&["--output", plain])?;
+    paint(&["--precision", "int8", "--output", int8])?;
+    let all = ["--precision", "int8", "--low-memory", "--output", low];
+    paint(&[&all[..], &["--vae", "kl"]].concat())?;
+    let [plain, int8, low] = [plain, int8, low].map(|path| read_image(Path::new(path)));
+    let (plain, int8) = (plain?, int8?);
+    assert_eq!(int8, low?, "int8 is not replaced by f16");
+    let error: f64 = plain
+        .iter()
+        .zip(int8.iter())
+        .map(|(a, b)| f64::from(a.abs_diff(*b)))
+        .sum();
+    let mean = error / plain.len() as f64;
+    assert!(mean > 0.0 && mean < 4.0, "off by {mean} of 255");
+    for (more, expected) in [
+        (
+            ["--dtype", "f16"],
+            "compute in f32; found the element type F16",
+        ),
+        (
+            ["--storage", "f16"],
+            "compute in f32; found the element type F16",
+        ),
+    ] {
+        let output = ["--precision", "int8", "--output", "unused.png"];
+        let error = self::error(paint(&[&output[..], &more[..]].concat()));
+        assert!(error.contains(expected), "{error}");
+    }
+    assert!(Args::try_parse_from(["generate", "--precision", "int4"]).is_err());
+    Ok(())
+}
+
 /// First values of `torch.randn(1, 4, 8, 8)` after `torch.manual_seed` of 0 and of 1.
 #[test]
 fn seeds_can_be_those_of_pytorch() -> Result<()> {
@@ -451,7 +489,7 @@ fn settings_are_described_in_one_line() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut args = Args::try_parse_from(args)?;
     args.output = Some(folder.path().to_owned());
-    let (jobs, source) = (jobs(&args)?, source(&args)?);
+    let (jobs, source) = (jobs(&args)?, source(&args, &Device::flex())?);
     let device = args.model.device()?;
     let loader = ModelArgs::loader(&source, &device)?;
     let settings = Settings::new(&args, &loader, &source, None, None, &device)?;
@@ -473,7 +511,7 @@ fn a_negative_prompt_acts_in_one_call_and_is_described_and_recorded() -> Result<
     assert_ne!(plain?, steered?);
 
     let args = Args::try_parse_from([&["generate", "p"][..], &negative].concat())?;
-    let (jobs, source) = (jobs(&args)?, source(&args)?);
+    let (jobs, source) = (jobs(&args)?, source(&args, &Device::flex())?);
     let loader = ModelArgs::loader(&source, &args.model.device()?)?;
     let device = args.model.device()?;
     let settings = Settings::new(&args, &loader, &source, None, None, &device)?;

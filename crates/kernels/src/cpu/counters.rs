@@ -8,6 +8,8 @@ pub(crate) enum Kernel {
     Winograd,
     Unfolded,
     Linear,
+    Int8Linear,
+    Int8Convolution,
     Attention,
     GroupNorm,
     LayerNorm,
@@ -16,10 +18,12 @@ pub(crate) enum Kernel {
     Burn,
 }
 
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 10] = [
     "convolution by Winograd's F(4x4, 3x3)",
     "convolution of unfolded patches",
     "linear layer",
+    "linear layer in int8",
+    "convolution in int8",
     "attention",
     "group normalisation",
     "layer normalisation",

@@ -4,6 +4,7 @@ mod attention;
 mod convolution;
 mod counters;
 mod epilogue;
+mod int8;
 mod linear;
 mod loops;
 mod multiply;
@@ -23,7 +24,7 @@ mod vectors;
 mod winograd;
 
 use burn::backend::ops::ActivationOps;
-use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::tensor::{FloatTensor, IntTensor, QuantizedTensor};
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{DType, Shape};
 
@@ -190,6 +191,37 @@ impl Kernels for Flex {
         map: DynamicMap,
     ) -> FloatTensor<Self> {
         quantized::dequantize(&codes, &F32::contiguous(scales), size, map)
+    }
+
+    fn int8_weight(codes: IntTensor<Self>, scales: FloatTensor<Self>) -> QuantizedTensor<Self> {
+        int8::new(&codes, &F32::contiguous(scales))
+    }
+
+    fn int8_parts(weight: QuantizedTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>) {
+        int8::parts(&weight)
+    }
+
+    fn int8_linear(
+        input: FloatTensor<Self>,
+        weight: QuantizedTensor<Self>,
+        extras: Extras<Self>,
+    ) -> FloatTensor<Self> {
+        int8::linear(&int8::input(input), &weight, &Added::new(extras, false))
+    }
+
+    fn int8_convolution(
+        input: FloatTensor<Self>,
+        weight: QuantizedTensor<Self>,
+        extras: Extras<Self>,
+        window: Window,
+        relu: bool,
+    ) -> FloatTensor<Self> {
+        int8::convolution(
+            &int8::input(input),
+            &weight,
+            &Added::new(extras, relu),
+            window,
+        )
     }
 
     fn lerp(start: FloatTensor<Self>, end: FloatTensor<Self>, factor: f64) -> FloatTensor<Self> {

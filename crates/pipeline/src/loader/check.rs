@@ -33,6 +33,7 @@ impl Loader {
         check_strengths(self.adapters.iter().map(|(_, strength)| *strength))?;
         self.check_replaced()?;
         self.check_is_whole()?;
+        self.check_int8()?;
         let unet = self.unet_config()?;
         let text = TextConfig::from_model(&self.model, "text_encoder")?;
         let latents = match self.options.decoder {

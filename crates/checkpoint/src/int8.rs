@@ -1,0 +1,235 @@
+//! Weights in int8: loading, quantisation, and their layout in files.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Tensor, TensorData, f16};
+use half::slice::HalfFloatSliceExt;
+use serde_json::{Value, json};
+use swiftbrush_kernels::Int8Weight;
+
+use crate::convert::converted;
+use crate::error::{Error, abridged};
+use crate::module::{Values, fill, is_buffer, read};
+use crate::named::{NamedMapper, NamedVisitor, map_named, visit_named};
+use crate::weights::Weights;
+use crate::write::{LazyTensor, write_tensors};
+
+/// Added to the name of a weight, it names its scales.
+const SCALE: &str = "_scale";
+/// Key of the layout in the header of a file.
+const KEY: &str = "quantization";
+/// The only layout.
+const LAYOUT: &str = "int8-per-output-v1";
+
+/// The value of `quantization_config` in the configuration of a network whose weights are in int8. diffusers rejects the unknown
+/// method instead of reading codes as weights, and transformers warns.
+pub fn int8_config() -> Value {
+    json!({"quant_method": LAYOUT})
+}
+
+/// Returns whether a file has weights in int8, in the layout of [`save_int8`].
+///
+/// # Errors
+///
+/// If the header names an unknown layout, or tensors in I8 or scales are there without a layout in the header.
+pub fn is_int8_file(weights: &Weights) -> Result<bool, Error> {
+    let failed = |reason: String| Err(unreadable(weights.path(), reason));
+    match weights.metadata().get(KEY).map(String::as_str) {
+        Some(LAYOUT) => Ok(true),
+        Some(other) => failed(format!(
+            "unknown layout {KEY} = {other:?} of quantised weights in its header; expected {LAYOUT:?}"
+        )),
+        None => {
+            let is_code = |name: &&str| {
+                name.ends_with(&format!(".weight{SCALE}"))
+                    || matches!(weights.dtype(name), Ok(DType::I8))
+            };
+            let found: Vec<_> = weights.names().filter(is_code).collect();
+            match found.is_empty() {
+                true => Ok(false),
+                false => failed(format!(
+                    "quantised tensors, but no {KEY} = {LAYOUT:?} in its header: {}; quantise a model in f32 or f16",
+                    abridged(found)
+                )),
+            }
+        }
+    }
+}
+
+/// Loads the parameters of a module by name, strictly, with the weights that `is_int8` selects by name and shape in int8, and
+/// everything else in f32. Weights in f32, f16 or bf16 are quantised; a file of [`save_int8`] is read as it is.
+///
+/// # Errors
+///
+/// As [`load`](crate::load); if a file in int8 has other weights in int8 than the selected ones; or if the device does not
+/// compute in int8.
+pub fn load_int8<M: Module>(
+    module: M,
+    weights: &Weights,
+    is_int8: impl Fn(&str, &[usize]) -> bool,
+) -> Result<M, Error> {
+    let is_stored = is_int8_file(weights)?;
+    let selects = |name: &str| {
+        weights
+            .shape(name)
+            .is_some_and(|shape| is_int8(name, shape))
+    };
+    let names = weights.names().filter(|name| {
+        let weight = name.strip_suffix(SCALE).filter(|_| is_stored);
+        !is_buffer(name) && !weight.is_some_and(&selects)
+    });
+    let names = names.map(str::to_owned).collect();
+    let read = |name: &str| match is_stored && selects(name) {
+        true => read_int8(weights, name).map(Values::Int8),
+        false => weights.read(name).map(Values::Plain),
+    };
+    let convert = |name: &str, data: TensorData| {
+        let is_copied = data.dtype() != DType::F32;
+        let data = converted(data, DType::F32);
+        let is_quantized = !is_stored && selects(name);
+        let values = match is_quantized {
+            true => Values::Int8(quantized(weights.path(), name, &data)?),
+            false => Values::Plain(data),
+        };
+        if is_copied || is_quantized {
+            weights.release(name);
+        }
+        Ok(values)
+    };
+    fill(module, weights.path(), names, read, convert)
+}
+
+/// Reads the codes and scales of a weight.
+fn read_int8(weights: &Weights, name: &str) -> Result<Int8Weight, Error> {
+    let path = weights.path();
+    let found = weights.dtype(name)?;
+    if found != DType::I8 {
+        let reason = format!("{name} is in {found:?}; expected I8, as other weights of its kind");
+        return Err(unreadable(path, reason));
+    }
+    let scales = weights.read(&format!("{name}{SCALE}"))?;
+    Int8Weight::from_parts(weights.read(name)?, scales)
+        .map_err(|error| Error::damaged(path, format!("{name}: {error}")))
+}
+
+fn quantized(path: &Path, name: &str, data: &TensorData) -> Result<Int8Weight, Error> {
+    Int8Weight::quantize(data).map_err(|error| unreadable(path, format!("{name}: {error}")))
+}
+
+fn unreadable(path: &Path, reason: String) -> Error {
+    Error::Quantized {
+        path: path.to_owned(),
+        reason,
+    }
+}
+
+/// Quantises the weights of a module that `is_int8` selects by name and shape, as they are without adapters.
+///
+/// # Errors
+///
+/// If a weight contains a NaN or an infinity, or the device does not compute in int8; the error names
+/// `source`.
+pub fn quantize<M: Module>(
+    module: M,
+    is_int8: impl Fn(&str, &[usize]) -> bool,
+    source: &Path,
+) -> Result<M, Error> {
+    struct Quantizer<'a, F> {
+        is_int8: F,
+        source: &'a Path,
+        error: Option<Error>,
+    }
+    impl<F: Fn(&str, &[usize]) -> bool> NamedMapper for Quantizer<'_, F> {
+        fn float<const D: usize>(
+            &mut self,
+            name: &str,
+            param: Param<Tensor<D>>,
+        ) -> Param<Tensor<D>> {
+            let is_selected = (self.is_int8)(name, param.lazy_shape().as_slice());
+            if self.error.is_some() || !is_selected {
+                return param;
+            }
+            if swiftbrush_kernels::is_int8(&param.base()) {
+                return param;
+            }
+            let weight = quantized(self.source, name, &read(param.base()));
+            let tensor = weight.and_then(|weight| {
+                weight
+                    .to_tensor(&param.lazy_device())
+                    .map_err(|error| unreadable(self.source, format!("{name}: {error}")))
+            });
+            match tensor {
+                Ok(tensor) => {
+                    let id = param.id;
+                    param.transform_for_load(tensor, id)
+                }
+                Err(error) => {
+                    self.error = Some(error);
+                    param
+                }
+            }
+        }
+    }
+    let mut quantizer = Quantizer {
+        is_int8,
+        source,
+        error: None,
+    };
+    let module = map_named(module, &mut quantizer);
+    match quantizer.error {
+        None => Ok(module),
+        Some(error) => Err(error),
+    }
+}
+
+/// Writes a module with weights in int8 to a safetensors file, atomically. Weights in int8 become two tensors, `NAME` with the
+/// codes in I8 and the shape of the weight, and `NAME_scale` with the scale of each output in F32; all other tensors are in f16
+/// where that is exact, otherwise in f32. The header names the layout.
+///
+/// # Errors
+///
+/// If the file cannot be written, or a parameter contains a NaN or an infinity.
+pub fn save_int8<M: Module>(
+    module: &M,
+    path: impl AsRef<Path>,
+    mut metadata: HashMap<String, String>,
+) -> Result<(), Error> {
+    struct Tensors(Vec<LazyTensor<'static>>);
+    impl NamedVisitor for Tensors {
+        fn float<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+            let tensors = &mut self.0;
+            match Int8Weight::of_tensor(&param.base()) {
+                Some(weight) => {
+                    tensors.push(LazyTensor::ready(name, weight.codes().clone()));
+                    let name = format!("{name}{SCALE}");
+                    tensors.push(LazyTensor::ready(name, weight.scales().clone()));
+                }
+                None => tensors.push(LazyTensor::ready(name, narrowed(read(param.base())))),
+            }
+        }
+    }
+    let mut tensors = Tensors(Vec::new());
+    visit_named(module, &mut tensors);
+    metadata.insert(KEY.to_owned(), LAYOUT.to_owned());
+    write_tensors(path, tensors.0, metadata)
+}
+
+/// The same values in f16, if they have them; otherwise in f32.
+fn narrowed(data: TensorData) -> TensorData {
+    let data = converted(data, DType::F32);
+    let Ok(values) = data.as_slice::<f32>() else {
+        return data;
+    };
+    let mut halves = vec![f16::ZERO; values.len()];
+    halves.convert_from_f32_slice(values);
+    match halves
+        .iter()
+        .zip(values)
+        .all(|(half, x)| half.to_f32() == *x)
+    {
+        true => TensorData::new(halves, data.shape().to_vec()),
+        false => data,
+    }
+}

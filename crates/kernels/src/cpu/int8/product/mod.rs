@@ -1,0 +1,395 @@
+//! The single-threaded product of codes, with sums in i32 at each tap and in f32 over taps.
+//!
+//! One step of a tile loads VECTORS vectors of words (four inputs of each column), splats a word of ROWS rows of the weight,
+//! and adds ROWS·VECTORS vectors of four products each:
+//!
+//! | vectors | instruction | products of a step |
+//! |---|---|---|
+//! | AVX-512 with VNNI | `vpdpbusd zmm` | 64 |
+//! | AVX2 with AVX-VNNI | `vpdpbusd ymm` | 32 |
+//! | AVX2 | `vpmaddwd` of even and odd bytes, because `vpmaddubsw` saturates | 16 |
+//! | portable | scalar products, which the compiler vectorises | – |
+#![allow(
+    unsafe_code,
+    reason = "vector loads and stores by address, in functions compiled for detected features"
+)]
+
+#[cfg(test)]
+mod tests;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod x86;
+
+use std::ops::Range;
+
+use crate::cpu::int8::rows::{CODES, Packed};
+use crate::cpu::int8::weight::Int8;
+use crate::cpu::int8::{GROUP, STRIP};
+use crate::cpu::scratch::Scratch;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+use crate::cpu::vectors::{Vectors, vectors};
+
+/// Distance between the rows of sums.
+pub(super) const STRIDE: usize = STRIP;
+/// Added to the codes of the input.
+const SHIFT: i32 = 128;
+/// Sums of the longest vector.
+const LANES: usize = 16;
+
+/// Consecutive rows of a weight.
+pub(super) struct Group<'a> {
+    /// `[rows, taps, depth]` words.
+    codes: &'a [i8],
+    depth: usize,
+    taps: usize,
+    scales: &'a [f32],
+    /// `[rows, taps]`: what the shift of the input's codes adds to a sum, subtracted.
+    starts: Vec<i32>,
+}
+
+impl<'a> Group<'a> {
+    /// Up to [`GROUP`] rows of a weight, read in place if the inputs fill whole words; otherwise padded with zeros.
+    pub(super) fn new(weight: &Int8<'a>, first: usize, padded: &'a mut Scratch) -> Self {
+        let Int8 { inputs, taps, .. } = *weight;
+        let rows = GROUP.min(weight.outputs() - first);
+        let (line, depth) = (taps * inputs, inputs.div_ceil(CODES));
+        let codes = &weight.codes[first * line..][..rows * line];
+        let sums = &weight.sums[first * taps..][..rows * taps];
+        Self {
+            codes: match inputs % CODES {
+                0 => codes,
+                _ => with_whole_words(codes, inputs, depth, padded),
+            },
+            depth,
+            taps,
+            scales: &weight.scales[first..][..rows],
+            starts: sums.iter().map(|sum| -SHIFT * *sum as i32).collect(),
+        }
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.scales.len()
+    }
+}
+
+/// Pads each tap to whole words.
+fn with_whole_words<'a>(
+    codes: &[i8],
+    inputs: usize,
+    depth: usize,
+    padded: &'a mut Scratch,
+) -> &'a [i8] {
+    let words = padded.values(codes.len() / inputs * depth);
+    for (words, codes) in words
+        .chunks_exact_mut(depth)
+        .zip(codes.chunks_exact(inputs))
+    {
+        for (word, codes) in words.iter_mut().zip(codes.chunks(CODES)) {
+            let mut bytes = [0; CODES];
+            let pairs = bytes.iter_mut().zip(codes);
+            pairs.for_each(|(byte, code)| *byte = code.cast_unsigned());
+            *word = f32::from_ne_bytes(bytes);
+        }
+    }
+    // SAFETY: an f32 is exactly four bytes without padding, and any byte is an i8.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
+}
+
+/// Computes rows of a group times `count` columns, with `taps` offsets in columns, into rows of sums that are [`STRIDE`] apart.
+///
+/// # Panics
+///
+/// If there are more than [`STRIP`] columns, or the operands do not match.
+pub(super) fn multiply(
+    group: &Group<'_>,
+    packed: Packed<'_>,
+    taps: &[usize],
+    columns: Range<usize>,
+    sums: &mut [f32],
+) {
+    let product = Product::new(group, packed, taps, columns, sums);
+    // SAFETY: the sizes have been checked.
+    unsafe { product.dispatch() };
+}
+
+/// Operands and sums.
+#[derive(Clone, Copy)]
+struct Product<'a> {
+    codes: *const i8,
+    starts: *const i32,
+    row_scales: *const f32,
+    rows: usize,
+    depth: usize,
+    words: *const f32,
+    column_scales: *const f32,
+    line: usize,
+    taps: &'a [usize],
+    count: usize,
+    sums: *mut f32,
+}
+
+/// A vector register of sums in i32. Every method requires the CPU features that its implementation is compiled for; loads and
+/// stores require valid addresses for all lanes.
+trait Sums: Copy {
+    const LANES: usize;
+    /// Words of the input, ready for multiplication.
+    type Words: Copy;
+    /// A word of the weight in all lanes, ready for multiplication.
+    type Weight: Copy;
+    /// The same lanes in f32.
+    type Floats: Copy;
+
+    unsafe fn splat(value: i32) -> Self;
+    unsafe fn words(from: *const f32) -> Self::Words;
+    unsafe fn weight(word: i32) -> Self::Weight;
+    /// Adds the four products of each lane.
+    unsafe fn add_products(self, words: Self::Words, weight: Self::Weight) -> Self;
+    unsafe fn zeros() -> Self::Floats;
+    unsafe fn floats(from: *const f32) -> Self::Floats;
+    /// `total + self · scales`, rounded twice.
+    unsafe fn add_scaled(self, total: Self::Floats, scales: Self::Floats) -> Self::Floats;
+    /// Stores `total · scale`.
+    unsafe fn store(total: Self::Floats, scale: f32, to: *mut f32);
+}
+
+impl<'a> Product<'a> {
+    /// Checks that all rows, taps and columns, rounded up to whole vectors of up to sixteen lanes, are within the operands.
+    ///
+    /// # Panics
+    ///
+    /// If they are not.
+    fn new(
+        group: &Group<'a>,
+        packed: Packed<'a>,
+        taps: &'a [usize],
+        columns: Range<usize>,
+        sums: &mut [f32],
+    ) -> Self {
+        let (column, count) = (columns.start, columns.len());
+        let whole = count.next_multiple_of(LANES);
+        let last = taps.iter().max().map_or(0, |tap| tap + column + whole);
+        assert!(whole <= STRIDE && last <= packed.line && packed.scales.len() >= packed.line);
+        assert!(group.depth * packed.line <= packed.words.len());
+        assert!(group.rows() * STRIDE <= sums.len() && group.taps == taps.len());
+        let words = group.rows() * group.taps * group.depth;
+        assert_eq!(group.codes.len(), words * CODES);
+        Self {
+            codes: group.codes.as_ptr(),
+            starts: group.starts.as_ptr(),
+            row_scales: group.scales.as_ptr(),
+            rows: group.rows(),
+            depth: group.depth,
+            words: packed.words[column..].as_ptr(),
+            column_scales: packed.scales[column..].as_ptr(),
+            line: packed.line,
+            taps,
+            count,
+            sums: sums.as_mut_ptr(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// All rows, taps and columns, rounded up to sixteen, can be read, and the rows of sums written.
+    unsafe fn dispatch(self) {
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        {
+            match vectors() {
+                Vectors::Avx512 if x86::has_avx512_vnni() => {
+                    // SAFETY: the CPU has AVX-512 and VNNI; the rest is guaranteed by the caller.
+                    return unsafe { x86::with_avx512_vnni(self) };
+                }
+                Vectors::Avx512 | Vectors::Avx2 if x86::has_avx_vnni() => {
+                    // SAFETY: the CPU has AVX2 and AVX-VNNI; the rest as above.
+                    return unsafe { x86::with_avx_vnni(self) };
+                }
+                // SAFETY: the CPU has AVX2; the rest as above.
+                Vectors::Avx512 | Vectors::Avx2 => return unsafe { x86::with_avx2(self) },
+                Vectors::Portable => {}
+            }
+        }
+        // SAFETY: as above, without a feature to detect.
+        unsafe { self.portable() };
+    }
+
+    /// # Safety
+    ///
+    /// Same as [`dispatch`](Self::dispatch).
+    unsafe fn portable(self) {
+        // SAFETY: guaranteed by the caller.
+        unsafe { self.run::<[i32; 8], 4, 2, 2, 2>() };
+    }
+
+    /// Computes all tiles: of `R1` rows where one vector is left, of `R2` where two are, and so on.
+    ///
+    /// # Safety
+    ///
+    /// Same as [`dispatch`](Self::dispatch), with the features of the vector.
+    #[inline(always)]
+    unsafe fn run<V: Sums, const R1: usize, const R2: usize, const R3: usize, const R4: usize>(
+        self,
+    ) {
+        let mut column = 0;
+        while column < self.count {
+            let left = (self.count - column).div_ceil(V::LANES);
+            // SAFETY: the strip begins within the columns; the rest is guaranteed by the caller.
+            column += V::LANES
+                * unsafe {
+                    match left {
+                        1 => self.strip::<V, R1, 1>(column),
+                        2 => self.strip::<V, R2, 2>(column),
+                        _ if V::LANES == 8 => self.strip::<V, R2, 2>(column),
+                        3 => self.strip::<V, R3, 3>(column),
+                        _ => self.strip::<V, R4, 4>(column),
+                    }
+                };
+        }
+    }
+
+    /// Computes all rows of a strip; returns its number of vectors.
+    ///
+    /// # Safety
+    ///
+    /// Same as [`run`](Self::run).
+    #[inline(always)]
+    unsafe fn strip<V: Sums, const ROWS: usize, const VECTORS: usize>(
+        &self,
+        column: usize,
+    ) -> usize {
+        for row in (0..self.rows).step_by(ROWS) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { self.tile::<V, ROWS, VECTORS>(row, column) };
+        }
+        VECTORS
+    }
+
+    /// Computes a tile. The last one repeats its last row, so that the inner loop has no branch.
+    ///
+    /// # Safety
+    ///
+    /// Same as [`run`](Self::run); there is a row `row`.
+    #[inline(always)]
+    unsafe fn tile<V: Sums, const ROWS: usize, const VECTORS: usize>(
+        &self,
+        row: usize,
+        column: usize,
+    ) {
+        let rows: [usize; ROWS] = std::array::from_fn(|i| (row + i).min(self.rows - 1));
+        let taps = self.taps.len();
+        // SAFETY: all addresses are of existing rows, taps and columns.
+        unsafe {
+            let mut totals = [[V::zeros(); VECTORS]; ROWS];
+            for (tap, &offset) in self.taps.iter().enumerate() {
+                let codes = rows.map(|row| {
+                    let place = (row * taps + tap) * self.depth * CODES;
+                    self.codes.add(place).cast::<i32>()
+                });
+                let starts = rows.map(|row| *self.starts.add(row * taps + tap));
+                let place = column + offset;
+                let sums = self.tap::<V, ROWS, VECTORS>(codes, starts, self.words.add(place));
+                let scales: [V::Floats; VECTORS] = std::array::from_fn(|j| {
+                    V::floats(self.column_scales.add(place + j * V::LANES))
+                });
+                for (totals, sums) in totals.iter_mut().zip(sums) {
+                    for ((total, sum), scale) in totals.iter_mut().zip(sums).zip(scales) {
+                        *total = sum.add_scaled(*total, scale);
+                    }
+                }
+            }
+            for (row, totals) in rows.into_iter().zip(totals) {
+                let scale = *self.row_scales.add(row);
+                let to = self.sums.add(row * STRIDE + column);
+                for (j, total) in totals.into_iter().enumerate() {
+                    V::store(total, scale, to.add(j * V::LANES));
+                }
+            }
+        }
+    }
+
+    /// Sums the products of one tap.
+    ///
+    /// # Safety
+    ///
+    /// The codes are of `depth` words, and as many lines of words begin at `words`.
+    #[inline(always)]
+    unsafe fn tap<V: Sums, const ROWS: usize, const VECTORS: usize>(
+        &self,
+        codes: [*const i32; ROWS],
+        starts: [i32; ROWS],
+        words: *const f32,
+    ) -> [[V; VECTORS]; ROWS] {
+        // SAFETY: guaranteed by the caller.
+        unsafe {
+            let mut sums = starts.map(|start| [V::splat(start); VECTORS]);
+            for k in 0..self.depth {
+                let words = words.add(k * self.line);
+                let words: [V::Words; VECTORS] =
+                    std::array::from_fn(|j| V::words(words.add(j * V::LANES)));
+                for (sums, codes) in sums.iter_mut().zip(codes) {
+                    let weight = V::weight(codes.add(k).read_unaligned());
+                    for (sum, words) in sums.iter_mut().zip(words) {
+                        *sum = sum.add_products(words, weight);
+                    }
+                }
+            }
+            sums
+        }
+    }
+}
+
+/// Eight sums, which the compiler maps to the vectors of the target.
+impl Sums for [i32; 8] {
+    const LANES: usize = 8;
+    type Words = [u32; 8];
+    type Weight = [i32; CODES];
+    type Floats = [f32; 8];
+
+    #[inline(always)]
+    unsafe fn splat(value: i32) -> Self {
+        [value; 8]
+    }
+
+    #[inline(always)]
+    unsafe fn words(from: *const f32) -> [u32; 8] {
+        // SAFETY: guaranteed by the caller.
+        unsafe { from.cast::<[u32; 8]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn weight(word: i32) -> [i32; CODES] {
+        word.to_ne_bytes().map(|code| i32::from(code.cast_signed()))
+    }
+
+    #[inline(always)]
+    unsafe fn add_products(self, words: [u32; 8], weight: [i32; CODES]) -> Self {
+        std::array::from_fn(|lane| {
+            let codes = words[lane].to_ne_bytes().map(i32::from);
+            let products = codes.into_iter().zip(weight).map(|(x, w)| x * w);
+            self[lane] + products.sum::<i32>()
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn zeros() -> [f32; 8] {
+        [0.0; 8]
+    }
+
+    #[inline(always)]
+    unsafe fn floats(from: *const f32) -> [f32; 8] {
+        // SAFETY: guaranteed by the caller.
+        unsafe { from.cast::<[f32; 8]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn add_scaled(self, total: [f32; 8], scales: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|lane| total[lane] + self[lane] as f32 * scales[lane])
+    }
+
+    #[inline(always)]
+    unsafe fn store(total: [f32; 8], scale: f32, to: *mut f32) {
+        // SAFETY: guaranteed by the caller.
+        unsafe {
+            to.cast::<[f32; 8]>()
+                .write_unaligned(total.map(|x| x * scale));
+        };
+    }
+}

@@ -1,0 +1,66 @@
+//! Quantised and packed inputs, and those of linear layers.
+
+use rayon::prelude::*;
+
+use crate::cpu::int8::scale::quantize;
+use crate::cpu::scratch::Scratch;
+use crate::cpu::transpose::transpose;
+
+/// Codes in a word, which is kept in the bits of an f32.
+pub(super) const CODES: usize = 4;
+/// Values of a cache line, and of the longest vector.
+const LINE: usize = 16;
+/// Lines transposed per task.
+const LINES: usize = 48;
+
+/// Codes of an input, 128 added.
+#[derive(Clone, Copy)]
+pub(super) struct Packed<'a> {
+    /// `[depth, line]`; each word has four consecutive inputs of a column.
+    pub(super) words: &'a [f32],
+    /// `[line]`
+    pub(super) scales: &'a [f32],
+    /// Distance between lines.
+    pub(super) line: usize,
+}
+
+/// The length of a line for some columns: whole vectors, and an odd number of cache lines, which spreads a column over the
+/// sets of a cache.
+pub(super) fn line_of(columns: usize) -> usize {
+    columns.next_multiple_of(LINE) | LINE
+}
+
+/// Quantises and packs rows of `inputs` values, which become columns.
+pub(super) fn pack<'a>(
+    input: &[f32],
+    inputs: usize,
+    [words, scales, codes]: [&'a mut Scratch; 3],
+) -> Packed<'a> {
+    let (rows, depth) = (input.len() / inputs, inputs.div_ceil(CODES));
+    let line = line_of(rows);
+    let (codes, scales) = (codes.values(rows * depth), scales.values(line));
+    scales[rows..].fill(0.0);
+    let outputs = codes.par_chunks_mut(depth).zip(&mut scales[..rows]);
+    let rows_and_outputs = input.par_chunks(inputs).zip(outputs);
+    rows_and_outputs.for_each(|(row, (codes, scale))| *scale = quantize(row, bytes(codes)));
+    let words = words.values(depth * line);
+    let strips = words.par_chunks_mut(LINES * line).enumerate();
+    strips.for_each(|(strip, lines)| {
+        let size = [rows, lines.len() / line];
+        transpose(&codes[strip * LINES..], depth, size, lines, line);
+    });
+    Packed {
+        words,
+        scales,
+        line,
+    }
+}
+
+/// The bytes of words.
+fn bytes(words: &mut [f32]) -> &mut [u8] {
+    #[allow(unsafe_code, reason = "words are bytes without gaps")]
+    // SAFETY: an f32 is exactly four bytes without padding, and any bytes are an f32.
+    unsafe {
+        std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), size_of_val(words))
+    }
+}

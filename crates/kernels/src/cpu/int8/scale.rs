@@ -1,0 +1,25 @@
+//! The codes of a token.
+
+use crate::cpu::loops::vectorized;
+use crate::int8::{Scale, magnitude, nearest};
+
+/// Makes codes unsigned: adding 128 flips the highest bit.
+const FLIP: u8 = 0x80;
+
+/// The code of a value plus 128.
+#[inline(always)]
+pub(super) fn code(value: f32, factor: f32) -> u8 {
+    nearest(value, factor) ^ FLIP
+}
+
+vectorized! {
+    /// Writes the codes of a row plus 128, and zeros after its end; returns its scale.
+    pub(super) fn quantize(row: &[f32], codes: &mut [u8]) -> f32 {
+        let largest = row.iter().fold(0, |largest, x| magnitude(*x).max(largest));
+        let Scale { scale, factor } = Scale::new(largest);
+        let (codes, rest) = codes.split_at_mut(row.len());
+        codes.iter_mut().zip(row).for_each(|(to, x)| *to = code(*x, factor));
+        rest.fill(0);
+        scale
+    }
+}

@@ -1,0 +1,181 @@
+//! Model folders with weights in int8.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::DType;
+use serde_json::{Value, json};
+use swiftbrush_checkpoint::{
+    Error as FileError, int8_config, is_int8_file, read_json, save_int8, sha256, write_json,
+};
+use swiftbrush_kernels::Int8Weight;
+
+use super::Loader;
+use crate::Error;
+
+/// Names of the components that are copied if the model has them.
+const COPIED: [&str; 4] = ["scheduler", "tokenizer", "taesd", "vae"];
+
+impl Loader {
+    /// Writes the model as a folder in diffusers' layout, with the denoiser and the text encoder in int8; see
+    /// [`Int8Weight`]. The adapters of the loader are merged before. Other components are copied, with
+    /// only the weight files that are loaded. Loading the folder needs no option.
+    ///
+    /// The headers of the two files record the layout of the weights, the hashes of the files that they were made of, and the
+    /// strengths of adapters, under `quantization`, `source` and `adapters`.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check); if the model is a single file or in int8 already; or if `folder` is not empty or cannot be
+    /// written.
+    pub fn quantize(&self, folder: impl AsRef<Path>) -> Result<(), Error> {
+        let (folder, mut loader) = (folder.as_ref(), self.clone());
+        loader.options.int8 = true;
+        loader.check()?;
+        loader.check_quantizable(folder)?;
+        let denoiser = &self.options.denoiser;
+        let unet = folder.join("unet");
+        loader.write_int8(&loader.unet()?, denoiser, &unet, "diffusion_pytorch_model")?;
+        let encoder = folder.join("text_encoder");
+        loader.write_int8(&loader.text_encoder()?, "text_encoder", &encoder, "model")?;
+        for component in COPIED {
+            self.copy_component(component, &folder.join(component))?;
+        }
+        let index = self.model.root().join("model_index.json");
+        match index.is_file() {
+            true => copy(&index, &folder.join("model_index.json")),
+            false => Ok(()),
+        }
+    }
+
+    fn check_quantizable(&self, folder: &Path) -> Result<(), Error> {
+        if self.model.single_file().is_some() {
+            let reason = "a single file; only folders in diffusers' layout can be quantised";
+            return Err(self.contradiction(reason.to_owned()));
+        }
+        for component in [self.options.denoiser.as_str(), "text_encoder"] {
+            if self.is_stored_in_int8(component)? {
+                return Err(self.contradiction(format!("its {component} is in int8 already")));
+            }
+        }
+        match fs::read_dir(folder).map(|mut entries| entries.next().is_some()) {
+            Ok(true) => Err(Error::Model {
+                path: folder.to_owned(),
+                reason: "the folder is not empty; name another one".to_owned(),
+            }),
+            Ok(false) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Writes a network and its configuration.
+    fn write_int8<M: Module>(
+        &self,
+        network: &M,
+        component: &str,
+        folder: &Path,
+        name: &str,
+    ) -> Result<(), Error> {
+        let config = self.model.config(component)?;
+        let config = config.ok_or_else(|| self.contradiction(format!("no {component} config")))?;
+        let mut config: BTreeMap<String, Value> = read_json(config)?;
+        config.insert("quantization_config".to_owned(), int8_config());
+        let path = folder.join(format!("{name}.safetensors"));
+        save_int8(network, path, self.origin(component)?)?;
+        Ok(write_json(folder.join("config.json"), &config)?)
+    }
+
+    /// The entries of a header that name what a network was made of.
+    fn origin(&self, component: &str) -> Result<HashMap<String, String>, Error> {
+        let mut hashes = BTreeMap::new();
+        for path in self.model.weight_files(component) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            hashes.insert(name.into_owned(), sha256(&path)?);
+        }
+        let strengths: Vec<_> = self.adapters.iter().map(|(_, strength)| strength).collect();
+        let entry = |key: &str, value: Value| (key.to_owned(), value.to_string());
+        let mut origin = HashMap::from([
+            ("format".to_owned(), "pt".to_owned()),
+            entry("source", json!(hashes)),
+        ]);
+        if !strengths.is_empty() {
+            origin.extend([entry("adapters", json!(strengths))]);
+        }
+        Ok(origin)
+    }
+
+    /// Copies the configurations, vocabularies and used weights of a component, if there is one.
+    fn copy_component(&self, component: &str, folder: &Path) -> Result<(), Error> {
+        let mut files = self.model.weight_files(component);
+        let source = self.model.path(component);
+        for entry in source.iter().flat_map(fs::read_dir).flatten().flatten() {
+            let path = entry.path();
+            let ending = path.extension().unwrap_or_default();
+            if path.is_file() && (ending == "json" || ending == "txt") && !files.contains(&path) {
+                files.push(path);
+            }
+        }
+        for path in files {
+            copy(&path, &folder.join(path.file_name().unwrap_or_default()))?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether the weights of a component are in int8 in their file.
+    pub(super) fn is_stored_in_int8(&self, component: &str) -> Result<bool, Error> {
+        match self.model.has(component) {
+            true => Ok(is_int8_file(&self.model.weights(component)?)?),
+            false => Ok(false),
+        }
+    }
+
+    /// Returns whether the denoiser or the text encoder is in int8, in its file or by the options.
+    ///
+    /// # Errors
+    ///
+    /// If weights are quantised in an unknown layout.
+    pub fn is_int8(&self) -> Result<bool, Error> {
+        Ok(self.options.int8
+            || self.is_stored_in_int8(&self.options.denoiser)?
+            || self.is_stored_in_int8("text_encoder")?)
+    }
+
+    /// Checks that int8 is possible with the device, the element types and the adapters.
+    pub(super) fn check_int8(&self) -> Result<(), Error> {
+        if !self.is_int8()? {
+            return Ok(());
+        }
+        let refuse = |reason: String| Err(Error::Options(reason));
+        if let Err(error) = Int8Weight::check_device(&self.device) {
+            return refuse(error.to_string());
+        }
+        let wanted = [Some(self.options.dtype), self.options.storage];
+        if let Some(dtype) = wanted
+            .into_iter()
+            .flatten()
+            .find(|&dtype| dtype != DType::F32)
+        {
+            return refuse(format!(
+                "weights in int8 compute in f32; found the element type {dtype:?}"
+            ));
+        }
+        for component in [self.options.denoiser.as_str(), "text_encoder"] {
+            if !self.adapters.is_empty() && self.is_stored_in_int8(component)? {
+                return refuse(format!(
+                    "adapters cannot be merged into weights in int8, which {component} of {} has; quantise the original model \
+                     with them",
+                    self.model.root().display()
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+    let folder = to.parent().unwrap_or(to);
+    let copied = fs::create_dir_all(folder).and_then(|()| fs::copy(from, to));
+    copied.map_err(|error| FileError::write(to, error))?;
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! Whole models in int8: by an option, from a folder, and combinations that are rejected.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, Device, Tensor};
+use swiftbrush_checkpoint::{Archive, read_json, sha256};
+use swiftbrush_kernels::{Int8Weight, is_int8};
+use swiftbrush_lora::AdapterFile;
+use swiftbrush_pipeline::{Error, Loader, Model, Rng, Seeds, TextToImage};
+use swiftbrush_testing::{assert_close, device};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name)
+}
+
+/// A model in f32 with convolutional projections, and one in f16.
+const MODELS: [&str; 2] = ["model", "twins/sd15"];
+
+/// The CPU, whatever device is tested: others do not have int8.
+fn cpu() -> Device {
+    device();
+    Device::flex()
+}
+
+fn loader(path: impl AsRef<Path>) -> Loader {
+    Loader::new(Model::open(path).unwrap(), &cpu())
+}
+
+fn latents(pipeline: &TextToImage) -> Tensor<4> {
+    let request = pipeline
+        .request(["a red circle on a blue background"])
+        .unwrap();
+    let generation = pipeline
+        .generate(&request, &mut Seeds::new(Rng::Cpu, [3]))
+        .unwrap();
+    generation.latents
+}
+
+fn adapter() -> AdapterFile {
+    AdapterFile::open(golden("adapters/diffusers.safetensors")).unwrap()
+}
+
+fn message(result: Result<impl Sized, Error>) -> String {
+    match result {
+        Ok(_) => panic!("it is not rejected"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn a_model_is_quantised_on_loading_and_from_its_folder_alike() {
+    for name in MODELS {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("int8");
+        let exact = latents(&loader(golden(name)).load().unwrap());
+        let option = loader(golden(name)).with_int8();
+        let expected = latents(&option.load().unwrap());
+        assert_close(expected.clone(), exact.clone(), 0.1);
+        assert!(
+            expected.to_data() != exact.to_data(),
+            "nothing is quantised"
+        );
+        loader(golden(name)).quantize(&output).unwrap();
+        for loader in [
+            loader(&output),
+            loader(&output).with_int8(),
+            loader(&output).with_weights_as_stored(),
+        ] {
+            assert!(loader.is_int8().unwrap());
+            assert_close(latents(&loader.load().unwrap()), expected.clone(), 0.0);
+        }
+        assert!(!loader(golden(name)).is_int8().unwrap() && option.is_int8().unwrap());
+    }
+}
+
+#[test]
+fn a_folder_names_its_layout_and_origin() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("int8");
+    let model = golden("twins/sd15");
+    let adapted = loader(&model).with_adapter(adapter(), 0.5);
+    adapted.quantize(&output).unwrap();
+    for (component, file, source) in [
+        (
+            "unet",
+            "diffusion_pytorch_model.safetensors",
+            "diffusion_pytorch_model.fp16.safetensors",
+        ),
+        (
+            "text_encoder",
+            "model.safetensors",
+            "model.fp16.safetensors",
+        ),
+    ] {
+        let folder = output.join(component);
+        let metadata = Archive::open(folder.join(file)).unwrap().metadata();
+        assert_eq!(metadata["quantization"], "int8-per-output-v1");
+        assert_eq!(metadata["adapters"], "[0.5]");
+        let hash = sha256(model.join(component).join(source)).unwrap();
+        assert_eq!(metadata["source"], format!("{{\"{source}\":\"{hash}\"}}"));
+        let config: serde_json::Value = read_json(folder.join("config.json")).unwrap();
+        let method = &config["quantization_config"]["quant_method"];
+        assert_eq!(method, "int8-per-output-v1");
+    }
+    for copied in ["scheduler", "tokenizer", "vae"] {
+        let count = std::fs::read_dir(model.join(copied)).unwrap().count();
+        let found = std::fs::read_dir(output.join(copied)).unwrap().count();
+        assert_eq!(found, count, "{copied}");
+    }
+    assert!(output.join("model_index.json").is_file());
+}
+
+#[test]
+fn first_last_and_time_layers_stay_in_f32() {
+    let unet = loader(golden("model")).with_int8().unet().unwrap();
+    let names = Names::of(&unet);
+    assert!(names.int8.len() > 20 && names.other.iter().all(|name| !names.int8.contains(name)));
+    for name in [
+        "conv_in.weight",
+        "conv_out.weight",
+        "time_embedding.linear_1.weight",
+        "down_blocks.0.resnets.0.time_emb_proj.weight",
+        "down_blocks.0.resnets.0.norm1.weight",
+        "down_blocks.0.resnets.0.conv1.bias",
+    ] {
+        assert!(names.other.iter().any(|other| other == name), "{name}");
+    }
+    for name in [
+        "down_blocks.0.resnets.0.conv1.weight",
+        "mid_block.attentions.0.proj_in.weight",
+        "mid_block.attentions.0.transformer_blocks.0.ff.net.2.weight",
+        "up_blocks.0.upsamplers.0.conv.weight",
+    ] {
+        assert!(names.int8.iter().any(|other| other == name), "{name}");
+    }
+    let names = Names::of(&loader(golden("model")).with_int8().text_encoder().unwrap());
+    let linear = |name: &String| name.contains("_proj.weight") || name.contains(".fc");
+    assert!(!names.int8.is_empty() && names.int8.iter().all(linear));
+    assert!(
+        names
+            .other
+            .iter()
+            .any(|name| name.ends_with("token_embedding.weight"))
+    );
+}
+
+#[derive(Default)]
+struct Names {
+    int8: Vec<String>,
+    other: Vec<String>,
+}
+
+impl Names {
+    fn of<M: burn::module::Module>(module: &M) -> Self {
+        let mut names = Self::default();
+        swiftbrush_checkpoint::visit_named(module, &mut names);
+        names
+    }
+}
+
+impl swiftbrush_checkpoint::NamedVisitor for Names {
+    fn float<const D: usize>(&mut self, name: &str, param: &burn::module::Param<Tensor<D>>) {
+        match is_int8(&param.base()) {
+            true => self.int8.push(name.to_owned()),
+            false => self.other.push(name.to_owned()),
+        }
+    }
+}
+
+#[test]
+fn adapters_are_merged_before_and_rejected_afterwards() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("int8");
+    let adapted = loader(golden("twins/sd15")).with_adapter(adapter(), 1.0);
+    let expected = latents(&adapted.clone().with_int8().load().unwrap());
+    assert_close(expected.clone(), latents(&adapted.load().unwrap()), 0.1);
+    adapted.quantize(&output).unwrap();
+    assert_close(latents(&loader(&output).load().unwrap()), expected, 0.0);
+    let later = loader(&output).load().unwrap();
+    for error in [
+        message(loader(&output).with_adapter(adapter(), 1.0).load()),
+        message(later.with_adapters(&[(&adapter(), 1.0)])),
+    ] {
+        let expected = "adapters cannot be merged into weights in int8";
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn contradictions_are_rejected() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("int8");
+    let original = || loader(golden("model"));
+    original().quantize(&output).unwrap();
+    let check = |loader: Loader, expected: &str| {
+        let error = message(loader.check());
+        assert!(error.contains(expected), "{error}");
+    };
+    check(
+        original().with_int8().with_dtype(DType::F16),
+        "compute in f32; found the element type F16",
+    );
+    check(
+        loader(&output).with_storage(DType::BF16),
+        "found the element type BF16",
+    );
+    let autodiff = Device::flex().autodiff();
+    let elsewhere = Loader::new(Model::open(&output).unwrap(), &autodiff);
+    check(elsewhere, "weights in int8 are not supported on");
+    assert!(Int8Weight::check_device(&autodiff).is_err());
+    let file = Model::open(golden("twins/sd21.safetensors")).unwrap();
+    let file = Loader::new(file.with_configs(golden("twins/sd21")), &cpu());
+    for (result, expected) in [
+        (
+            loader(&output).quantize(folder.path().join("again")),
+            "in int8 already",
+        ),
+        (original().quantize(&output), "the folder is not empty"),
+        (file.quantize(folder.path().join("x")), "a single file"),
+    ] {
+        let error = message(result);
+        assert!(error.contains(expected), "{error}");
+    }
+}
