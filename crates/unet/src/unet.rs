@@ -125,6 +125,7 @@ impl UNet {
     ///
     /// Same as [`from_model`](Self::from_model), or if the device does not compute in int8.
     pub fn from_model_int8(model: &Model, component: &str, device: &Device) -> Result<Self, Error> {
+        swiftbrush_kernels::supports(device)?;
         let config = UNetConfig::from_model(model, component)?;
         let weights = as_diffusers(model.weights(component)?)?;
         load_int8(config.init(device), &weights, Self::is_int8_weight)
