@@ -41,11 +41,11 @@ impl LocalCommunicator {
     pub fn group(size: usize) -> impl Iterator<Item = Self> {
         let mut senders: Vec<Vec<_>> = (0..size).map(|_| Vec::new()).collect();
         let mut receivers: Vec<Vec<_>> = (0..size).map(|_| Vec::new()).collect();
-        for from in 0..size {
-            for receivers in &mut receivers {
+        for to_all in &mut senders {
+            for from_all in &mut receivers {
                 let (sender, receiver) = channel();
-                senders[from].push(sender);
-                receivers.push(receiver);
+                to_all.push(sender);
+                from_all.push(receiver);
             }
         }
         let pairs = senders.into_iter().zip(receivers).enumerate();
