@@ -19,6 +19,16 @@ fn bytes(folder: &Path) -> Vec<u8> {
     std::fs::read(snapshot_path(folder, *steps.last().unwrap())).unwrap()
 }
 
+/// Losses and norms of each step.
+fn log(folder: &Path) -> Vec<[serde_json::Value; 3]> {
+    let text = std::fs::read_to_string(folder.join("log.jsonl")).unwrap();
+    let lines = text.lines().map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        ["losses", "student_norm", "fake_norm"].map(|field| line[field].clone())
+    });
+    lines.collect()
+}
+
 /// Runs `each` on a thread for each rank.
 fn on_ranks<T: Send>(size: usize, each: impl Fn(LocalCommunicator) -> T + Sync) -> Vec<T> {
     let each = &each;
@@ -66,6 +76,7 @@ fn the_number_of_ranks_does_not_change_a_bit() {
                 bytes(folder.path()) == bytes(alone.path()),
                 "{size} ranks: the snapshots differ"
             );
+            assert_eq!(log(folder.path()), log(alone.path()));
         }
     }
 }
