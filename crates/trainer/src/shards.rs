@@ -10,6 +10,10 @@ use swiftbrush_checkpoint::read;
 use crate::parameters::{parameters, with_some};
 use crate::{Communicator, NamedGradients};
 
+/// Elements of other ranks' parameters that are held before they replace a module's, 64 MiB: each replacement visits the whole
+/// module.
+const BLOCK: usize = 1 << 24;
+
 /// The parameters that each rank owns: it sums their gradients, keeps their moments and updates them.
 ///
 /// Ranks own whole parameters, so that norms, moments and their blocks are those of a single process, bit for bit.
@@ -125,15 +129,21 @@ impl Shards {
             .into_iter()
             .map(|parameter| (parameter.name, parameter.read))
             .collect();
+        let (mut others, mut n_held) = (BTreeMap::new(), 0);
         for round in 0..self.n_rounds() {
             let name = self.owned[communicator.rank()].get(round);
             let piece = name.map_or(Vec::new(), |name| own[name]().iter::<f32>().collect());
             let gathered = communicator.gather(piece)?;
-            let others = self.owned.iter().zip(gathered).enumerate();
-            let others = others.filter(|(rank, _)| *rank != communicator.rank());
-            let named =
-                others.filter_map(|(_, (names, values))| Some((names.get(round)?.clone(), values)));
-            module = with_some(module, named.collect());
+            for (rank, (names, values)) in self.owned.iter().zip(gathered).enumerate() {
+                if let Some(name) = names.get(round).filter(|_| rank != communicator.rank()) {
+                    n_held += values.len();
+                    others.insert(name.clone(), values);
+                }
+            }
+            if n_held >= BLOCK || round + 1 == self.n_rounds() {
+                n_held = 0;
+                module = with_some(module, std::mem::take(&mut others));
+            }
         }
         Ok(module)
     }
