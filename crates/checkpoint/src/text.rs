@@ -100,8 +100,8 @@ impl Lines<BufReader<File>> {
     /// # Errors
     ///
     /// If it cannot be opened.
-    pub fn open(path: impl Into<PathBuf>) -> Result<Self, TextError> {
-        let path = path.into();
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, TextError> {
+        let path = path.as_ref().to_owned();
         match File::open(&path) {
             Ok(file) => Ok(Self::new(BufReader::with_capacity(1 << 20, file), path)),
             Err(source) => Err(TextError::Io { path, source }),
@@ -111,10 +111,10 @@ impl Lines<BufReader<File>> {
 
 impl<R: BufRead> Lines<R> {
     /// Reads lines from `reader`; errors name `path`.
-    pub fn new(reader: R, path: impl Into<PathBuf>) -> Self {
+    pub fn new(reader: R, path: impl AsRef<Path>) -> Self {
         Self {
             reader,
-            path: path.into(),
+            path: path.as_ref().to_owned(),
             chunk: Vec::new(),
             start: 0,
             next: 0,

@@ -43,3 +43,8 @@ pub use resampling::{
     Groups, at_infinity, frechet_infinity, half_sample_errors, standard_error, subset,
 };
 pub use score::inception_score;
+
+/// The matrix type of [`Gaussian::covariance`].
+pub use faer::Mat;
+/// The random number generator of [`subset`] and [`Groups::subset`].
+pub use rand_chacha::ChaCha8Rng;

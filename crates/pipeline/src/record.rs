@@ -36,7 +36,7 @@ impl StartRecord {
     /// # Errors
     ///
     /// If it cannot be read, is not a regular file, or is larger than 256 MiB.
-    pub fn of_file(file: impl Into<PathBuf>, strength: f64) -> Result<Self, Error> {
+    pub fn of_file(file: impl AsRef<Path>, strength: f64) -> Result<Self, Error> {
         let FileRecord { file, sha256 } = FileRecord::of_file(file)?;
         Ok(Self {
             file,

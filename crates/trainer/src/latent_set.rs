@@ -95,8 +95,8 @@ impl LatentSet {
     /// # Errors
     ///
     /// If a file is missing, cannot be read, or has other contents than `set.json` says, or there are no entries.
-    pub fn open(folder: impl Into<PathBuf>) -> Result<Self, Error> {
-        let folder = folder.into();
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self, Error> {
+        let folder = folder.as_ref().to_owned();
         let manifest = Manifest::read(&folder)?;
         let shards = manifest.shards.iter().map(|shard| {
             let path = folder.join(&shard.file);
@@ -269,12 +269,12 @@ impl LatentSetWriter {
     ///
     /// If the folder has a finished shard of a set with another kind, size or origin, or cannot be read.
     pub fn open(
-        folder: impl Into<PathBuf>,
+        folder: impl AsRef<Path>,
         kind: LatentKind,
         latents: [usize; 3],
         made_from: BTreeMap<String, String>,
     ) -> Result<Self, Error> {
-        let folder = folder.into();
+        let folder = folder.as_ref().to_owned();
         let mut manifest = Manifest {
             format: FORMAT.to_owned(),
             kind,

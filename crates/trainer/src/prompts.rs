@@ -3,7 +3,7 @@ mod file;
 mod index;
 mod permutation;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use swiftbrush_checkpoint::TextError;
@@ -46,9 +46,9 @@ pub struct PromptFile {
 
 impl PromptFile {
     /// A file whose prompts appear once in each epoch.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
+    pub fn new(path: impl AsRef<Path>) -> Self {
         Self {
-            path: path.into(),
+            path: path.as_ref().to_owned(),
             key: None,
             weight: 1.0,
         }
@@ -129,7 +129,7 @@ impl Prompts {
     /// # Errors
     ///
     /// As [`open_files`](Self::open_files).
-    pub fn open(path: impl Into<PathBuf>, seed: u64) -> Result<Self, Error> {
+    pub fn open(path: impl AsRef<Path>, seed: u64) -> Result<Self, Error> {
         Self::open_files(&[PromptFile::new(path)], seed)
     }
 

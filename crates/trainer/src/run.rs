@@ -98,11 +98,11 @@ impl Run {
     pub fn open(
         distiller: Distiller,
         prompts: impl PromptSource + 'static,
-        folder: impl Into<PathBuf>,
+        folder: impl AsRef<Path>,
         accepted: &[String],
     ) -> Result<Self, Error> {
         distiller.check_latents()?;
-        let folder = folder.into();
+        let folder = folder.as_ref().to_owned();
         let (mut lock, mut last) = (None, None);
         if distiller.rank() == 0 {
             lock = Some(self::lock(&folder)?);

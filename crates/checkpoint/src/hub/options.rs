@@ -62,10 +62,10 @@ pub struct Hub {
 
 impl Hub {
     /// Creates a client of the public hub with this cache folder and without a token.
-    pub fn new(cache: impl Into<PathBuf>) -> Self {
+    pub fn new(cache: impl AsRef<Path>) -> Self {
         Self {
             endpoint: ENDPOINT.to_owned(),
-            cache: cache.into(),
+            cache: cache.as_ref().to_owned(),
             token: None,
             offline: false,
             symlinks: true,

@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,8 +22,8 @@ impl FileRecord {
     /// # Errors
     ///
     /// If it cannot be read, is no regular file, or is larger than 256 MiB.
-    pub fn of_file(file: impl Into<PathBuf>) -> Result<Self, Error> {
-        let file = file.into();
+    pub fn of_file(file: impl AsRef<Path>) -> Result<Self, Error> {
+        let file = file.as_ref().to_owned();
         let sha256 = hash_of(&file, MAX_FILE)?;
         Ok(Self { file, sha256 })
     }
