@@ -24,6 +24,8 @@ pub mod image_to_image {}
 pub mod negative_prompts {}
 
 #[cfg(feature = "paint")]
+// rustdoc has no place for images: the first definition of the link wins, here inline, and the file's own elsewhere.
+#[doc = include_str!("../guide/edit.base64")]
 #[doc = include_str!("../guide/edit.md")]
 pub mod edit {}
 
