@@ -15,10 +15,10 @@ use examples_common::{enlargement, mask as mask_of, read_image, read_mask, shrun
 /// The arguments of edits and masks.
 #[derive(Debug, Args)]
 pub(crate) struct EditArgs {
-    /// Picture to edit instead of generating one: the prompt says what it shall show. Needs a one-step model
+    /// Picture to edit instead of generating one: the prompt describes the result. Needs a one-step model
     #[arg(long, conflicts_with_all = ["image", "noise", "previews", "low_memory"])]
     pub(crate) edit: Option<PathBuf>,
-    /// Prompt of the picture to edit, as whole as the other one [default: that of the picture's own record]
+    /// Prompt that describes all of the picture to edit [default: that of the picture's own record]
     #[arg(long, requires = "edit")]
     from: Option<String>,
     /// Grey picture of the size of --edit or --image: black is kept to the byte, white may change
@@ -36,13 +36,13 @@ pub(crate) struct EditArgs {
     /// Distance of the earlier time [default: 0.15]
     #[arg(long, requires = "edit", conflicts_with = "one_time")]
     edit_delta: Option<f64>,
-    /// Size of the change: lower is timid, higher spills [default: 1]
+    /// Size of the change: too low changes too little, too high spills over [default: 1]
     #[arg(long, requires = "edit")]
     edit_step: Option<f64>,
     /// Noises over which an edit is averaged, 1 to 64 [default: 1]
     #[arg(long, requires = "edit")]
     edit_noises: Option<usize>,
-    /// Leaves out the second call, which draws the fine detail and changes more of the picture
+    /// Skips the second call, which draws fine detail and changes more of the picture
     #[arg(long, requires = "edit")]
     no_refinement: bool,
     /// Share of the refinement in the result, 0 to 1 [default: 1]

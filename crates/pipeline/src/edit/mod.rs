@@ -1,6 +1,6 @@
 //! Editing an image in one call: ChordEdit.
 //!
-//! An [`Edit`] names an image, a prompt of what it shows and a prompt of what it shall show;
+//! An [`Edit`] holds an image, a source prompt that describes it, and a target prompt that describes the result;
 //! [`TextToImage::edit`](crate::TextToImage::edit) carries it out. The model is not trained for it and the image is not
 //! inverted: the clean latents that a one-step model expects under both prompts are compared, from the same noise, and
 //! the image is moved by the difference ([`Chord`]).
@@ -41,7 +41,7 @@ pub(crate) use run::{check, check_calls};
 
 use crate::{Error, Method, Picture};
 
-/// Images to edit, each with a prompt of what it shows and of what it shall show.
+/// Images to edit, each with a source and a target prompt.
 ///
 /// The two prompts should be whole descriptions that differ in the edit alone. Poses, and objects that appear or
 /// disappear, change badly.

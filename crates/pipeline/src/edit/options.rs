@@ -15,7 +15,7 @@ pub struct Options {
     /// Distance to the other time, δ, which carries the weight t/(t+δ). 0 compares at one time alone, in half the
     /// samples.
     pub delta: f64,
-    /// Factor of the field, λ: lower is timid, higher spills beyond the edit.
+    /// Factor of the field, λ: too low changes too little, too high spills beyond the edit.
     pub step: f64,
     /// Number of noises, over which the field is averaged.
     pub noises: usize,
