@@ -9,7 +9,7 @@
 //! | [adapters](guide::adapters) | LoRA: apply, combine, convert, attach |
 //! | [image to image](guide::image_to_image) | start from an image |
 //! | [negative prompts](guide::negative_prompts) | keep things out of images, in one network call |
-//! | [edit](guide::edit) | change one thing of an image; masks |
+//! | [edit](guide::edit) | change one thing in an image; masks |
 #![cfg_attr(
     feature = "train",
     doc = "| [distil](guide::distil) | train a one-step student from prompts |"
