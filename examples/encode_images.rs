@@ -1,6 +1,6 @@
 //! Encodes images with captions, once, for the regularisation `[denoise]` of a recipe.
 //!
-//! The same command continues a run that was stopped.
+//! The same command resumes a run that was stopped.
 //!
 //! ```sh
 //! cargo run --release --example encode_images -- --model sd21-base --images photos --output latents

@@ -1,6 +1,6 @@
 //! Writes pairs of noise and a teacher's latents for the regularisation `[pairs]` of a recipe.
 //!
-//! Each pair depends only on the seed and its number, so the same command continues a run that was stopped.
+//! Each pair depends only on the seed and its number, so the same command resumes a run that was stopped.
 //!
 //! ```sh
 //! cargo run --release --example make_pairs -- --model sd21-base --prompts laion.txt --count 200000 --output pairs
@@ -55,7 +55,7 @@ struct Args {
     /// Seed of the noise, and of the order of the prompts.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Number of pairs that are generated at once.
+    /// Number of pairs generated at once.
     #[arg(long, default_value_t = 1)]
     batch: usize,
 }

@@ -13,7 +13,7 @@ use examples_common::{grid, pictures, write_png};
 /// Columns of a contact sheet of previews.
 const COLUMNS: usize = 4;
 
-/// Writes images to the folder of a run; a failure is logged and stops nothing.
+/// Writes images to the folder of a run; a failure is logged and does not stop the run.
 pub(crate) struct Images {
     folder: PathBuf,
     /// `None` if the recipe has no images.

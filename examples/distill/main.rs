@@ -100,10 +100,10 @@ struct TrainArgs {
     /// Device to compute on.
     #[arg(long, default_value = examples_common::DEVICES[0])]
     device: String,
-    /// Memory of the device in GiB [default: what the system reports as available, on a CPU].
+    /// Memory of the device in GiB [default on a CPU: what the system reports as available].
     #[arg(long)]
     memory: Option<f64>,
-    /// Prints the memory that the run will take, without training.
+    /// Prints the memory that the run needs, without training.
     #[arg(long)]
     dry_run: bool,
 }
@@ -198,7 +198,7 @@ fn train(args: &TrainArgs) -> Result<()> {
     finish(&run, &student, args)
 }
 
-/// Opens the prompts and prints what each file has.
+/// Opens the prompts and prints a summary of each file.
 fn open_prompts(args: &TrainArgs, seed: u64) -> Result<Prompts> {
     let files = args.prompts.iter().map(|text| {
         let (path, weight) = with_weight(text)?;

@@ -92,7 +92,7 @@ impl Observer for Progress {
     }
 }
 
-/// Scores of a look in one line.
+/// Scores of a watcher report in one line.
 fn look(report: &WatchReport) -> String {
     let mut parts = vec![format!("diversity {:.3}", report.diversity)];
     parts.extend(

@@ -167,7 +167,7 @@ enum Command {
     Negatives(negatives::Options),
     /// Tune a student towards its own best images, ranked by the scorer.
     Prefer(prefer::Options),
-    /// Edit images of the shipped model in every way, and score the results.
+    /// Edit images of the shipped model with every method, and score the results.
     Edits(edits::Command),
     /// Average two denoisers: λ·A + (1−λ)·B.
     Merge {

@@ -1,4 +1,4 @@
-//! Negative prompts in one network call: what they keep out of the images, and what that costs.
+//! Measures negative prompts in one network call: what they remove from images, and what that costs.
 
 use std::ops::ControlFlow;
 use std::str::FromStr;
@@ -20,7 +20,7 @@ use crate::world::{COLORS, HeldOut, SHAPES, Scene};
 
 /// Images in a batch.
 const BATCH: usize = 64;
-/// Objects that are searched in an image, one more than a caption has.
+/// Maximum number of objects to find in an image, one more than in a caption.
 const OBJECTS: usize = 3;
 
 /// Denoiser, captions and methods of a measurement.
@@ -48,11 +48,11 @@ enum Wording {
     /// The unwanted thing alone, as users write it: "star".
     Word,
     /// The caption with the unwanted thing in it: "a red star on a blue background", for "a red circle on a blue
-    /// background". The text encoder knows captions only.
+    /// background". The text encoder was trained only on captions.
     Caption,
 }
 
-/// A way in which a negative prompt acts.
+/// A method of applying a negative prompt.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Steering {
     Attention(NegativeMethod),
@@ -167,7 +167,7 @@ impl Row {
             Self::Shape => "another shape",
             Self::UnseenShape => "another shape, held-out pair",
             Self::Color => "another colour",
-            Self::OpenGround => "ground of a prompt without one",
+            Self::OpenGround => "background, if the prompt names none",
             Self::NamedShape => "a shape of the caption",
         }
     }

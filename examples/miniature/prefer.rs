@@ -151,7 +151,7 @@ fn features(clip: &Clip, decoder: &AutoencoderTiny, latents: Tensor<4>) -> Vec<T
     vec![clip.embed_image_states(states), areas]
 }
 
-/// Means of the states of each area of 4×4 patches, `[images, areas · width]`; the class token is left out.
+/// Means of the states of each area of 4×4 patches, `[images, areas · width]`, without the class token.
 fn by_area(states: Tensor<3>) -> Tensor<2> {
     let [images, tokens, width] = states.dims();
     let side = (tokens - 1).isqrt();

@@ -29,7 +29,7 @@ use examples_common::{
 /// Generates pictures again from their records, and compares them.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Pictures of `generate`
+    /// Pictures written by `generate`
     #[arg(required = true)]
     pictures: Vec<PathBuf>,
     /// Model, if it has moved or the record contains only its name

@@ -16,7 +16,7 @@ use crate::named::{NamedMapper, NamedVisitor, map_named, visit_named};
 use crate::weights::Weights;
 use crate::write::{LazyTensor, write_tensors};
 
-/// Added to the name of a weight, it names its scales.
+/// Suffix of a weight's name that gives the name of its scales.
 const SCALE: &str = "_scale";
 /// Key of the layout in the header of a file.
 const KEY: &str = "quantization";
@@ -33,7 +33,7 @@ pub fn int8_config() -> Value {
 ///
 /// # Errors
 ///
-/// If the header names an unknown layout, or tensors in I8 or scales are there without a layout in the header.
+/// If the header names an unknown layout, or the file has scales or tensors in I8 without a layout in the header.
 pub fn is_int8_file(weights: &Weights) -> Result<bool, Error> {
     let failed = |reason: String| Err(unreadable(weights.path(), reason));
     match weights.metadata().get(KEY).map(String::as_str) {
@@ -58,13 +58,14 @@ pub fn is_int8_file(weights: &Weights) -> Result<bool, Error> {
     }
 }
 
-/// Loads the parameters of a module by name, strictly, with the weights that `is_int8` selects by name and shape in int8, and
-/// everything else in f32. Weights in f32, f16 or bf16 are quantised; a file of [`save_int8`] is read as it is.
+/// Loads the parameters of a module by name, strictly, with the weights that `is_int8` selects by name and shape in
+/// int8, and everything else in f32. Weights in f32, f16 or bf16 are quantised; a file written by [`save_int8`] is read
+/// as it is.
 ///
 /// # Errors
 ///
-/// As [`load`](crate::load); if a file in int8 has other weights in int8 than the selected ones; or if the device does not
-/// compute in int8.
+/// Same as [`load`](crate::load), or if the weights in int8 in the file are not the selected ones, or the device does
+/// not compute in int8.
 pub fn load_int8<M: Module>(
     module: M,
     weights: &Weights,
@@ -125,7 +126,7 @@ fn unreadable(path: &Path, reason: String) -> Error {
     }
 }
 
-/// Quantises the weights of a module that `is_int8` selects by name and shape, as they are without adapters.
+/// Quantises the weights of a module that `is_int8` selects by name and shape, without their adapters.
 ///
 /// # Errors
 ///
@@ -216,7 +217,7 @@ pub fn save_int8<M: Module>(
     write_tensors(path, tensors.0, metadata)
 }
 
-/// The same values in f16, if they have them; otherwise in f32.
+/// The values in f16 if that is exact, otherwise in f32.
 fn narrowed(data: TensorData) -> TensorData {
     let data = converted(data, DType::F32);
     let Ok(values) = data.as_slice::<f32>() else {

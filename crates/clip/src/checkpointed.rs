@@ -13,8 +13,8 @@ pub struct CheckpointedEmbedding {
 }
 
 impl Clip {
-    /// [`embed_images`](Self::embed_images) for a backward pass with little memory: it runs without a graph and keeps only
-    /// the inputs of the vision tower's layers, which [`CheckpointedEmbedding::backward`] runs again.
+    /// [`embed_images`](Self::embed_images) for a memory-efficient backward pass: it runs without a graph and keeps
+    /// only the inputs of the vision tower's layers, which [`CheckpointedEmbedding::backward`] runs again.
     ///
     /// The network is frozen and on an autodiff device; images have no graph.
     ///

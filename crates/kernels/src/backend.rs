@@ -8,8 +8,8 @@ use crate::composed;
 use crate::dynamic_map::DynamicMap;
 use crate::options::{AdamWUpdate, Extras, GroupNormOptions, Mask, Window};
 
-/// The reason why int8 has no composed operations: burn's integers of GPUs multiply no faster than floats, and autodiff would
-/// drop the gradient of the input.
+/// The reason why int8 has no composed operations: integer products on burn's GPU backends are no faster than
+/// floating-point ones, and autodiff would drop the gradient of the input.
 const NO_INT8: &str = "weights in int8 need burn's CPU backend, without autodiff";
 
 /// The operations. Every method has a default body that works on all backends. Arithmetic is in the element type of the

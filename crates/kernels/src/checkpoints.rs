@@ -5,8 +5,8 @@ use burn::tensor::Tensor;
 /// The inputs of the links of a chain, kept by a forward pass without a graph: gradient checkpointing (Chen et al.,
 /// arXiv 1604.06174).
 ///
-/// The backward pass runs each link again with a graph, last first, so at no time is there a graph of more than one
-/// link. It yields the gradient of the chain's input; parameters are frozen.
+/// The backward pass runs each link again with a graph, last first, so the graph never spans more than one link. It
+/// yields the gradient of the chain's input; parameters are frozen.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};

@@ -7,15 +7,16 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::backend::Kernels;
 
-/// A weight in int8: a code of −127 to 127 for each value and a scale in f32 for each output, the first axis. A value is
-/// `code · scale`.
+/// A weight in int8: one code from −127 to 127 per value and one f32 scale per output, the first axis. A value is `code
+/// · scale`.
 ///
 /// The scale of an output is its largest magnitude over 127, and codes are rounded to nearest, ties to even. With such a weight,
 /// [`Linear`](crate::Linear) and [`Conv2d`](crate::Conv2d) quantise their input in the same way when they are called: each token
 /// of a linear layer, or each pixel of a convolution over its channels, has a scale of its own. Products are summed in i32
 /// without rounding. A NaN or an infinity in the input makes the outputs that depend on it NaN.
 ///
-/// Only burn's CPU backend computes with such weights, for inputs in f32 and without autodiff. Operations of burn on them panic.
+/// Only burn's CPU backend computes with such weights, for inputs in f32 and without autodiff. burn's own operations
+/// panic on them.
 ///
 /// # Examples
 ///
@@ -43,7 +44,7 @@ pub struct Int8Weight {
     scales: TensorData,
 }
 
-/// The reason why values are not a weight in int8.
+/// The reason why values cannot be a weight in int8.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Int8Error {
@@ -227,7 +228,7 @@ pub fn is_int8<const D: usize>(weight: &Tensor<D>) -> bool {
     matches!(weight.dtype(), DType::QFloat(_))
 }
 
-/// Most inputs for which sums fit an i32: each adds up to 255 · 127.
+/// Maximum number of inputs for which sums fit an i32: each adds up to 255 · 127.
 const MOST_INPUTS: usize = 1 << 16;
 
 fn check_shape(weight: &TensorData) -> Result<Vec<usize>, Int8Error> {
@@ -282,7 +283,7 @@ fn quantize_row(values: &[f32], codes: &mut [i8]) -> f32 {
 const LARGEST: f32 = 127.0;
 /// Added to a value below 2²², it leaves the nearest integer, ties to even, in the lowest bits: 1.5 · 2²³.
 const ROUNDER: f32 = 12_582_912.0;
-/// Largest magnitude up to which values count as zero: above it, the scale is a normal number and its reciprocal finite.
+/// Largest magnitude that counts as zero: above it, the scale is a normal number and its reciprocal is finite.
 const NEGLIGIBLE: f32 = LARGEST * f32::MIN_POSITIVE;
 
 /// The scale of some values, and the factor that turns them into codes.
@@ -306,7 +307,7 @@ impl Scale {
     }
 }
 
-/// The bits of a magnitude: they are ordered as the magnitudes are, with infinities and NaNs last.
+/// The bits of a magnitude, which have the same order as magnitudes, with infinities and NaNs last.
 #[inline(always)]
 pub(crate) fn magnitude(value: f32) -> u32 {
     value.to_bits() & 0x7fff_ffff

@@ -7,8 +7,8 @@ use crate::DynamicMap;
 use crate::backend::Kernels;
 use crate::options::QUANTIZED_BLOCK;
 
-/// Values in 8 bits, quantised in blocks of 256: a code of a [`DynamicMap`] for each and the largest magnitude of each
-/// block, as bitsandbytes stores the moments of its optimisers (Dettmers et al., arXiv 2110.02861).
+/// Values in 8 bits, quantised in blocks of 256: one code of a [`DynamicMap`] per value and the largest magnitude of
+/// each block, like the moments of bitsandbytes' optimisers (Dettmers et al., arXiv 2110.02861).
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};

@@ -40,7 +40,7 @@ impl Plan {
     }
 }
 
-/// Latents before the first call, and what a mask keeps.
+/// Latents before the first call, and the latents that a mask keeps.
 pub(crate) struct Begun {
     latents: Tensor<4>,
     kept: Option<Kept>,
@@ -69,7 +69,8 @@ const FILLING: f64 = 0.8;
 /// Largest share of an image that a single call may fill.
 const LARGEST_HOLE: f64 = 1.0 / 16.0;
 
-/// Fails for large holes in a single call: noise knows nothing of the surroundings, and no later step mends it.
+/// Fails for large holes in a single call, which sees noise instead of the surroundings and has no later step to
+/// correct it.
 fn check_filling(start: &Start, plan: &Plan) -> Result<(), Error> {
     let Some(mask) = &start.mask else {
         return Ok(());
@@ -297,7 +298,7 @@ impl Denoising<'_> {
     }
 }
 
-/// Checks that the negative prompt acts, and in one way.
+/// Checks that the negative prompt has an effect, through one method only.
 fn check_negative(request: &Request) -> Result<(), String> {
     let (guidance, method) = (request.guidance, request.effective_negative_method());
     match method {

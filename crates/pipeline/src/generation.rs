@@ -14,7 +14,7 @@ pub struct Generation {
     pub conditioning: Conditioning,
     /// Deviations from the request, such as truncated prompts.
     pub warnings: Vec<Warning>,
-    /// The mask of an edit or of image to image, outside which the images are the originals.
+    /// The mask of an edit or of image to image, outside which the originals are kept.
     pub mask: Option<Mask>,
 }
 

@@ -17,7 +17,7 @@ const PARALLEL: f64 = 0.9995;
 ///
 /// # Panics
 ///
-/// If the shapes differ, or there is not a share per sample.
+/// If the shapes differ, or the number of shares is not the number of samples.
 ///
 /// # References
 ///
@@ -93,7 +93,7 @@ impl Conditioning {
     ///
     /// # Errors
     ///
-    /// If a share is not from 0 to 1, or either side has another number of prompts than one or the number of shares.
+    /// If a share is not from 0 to 1, or the number of prompts on either side is neither one nor the number of shares.
     pub fn interpolate(&self, to: &Self, shares: &[f64]) -> Result<Self, Error> {
         if let Some(share) = shares.iter().find(|share| !(0.0..=1.0).contains(*share)) {
             let text = format!("share {share} between two prompts; expected 0 to 1");

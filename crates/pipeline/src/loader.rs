@@ -83,9 +83,9 @@ impl Loader {
         self
     }
 
-    /// Quantises the denoiser and the text encoder to int8 when they are loaded, which on a CPU takes a quarter of the memory
-    /// of f32 and less time; see [`Int8Weight`](swiftbrush_kernels::Int8Weight). Adapters are merged before. Models that are in
-    /// int8 in their files need no option.
+    /// Quantises the denoiser and the text encoder to int8 while loading, which on a CPU takes a quarter of the memory
+    /// of f32 and less time; see [`Int8Weight`](swiftbrush_kernels::Int8Weight). Adapters are merged first. Models
+    /// stored in int8 need no option.
     pub fn with_int8(mut self) -> Self {
         self.options.int8 = true;
         self

@@ -7,7 +7,7 @@ use crate::Error;
 /// Default of [`Mask::feather`].
 const FEATHER: f64 = 0.5;
 
-/// The share of change of each pixel: 0 keeps it to the byte, 1 replaces it.
+/// The share by which each pixel may change: 0 keeps every byte, 1 replaces the pixel.
 ///
 /// ```
 /// use burn::tensor::Device;
@@ -23,12 +23,12 @@ const FEATHER: f64 = 0.5;
 pub struct Mask {
     /// `[batch, 1, height, width]` of the image, 0…1, f32; a batch of 1 holds for all images.
     pub pixels: Tensor<4>,
-    /// Standard deviation of the Gaussian that softens the mask in latents, in latents; 0 for none.
+    /// Standard deviation, in latents, of the Gaussian that softens the mask of the latents; 0 for none.
     pub feather: f64,
 }
 
 impl Mask {
-    /// A mask with the default feather, half a latent.
+    /// Creates a mask with the default feather, half a latent.
     ///
     /// # Shapes
     ///
@@ -40,7 +40,7 @@ impl Mask {
         }
     }
 
-    /// One mask for all images, of a grey picture: black keeps, white changes.
+    /// Creates one mask for all images from a greyscale picture: black keeps, white changes.
     ///
     /// # Errors
     ///
@@ -62,13 +62,13 @@ impl Mask {
         Ok(Self::new(Tensor::from_data(pixels, device)))
     }
 
-    /// Sets the standard deviation of the Gaussian that softens the mask in latents.
+    /// Sets the standard deviation, in latents, of the Gaussian that softens the mask of the latents.
     pub fn with_feather(mut self, feather: f64) -> Self {
         self.feather = feather;
         self
     }
 
-    /// Mean share of change, over all images.
+    /// Mean of the mask over all images.
     pub fn share(&self) -> f64 {
         f64::from(self.pixels.clone().mean().into_scalar::<f32>())
     }

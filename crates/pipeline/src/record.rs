@@ -95,7 +95,7 @@ pub struct Record {
     /// The image that generation started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<StartRecord>,
-    /// The edit that made the image of another one.
+    /// The edit that produced the image from another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edit: Option<EditRecord>,
     /// The other end of an animation.
@@ -142,8 +142,8 @@ const PARAMETERS: &str = "parameters";
 const MAX_RECORD: usize = 1 << 20;
 
 impl Record {
-    /// The record of image `index` of a request that a pipeline generates with the noise of `seed`. Hashes, the image
-    /// to start from, the device's name and the generator (native here) are the caller's to add.
+    /// The record of image `index` of a request that a pipeline generates with the noise of `seed`. The caller adds
+    /// hashes, the start image, the device's name and the generator (native here).
     ///
     /// # Panics
     ///
@@ -203,8 +203,8 @@ impl Record {
         format!("swiftbrush {}", env!("CARGO_PKG_VERSION"))
     }
 
-    /// The request for this image, without its start image. An edit is none, and an image of an animation needs
-    /// the other end too ([`Conditioning::interpolate`](crate::Conditioning::interpolate)).
+    /// The request for this image, without its start image. It does not reproduce an edit, and for an image of an
+    /// animation the other end is needed too ([`Conditioning::interpolate`](crate::Conditioning::interpolate)).
     pub fn request(&self) -> Request {
         let [height, width] = self.size;
         let mut request = Request::new([self.prompt.as_str()])

@@ -233,9 +233,9 @@ impl Request {
         self.guidance > 1.0
     }
 
-    /// The method that applies the negative prompt in cross-attention: the request's own, or [`NegativeMethod::NASA`] if
-    /// there is a negative prompt, no guidance and a single network call. `None` leaves it to guidance, which one-step
-    /// models do not have.
+    /// The method that applies the negative prompt in cross-attention: the request's own, or [`NegativeMethod::NASA`]
+    /// if there is a negative prompt, no guidance and a single network call. `None` leaves it to guidance, which
+    /// one-step models do not use.
     pub fn effective_negative_method(&self) -> Option<NegativeMethod> {
         let is_default = !self.is_guided()
             && !self.negative_prompt.is_empty()

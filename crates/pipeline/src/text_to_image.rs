@@ -45,7 +45,8 @@ pub fn one_step(
     one_step_with(predict, schedule, noise, dtype)
 }
 
-/// [`one_step`] of any network; `predict` takes noisy latents in the element type `dtype` and timesteps, as [`UNet::forward`].
+/// [`one_step`] of any network; like [`UNet::forward`], `predict` takes noisy latents in the element type `dtype`, and
+/// timesteps.
 pub fn one_step_with(
     predict: impl FnOnce(Tensor<4>, Tensor<1>) -> Tensor<4>,
     schedule: &NoiseSchedule,

@@ -18,9 +18,9 @@ const LEAST_SQUARE: f64 = 1e-12;
 pub struct DriftTargets {
     /// Preferred samples, `[n, width]`, without autodiff.
     pub positives: Tensor<2>,
-    /// Rejected samples, `[n, width]`, without autodiff. The own samples repel each other beside them.
+    /// Rejected samples, `[n, width]`, without autodiff. The student's own samples also repel each other.
     pub negatives: Option<Tensor<2>>,
-    /// Weight of either beside the own samples, whose weight is 1.
+    /// Weight of either, relative to the student's own samples.
     pub weight: f64,
 }
 

@@ -36,7 +36,7 @@ pub enum AverageStorage {
     Device,
     /// The host's. On a CPU that is the same memory.
     Host,
-    /// A file without a name in the folder of the run, which every update of the student reads and writes in full.
+    /// An unnamed temporary file in the folder of the run, which every update of the student reads and writes in full.
     File,
 }
 
@@ -80,7 +80,7 @@ impl Ema {
         Self { place, ..self }
     }
 
-    /// Keeps the averages in a file without a name in a folder, from the next update on.
+    /// Keeps the averages in an unnamed temporary file in a folder, from the next update on.
     pub fn in_folder(self, folder: &Path) -> Self {
         let place = Place::Folder(folder.to_owned());
         Self { place, ..self }

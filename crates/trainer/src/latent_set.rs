@@ -94,7 +94,7 @@ impl LatentSet {
     ///
     /// # Errors
     ///
-    /// If a file is missing, cannot be read, or has other contents than `set.json` says, or there are no entries.
+    /// If a file is missing, cannot be read, or does not match `set.json`, or there are no entries.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self, Error> {
         let folder = folder.as_ref().to_owned();
         let manifest = Manifest::read(&folder)?;

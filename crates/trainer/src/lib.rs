@@ -1,13 +1,13 @@
 //! SwiftBrush v2: distils a diffusion model into a one-step student, using only prompts.
 //!
 //! A [`Distiller`] holds the student, the fake teacher that tracks it, and their optimisers; its
-//! [`step`](Distiller::step) is the algorithm (arXiv 2408.14176, §3 and §4). A [`Run`] adds snapshots, a
-//! log and previews on disk. [`losses`] are pure functions that need neither; a [`Reward`] adds your own
-//! loss, a [`PromptSource`] your own source of prompts, and an [`Observer`] sees the steps, previews, looks and snapshots of a
-//! run.
+//! [`step`](Distiller::step) is the algorithm (arXiv 2408.14176, §3 and §4). A [`Run`] adds snapshots, a log and
+//! previews on disk. [`losses`] are pure functions that need neither; a [`Reward`] adds your own loss, a
+//! [`PromptSource`] your own source of prompts, and an [`Observer`] receives the steps, previews, watcher reports and
+//! snapshots of a run.
 //!
 //! A [`PreferenceTuner`] is a second algorithm: it tunes a finished student by the ranks that a [`Judge`] gives to its
-//! samples (DrPO), without a gradient of the reward.
+//! samples (DrPO), so the reward needs no gradient.
 //!
 //! A run can be killed at any moment: random numbers depend only on seed and step, and a [`Snapshot`]
 //! holds everything else, so a resumed run ends with the same weights as one that was never killed, bit

@@ -337,7 +337,7 @@ pub(crate) fn clip_cosines(
 ///
 /// # Shapes
 ///
-/// As [`clip_loss`].
+/// Same as [`clip_loss`].
 pub fn clip_loss_checkpointed(
     clip: &Clip,
     decoder: &AutoencoderTiny,
@@ -360,7 +360,7 @@ pub fn clip_loss_checkpointed(
     with_gradient(latents, loss.inner(), decoding.backward(decoder, grad))
 }
 
-/// A loss of which value and gradient are known, on the graph of the latents.
+/// A loss with known value and gradient, attached to the graph of the latents.
 ///
 /// # Shapes
 ///

@@ -13,8 +13,8 @@ use crate::{AverageStorage, Error, FrozenStorage, MomentStorage, Networks, Recip
 
 use activations::Activations;
 
-/// The memory that a run will take, part by part, computed from its recipe and the shapes of its networks. [`Display`](fmt::Display)
-/// prints it as a table.
+/// The memory that a run needs, part by part, computed from its recipe and the shapes of its networks.
+/// [`Display`](fmt::Display) prints it as a table.
 ///
 /// Weights, gradients, moments and averages are exact. Activations are counted from the tensors that backward passes keep;
 /// scratch memory of operations and the allocator's overhead are not included.
@@ -39,7 +39,7 @@ pub struct MemoryPlan {
 pub struct MemoryPart {
     /// Name of the part.
     pub name: &'static str,
-    /// The setting that it depends on most.
+    /// The setting that has the largest effect on it.
     pub setting: String,
     /// Bytes on the device.
     pub bytes: u64,
@@ -48,7 +48,7 @@ pub struct MemoryPart {
 /// A change of a recipe that saves memory.
 type Saving = (&'static str, fn(&mut Recipe));
 
-/// Changes that save memory, those that cost least first.
+/// Changes that save memory, cheapest first.
 const SAVINGS: [Saving; 6] = [
     ("averages = \"file\"", |recipe| {
         recipe.averages = AverageStorage::File;
@@ -283,7 +283,8 @@ fn moments(size: u64, storage: MomentStorage) -> u64 {
     }
 }
 
-/// Bytes of the activations of the pass that keeps most: the student's with CLIP's and its decoder's, or the fake teacher's.
+/// Bytes of activations in the pass that keeps the most: the student's with CLIP and its decoder, or the fake
+/// teacher's.
 fn activations(
     recipe: &Recipe,
     networks: &Networks,

@@ -69,7 +69,7 @@ impl Networks {
     }
 
     /// Loads the denoiser `component` of two models, with tokenizer and text encoder of the teacher
-    /// and each scheduler. Weights that the recipe freezes are stored as it says, one network after the other.
+    /// and each scheduler. Weights that the recipe freezes are stored as the recipe says, one network after the other.
     ///
     /// # Errors
     ///

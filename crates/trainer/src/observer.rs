@@ -2,7 +2,7 @@ use std::ops::ControlFlow;
 
 use crate::{Error, Event};
 
-/// A listener to the events of a run: steps, previews, looks of the watcher and snapshots. [`Run::train`](crate::Run::train)
+/// A listener to the events of a run: steps, previews, watcher reports and snapshots. [`Run::train`](crate::Run::train)
 /// takes one; [`Observers`] combines several.
 ///
 /// A closure is an observer, too: `run.train(|event: &Event| …)`.

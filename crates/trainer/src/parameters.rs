@@ -90,7 +90,7 @@ pub(crate) fn with_trained<M: Module>(
     })
 }
 
-/// Replaces some parameters of a module by other values of the same shape and dtype.
+/// Replaces some parameters of a module with other values of the same shape and dtype.
 pub(crate) fn with_some<M: Module>(module: M, values: BTreeMap<String, Vec<f32>>) -> M {
     module.map(&mut Replace {
         path: ModulePath::default(),

@@ -17,7 +17,7 @@ use crate::{
     Random, Snapshot, Student, Threads, drift_loss,
 };
 
-/// A reward of images that need not have a gradient: a score of a network, a program, a person.
+/// A reward for images that needs no gradient: the score of a network, a program or a person.
 pub trait Judge: std::fmt::Debug + Send + Sync {
     /// One score for each image of a prompt; only their order matters.
     ///
@@ -27,15 +27,15 @@ pub trait Judge: std::fmt::Debug + Send + Sync {
     fn scores(&self, latents: Tensor<4>, prompt: &str) -> Vec<f64>;
 }
 
-/// The space in which preference tuning compares images. Raw latents are a bad one.
+/// The space in which preference tuning compares images. Raw latents are a poor choice.
 pub trait FeatureMap: std::fmt::Debug + Send + Sync {
-    /// Features of some images, `[images, width]` each; the losses of all of them are added. Gradients of the latents
-    /// pass, weights have none.
+    /// Features of some images, `[images, width]` each, whose losses are added. Gradients flow to the latents, but not
+    /// to weights.
     ///
     /// # Shapes
     ///
     /// - latents: `[images, channels, height, width]`, with or without autodiff
-    /// - context: `[images, length, width]`, noise: as the latents, both without
+    /// - context: `[images, length, width]`, noise: like the latents, both without
     fn features(&self, latents: Tensor<4>, context: Tensor<3>, noise: Tensor<4>) -> Vec<Tensor<2>>;
 }
 
@@ -45,15 +45,15 @@ pub trait FeatureMap: std::fmt::Debug + Send + Sync {
 pub struct PreferenceRecipe {
     /// Seed of all random numbers.
     pub seed: u64,
-    /// Prompts of a step, whose gradients are averaged.
+    /// Number of prompts in a step, whose gradients are averaged.
     pub prompts: usize,
-    /// Samples of each prompt.
+    /// Number of samples per prompt.
     pub samples: usize,
-    /// Best samples that all of them drift towards.
+    /// Number of best samples that all samples drift towards.
     pub preferred: usize,
-    /// Worst samples that all of them drift away from.
+    /// Number of worst samples that all samples drift away from.
     pub rejected: usize,
-    /// Weight of preferred and rejected samples beside the others, whose weight is 1.
+    /// Weight of preferred and rejected samples, relative to the others.
     pub weight: f64,
     /// Weight of the drift towards the samples of the initial student, which keeps their variety.
     pub anchor: f64,
@@ -144,14 +144,14 @@ pub struct PreferenceReport {
     pub loss: f64,
     /// Mean score of all samples, before the update.
     pub score: f64,
-    /// Prompts whose samples differ in score; the others have only the anchor.
+    /// Number of prompts whose samples differ in score; for the others, only the anchor acts.
     pub ranked: usize,
     /// Norm of the gradient before clipping.
     pub norm: f64,
 }
 
-/// Preference tuning of a one-step student by a reward without gradients (DrPO): own samples are ranked, and drift
-/// towards the best and away from the worst in a space of features.
+/// Preference tuning of a one-step student by a reward without gradients (DrPO): its samples are ranked, and drift in
+/// feature space towards the best and away from the worst.
 #[derive(Debug)]
 pub struct PreferenceTuner {
     recipe: PreferenceRecipe,
@@ -256,7 +256,7 @@ impl PreferenceTuner {
         snapshot
     }
 
-    /// Settings and inputs that decide the weights, but for judge and features.
+    /// Settings and inputs that determine the weights, except judge and features.
     fn fingerprint(&self) -> Fingerprint {
         let mut fingerprint = Fingerprint::default();
         let recipe = serde_json::to_string(&self.recipe);
@@ -281,7 +281,7 @@ impl PreferenceTuner {
         Student::new(self.student.plain(), lora, self.ema.clone())
     }
 
-    /// Samples, ranks and updates once.
+    /// Performs one step: samples, ranks and updates.
     ///
     /// # Errors
     ///
@@ -405,8 +405,8 @@ struct Ranking {
 }
 
 impl Ranking {
-    /// At most that many of the best and of the worst samples. No preferred sample is as bad as a rejected one: where the
-    /// same score would be on both sides, it stays on the side where nothing else is, or on neither.
+    /// At most this many of the best and of the worst samples. A preferred sample always scores higher than a rejected
+    /// one: samples with a score that would be on both sides stay on the side that has no other, or on neither.
     fn new(scores: &[f64], preferred: usize, rejected: usize) -> Option<Self> {
         let mut order: Vec<_> = (0..scores.len()).collect();
         order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));

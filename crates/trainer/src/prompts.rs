@@ -61,8 +61,8 @@ impl PromptFile {
         self
     }
 
-    /// Sets the number of times that each prompt of the file appears in an epoch [default: 1]. With ½, two epochs have each
-    /// prompt once.
+    /// Sets the number of times that each prompt of the file appears in an epoch [default: 1]. With ½, each prompt
+    /// appears once in two epochs.
     pub fn with_weight(mut self, weight: f64) -> Self {
         self.weight = weight;
         self
@@ -83,14 +83,14 @@ pub struct PromptCounts {
     pub n_repeated: usize,
 }
 
-/// Prompts of one or several files, of which only the places are in memory: 16 bytes per prompt.
+/// Prompts of one or several files. Only their positions are in memory, 16 bytes per prompt.
 ///
-/// Prompts that are equal, apart from surrounding white space, are used once. Each epoch visits every prompt as often as the
-/// weight of its file says, in an order that depends on the seed. The order is computed where it is needed: any position
-/// costs the same, also after a resume.
+/// Prompts that are equal, apart from surrounding white space, are used once. Each epoch visits every prompt as often
+/// as the weight of its file says, in an order that depends on the seed. The order is computed on demand, so any
+/// position costs the same, also after a resume.
 ///
-/// The places in files of 8 MiB and more are kept beside them (`prompts.txt.index`), so that only the first start reads
-/// the whole file.
+/// For files of 8 MiB and more, an index is stored next to the file (`prompts.txt.index`), so that only the first start
+/// reads the whole file.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -120,15 +120,15 @@ pub struct Prompts {
     order: (u64, Permutation),
 }
 
-/// The version of the order of prompts; it changes when the same seed gives another order.
+/// Version of the order of prompts, increased when the same seed gives another order.
 const ORDER: &str = "order 2";
 
 impl Prompts {
-    /// Opens a file and checks all of it, as [`open_files`](Self::open_files).
+    /// Opens a file and checks all of it, like [`open_files`](Self::open_files).
     ///
     /// # Errors
     ///
-    /// As [`open_files`](Self::open_files).
+    /// Same as [`open_files`](Self::open_files).
     pub fn open(path: impl AsRef<Path>, seed: u64) -> Result<Self, Error> {
         Self::open_files(&[PromptFile::new(path)], seed)
     }

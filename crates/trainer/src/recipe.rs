@@ -54,8 +54,9 @@ pub struct Recipe {
     pub fake_learning_rate: f64,
     /// Element type in which networks compute.
     pub precision: Precision,
-    /// Keeps only the inputs of the networks' blocks for the backward pass, which runs each block again: at the size of
-    /// Stable Diffusion 2.1 a fifth of the memory of activations, for one forward pass more. Worthless for small networks.
+    /// Keeps only the inputs of the networks' blocks for the backward pass, which runs each block again. At the size of
+    /// Stable Diffusion 2.1 this takes a fifth of the activation memory and one more forward pass. Of no use for small
+    /// networks.
     pub checkpointing: bool,
     /// Element type in which frozen weights are stored: those of the teacher, the text encoder, CLIP and its decoder, and in
     /// scheme B of the student.
@@ -97,7 +98,7 @@ pub struct Recipe {
     pub clip: Option<ClipRecipe>,
     /// Regression to latents that the teacher generates from the same noise.
     pub pairs: Option<RegressionRecipe>,
-    /// Regression to latents of real images, from what the last timestep leaves of them.
+    /// Regression to latents of real images, from the same latents noised to the last timestep.
     pub denoise: Option<RegressionRecipe>,
     /// Steps between two snapshots.
     pub save_every: u64,
@@ -107,7 +108,7 @@ pub struct Recipe {
     pub keep_every: u64,
     /// Steps between two sets of preview images; 0 for none.
     pub preview_every: u64,
-    /// Looks at fixed prompts, with alarms.
+    /// Scores on fixed prompts, with alarms.
     pub watch: Option<WatchRecipe>,
 }
 

@@ -12,7 +12,7 @@ use crate::{Error, LatentKind, LatentSet, Purpose, Random};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RegressionRecipe {
-    /// Weight beside the distillation loss.
+    /// Weight relative to the distillation loss.
     pub weight: f64,
     /// The loss: `"l2"` or `{ huber = 1.0 }`.
     pub loss: Regression,
@@ -23,9 +23,9 @@ pub struct RegressionRecipe {
 }
 
 impl Default for RegressionRecipe {
-    /// The weight of DMD (arXiv 2311.18828, ¼); its LPIPS is replaced by the Huber loss of latents. The paper publishes neither
-    /// loss nor weight of its image regularisation (§5, "Ours*"), but 200,000 images beside 3.3 million prompts: four beside a
-    /// batch of 64 are as many.
+    /// The weight of DMD (arXiv 2311.18828, ¼), whose LPIPS is replaced by the Huber loss of latents. The paper states
+    /// neither loss nor weight of its image regularisation (§5, "Ours*"), but uses 200,000 images and 3.3 million
+    /// prompts: the same ratio as four entries and a batch of 64.
     fn default() -> Self {
         Self {
             weight: 0.25,

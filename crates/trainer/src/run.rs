@@ -44,7 +44,7 @@ pub enum Event {
         /// The file.
         path: PathBuf,
     },
-    /// The watcher looked at its prompts.
+    /// The watcher evaluated its prompts.
     Watched {
         /// Scores and alarms.
         report: WatchReport,
@@ -57,14 +57,14 @@ pub enum Event {
 
 /// Number of preview images.
 const PREVIEWS: usize = 16;
-/// Number of prompts that the watcher looks at if the recipe names none.
+/// Number of prompts that the watcher uses if the recipe names none.
 const WATCHED: usize = 8;
 
 /// A distiller with its prompts and its folder on disk.
 ///
 /// The folder contains `snapshots/`, written every `save_every` steps, `log.jsonl` with one line per step, and
-/// `watch.jsonl` with one line per look if the recipe has a watcher. A killed run resumes at its last snapshot and ends with the
-/// same weights as a run that was never killed, bit for bit on the CPU backend.
+/// `watch.jsonl` with one line per watcher report if the recipe has a watcher. A killed run resumes at its last
+/// snapshot and ends with the same weights as a run that was never killed, bit for bit on the CPU backend.
 ///
 /// With several ranks ([`Distiller::with_communicator`]), rank 0 alone writes files and calls its observer; the number of ranks
 /// may change when a run is resumed.
@@ -171,7 +171,7 @@ impl Run {
         Ok(())
     }
 
-    /// Passes a step to the observer, with the preview and the look that are due after it.
+    /// Passes a step to the observer, with the preview and the watcher report that are due after it.
     fn observe(
         &mut self,
         recipe: &Recipe,
@@ -205,7 +205,7 @@ impl Run {
         }
     }
 
-    /// Looks at the watched prompts, if the recipe has a watcher.
+    /// Evaluates the watched prompts, if the recipe has a watcher.
     fn watch(
         &mut self,
         recipe: &Recipe,

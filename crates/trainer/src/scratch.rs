@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use swiftbrush_checkpoint::Error;
 
-/// A file without a name, to which values are appended. The system deletes it with the last [`Stored`] values.
+/// An unnamed temporary file to which values are appended. The system deletes it with the last [`Stored`] values.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     file: Arc<Mutex<File>>,

@@ -115,7 +115,7 @@ impl Shards {
         Ok(sorted.into_values().map(f64::from).collect())
     }
 
-    /// Replaces the parameters of other ranks by what these have made of them.
+    /// Replaces the parameters of other ranks with their updated values.
     ///
     /// # Errors
     ///

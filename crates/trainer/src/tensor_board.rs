@@ -8,8 +8,8 @@ use swiftbrush_checkpoint::Error as FileError;
 use crate::log::now;
 use crate::{Error, Event, EventWriter, Observer, Report, Timing, WatchReport};
 
-/// An observer that writes an event file for TensorBoard: losses, gradient norms, learning rate, time and memory of each
-/// step, and the scores of each look.
+/// An observer that writes an event file for TensorBoard: losses, gradient norms, learning rate, time and memory of
+/// each step, and the scores of each watcher report.
 ///
 /// The step of a value is the number of steps done. Each process writes a file of its own; values that a killed process wrote
 /// after its last snapshot are dropped by TensorBoard.

@@ -13,7 +13,7 @@ use crate::{AdamW, Communicator, Error, NamedGradients};
 /// A denoiser under training, on the autodiff device, with its optimiser.
 #[derive(Debug)]
 pub(crate) struct Trained {
-    /// Taken out during an update only: an optimiser that owns the weights alone overwrites them in place.
+    /// `None` only during an update: an optimiser that is the only owner of the weights overwrites them in place.
     unet: Option<UNet>,
     adamw: AdamW,
 }
@@ -54,7 +54,7 @@ impl Trained {
         self.adamw.retain(is_kept);
     }
 
-    /// Takes over the parameters that other ranks have updated.
+    /// Replaces the parameters that other ranks have updated.
     pub(crate) fn gather(
         &mut self,
         shards: &Shards,
@@ -70,7 +70,7 @@ impl Trained {
     ///
     /// # Errors
     ///
-    /// As [`with_trained`].
+    /// Same as [`with_trained`].
     pub(crate) fn restore(
         self,
         tensors: BTreeMap<String, TensorData>,

@@ -15,26 +15,26 @@ use crate::losses::{Teachers, predicted_noise};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WatchRecipe {
-    /// Steps between two looks; there is also one before the first step.
+    /// Steps between two reports; there is also one before the first step.
     pub every: u64,
-    /// Prompts to look at [default: the first eight of the run].
+    /// Prompts to evaluate [default: the first eight of the run].
     pub prompts: Vec<String>,
     /// Number of images per prompt, at least 2.
     pub images: usize,
     /// Number of bands of equal width that the timesteps of the recipe are divided into.
     pub bands: usize,
-    /// Diversity below which there is an alarm, as a share of that of the first look.
+    /// Diversity below which there is an alarm, as a share of that in the first report.
     pub min_diversity: f64,
-    /// CLIP score below which there is an alarm, as a share of that of the first look.
+    /// CLIP score below which there is an alarm, as a share of that in the first report.
     pub min_score: f64,
     /// Stops the run at an alarm.
     pub stop: bool,
 }
 
 impl Default for WatchRecipe {
-    /// The bounds are ours, as there are no published ones. CLIP scores of all students and teachers of the paper lie within
-    /// 15 % of each other (.28 to .33), and those of unrelated images near half of that, so three quarters are beyond any
-    /// difference between working students.
+    /// The bounds are our choice, because none are published. CLIP scores of all students and teachers of the paper lie
+    /// within 15 % of each other (.28 to .33), and those of unrelated images near half of that, so three quarters are
+    /// beyond any difference between working students.
     fn default() -> Self {
         Self {
             every: 500,
@@ -85,7 +85,7 @@ impl WatchRecipe {
     }
 }
 
-/// The result of a look.
+/// A report of the watcher.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct WatchReport {
@@ -131,7 +131,7 @@ impl std::fmt::Display for Alarm {
 }
 
 impl WatchReport {
-    /// The alarms of a look, given the first one; a NaN is one, too.
+    /// The alarms of a report, given the first report; a NaN is an alarm, too.
     pub(crate) fn alarms_since(&self, first: &Self, recipe: &WatchRecipe) -> Vec<Alarm> {
         let score = self.clip_score.zip(first.clip_score);
         let score = score.map(|(value, first)| ("CLIP score", value, first * recipe.min_score));
@@ -150,7 +150,7 @@ impl WatchReport {
     }
 }
 
-/// Latents of the first image of each prompt, side by side: `[prompts, channels, height, width]`, scaled.
+/// Latents of the first image of each prompt: `[prompts, channels, height, width]`, scaled.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Strip {
@@ -208,7 +208,7 @@ pub fn teacher_distance(
     (teacher - fake).powi_scalar(2).mean()
 }
 
-/// `watch.jsonl`, one line of JSON for each look.
+/// `watch.jsonl`, one line of JSON for each report.
 pub(crate) struct WatchLog {
     path: PathBuf,
     file: File,
@@ -250,7 +250,7 @@ impl WatchLog {
         self.first.is_none()
     }
 
-    /// Adds alarms to a look and writes it.
+    /// Adds alarms to a report and writes it.
     pub(crate) fn write(
         &mut self,
         report: &mut WatchReport,
@@ -264,7 +264,7 @@ impl WatchLog {
     }
 }
 
-/// The mean of some scalars of a look.
+/// The mean of some scalars of a report.
 pub(crate) fn mean(values: Vec<Tensor<1>>) -> Tensor<1> {
     Tensor::cat(values, 0).mean()
 }

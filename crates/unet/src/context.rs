@@ -3,19 +3,19 @@ use std::fmt;
 use burn::tensor::{DType, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// The text that a denoiser attends to, and optionally a text that it is led away from.
+/// The text that a denoiser attends to, and optionally a text that it is steered away from.
 ///
-/// [`From`] makes one of text states alone.
+/// [`From`] creates one from text states alone.
 #[derive(Clone, Debug)]
 pub struct Context {
     /// States of the text, `[batch, length, cross_attention_dim]`.
     pub states: Tensor<3>,
-    /// The text to lead away from, in every cross-attention of the same network call.
+    /// The text to steer away from, in every cross-attention of the same network call.
     pub negative: Option<Negative>,
 }
 
 impl Context {
-    /// Leads away from a second text.
+    /// Steers away from a second text.
     pub fn with_negative(mut self, states: Tensor<3>, method: NegativeMethod) -> Self {
         self.negative = Some(Negative { states, method });
         self
@@ -36,7 +36,7 @@ impl From<Tensor<3>> for Context {
     }
 }
 
-/// A text that a denoiser is led away from.
+/// A text that a denoiser is steered away from.
 #[derive(Clone, Debug)]
 pub struct Negative {
     /// States of the text, `[batch, length, cross_attention_dim]`, or `[1, length, cross_attention_dim]` for all images. The
@@ -93,7 +93,7 @@ impl NegativeMethod {
         }
     }
 
-    /// Checks the numbers.
+    /// Checks that every value is in range.
     ///
     /// # Errors
     ///

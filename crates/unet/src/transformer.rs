@@ -160,7 +160,7 @@ impl Attention {
     }
 
     /// The attention of queries to a text before the output projection, heads joined, in the element type that it is
-    /// computed in. A text of one row is that of all images.
+    /// computed in. A text with a batch of one applies to all images.
     fn attend(&self, query: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
         let [batch, length, channels] = query.dims();
         let dtype = FloatDType::from(query.dtype());

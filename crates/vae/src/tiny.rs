@@ -195,7 +195,7 @@ impl AutoencoderTiny {
         (0..n_stages).fold(latents, |hidden, stage| self.decode_stage(stage, hidden))
     }
 
-    /// [`decode`](Self::decode) for a backward pass with little memory: it runs without a graph and keeps only the inputs
+    /// [`decode`](Self::decode) for a memory-efficient backward pass: it runs without a graph and keeps only the inputs
     /// of the decoder's stages, which [`CheckpointedDecoding::backward`] runs again.
     ///
     /// The network is frozen and on an autodiff device; latents lose their graph.

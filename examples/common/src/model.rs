@@ -267,7 +267,7 @@ impl MethodArgs {
     }
 }
 
-/// A way in which a negative prompt acts.
+/// A method of applying a negative prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum NegativeName {
     /// Classifier-free guidance.

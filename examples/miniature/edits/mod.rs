@@ -1,4 +1,4 @@
-//! Edits of the student's own images, scored: ChordEdit beside simpler ways.
+//! Scores edits of the student's own images: ChordEdit and simpler methods.
 
 mod tasks;
 mod ways;
@@ -25,19 +25,19 @@ const BATCH: usize = 64;
 /// Seeds of the edits that tables report, and of those that options are chosen on.
 const SEEDS: [u64; 2] = [0x0ed1_7000, 0x0c40_5e00];
 
-/// Edits of each kind, every way.
+/// Scores edits of each kind with every method.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Command {
     /// Edits of each kind
     #[arg(long, default_value_t = 1024)]
     count: usize,
-    /// Compares options on other edits instead, to choose by
+    /// Compares options on a separate set of edits, to choose the options
     #[arg(long)]
     choose: bool,
     /// Folder of the model [default: the miniature that ships]
     #[arg(long)]
     model: Option<PathBuf>,
-    /// PNG file of some edits: a row for each, the picture and every way
+    /// PNG file of some edits, one per row: the picture, then the result of every method
     #[arg(long)]
     sheet: Option<PathBuf>,
 }
@@ -55,11 +55,11 @@ const COMPARED: [(usize, usize); 9] = [
     (10, 9),
 ];
 
-/// Results of one way on the edits of one kind.
+/// Results of one method on the edits of one kind.
 struct Results {
-    /// Target reached and everything else kept, by edit.
+    /// True for each edit that reached its target and kept everything else.
     right: Vec<bool>,
-    /// Share that has the edited attribute, whatever else.
+    /// Share that has the edited attribute, whatever else changed.
     reached: f64,
     /// Mean squared error of bytes outside the edited object, by edit; empty if nothing is outside.
     errors: Vec<f64>,
@@ -178,7 +178,7 @@ fn print_row(name: &str, samples: String, results: &[Results]) {
     println!("| {} |", cells.join(" | "));
 }
 
-/// Prints the paired differences of two ways, by kind and over all.
+/// Prints the paired differences of two methods, by kind and overall.
 fn compare(ways: [&Way; 2], results: [&Vec<Results>; 2]) -> Result<()> {
     let mut cells = vec![format!("{} − {}", ways[0].name, ways[1].name)];
     let mut all = [Vec::new(), Vec::new()];
@@ -233,7 +233,7 @@ fn choose_options(pipeline: &TextToImage, seed: u64, count: usize) -> Result<()>
     Ok(())
 }
 
-/// Ways to choose from.
+/// Methods to choose from.
 fn candidates() -> Vec<Way> {
     let strengths = (3..=20).map(|step| f64::from(step) * 0.05);
     let mut ways: Vec<_> = strengths.map(Way::image_to_image).collect();

@@ -1,4 +1,4 @@
-//! Edits to carry out: images of the student that show their caption, and captions with one thing changed.
+//! Edits to carry out: images of the student that match their captions, and the captions with one thing changed.
 
 use anyhow::Result;
 use examples_common::pictures;
@@ -99,7 +99,7 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    /// A mask of the object that changes, in bytes; all white if the edit is not one of an object.
+    /// A mask of the object that changes, in bytes; all white if no single object changes.
     pub(crate) fn mask(&self) -> Vec<u8> {
         let Some(object) = self.object else {
             return vec![255; SIDE * SIDE];

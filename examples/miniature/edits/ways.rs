@@ -1,4 +1,4 @@
-//! Ways of editing.
+//! Editing methods.
 
 use anyhow::Result;
 use burn::tensor::{Device, Tensor};
@@ -14,8 +14,9 @@ use crate::world::Scene;
 /// Best strength of image to image, the same for all kinds: `edits --choose --count 48`, 2026-11-27.
 const STRENGTHS: [f64; 4] = [0.95; 4];
 
-/// The best options of ChordEdit for the miniature over all kinds among the first 40 that `edits --choose --count 48` tries
-/// (2026-11-27): close to the last timestep, which alone its student was distilled at, and without a refinement.
+/// The best options of ChordEdit for the miniature over all kinds among the first 40 that `edits --choose --count 48`
+/// tries (2026-11-27): close to the last timestep, the only one at which its student was distilled, and without a
+/// refinement.
 pub(crate) fn chosen() -> Options {
     Options::default()
         .with_times(0.95, 0.1)
@@ -23,7 +24,7 @@ pub(crate) fn chosen() -> Options {
         .with_refinement(None)
 }
 
-/// A way of editing.
+/// An editing method.
 #[derive(Clone, Debug)]
 pub(crate) struct Way {
     pub(crate) name: String,
@@ -46,7 +47,7 @@ enum How {
 enum Region {
     Whole,
     Automatic(AutomaticMask),
-    /// The square of the object that changes, where it is one.
+    /// The square of the object that changes, if an object changes.
     Object,
 }
 
@@ -56,7 +57,7 @@ impl Way {
         Self { name, how }
     }
 
-    /// ChordEdit without a mask; without a name, the options are it.
+    /// ChordEdit without a mask, named by its options unless a name is given.
     pub(crate) fn chord(name: &str, options: Options) -> Self {
         let refined = options.refinement.map_or("none".to_owned(), |refinement| {
             format!("{}/{}", refinement.time, refinement.blend)
@@ -116,7 +117,7 @@ impl Way {
         }
     }
 
-    /// Edits a batch. Noise is that of other seeds than the images', but for generating again.
+    /// Edits a batch. Noise has other seeds than that of the images, except when generating again.
     pub(crate) fn paint(
         &self,
         pipeline: &TextToImage,

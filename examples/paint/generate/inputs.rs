@@ -15,31 +15,31 @@ use examples_common::{enlargement, mask as mask_of, read_image, read_mask, shrun
 /// The arguments of edits and masks.
 #[derive(Debug, Args)]
 pub(crate) struct EditArgs {
-    /// Picture to edit instead of generating one: the prompt describes the result. Needs a one-step model
+    /// Picture to edit; the prompt describes the result. Needs a one-step model
     #[arg(long, conflicts_with_all = ["image", "noise", "previews", "low_memory"])]
     pub(crate) edit: Option<PathBuf>,
-    /// Prompt that describes all of the picture to edit [default: that of the picture's own record]
+    /// Prompt that describes the whole picture to edit [default: that in the picture's record]
     #[arg(long, requires = "edit")]
     from: Option<String>,
-    /// Grey picture of the size of --edit or --image: black is kept to the byte, white may change
+    /// Greyscale mask of the same size as --edit or --image: black keeps every byte, white may change
     #[arg(long)]
     pub(crate) mask: Option<PathBuf>,
-    /// Keeps everything outside the places where the two prompts differ most
+    /// Masks everything but the regions where the predictions for the two prompts differ most
     #[arg(long, requires = "edit", conflicts_with = "mask")]
     auto_mask: bool,
-    /// Compares the prompts at one time instead of two, in half the samples
+    /// Compares the prompts at one time instead of two, with half the samples
     #[arg(long, requires = "edit")]
     one_time: bool,
-    /// Noisier time of an edit, more than 0, up to 1 [default: 0.9, with --one-time 0.75]
+    /// Noisier time of an edit, above 0 and up to 1 [default: 0.9; with --one-time, 0.75]
     #[arg(long, requires = "edit")]
     edit_time: Option<f64>,
     /// Distance of the earlier time [default: 0.15]
     #[arg(long, requires = "edit", conflicts_with = "one_time")]
     edit_delta: Option<f64>,
-    /// Size of the change: too low changes too little, too high spills over [default: 1]
+    /// Size of the change: too low changes too little, too high spills beyond the edit [default: 1]
     #[arg(long, requires = "edit")]
     edit_step: Option<f64>,
-    /// Noises over which an edit is averaged, 1 to 64 [default: 1]
+    /// Number of noise samples that an edit is averaged over, 1 to 64 [default: 1]
     #[arg(long, requires = "edit")]
     edit_noises: Option<usize>,
     /// Skips the second call, which draws fine detail and changes more of the picture
@@ -98,7 +98,7 @@ pub(crate) enum Purpose {
 }
 
 impl Input {
-    /// The picture of `--image` or `--edit`, as large as it is.
+    /// The picture of `--image` or `--edit`, in its own size.
     pub(crate) fn read(args: &crate::Args) -> Result<Option<Self>> {
         let edits = &args.edits;
         let Some(path) = args.image.as_ref().or(edits.edit.as_ref()) else {

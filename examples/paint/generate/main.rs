@@ -69,13 +69,14 @@ struct Args {
     strength: f64,
     #[command(flatten)]
     edits: EditArgs,
-    /// Prompt of the last frame: pictures between the two prompts are numbered into --output
+    /// Prompt of the last frame of an animation; the frames are written to the folder --output as 00000.png, 00001.png
+    /// …
     #[arg(long, requires = "prompt", conflicts_with_all = ["prompts", "count", "edit", "noise", "save_tensors", "low_memory"])]
     to: Option<String>,
-    /// Pictures from the prompt to that of --to, 2 or more
+    /// Number of frames, both ends included, 2 or more
     #[arg(long, default_value = "16", requires = "to", value_parser = several)]
     frames: usize,
-    /// Seed of the last frame, between whose noise and that of --seed frames lie on a sphere [default: that of --seed]
+    /// Seed of the last frame; noise is interpolated spherically between the two seeds [default: that of --seed]
     #[arg(long, requires = "to")]
     to_seed: Option<u64>,
     /// Minimises memory: weights in f16, one network at a time, and decoding in tiles of 256 pixels (--vae kl)

@@ -15,7 +15,7 @@ pub type Network<'a> = &'a dyn Fn(Tensor<4>, Tensor<1>, Tensor<3>) -> Tensor<4>;
 /// x'         = x + λ û
 /// ```
 ///
-/// Noises are shared by both prompts and both times, so that what the network draws from noise alone cancels.
+/// Both prompts and both times share the same noise, so that whatever the network draws from noise alone cancels.
 #[derive(Clone, Copy)]
 pub struct Chord<'a> {
     /// The schedule, which says what the network predicts.
@@ -37,7 +37,7 @@ impl Chord<'_> {
     ///
     /// - latents, each noise and the result: `[batch, channels, height, width]`, scaled, f32
     /// - source, target: `[batch, length, width]`
-    /// - noises: one or more; [`Options::noises`] is not read
+    /// - noises: one or more; [`Options::noises`] is ignored
     ///
     /// # Panics
     ///

@@ -13,21 +13,21 @@ use crate::{Error, Mask};
 pub enum Masking {
     /// All of them.
     None,
-    /// The places where the two prompts differ most.
+    /// The regions where the predictions for the two prompts differ most.
     Automatic(AutomaticMask),
     /// A given mask.
     Given(Mask),
 }
 
 /// A mask from the size of the transport field: the mean magnitude over channels, blurred, and compared with a share of
-/// its maximum in the image. Outside it the image is the original to the byte.
+/// its maximum in the image. Outside it, every byte of the image is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct AutomaticMask {
     /// Standard deviation of the Gaussian over the magnitude, in latents.
     pub blur: f64,
-    /// Share of the largest magnitude from which on a place may change; lower covers more.
+    /// Threshold above which pixels may change, as a share of the largest magnitude; lower values cover more.
     pub threshold: f64,
     /// Standard deviation of the Gaussian over the mask, in latents.
     pub feather: f64,
@@ -50,7 +50,7 @@ impl AutomaticMask {
         self
     }
 
-    /// Sets the share of the largest magnitude from which on a place may change.
+    /// Sets the threshold above which pixels may change, as a share of the largest magnitude.
     pub fn with_threshold(mut self, threshold: f64) -> Self {
         self.threshold = threshold;
         self

@@ -43,8 +43,8 @@ use crate::{Error, Method, Picture};
 
 /// Images to edit, each with a source and a target prompt.
 ///
-/// The two prompts should be whole descriptions that differ in the edit alone. Poses, and objects that appear or
-/// disappear, change badly.
+/// Both prompts should describe the whole image and differ only in the edit. Changing poses, and adding or removing
+/// objects, works badly.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Edit {
@@ -58,7 +58,7 @@ pub struct Edit {
     pub options: Options,
     /// The part of the images that may change.
     pub masking: Masking,
-    /// Method of a model whose own method is not a single call; `None` to require that it is.
+    /// A single-call method that replaces the model's own; `None` requires that the model's own is one.
     pub method: Option<Method>,
 }
 
@@ -87,7 +87,7 @@ impl Edit {
     ///
     /// # Errors
     ///
-    /// If the picture has not as many bytes as its size says.
+    /// If the number of bytes does not match the size of the picture.
     pub fn of_picture(
         picture: &Picture,
         source: impl Into<String>,
@@ -110,8 +110,8 @@ impl Edit {
         self
     }
 
-    /// Names a method of a single call, for a model whose own method has several: a student in the folder of its
-    /// teacher.
+    /// Sets a single-call method for a model whose own method takes several calls, such as a student in the folder of
+    /// its teacher.
     pub fn with_method(mut self, method: Method) -> Self {
         self.method = Some(method);
         self

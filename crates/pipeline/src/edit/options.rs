@@ -2,10 +2,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// Most noises of an edit; each adds as many samples to the call.
+/// Maximum number of noise samples of an edit, each of which makes the call larger.
 const MAX_NOISES: usize = 64;
 
-/// The choices of ChordEdit. Times are shares of the timesteps: 0 is clean, 1 is noise.
+/// The options of ChordEdit. Times are fractions of the timesteps: 0 is clean, 1 is noise.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
@@ -17,9 +17,9 @@ pub struct Options {
     pub delta: f64,
     /// Factor of the field, λ: too low changes too little, too high spills beyond the edit.
     pub step: f64,
-    /// Number of noises, over which the field is averaged.
+    /// Number of noise samples that the field is averaged over.
     pub noises: usize,
-    /// A second call, from the moved latents; `None` for the transport alone, which keeps more of the image.
+    /// A second call, from the moved latents; `None` for only the transport, which keeps more of the image.
     pub refinement: Option<Refinement>,
 }
 
@@ -82,7 +82,7 @@ impl Options {
         }
     }
 
-    /// Sets the noisier time and the distance of the other one.
+    /// Sets the noisier time and the distance to the other one.
     pub fn with_times(mut self, time: f64, delta: f64) -> Self {
         (self.time, self.delta) = (time, delta);
         self
@@ -94,13 +94,13 @@ impl Options {
         self
     }
 
-    /// Sets the number of noises.
+    /// Sets the number of noise samples.
     pub fn with_noises(mut self, noises: usize) -> Self {
         self.noises = noises;
         self
     }
 
-    /// Sets or drops the refinement.
+    /// Sets or removes the refinement.
     pub fn with_refinement(mut self, refinement: Option<Refinement>) -> Self {
         self.refinement = refinement;
         self

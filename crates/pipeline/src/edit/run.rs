@@ -16,8 +16,8 @@ impl TextToImage {
     ///
     /// # Errors
     ///
-    /// If the edit contradicts itself, the model or the noise, the model needs more than one call, or a network gives a
-    /// NaN.
+    /// If the edit contradicts itself, the model or the noise, the model needs more than one call, or a network
+    /// produces a NaN.
     pub fn edit(&self, edit: &Edit, noise: &mut dyn Noise) -> Result<Generation, Error> {
         self.edit_with(edit, noise, &mut |_| ControlFlow::Continue(()))
     }
@@ -26,7 +26,7 @@ impl TextToImage {
     ///
     /// # Errors
     ///
-    /// As [`edit`](Self::edit), and [`Error::Cancelled`].
+    /// Same as [`edit`](Self::edit), and [`Error::Cancelled`].
     pub fn edit_with(
         &self,
         edit: &Edit,

@@ -62,12 +62,12 @@ impl Loader {
         Ok(())
     }
 
-    /// Checks an edit before anything is loaded, as [`TextToImage::check_edit`](crate::TextToImage::check_edit) does
+    /// Checks an edit before anything is loaded, like [`TextToImage::check_edit`](crate::TextToImage::check_edit)
     /// afterwards.
     ///
     /// # Errors
     ///
-    /// As [`check`](Self::check), or if the edit contradicts itself or the model.
+    /// Same as [`check`](Self::check), or if the edit contradicts itself or the model.
     pub fn check_edit(&self, edit: &Edit) -> Result<(), Error> {
         self.check()?;
         edit::check(edit, self.scale()?, self.width()?, || self.default_method())

@@ -20,16 +20,16 @@ const COPIED: [&str; 4] = ["scheduler", "tokenizer", "taesd", "vae"];
 
 impl Loader {
     /// Writes the model as a folder in diffusers' layout, with the denoiser and the text encoder in int8; see
-    /// [`Int8Weight`]. The adapters of the loader are merged before. Other components are copied, with
-    /// only the weight files that are loaded. Loading the folder needs no option.
+    /// [`Int8Weight`]. The adapters of the loader are merged first. Other components are copied, with only the weight
+    /// files that are loaded. Loading the folder needs no option.
     ///
-    /// The headers of the two files record the layout of the weights, the hashes of the files that they were made of, and the
+    /// The headers of the two files record the layout of the weights, the hashes of their source files, and the
     /// strengths of adapters, under `quantization`, `source` and `adapters`.
     ///
     /// # Errors
     ///
-    /// As [`check`](Self::check); if the model is a single file or in int8 already; or if `folder` is not empty or cannot be
-    /// written.
+    /// Same as [`check`](Self::check), or if the model is a single file or already in int8, or `folder` is not empty or
+    /// cannot be written.
     pub fn quantize(&self, folder: impl AsRef<Path>) -> Result<(), Error> {
         let (folder, mut loader) = (folder.as_ref(), self.clone());
         loader.options.int8 = true;
@@ -86,7 +86,7 @@ impl Loader {
         Ok(write_json(folder.join("config.json"), &config)?)
     }
 
-    /// The entries of a header that name what a network was made of.
+    /// The entries of a header that name the sources of a network.
     fn origin(&self, component: &str) -> Result<HashMap<String, String>, Error> {
         let mut hashes = BTreeMap::new();
         for path in self.model.weight_files(component) {

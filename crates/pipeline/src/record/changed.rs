@@ -7,7 +7,7 @@ use crate::record::MAX_FILE;
 use crate::source::hash_of;
 use crate::{Error, Method};
 
-/// A file that an image was made from.
+/// A file that an image was generated from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRecord {
     /// The file.
@@ -21,7 +21,7 @@ impl FileRecord {
     ///
     /// # Errors
     ///
-    /// If it cannot be read, is no regular file, or is larger than 256 MiB.
+    /// If it cannot be read, is not a regular file, or is larger than 256 MiB.
     pub fn of_file(file: impl AsRef<Path>) -> Result<Self, Error> {
         let file = file.as_ref().to_owned();
         let sha256 = hash_of(&file, MAX_FILE)?;
@@ -32,7 +32,7 @@ impl FileRecord {
     ///
     /// # Errors
     ///
-    /// If it is not, or as [`of_file`](Self::of_file).
+    /// If it is not; otherwise same as [`of_file`](Self::of_file).
     pub fn check_file(&self) -> Result<(), Error> {
         let found = hash_of(&self.file, MAX_FILE)?;
         if found == self.sha256 {
@@ -45,7 +45,7 @@ impl FileRecord {
     }
 }
 
-/// The edit that made an image of another one. The record's prompt is that of the result.
+/// The edit that produced an image from another one. The record's prompt is that of the result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EditRecord {
     /// The edited image.
@@ -63,7 +63,7 @@ pub struct EditRecord {
 }
 
 impl EditRecord {
-    /// Checks what a file may claim.
+    /// Checks values that come from a file.
     pub(super) fn check(&self, method: Method) -> Result<(), Error> {
         self.options.check()?;
         if let Some(automatic) = &self.automatic_mask {

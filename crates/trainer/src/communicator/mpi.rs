@@ -11,12 +11,12 @@ use mpi::traits::{Communicator as _, CommunicatorCollectives, Destination, Equiv
 
 use super::Communicator;
 
-/// Ranks that `mpirun`, or a scheduler such as Slurm, started. One that dies ends the others.
+/// Ranks started by `mpirun` or by a scheduler such as Slurm. If one dies, the others end.
 pub struct MpiCommunicator {
     rank: usize,
     size: usize,
     local_rank: usize,
-    /// A thread of its own makes all calls, because an MPI library need not support several threads.
+    /// A dedicated thread makes all calls, because an MPI library need not support several threads.
     requests: Mutex<Sender<Request>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -35,7 +35,7 @@ impl MpiCommunicator {
     ///
     /// # Errors
     ///
-    /// If MPI is in use in this process already, or was.
+    /// If MPI is, or was, already in use in this process.
     pub fn start() -> io::Result<Self> {
         let (requests, queue) = channel();
         let (ready, is_ready) = channel();
@@ -124,7 +124,7 @@ impl Debug for MpiCommunicator {
     }
 }
 
-/// Answers requests until their sender is dropped. A caller that no longer waits for a reply is no error.
+/// Answers requests until their sender is dropped. A caller that no longer waits for a reply is not an error.
 fn serve(world: &SimpleCommunicator, queue: &Receiver<Request>) {
     for request in queue {
         match request {

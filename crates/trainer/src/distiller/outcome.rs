@@ -12,8 +12,8 @@ use crate::micro_batch::{MicroBatch, Outcome, with_null};
 use crate::{Denoiser, NamedGradients, WithCheckpoints};
 
 impl Distiller {
-    /// Sums losses and gradients in micro-batch order, so that results are bit-identical for any number of threads. On one
-    /// thread, gradients are added to the sum as soon as they exist.
+    /// Sums losses and gradients in micro-batch order, so that results are bit-identical for any number of threads. On
+    /// one thread, gradients are added to the sum as soon as they are computed.
     pub(super) fn accumulate(&self, micro_batches: &[MicroBatch<'_>]) -> Outcome {
         let waves = micro_batches.chunks(self.threads.count());
         waves.fold(self.no_outcome(), |sum, wave| match wave {

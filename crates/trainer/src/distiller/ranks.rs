@@ -37,10 +37,10 @@ pub(super) const OPTIMIZERS: [&str; 2] = ["student_adamw", "fake_adamw"];
 impl Distiller {
     /// Trains together with other ranks, which are created with the same settings and inputs.
     ///
-    /// Rank r of n computes the micro-batches r, r + n, …, sums the gradients of its share of the parameters, and updates
-    /// those (ZeRO stage 1, arXiv 1910.02054). Weights and averages are on every rank, each moment of the optimisers on one.
-    /// Sums are taken in the order of the micro-batches, so that on the CPU the number of ranks does not change a bit of the
-    /// result. The regression losses are computed by every rank.
+    /// Rank r of n computes the micro-batches r, r + n, …, sums the gradients of its share of the parameters, and
+    /// updates those (ZeRO stage 1, arXiv 1910.02054). Weights and averages are on every rank, each moment of the
+    /// optimisers on one. Sums are taken in the order of the micro-batches, so on the CPU the result is bit-identical
+    /// for any number of ranks. The regression losses are computed by every rank.
     ///
     /// # Errors
     ///
@@ -77,7 +77,7 @@ impl Distiller {
         }
     }
 
-    /// Tells all ranks a number of rank 0.
+    /// Broadcasts a number from rank 0.
     pub(crate) fn agree(&self, number: Option<u64>) -> Result<Option<u64>, Error> {
         let Some(Group { communicator, .. }) = &self.group else {
             return Ok(number);
@@ -166,7 +166,7 @@ impl Distiller {
         ]))
     }
 
-    /// Takes over what other ranks have made of their parameters.
+    /// Replaces the parameters that other ranks have updated.
     pub(super) fn gather_weights(&mut self) -> Result<(), Error> {
         if let Some(group) = &self.group {
             let communicator = &*group.communicator;

@@ -37,7 +37,7 @@ impl Distiller {
     ///
     /// # Errors
     ///
-    /// If one has none.
+    /// If data is missing for one.
     pub(crate) fn check_latents(&self) -> Result<(), Error> {
         for (kind, is_needed) in [
             (LatentKind::Pairs, self.recipe.pairs.is_some()),
@@ -61,7 +61,8 @@ impl Distiller {
         Ok(total)
     }
 
-    /// Adds a regression loss in parts of the size of a micro-batch, so that it takes no more memory than those.
+    /// Adds a regression loss in parts of the size of a micro-batch, so that it takes no more memory than a
+    /// micro-batch.
     fn add_regression(
         &self,
         mut total: Outcome,

@@ -18,7 +18,7 @@ struct Look {
 }
 
 impl Distiller {
-    /// Looks at some prompts: generates `images` images for each with the current student, and compares the teachers.
+    /// Evaluates some prompts: generates `images` images for each with the current student, and compares the teachers.
     /// The noise is the same at every step. There are no alarms in the report, and there is a CLIP score only if
     /// [`Recipe::watch`](crate::Recipe::watch) is set.
     ///

@@ -11,7 +11,8 @@ const KEYS: [&str; 3] = ["caption", "prompt", "text"];
 pub(crate) enum Format {
     /// A prompt per line.
     Text,
-    /// A JSON object per line, with the caption under this key, or under the only one of [`KEYS`] that it has.
+    /// A JSON object per line, with the caption under this key or, without one, under the only key of [`KEYS`] that it
+    /// has.
     JsonLines(Option<String>),
 }
 

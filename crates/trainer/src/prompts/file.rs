@@ -9,7 +9,7 @@ use super::index::{Digests, Index, digest};
 use super::{Permutation, PromptCounts, PromptFile, random};
 use crate::Error;
 
-/// A prompt file with its endless order: one permutation of its prompts after another.
+/// A prompt file and the endless order of its prompts: one permutation after another.
 #[derive(Debug)]
 pub(crate) struct OpenFile {
     pub(crate) counts: PromptCounts,

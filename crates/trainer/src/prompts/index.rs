@@ -61,12 +61,12 @@ pub(crate) struct Index {
     pub(crate) n_repeated: usize,
 }
 
-/// Size from which a file's index is kept beside it; smaller files are read in a moment.
+/// Size from which a file's index is stored next to it; smaller files are read quickly.
 const KEPT_FROM: u64 = 8 << 20;
 /// Bytes of an entry in an index file.
 const ENTRY: usize = 28;
 
-/// The first line of an index file, which decides if it still describes its prompts.
+/// The first line of an index file, which shows whether the index is up to date.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Header {
     format: String,
@@ -83,7 +83,7 @@ struct Header {
 const FORMAT: &str = "swiftbrush prompt index 1";
 
 impl Index {
-    /// Reads the index beside a prompt file, or the whole file if there is none or the file has changed.
+    /// Reads the index next to a prompt file, or the whole file if there is no index or the file has changed.
     pub(crate) fn open(path: &Path, format: &Format) -> Result<Self, Error> {
         Self::open_with(path, format, KEPT_FROM)
     }

@@ -3,8 +3,8 @@ use crate::Random;
 /// Rounds of the network; with four, orders of fewer than ten items are visibly uneven.
 const ROUNDS: usize = 8;
 
-/// A pseudo-random order of `0..len`, computed at a position instead of stored: a Feistel network over the next power of
-/// four, applied again to values beyond the end (cycle walking), which takes fewer than four turns on average.
+/// A pseudo-random order of `0..len`, computed at a position instead of stored: a Feistel network over the next power
+/// of four, applied again to values beyond the end (cycle walking), which takes fewer than four rounds on average.
 #[derive(Clone, Debug)]
 pub(crate) struct Permutation {
     len: u64,

@@ -11,8 +11,8 @@ use rayon::prelude::*;
 
 use crate::cpu::tensor::{F32, tensor};
 
-/// Marks the weights of this module. burn has no scheme with a scale per row: its blocks have at most 255 values. Its own
-/// operations divide by the size of a block, so that on blocks of size 0 they panic instead of using wrong scales.
+/// Marks the weights of this module. burn has no scheme with a scale per row: its blocks have at most 255 values. Its
+/// own operations divide by the block size, so with a size of 0 they panic instead of using wrong scales.
 fn scheme() -> QuantScheme {
     QuantScheme::default()
         .with_value(QuantValue::Q8S)
@@ -29,7 +29,7 @@ fn taps(shape: &Shape) -> usize {
 ///
 /// # Panics
 ///
-/// If there is another number of scales.
+/// If the number of scales is not that of outputs.
 pub(crate) fn new(codes: &FlexTensor, scales: &F32) -> FlexQTensor {
     let (codes, shape) = (codes.to_contiguous(), codes.shape());
     let (outputs, inputs) = (shape[0], shape[1]);
@@ -53,7 +53,7 @@ fn sum(codes: &[i8]) -> f32 {
     sum as f32
 }
 
-/// A view of the same shape on codes in the order outputs, taps, inputs.
+/// A view of the same shape on codes reordered to outputs, taps, inputs.
 fn inputs_last(codes: &FlexTensor, taps: usize) -> FlexTensor {
     let [outputs, inputs, rows, columns] = codes.shape().dims::<4>();
     let kernel = inputs * taps;
