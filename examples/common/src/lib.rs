@@ -15,8 +15,8 @@ use serde::de::DeserializeOwned;
 use swiftbrush_checkpoint::{Event, Hub, read_lines, read_text};
 
 pub use pictures::{
-    enlarged, enlargement, grid, image, mask, pictures, read_image, read_mask, shrunk, tensor,
-    write_picture, write_png,
+    decode_image, enlarged, enlargement, grid, image, mask, pictures, read_image, read_mask,
+    shrunk, tensor, write_picture, write_png,
 };
 
 /// The values of `--device` in this build.

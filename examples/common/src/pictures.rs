@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Result, bail, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
+use swiftbrush_images::{Decoded, Orient};
 use swiftbrush_pipeline::{Mask, Picture, Record};
 
 /// Converts a batch of images in −1…1 to pictures.
@@ -20,7 +21,16 @@ pub fn image(picture: &Picture) -> RgbImage {
 
 /// Opens a picture, rotates it upright and drops transparency, and reports both on stderr.
 pub fn read_image(path: &Path) -> Result<RgbImage> {
-    let decoded = swiftbrush_images::open(path)?;
+    Ok(reported(swiftbrush_images::open(path)?, path))
+}
+
+/// Decodes a picture like [`read_image`]; `path` names it in messages.
+pub fn decode_image(bytes: &[u8], path: &Path) -> Result<RgbImage> {
+    let decoded = swiftbrush_images::decode(bytes, path, Orient::Upright)?;
+    Ok(reported(decoded, path))
+}
+
+fn reported(decoded: Decoded, path: &Path) -> RgbImage {
     if decoded.orientation != 1 {
         eprintln!(
             "{}: rotated upright according to its Exif orientation {}",
@@ -31,7 +41,7 @@ pub fn read_image(path: &Path) -> Result<RgbImage> {
     if decoded.had_transparency {
         eprintln!("{}: transparency dropped, colours kept", path.display());
     }
-    Ok(decoded.image)
+    decoded.image
 }
 
 /// Repeats a picture `count` times, `[count, 3, height, width]` in −1…1.
