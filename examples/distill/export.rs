@@ -1,12 +1,15 @@
 //! `distill export`: the student of a run as a model folder.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::{DType, Device};
 use serde_json::{Value, json};
-use swiftbrush_checkpoint::{Model, read_json, save, write_json};
+use swiftbrush_checkpoint::{
+    Model, read_json, remove_unfinished, save, write_atomically, write_json,
+};
 use swiftbrush_lora::{AdapterFile, Adapters, Layout};
 use swiftbrush_pipeline::Loader;
 use swiftbrush_trainer::{Snapshot, Student, snapshot_path, snapshot_steps};
@@ -50,7 +53,17 @@ const SHARED: [(&str, &str, &str); 3] = [
     ("vae", "diffusers", "AutoencoderKL"),
 ];
 
+/// Folders of an export, besides the shared components.
+const FOLDERS: [&str; 5] = ["", "unet", "adapters", "adapters/peft", "scheduler"];
+
 pub(crate) fn export(args: &ExportArgs) -> Result<()> {
+    let shared = SHARED.map(|(name, _, _)| name);
+    for folder in FOLDERS.into_iter().chain(shared) {
+        remove_unfinished(args.output.join(folder))?;
+    }
+    if let Some(folder) = args.single_file.as_ref().and_then(|path| path.parent()) {
+        remove_unfinished(folder)?;
+    }
     let sources: Sources = read_json(args.run.join(SOURCES))?;
     let path = snapshot(args)?;
     let student_model = Model::open(&sources.student)?;
@@ -209,10 +222,7 @@ fn copy_component(model: &Model, component: &str, output: &Path) -> Result<()> {
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    let named = || format!("cannot copy {} to {}", from.display(), to.display());
-    if let Some(folder) = to.parent() {
-        std::fs::create_dir_all(folder).with_context(named)?;
-    }
-    std::fs::copy(from, to).with_context(named)?;
+    let mut source = File::open(from).with_context(|| format!("cannot read {}", from.display()))?;
+    write_atomically(to, |file| std::io::copy(&mut source, file).map(drop))?;
     Ok(())
 }

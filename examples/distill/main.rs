@@ -28,7 +28,7 @@ use anyhow::{Context, Result};
 use burn::tensor::{DType, Device};
 use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
-use swiftbrush_checkpoint::{Model, write_json};
+use swiftbrush_checkpoint::{Model, remove_unfinished, write_json};
 use swiftbrush_pipeline::Loader;
 use swiftbrush_trainer::{
     ClipNetworks, Distiller, Event, LatentSet, MemoryPlan, Networks, Observers, PromptFile,
@@ -325,3 +325,4 @@ fn finish(run: &Run, student: &Model, args: &TrainArgs) -> Result<()> {
     }
     Ok(())
 }
+        remove_unfinished(&folder)?;

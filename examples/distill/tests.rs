@@ -11,6 +11,9 @@ use swiftbrush_trainer::snapshot_steps;
 
 use super::*;
 
+mod full_disk;
+mod kills;
+
 /// Variable with the arguments of a child process, one per line.
 const ARGUMENTS: &str = "SWIFTBRUSH_DISTILL_ARGUMENTS";
 

@@ -42,7 +42,9 @@ pub use named::{ModulePath, NamedMapper, NamedVisitor, map_named, visit_named};
 pub use swiftbrush_kernels::Access;
 pub use text::{Line, Lines, TextError, read_lines, read_text};
 pub use weights::Weights;
-pub use write::{LazyTensor, sha256, write_atomically, write_json, write_tensors};
+pub use write::{
+    LazyTensor, remove_unfinished, sha256, write_atomically, write_json, write_tensors,
+};
 
 #[cfg(all(doctest, feature = "hub"))]
 #[doc = include_str!("../README.md")]

@@ -177,7 +177,49 @@ pub fn write_json(path: impl AsRef<Path>, value: &impl Serialize) -> Result<(), 
     })
 }
 
-/// Creates a temporary file in the same folder, so that renaming it is atomic. It is deleted unless it is persisted.
+/// Prefix and suffix of temporary files.
+const TEMPORARY: (&str, &str) = (".unfinished-", ".tmp");
+
+/// Removes what killed processes left in a folder: the files of [`write_tensors`] and [`write_atomically`] that were not
+/// complete. Files that another process is writing stay; so does everything below the folder. A folder that does not exist has
+/// none.
+///
+/// # Errors
+///
+/// If the folder cannot be read, or a file cannot be removed.
+pub fn remove_unfinished(folder: impl AsRef<Path>) -> Result<(), Error> {
+    let folder = folder.as_ref();
+    let folder = match folder.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => folder,
+    };
+    let failed = |error| Error::read(folder, error);
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(failed)?,
+    };
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        if is_temporary(&path) && !is_being_written(&path) {
+            std::fs::remove_file(&path).map_err(|error| Error::write(&path, error))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let (prefix, suffix) = TEMPORARY;
+    name.is_some_and(|name| name.starts_with(prefix) && name.ends_with(suffix))
+}
+
+/// Returns whether a process holds the lock of a temporary file; a process that was killed holds none.
+fn is_being_written(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| file.try_lock().is_err())
+}
+
+/// Creates a temporary file in the same folder, so that renaming it is atomic. It is deleted unless it is persisted, and locked
+/// for as long as it is open.
 fn temporary_beside(path: &Path) -> Result<NamedTempFile, Error> {
     let folder = path
         .parent()
@@ -185,15 +227,18 @@ fn temporary_beside(path: &Path) -> Result<NamedTempFile, Error> {
     let folder = folder.unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(|error| Error::write(path, error))?;
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".").suffix(".tmp");
+    builder.prefix(TEMPORARY.0).suffix(TEMPORARY.1);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o644));
     }
-    builder
+    let file = builder
         .tempfile_in(folder)
-        .map_err(|error| Error::write(path, error))
+        .map_err(|error| Error::write(path, error))?;
+    // Not every file system has locks; nothing depends on them but `remove_unfinished`.
+    let _ = file.as_file().lock();
+    Ok(file)
 }
 
 fn replace(temporary: NamedTempFile, path: &Path) -> Result<(), Error> {
@@ -230,5 +275,36 @@ pub fn sha256(path: impl AsRef<Path>) -> Result<String, Error> {
             return Ok(hash.iter().map(|byte| format!("{byte:02x}")).collect());
         }
         hasher.update(&buffer[..len]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_killed_processes_are_removed_and_others_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in [
+            ".unfinished-abc.tmp",
+            ".unfinished-notes",
+            ".abc.tmp",
+            "a.txt",
+        ] {
+            std::fs::write(path(name), "").unwrap();
+        }
+        let others = std::fs::read_dir(folder.path()).unwrap().count() - 1;
+        write_atomically(path("whole.txt"), |file| {
+            // The file that is being written stays, too.
+            remove_unfinished(folder.path()).map_err(io::Error::other)?;
+            assert!(!path(".unfinished-abc.tmp").exists());
+            file.write_all(b"whole")
+        })
+        .unwrap();
+        assert_eq!(std::fs::read(path("whole.txt")).unwrap(), b"whole");
+        let left = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, others + 1);
+        remove_unfinished(path("none")).unwrap();
     }
 }

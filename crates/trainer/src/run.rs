@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Tensor;
-use swiftbrush_checkpoint::Error as FileError;
+use swiftbrush_checkpoint::{Error as FileError, remove_unfinished};
 
 use crate::log::Log;
-use crate::snapshots::{remove_old, remove_unfinished};
+use crate::snapshots::{SNAPSHOTS, remove_old};
 use crate::watch::WatchLog;
 use crate::{
     Distiller, Error, Observer, PromptSource, Recipe, Report, Snapshot, Strip, Timing, WatchReport,
@@ -112,6 +112,7 @@ impl Run {
         let last = distiller.agree(last)?;
         let distiller = distiller.with_folder(&folder);
         let mut distiller = distiller.with_input("prompts", prompts.hash());
+            remove_unfinished(folder.join(SNAPSHOTS))?;
         if let Some(step) = last {
             let path = snapshot_path(&folder, step);
             distiller = distiller.restore(&Snapshot::open(&path)?, &path, accepted)?;
@@ -220,15 +221,15 @@ impl Run {
             prompts => prompts,
         };
         let (mut report, strip) = self.distiller.watch(recipe, prompts);
-        if let Some(logs) = &mut self.logs {
-            logs.watch.write(&mut report, recipe)?;
+        if let Some(logs) = &self.logs {
+            logs.watch.judge(&mut report, recipe);
         }
         let (step, alarms) = (report.step, report.alarms.clone());
         for alarm in &alarms {
             tracing::warn!(step, "{alarm}");
         }
         let flow = observer.observe(&Event::Watched {
-            report,
+            report: report.clone(),
             prompts: prompts.to_vec(),
             strip,
         })?;
@@ -240,6 +241,10 @@ impl Run {
 
     fn step(&mut self) -> Result<Event, Error> {
         let recipe = self.distiller.recipe();
+        // The last thing: a first look that is in the log is not repeated after a resume.
+        if let Some(logs) = &mut self.logs {
+            logs.watch.write(&report)?;
+        }
         let count = recipe.batch * recipe.accumulation;
         let started = Instant::now();
         let first = self.distiller.n_steps() * count as u64;

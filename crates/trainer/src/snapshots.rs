@@ -9,14 +9,14 @@ use crate::{Error, Recipe};
 /// The path of the snapshot at a step of the run in `folder`: `snapshots/step-00000500.safetensors`.
 pub fn snapshot_path(folder: &Path, step: u64) -> PathBuf {
     folder
-        .join("snapshots")
+        .join(SNAPSHOTS)
         .join(format!("{PREFIX}{step:08}{SUFFIX}"))
 }
 
+/// Name of the folder of snapshots.
+pub(crate) const SNAPSHOTS: &str = "snapshots";
 const PREFIX: &str = "step-";
 const SUFFIX: &str = ".safetensors";
-/// The suffix of files that are being written.
-const UNFINISHED: &str = ".tmp";
 
 /// Steps of all snapshots of the run in `folder`, in ascending order.
 ///
@@ -49,7 +49,7 @@ pub fn snapshot_steps(folder: &Path) -> Result<Vec<u64>, Error> {
 }
 
 fn names(folder: &Path) -> Result<Vec<String>, Error> {
-    let path = folder.join("snapshots");
+    let path = folder.join(SNAPSHOTS);
     if !path.is_dir() {
         return Ok(Vec::new());
     }
@@ -70,16 +70,6 @@ pub(crate) fn remove_old(folder: &Path, recipe: &Recipe) -> Result<(), Error> {
         |step: &u64| recipe.keep_every > 0 && *step > 0 && step.is_multiple_of(recipe.keep_every);
     for step in steps[..n_old].iter().filter(|step| !is_kept(step)) {
         remove(&snapshot_path(folder, *step))?;
-    }
-    Ok(())
-}
-
-/// Removes partial snapshots left by a killed process.
-pub(crate) fn remove_unfinished(folder: &Path) -> Result<(), Error> {
-    for name in names(folder)? {
-        if name.starts_with('.') && name.ends_with(UNFINISHED) {
-            remove(&folder.join("snapshots").join(name))?;
-        }
     }
     Ok(())
 }
@@ -108,20 +98,6 @@ mod tests {
         recipe.keep_every = 0;
         remove_old(folder, &recipe).unwrap();
         assert_eq!(snapshot_steps(folder).unwrap(), [12, 14]);
-    }
-
-    #[test]
-    fn unfinished_snapshots_are_removed_and_other_files_are_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let snapshots = folder.path().join("snapshots");
-        std::fs::create_dir(&snapshots).unwrap();
-        for name in [".abc.tmp", "notes.txt", "step-00000002.safetensors"] {
-            std::fs::write(snapshots.join(name), "").unwrap();
-        }
-        remove_unfinished(folder.path()).unwrap();
-        let mut left = names(folder.path()).unwrap();
-        left.sort();
-        assert_eq!(left, ["notes.txt", "step-00000002.safetensors"]);
     }
 
     #[test]

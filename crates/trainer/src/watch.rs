@@ -250,14 +250,15 @@ impl WatchLog {
         self.first.is_none()
     }
 
-    /// Adds alarms to a report and writes it.
-    pub(crate) fn write(
-        &mut self,
-        report: &mut WatchReport,
-        recipe: &WatchRecipe,
-    ) -> Result<(), Error> {
-        let first = self.first.get_or_insert_with(|| report.clone());
+    /// Adds alarms to a report.
+    pub(crate) fn judge(&self, report: &mut WatchReport, recipe: &WatchRecipe) {
+        let first = self.first.as_ref().unwrap_or(report);
         report.alarms = report.alarms_since(first, recipe);
+    }
+
+    /// Writes a report.
+    pub(crate) fn write(&mut self, report: &WatchReport) -> Result<(), Error> {
+        self.first.get_or_insert_with(|| report.clone());
         let line = serde_json::to_string(&report).expect("a report is plain numbers");
         let written = writeln!(self.file, "{line}");
         Ok(written.map_err(|cause| FileError::write(&self.path, cause))?)
@@ -335,7 +336,8 @@ mod tests {
         for step in [0, 2, 4] {
             let mut look = report(1.0 / (step + 1) as f64, None);
             look.step = step;
-            log.write(&mut look, &recipe).unwrap();
+            log.judge(&mut look, &recipe);
+            log.write(&look).unwrap();
             assert_eq!(look.alarms.len(), usize::from(step > 1));
         }
         let path = folder.path().join("watch.jsonl");
