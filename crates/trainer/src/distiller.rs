@@ -263,7 +263,7 @@ impl Distiller {
         let schedule = &self.frozen.student_schedule;
         // One by one: a batch would take more memory than a step.
         let latents = prompts.iter().enumerate().map(|(index, prompt)| {
-            let context = self.frozen.encode(&self.recipe, &[prompt]);
+            let context = self.frozen.encoder.encode(&[prompt]);
             one_step(
                 student.unet(),
                 schedule,

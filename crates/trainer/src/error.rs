@@ -13,6 +13,9 @@ pub enum Error {
     /// Ranks cannot reach each other.
     #[error("communication with the other ranks failed: {0}")]
     Communicator(#[from] std::io::Error),
+    /// The thread that reads prompts cannot be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
     /// Adapters match no layer of a network.
     #[error(transparent)]
     Adapter(#[from] swiftbrush_lora::Error),

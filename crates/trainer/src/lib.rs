@@ -19,6 +19,7 @@
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
 mod adamw;
+mod ahead;
 mod communicator;
 mod denoiser;
 mod distiller;

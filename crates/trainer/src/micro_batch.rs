@@ -9,6 +9,8 @@ use crate::{NamedGradients, NullPrompts, Purpose, Random, Recipe};
 #[derive(Debug)]
 pub(crate) struct MicroBatch<'a> {
     pub(crate) prompts: &'a [String],
+    /// The encoded prompts, if they were encoded ahead.
+    pub(crate) context: Option<Tensor<3>>,
     pub(crate) student: StudentDraw,
     pub(crate) guidance: Guidance,
     pub(crate) fake: FakeDraw,
@@ -41,6 +43,7 @@ pub(crate) fn draw<'a>(
         let guidance = recipe.guidance(&student.timesteps, &mut guidance_random);
         MicroBatch {
             prompts,
+            context: None,
             student,
             guidance,
             fake: draw_fake(sizes, &mut fake_random, prompts.len()),

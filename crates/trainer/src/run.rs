@@ -8,6 +8,7 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use swiftbrush_checkpoint::{Error as FileError, remove_unfinished};
 
+use crate::ahead::Ahead;
 use crate::log::Log;
 use crate::snapshots::{SNAPSHOTS, remove_old};
 use crate::watch::WatchLog;
@@ -66,12 +67,16 @@ const WATCHED: usize = 8;
 /// `watch.jsonl` with one line per watcher report if the recipe has a watcher. A killed run resumes at its last
 /// snapshot and ends with the same weights as a run that was never killed, bit for bit on the CPU backend.
 ///
+/// A thread reads and encodes the prompts of a step while the step before it is computed.
+///
 /// With several ranks ([`Distiller::with_communicator`]), rank 0 alone writes files and calls its observer; the number of ranks
 /// may change when a run is resumed.
 #[derive(Debug)]
 pub struct Run {
     distiller: Distiller,
-    prompts: Box<dyn PromptSource>,
+    prompts: Ahead,
+    /// The first prompts, for previews.
+    first: Vec<String>,
     folder: PathBuf,
     /// Present on rank 0 only.
     logs: Option<Logs>,
@@ -94,10 +99,10 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// If another process uses the folder, or the snapshot is damaged or belongs to another run.
+    /// If another process uses the folder, the snapshot is damaged or belongs to another run, or the prompts cannot be read.
     pub fn open(
         distiller: Distiller,
-        prompts: impl PromptSource + 'static,
+        mut prompts: impl PromptSource + 'static,
         folder: impl AsRef<Path>,
         accepted: &[String],
     ) -> Result<Self, Error> {
@@ -107,22 +112,25 @@ impl Run {
         if distiller.rank() == 0 {
             lock = Some(self::lock(&folder)?);
             remove_unfinished(&folder)?;
+            remove_unfinished(folder.join(SNAPSHOTS))?;
             last = snapshot_steps(&folder)?.last().copied();
         }
         let last = distiller.agree(last)?;
         let distiller = distiller.with_folder(&folder);
         let mut distiller = distiller.with_input("prompts", prompts.hash());
-            remove_unfinished(folder.join(SNAPSHOTS))?;
         if let Some(step) = last {
             let path = snapshot_path(&folder, step);
             distiller = distiller.restore(&Snapshot::open(&path)?, &path, accepted)?;
             tracing::info!(step, path = %path.display(), "resumed");
         }
+        let first = prompts.get(0, PREVIEWS.min(prompts.len()))?;
+        let (encoder, share) = distiller.prompt_encoder();
         let open = |lock| Logs::open(&folder, distiller.n_steps(), lock);
         Ok(Self {
             logs: lock.map(open).transpose()?,
+            prompts: Ahead::start(Box::new(prompts), encoder, share)?,
+            first,
             distiller,
-            prompts: Box::new(prompts),
             folder,
         })
     }
@@ -150,7 +158,7 @@ impl Run {
     /// an alarm and the recipe says that it stops the run.
     pub fn train(&mut self, mut observer: impl Observer) -> Result<(), Error> {
         let recipe = self.distiller.recipe().clone();
-        let first = self.prompts.get(0, PREVIEWS.min(self.prompts.len()))?;
+        let first = self.first.clone();
         let is_new = self.logs.as_ref().is_some_and(|it| it.watch.is_empty());
         let is_stopped = is_new && self.watch(&recipe, &first, &mut observer)?.is_break();
         if self.distiller.any(is_stopped)? {
@@ -233,6 +241,10 @@ impl Run {
             prompts: prompts.to_vec(),
             strip,
         })?;
+        // Last, because a first report that is in the log is not repeated after a resume.
+        if let Some(logs) = &mut self.logs {
+            logs.watch.write(&report)?;
+        }
         match alarms.into_iter().next() {
             Some(alarm) if recipe.stop => Err(Error::Collapsed { alarm, step }),
             _ => Ok(flow),
@@ -241,15 +253,12 @@ impl Run {
 
     fn step(&mut self) -> Result<Event, Error> {
         let recipe = self.distiller.recipe();
-        // The last thing: a first look that is in the log is not repeated after a resume.
-        if let Some(logs) = &mut self.logs {
-            logs.watch.write(&report)?;
-        }
         let count = recipe.batch * recipe.accumulation;
         let started = Instant::now();
         let first = self.distiller.n_steps() * count as u64;
-        let prompts = self.prompts.get(first, count)?;
-        let report = self.distiller.step(&prompts)?;
+        let continues = self.distiller.n_steps() + 1 < recipe.steps;
+        let prompts = self.prompts.take(first, count, continues)?;
+        let report = self.distiller.step_encoded(&prompts)?;
         let timing = Timing::of_step(started.elapsed(), count);
         if let Some(logs) = &mut self.logs {
             logs.steps.write(&report, timing)?;

@@ -33,7 +33,8 @@ impl Distiller {
 
     /// Adds losses and gradients of a micro-batch to those of others.
     pub(super) fn add(&self, mut sum: Outcome, batch: &MicroBatch<'_>) -> Outcome {
-        let context = self.frozen.encode(&self.recipe, batch.prompts);
+        let context = batch.context.clone();
+        let context = context.unwrap_or_else(|| self.frozen.encoder.encode(batch.prompts));
         let mut losses = self.zero_losses();
         let latents;
         if self.is_students_turn() {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use swiftbrush_checkpoint::read;
 
 use super::Distiller;
+use crate::ahead::{PromptEncoder, Share};
 use crate::communicator::any;
 use crate::micro_batch::{MicroBatch, Outcome};
 use crate::networks::setting;
@@ -67,6 +68,17 @@ impl Distiller {
     pub fn rank(&self) -> usize {
         let group = self.group.as_ref();
         group.map_or(0, |group| group.communicator.rank())
+    }
+
+    /// The encoder of prompts, and the micro-batches whose prompts this rank encodes.
+    pub(crate) fn prompt_encoder(&self) -> (PromptEncoder, Share) {
+        let communicator = self.group.as_ref().map(|group| &group.communicator);
+        let share = Share {
+            batch: self.recipe.batch,
+            rank: self.rank(),
+            ranks: communicator.map_or(1, |communicator| communicator.size()),
+        };
+        (self.frozen.encoder.clone(), share)
     }
 
     /// Returns whether a condition holds on any rank.

@@ -87,7 +87,7 @@ impl Distiller {
         batch: RegressionBatch,
         share: f64,
     ) -> Outcome {
-        let context = self.frozen.encode(&self.recipe, &batch.prompts);
+        let context = self.frozen.encoder.encode(&batch.prompts);
         let schedule = &self.frozen.student_schedule;
         let (latents, noise) = (batch.latents, batch.noise);
         let input = match regularizer.kind() {

@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use swiftbrush_checkpoint::read;
 
 use super::Distiller;
+use crate::ahead::StepPrompts;
 use crate::gradients::clipping;
 use crate::micro_batch::{Outcome, draw};
 use crate::{Error, NamedGradients, Recipe, Report};
@@ -25,18 +26,31 @@ impl Distiller {
     /// If there are not `batch · accumulation` prompts.
     #[track_caller]
     pub fn step(&mut self, prompts: &[String]) -> Result<Report, Error> {
+        self.step_encoded(&StepPrompts {
+            prompts: prompts.to_vec(),
+            contexts: Vec::new(),
+        })
+    }
+
+    /// A step whose prompts may be encoded already; see [`step`](Self::step).
+    #[track_caller]
+    pub(crate) fn step_encoded(&mut self, prompts: &StepPrompts) -> Result<Report, Error> {
         let Recipe {
             batch,
             accumulation,
             max_grad_norm,
             ..
         } = self.recipe;
+        let StepPrompts { prompts, contexts } = prompts;
         assert_eq!(
             prompts.len(),
             batch * accumulation,
             "a step takes batch times accumulation prompts"
         );
-        let micro_batches = draw(&self.recipe, &self.frozen.sizes, self.step, prompts);
+        let mut micro_batches = draw(&self.recipe, &self.frozen.sizes, self.step, prompts);
+        for (micro_batch, context) in micro_batches.iter_mut().zip(contexts) {
+            micro_batch.context = context.clone();
+        }
         self.check_latents()?;
         let mut total = self.accumulate_all(&micro_batches)?;
         if self.is_students_turn() {

@@ -76,7 +76,7 @@ impl Distiller {
         prompt: &str,
         random: &mut Random,
     ) -> Look {
-        let context = self.frozen.encode(&self.recipe, &[prompt]);
+        let context = self.frozen.encoder.encode(&[prompt]);
         // One by one: a batch would take more memory than a step.
         let images = (0..recipe.images).map(|_| {
             let noise = self.frozen.sizes.noise(random, 1);
@@ -142,6 +142,7 @@ impl Distiller {
         let networks = self.frozen.clip.as_ref()?;
         let tokens = self
             .frozen
+            .encoder
             .tokenizer
             .encode_batch(&[prompt], &self.frozen.sizes.device);
         let text = networks.clip.embed_texts(tokens);
