@@ -24,7 +24,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use burn::tensor::{DType, Device};
 use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
@@ -32,11 +32,11 @@ use swiftbrush_checkpoint::{Model, remove_unfinished, write_json};
 use swiftbrush_pipeline::Loader;
 use swiftbrush_trainer::{
     ClipNetworks, Distiller, Event, LatentSet, MemoryPlan, Networks, Observers, PromptFile,
-    Prompts, Recipe, Run, TensorBoard,
+    Prompts, Recipe, RewardModel, RewardNetworks, Run, TensorBoard,
 };
 use swiftbrush_vae::AutoencoderKl;
 
-use examples_common::{Wanted, device, find};
+use examples_common::{Wanted, device, find, named};
 use images::Images;
 use progress::Progress;
 use ranks::Ranks;
@@ -72,9 +72,14 @@ struct TrainArgs {
     /// Denoiser component of the student's model.
     #[arg(long, default_value = "unet")]
     student_unet: String,
-    /// Model folder with `clip` and `taesd`, for a recipe with a CLIP loss or a watcher.
+    /// Model folder with `clip` and `taesd`, for a recipe with a CLIP loss or a watcher; `taesd` is enough for published
+    /// rewards.
     #[arg(long)]
     clip: Option<PathBuf>,
+    /// Network of a published reward of the recipe, NAME=FOLDER: hps or pick_score, with configuration and weights of
+    /// transformers or open_clip. Repeat for several.
+    #[arg(long, value_name = "NAME=FOLDER")]
+    reward: Vec<String>,
     /// Prompts, FILE or FILE=WEIGHT: text with one prompt per line, or JSON Lines with captions. Repeat for several files; a
     /// weight is the number of times that each prompt of a file appears in an epoch [default: 1].
     #[arg(long, required = true, num_args = 1..)]
@@ -100,7 +105,7 @@ struct TrainArgs {
     /// Device to compute on.
     #[arg(long, default_value = examples_common::DEVICES[0])]
     device: String,
-    /// Memory of the device in GiB [default on a CPU: what the system reports as available].
+    /// Memory for each rank in GiB [default on a CPU: what the system reports as available].
     #[arg(long)]
     memory: Option<f64>,
     /// Prints the memory that the run needs, without training.
@@ -164,7 +169,7 @@ fn train(args: &TrainArgs) -> Result<()> {
         false => None,
     };
     let networks = networks(args, &recipe, [&teacher, &student], &device)?;
-    check_memory(args, &recipe, &networks)?;
+    check_memory(args, &recipe, &networks, ranks.numbers())?;
     if args.dry_run {
         return Ok(());
     }
@@ -228,17 +233,24 @@ fn with_weight(text: &str) -> Result<(&str, f64)> {
     }
 }
 
-/// Prints the plan of a run's memory, and rejects a run that would not fit.
-fn check_memory(args: &TrainArgs, recipe: &Recipe, networks: &Networks) -> Result<()> {
-    eprintln!("{}", MemoryPlan::new(recipe, networks));
-    let loaded = || Some(available_memory()? + resident_memory()?);
+/// Prints the plan of a run's memory, and rejects a run that would not fit. On a CPU, the ranks of a machine share its memory.
+fn check_memory(
+    args: &TrainArgs,
+    recipe: &Recipe,
+    networks: &Networks,
+    [rank, ranks, local_ranks]: [usize; 3],
+) -> Result<()> {
+    if rank == 0 {
+        eprintln!("{}", MemoryPlan::new(recipe, networks, ranks));
+    }
+    let loaded = || Some(available_memory()? / local_ranks as u64 + resident_memory()?);
     let available = match args.memory {
         Some(gibibytes) => Some((gibibytes * f64::from(1 << 30)) as u64),
         None if args.device == "flex" => loaded(),
         None => None,
     };
     if let Some(available) = available {
-        MemoryPlan::check(recipe, networks, available)?;
+        MemoryPlan::check(recipe, networks, ranks, available)?;
     }
     Ok(())
 }
@@ -291,6 +303,7 @@ fn networks(
             "teacher and student have different schedules: predictions of the teacher are converted"
         );
     }
+    let networks = with_rewards(networks, args, recipe, device)?;
     let uses_clip = recipe.clip.is_some() || recipe.watch.is_some();
     Ok(match (&recipe.clip, &args.clip) {
         (_, Some(path)) if uses_clip => {
@@ -299,14 +312,39 @@ fn networks(
         (Some(_), None) => {
             anyhow::bail!("the recipe has a CLIP loss: give --clip FOLDER with clip and taesd")
         }
-        (_, Some(path)) => {
+        (_, Some(path)) if recipe.rewards.is_empty() => {
             eprintln!(
-                "--clip {} is not used: the recipe has neither [clip] nor [watch]",
+                "--clip {} is not used: the recipe has neither [clip] nor [rewards] nor [watch]",
                 path.display()
             );
             networks
         }
-        (None, None) => networks,
+        (_, _) => networks,
+    })
+}
+
+/// Adds the networks of the published rewards.
+fn with_rewards(
+    networks: Networks,
+    args: &TrainArgs,
+    recipe: &Recipe,
+    device: &Device,
+) -> Result<Networks> {
+    args.reward.iter().try_fold(networks, |networks, text| {
+        let at = || format!("--reward {text}");
+        let parts = text.split_once('=').context("expected NAME=FOLDER");
+        let (name, folder) = parts.with_context(at)?;
+        let model: RewardModel = named(name).map_err(anyhow::Error::msg).with_context(at)?;
+        ensure!(
+            recipe.rewards.contains_key(&model),
+            "--reward {text} would not be used: the recipe has no [rewards.{name}]"
+        );
+        let decoder = args.clip.as_ref();
+        let decoder =
+            decoder.with_context(|| format!("{}: give --clip FOLDER with taesd", at()))?;
+        let [folder, decoder] = [Path::new(folder), decoder].map(Model::open);
+        let found = RewardNetworks::load(&folder?, &decoder?, recipe, device)?;
+        Ok(networks.with_reward(model, found))
     })
 }
 
@@ -321,8 +359,8 @@ fn finish(run: &Run, student: &Model, args: &TrainArgs) -> Result<()> {
     let trained = run.distiller().trained_student();
     for (name, trained) in [("unet", trained.clone()), ("unet_ema", trained.averaged())] {
         let folder = args.run.join(name);
+        remove_unfinished(&folder)?;
         export::write_denoiser(&trained, student, &args.student_unet, DType::F32, &folder)?;
     }
     Ok(())
 }
-        remove_unfinished(&folder)?;

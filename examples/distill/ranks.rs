@@ -49,6 +49,23 @@ impl Ranks {
         name.to_owned()
     }
 
+    /// Index of this rank, the number of ranks, and that of ranks on the same machine.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn numbers(&self) -> [usize; 3] {
+        use swiftbrush_trainer::Communicator;
+        let communicator = &self.communicator;
+        [
+            communicator.rank(),
+            communicator.size(),
+            communicator.local_size(),
+        ]
+    }
+
+    #[cfg(not(feature = "mpi"))]
+    pub(crate) fn numbers(&self) -> [usize; 3] {
+        [0, 1, 1]
+    }
+
     /// Adds the other ranks to a run.
     #[cfg(feature = "mpi")]
     pub(crate) fn join(self, distiller: Distiller) -> Result<Distiller> {

@@ -191,6 +191,47 @@ fn prompts_come_from_several_files_and_the_watcher_writes_strips_and_event_files
 }
 
 #[test]
+fn published_rewards_have_networks_of_their_own() {
+    let bench = Bench::new("steps = 1\nrewards.hps = { weight = 0.1, threshold = 1.1 }\n");
+    // The miniature's CLIP stands for HPSv2's, and its vocabulary is not CLIP's own.
+    let [clip, tokenizer] = ["clip", "tokenizer"].map(|it| examples_common::miniature().join(it));
+    let hps = bench.path("hps");
+    std::fs::create_dir(&hps).unwrap();
+    for folder in [clip, tokenizer] {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), hps.join(entry.file_name())).unwrap();
+        }
+    }
+    let run = |rewards: &[&str]| {
+        let mut arguments = bench.train("run");
+        for reward in rewards {
+            arguments.extend(["--reward", reward].map(str::to_owned));
+        }
+        run_program(&strs(&arguments))
+    };
+    let hps = format!("hps={}", hps.display());
+    for (rewards, expected) in [
+        (&[][..], "the recipe has [rewards.hps]: add its networks"),
+        (&["hps"], "--reward hps: expected NAME=FOLDER"),
+        (&["hpsv3=a"], "--reward hpsv3=a: unknown variant"),
+        (&["pick_score=a"], "the recipe has no [rewards.pick_score]"),
+    ] {
+        let (output, text) = run(rewards);
+        let text = text.replace("\n\nCaused by:\n    ", ": ");
+        assert!(
+            !output.status.success() && text.contains(expected),
+            "{text}"
+        );
+    }
+    let (output, text) = run(&[&hps]);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("rewards and their decoder"), "{text}");
+    let log = std::fs::read_to_string(bench.path("run").join("log.jsonl")).unwrap();
+    assert!(log.contains("\"hps\":"), "{log}");
+}
+
+#[test]
 fn another_recipe_is_rejected_unless_its_changes_are_accepted() {
     let bench = Bench::new("steps = 1");
     let arguments = bench.train("run");

@@ -96,7 +96,7 @@ impl Distiller {
         let schedules = (&networks.schedule, &networks.student_schedule);
         fingerprint.set("schedules", schedules_hash(schedules));
 
-        let reward = clip_reward(&recipe, &networks, device);
+        let rewards = rewards(&recipe, &networks, device);
         let student_lora = recipe.student_lora.as_ref();
         let student = trainable(&networks.student, student_lora, recipe.seed)?;
         let ema = Ema::new(&student, recipe.ema_decay);
@@ -120,10 +120,11 @@ impl Distiller {
             group: None,
             recipe,
         };
-        match reward {
-            Some(reward) => distiller.with_reward(Box::new(reward)),
-            None => Ok(distiller),
-        }
+        rewards
+            .into_iter()
+            .try_fold(distiller, |distiller, reward| {
+                distiller.with_reward(Box::new(reward))
+            })
     }
 
     /// Adds a loss on the student's latents.
@@ -275,14 +276,24 @@ impl Distiller {
     }
 }
 
-fn clip_reward(recipe: &Recipe, networks: &Networks, device: &Device) -> Option<ClipReward> {
-    let (clip, networks_of_clip) = (recipe.clip.clone()?, networks.clip.clone()?);
-    let (tokenizer, dtype) = (networks.tokenizer.clone(), recipe.precision.dtype());
-    let reward = ClipReward::new(networks_of_clip, tokenizer, clip, dtype, device);
-    Some(match recipe.checkpointing {
-        true => reward.with_checkpoints(),
-        false => reward,
-    })
+/// The CLIP loss and the published rewards of a recipe.
+fn rewards(recipe: &Recipe, networks: &Networks, device: &Device) -> Vec<ClipReward> {
+    let dtype = recipe.precision.dtype();
+    let clip = recipe.clip.iter().zip(&networks.clip).map(|(clip, found)| {
+        let (found, tokenizer) = (found.clone(), networks.tokenizer.clone());
+        ClipReward::new(found, tokenizer, clip.clone(), dtype, device)
+    });
+    let published = recipe.rewards.iter().filter_map(|(&model, reward)| {
+        let found = networks.rewards.get(&model)?.clone();
+        Some(ClipReward::published(model, found, reward, dtype, device))
+    });
+    let rewards = clip.chain(published);
+    rewards
+        .map(|reward| match recipe.checkpointing {
+            true => reward.with_checkpoints(),
+            false => reward,
+        })
+        .collect()
 }
 
 fn schedules_hash((teacher, student): (&NoiseSchedule, &NoiseSchedule)) -> String {

@@ -55,6 +55,9 @@ pub enum Error {
          add them to the networks, or remove [clip] from the recipe"
     )]
     NoClip,
+    /// The recipe has a published reward, but the networks do not.
+    #[error("the recipe has [rewards.{0}]: add its networks, or remove the table from the recipe")]
+    NoReward(&'static str),
     /// Latents cannot be read or written, or do not fit the run.
     #[error("{path}: {reason}")]
     Latents {

@@ -300,7 +300,8 @@ pub fn distillation_loss(latents: Tensor<4>, gradient: Tensor<4>) -> Tensor<1> {
 /// # Shapes
 ///
 /// - latents: `[batch, channels, height, width]`, on the student's graph
-/// - text_embeds: `[batch, width]`, of unit length, from [`Clip::embed_texts`]
+/// - text_embeds: `[batch, width]`, of unit length, from [`Clip::embed_texts`]; of another length if the score is a multiple of
+///   the cosine
 /// - returns: `[1]`
 pub fn clip_loss(
     clip: &Clip,

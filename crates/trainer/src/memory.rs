@@ -9,7 +9,10 @@ use swiftbrush_lora::LoraConfig;
 
 use crate::networks::setting;
 use crate::parameters::{Parameter, parameters};
-use crate::{AverageStorage, Error, FrozenStorage, MomentStorage, Networks, Recipe};
+use crate::shards::spread;
+use crate::{
+    AverageStorage, Error, FrozenStorage, MomentStorage, Networks, Recipe, RewardNetworks,
+};
 
 use activations::Activations;
 
@@ -24,8 +27,8 @@ use activations::Activations;
 ///
 /// fn fits_8_gib(networks: &Networks) -> Result<(), Error> {
 ///     let recipe = Recipe::efficient();
-///     println!("{}", MemoryPlan::new(&recipe, networks));
-///     MemoryPlan::check(&recipe, networks, 8 << 30)
+///     println!("{}", MemoryPlan::new(&recipe, networks, 1));
+///     MemoryPlan::check(&recipe, networks, 1, 8 << 30)
 /// }
 /// ```
 #[derive(Clone, Debug, PartialEq)]
@@ -76,88 +79,104 @@ const SAVINGS: [Saving; 6] = [
 ];
 
 impl MemoryPlan {
-    /// The plan of a run on one thread; see [`Distiller::with_threads`](crate::Distiller::with_threads), which multiplies
-    /// activations and gradients.
-    pub fn new(recipe: &Recipe, networks: &Networks) -> Self {
+    /// The plan of each of `ranks` processes that train together, 1 for a run without others: that of the rank that takes most.
+    /// It is for one thread; [`Distiller::with_threads`](crate::Distiller::with_threads) multiplies activations and gradients.
+    ///
+    /// # Panics
+    ///
+    /// If there are no ranks.
+    #[track_caller]
+    pub fn new(recipe: &Recipe, networks: &Networks, ranks: usize) -> Self {
+        assert!(ranks > 0, "at least one rank");
         let (student, teacher) = (parameters(&networks.student), parameters(&networks.teacher));
-        let trained = trained(&student, recipe.student_lora.as_ref());
-        let fake = trained_by_adapters(&teacher, &recipe.fake_lora);
-        let frozen = recipe.frozen_weights;
-        let mut parts = Vec::new();
-        let mut add = |name, setting: String, bytes| {
-            parts.push(MemoryPart {
-                name,
-                setting,
-                bytes,
-            });
+        let trained = Trained {
+            student: trained(&student, recipe.student_lora.as_ref()),
+            fake: trained_by_adapters(&teacher, &recipe.fake_lora),
         };
-        let of_frozen = || format!("frozen_weights = {}", toml_name(&frozen));
-        let adapters = recipe.student_lora.is_some();
-        add(
-            "student",
-            if adapters {
-                of_frozen()
-            } else {
-                "trained in f32".to_owned()
-            },
-            stored(&student, recipe.student_storage())
-                + if adapters { 4 * sum(&trained) } else { 0 },
-        );
-        add(
-            "teacher, shared with the fake teacher",
-            of_frozen(),
-            stored(&teacher, frozen),
-        );
-        add(
-            "adapters of the fake teacher",
-            "trained in f32".to_owned(),
-            4 * sum(&fake),
-        );
-        add(
-            "text encoder",
-            of_frozen(),
-            weights(&networks.text_encoder, frozen),
-        );
-        if let Some(clip) = networks.clip.as_ref().filter(|_| recipe.uses_clip()) {
-            let bytes = weights(&clip.clip, frozen) + weights(&clip.decoder, frozen);
-            add("CLIP and its decoder", of_frozen(), bytes);
-        }
-        let all: Vec<u64> = trained.iter().chain(&fake).copied().collect();
-        let of_gradients = match (recipe.checkpointing, recipe.accumulation) {
-            (false, 2..) => (2, "checkpointing = false: the sum and a micro-batch"),
-            _ => (1, "the sum"),
-        };
-        add(
-            "gradients",
-            of_gradients.1.to_owned(),
-            of_gradients.0 * 4 * sum(&all),
-        );
-        let storage = recipe.adamw.moments;
-        let setting = format!("adamw.moments = {}", toml_name(&storage));
-        add(
-            "moments",
-            setting,
-            all.iter().map(|&size| moments(size, storage)).sum(),
-        );
-        let average = match recipe.averages {
-            AverageStorage::File => 0,
-            AverageStorage::Device | AverageStorage::Host => 4 * sum(&trained),
-        };
-        add(
-            "averaged weights",
-            format!("averages = {}", toml_name(&recipe.averages)),
-            average,
-        );
+        let mut plan = Self { parts: Vec::new() };
+        plan.add_networks(recipe, networks, [&student, &teacher], &trained);
+        plan.add_training(recipe, &trained, ranks);
         let setting = format!(
             "checkpointing = {}, batch = {}",
             recipe.checkpointing, recipe.batch
         );
-        add(
-            "activations",
-            setting,
-            activations(recipe, networks, &student, &teacher),
-        );
-        Self { parts }
+        let bytes = activations(recipe, networks, &student, &teacher);
+        plan.add("activations", setting, bytes);
+        plan
+    }
+
+    fn add(&mut self, name: &'static str, setting: impl Into<String>, bytes: u64) {
+        self.parts.push(MemoryPart {
+            name,
+            setting: setting.into(),
+            bytes,
+        });
+    }
+
+    fn add_networks(
+        &mut self,
+        recipe: &Recipe,
+        networks: &Networks,
+        [student, teacher]: [&[Parameter]; 2],
+        trained: &Trained,
+    ) {
+        let frozen = recipe.frozen_weights;
+        let of_frozen = format!("frozen_weights = {}", toml_name(&frozen));
+        let of_student = stored(student, recipe.student_storage());
+        match recipe.student_lora {
+            Some(_) => self.add(
+                "student",
+                &of_frozen,
+                of_student + 4 * sum(&trained.student),
+            ),
+            None => self.add("student", "trained in f32", of_student),
+        }
+        let name = "teacher, shared with the fake teacher";
+        self.add(name, &of_frozen, stored(teacher, frozen));
+        let of_fake = 4 * sum(&trained.fake);
+        self.add("adapters of the fake teacher", "trained in f32", of_fake);
+        let text = weights(&networks.text_encoder, frozen);
+        self.add("text encoder", &of_frozen, text);
+        if let Some(clip) = networks.clip.as_ref().filter(|_| recipe.uses_clip()) {
+            let bytes = weights(&clip.clip, frozen) + weights(&clip.decoder, frozen);
+            self.add("CLIP and its decoder", &of_frozen, bytes);
+        }
+        let rewards = of_recipe(recipe, networks).map(|found| {
+            weights(&found.networks.clip, frozen) + weights(&found.networks.decoder, frozen)
+        });
+        match rewards.sum() {
+            0 => {}
+            bytes => self.add("rewards and their decoder", &of_frozen, bytes),
+        }
+    }
+
+    /// Adds gradients, moments and averages.
+    fn add_training(&mut self, recipe: &Recipe, trained: &Trained, ranks: usize) {
+        let (storage, all) = (recipe.adamw.moments, 4 * trained.elements());
+        let (gradients, setting) = match (ranks, recipe.checkpointing, recipe.accumulation) {
+            (2.., _, _) => (
+                all + 4 * trained.most_of_a_rank(ranks, |size| size),
+                format!("a micro-batch, and the sum of one of {ranks} ranks"),
+            ),
+            (_, false, 2..) => (
+                2 * all,
+                "checkpointing = false: the sum and a micro-batch".to_owned(),
+            ),
+            _ => (all, "the sum".to_owned()),
+        };
+        self.add("gradients", setting, gradients);
+        let mut setting = format!("adamw.moments = {}", toml_name(&storage));
+        if ranks > 1 {
+            setting += &format!(", one of {ranks} ranks");
+        }
+        let of_moments = trained.most_of_a_rank(ranks, |size| moments(size, storage));
+        self.add("moments", setting, of_moments);
+        let average = match recipe.averages {
+            AverageStorage::File => 0,
+            AverageStorage::Device | AverageStorage::Host => 4 * sum(&trained.student),
+        };
+        let setting = format!("averages = {}", toml_name(&recipe.averages));
+        self.add("averaged weights", setting, average);
     }
 
     /// The parts.
@@ -170,13 +189,23 @@ impl MemoryPlan {
         self.parts.iter().map(|part| part.bytes).sum()
     }
 
-    /// Checks that a run fits in `available` bytes.
+    /// Checks that each of `ranks` processes fits in `available` bytes; see [`new`](Self::new).
     ///
     /// # Errors
     ///
     /// If it does not; the error names settings with which it would.
-    pub fn check(recipe: &Recipe, networks: &Networks, available: u64) -> Result<(), Error> {
-        let total = Self::new(recipe, networks).total();
+    ///
+    /// # Panics
+    ///
+    /// If there are no ranks.
+    #[track_caller]
+    pub fn check(
+        recipe: &Recipe,
+        networks: &Networks,
+        ranks: usize,
+        available: u64,
+    ) -> Result<(), Error> {
+        let total = Self::new(recipe, networks, ranks).total();
         if total <= available {
             return Ok(());
         }
@@ -184,7 +213,7 @@ impl MemoryPlan {
         for (name, change) in SAVINGS {
             let mut changed = recipe.clone();
             change(&mut changed);
-            let bytes = Self::new(&changed, networks).total();
+            let bytes = Self::new(&changed, networks, ranks).total();
             if bytes < used {
                 (recipe, used) = (changed, bytes);
                 changes.push(name);
@@ -254,6 +283,32 @@ fn stored(parameters: &[Parameter], storage: FrozenStorage) -> u64 {
     bytes.sum()
 }
 
+/// Sizes of the trained parameters of both networks.
+struct Trained {
+    student: Vec<u64>,
+    fake: Vec<u64>,
+}
+
+impl Trained {
+    fn elements(&self) -> u64 {
+        sum(&self.student) + sum(&self.fake)
+    }
+
+    /// The largest sum that a rank has of `bytes` of its parameters.
+    fn most_of_a_rank(&self, ranks: usize, bytes: impl Fn(u64) -> u64) -> u64 {
+        let [student, fake] = [&self.student, &self.fake].map(|sizes| {
+            let numbered = sizes.iter().map(|&size| size as usize).zip(0..);
+            spread(numbered.collect::<Vec<(usize, usize)>>(), ranks)
+        });
+        let of = |share: &[(usize, usize)]| -> u64 {
+            share.iter().map(|&(size, _)| bytes(size as u64)).sum()
+        };
+        let ranks = student.iter().zip(&fake);
+        let bytes = ranks.map(|(student, fake)| of(student) + of(fake));
+        bytes.max().unwrap_or(0)
+    }
+}
+
 /// Sizes of trained parameters.
 fn trained(parameters: &[Parameter], lora: Option<&LoraConfig>) -> Vec<u64> {
     match lora {
@@ -283,6 +338,15 @@ fn moments(size: u64, storage: MomentStorage) -> u64 {
     }
 }
 
+/// The networks of the rewards that a recipe has.
+fn of_recipe<'a>(
+    recipe: &'a Recipe,
+    networks: &'a Networks,
+) -> impl Iterator<Item = &'a RewardNetworks> {
+    let models = recipe.rewards.keys();
+    models.filter_map(|model| networks.rewards.get(model))
+}
+
 /// Bytes of activations in the pass that keeps the most: the student's with CLIP and its decoder, or the fake
 /// teacher's.
 fn activations(
@@ -296,15 +360,16 @@ fn activations(
         Activations::of_denoiser(denoiser, [height, width], is_frozen).kept(recipe.checkpointing)
     };
     let mut of_student = of(student, recipe.student_lora.is_some());
-    if let (Some(_), Some(clip)) = (&recipe.clip, &networks.clip) {
-        let decoder = Activations::of_decoder(&parameters(&clip.decoder), [height, width]);
-        let tower = Activations::of_tower(&parameters(&clip.clip));
-        let of_clip = match recipe.checkpointing {
-            // The student's blocks run again after CLIP's.
-            true => decoder.kept(true).max(tower.kept(true)),
-            false => decoder.kept(false) + tower.kept(false) + of_student,
+    let clip = networks.clip.iter().filter(|_| recipe.clip.is_some());
+    let rewards = of_recipe(recipe, networks).map(|found| &found.networks);
+    for networks in clip.chain(rewards) {
+        let decoder = Activations::of_decoder(&parameters(&networks.decoder), [height, width]);
+        let tower = Activations::of_tower(&parameters(&networks.clip));
+        of_student = match recipe.checkpointing {
+            // One after the other; the student's blocks run again after them.
+            true => of_student.max(decoder.kept(true)).max(tower.kept(true)),
+            false => of_student + decoder.kept(false) + tower.kept(false),
         };
-        of_student = of_student.max(of_clip);
     }
     let elements = of_student.max(of(teacher, true));
     let dtype = burn::tensor::DType::from(recipe.precision.dtype());

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use burn::module::Module;
 use burn::tensor::{DType, Device};
 use swiftbrush_checkpoint::{Model, abridged};
@@ -8,7 +10,7 @@ use swiftbrush_scheduler::NoiseSchedule;
 use swiftbrush_unet::{UNet, UNetConfig};
 
 use crate::parameters::{Parameter, parameters};
-use crate::{ClipNetworks, Error, FrozenStorage, Recipe};
+use crate::{ClipNetworks, Error, FrozenStorage, Recipe, RewardModel, RewardNetworks};
 
 /// The networks that a run starts from, in f32 and without autodiff.
 ///
@@ -32,6 +34,8 @@ pub struct Networks {
     pub latents: [usize; 3],
     /// The networks of the CLIP loss, for a recipe that has one, and of the watcher's CLIP score.
     pub clip: Option<ClipNetworks>,
+    /// The networks of published rewards, for a recipe that has some.
+    pub rewards: BTreeMap<RewardModel, RewardNetworks>,
 }
 
 impl Networks {
@@ -52,6 +56,7 @@ impl Networks {
             schedule,
             latents,
             clip: None,
+            rewards: BTreeMap::new(),
         }
     }
 
@@ -65,6 +70,12 @@ impl Networks {
     /// Adds the networks of the CLIP loss and the watcher's CLIP score.
     pub fn with_clip(mut self, clip: ClipNetworks) -> Self {
         self.clip = Some(clip);
+        self
+    }
+
+    /// Adds the networks of a published reward.
+    pub fn with_reward(mut self, model: RewardModel, networks: RewardNetworks) -> Self {
+        self.rewards.insert(model, networks);
         self
     }
 
@@ -112,11 +123,14 @@ impl Networks {
     pub(crate) fn stored(self, recipe: &Recipe) -> Result<Self, Error> {
         let storage = recipe.frozen_weights;
         let clip = self.clip.map(|networks| networks.stored(storage));
+        let rewards = self.rewards.into_iter();
+        let rewards = rewards.map(|(model, networks)| Ok((model, networks.stored(storage)?)));
         Ok(Self {
             text_encoder: stored(storage, "text_encoder", self.text_encoder)?,
             teacher: stored(storage, "teacher", self.teacher)?,
             student: stored(recipe.student_storage(), "student", self.student)?,
             clip: clip.transpose()?,
+            rewards: rewards.collect::<Result<_, Error>>()?,
             ..self
         })
     }
@@ -142,23 +156,24 @@ impl Networks {
             check_targets("student_lora", lora, &student)?;
         }
         self.check_timesteps(recipe)?;
+        for model in recipe.rewards.keys() {
+            let found = self.rewards.get(model);
+            let found = found.ok_or(Error::NoReward(model.name()))?;
+            check_clip(
+                model.name(),
+                &found.networks,
+                &found.tokenizer,
+                frozen,
+                device,
+            )?;
+        }
         match (&recipe.clip, &self.clip) {
             (Some(_), None) => Err(Error::NoClip),
-            (_, Some(networks)) if recipe.uses_clip() => self.check_clip(networks, frozen, device),
+            (_, Some(networks)) if recipe.uses_clip() => {
+                check_clip("clip", networks, &self.tokenizer, frozen, device)
+            }
             _ => Ok(()),
         }
-    }
-
-    fn check_clip(
-        &self,
-        networks: &ClipNetworks,
-        frozen: FrozenStorage,
-        device: &Device,
-    ) -> Result<(), Error> {
-        let clip = parameters(&networks.clip);
-        check_storage("clip", &clip, frozen, device)?;
-        check_storage("decoder", &parameters(&networks.decoder), frozen, device)?;
-        check_vocabulary("clip", &clip, &self.tokenizer)
     }
 
     fn check_sizes(
@@ -269,6 +284,19 @@ fn check_storage(
         }
     }
     Ok(())
+}
+
+fn check_clip(
+    name: &'static str,
+    networks: &ClipNetworks,
+    tokenizer: &Tokenizer,
+    frozen: FrozenStorage,
+    device: &Device,
+) -> Result<(), Error> {
+    let clip = parameters(&networks.clip);
+    check_storage(name, &clip, frozen, device)?;
+    check_storage("decoder", &parameters(&networks.decoder), frozen, device)?;
+    check_vocabulary(name, &clip, tokenizer)
 }
 
 fn check_vocabulary(

@@ -1,5 +1,6 @@
 mod check;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::FloatDType;
@@ -9,7 +10,8 @@ use toml::{Table, Value};
 
 use crate::losses::{GradientWeight, Guidance};
 use crate::{
-    AdamWConfig, AverageStorage, Error, FrozenStorage, Random, RegressionRecipe, WatchRecipe,
+    AdamWConfig, AverageStorage, Error, FrozenStorage, Random, RegressionRecipe, RewardModel,
+    RewardRecipe, WatchRecipe,
 };
 
 /// All settings of a run.
@@ -96,6 +98,8 @@ pub struct Recipe {
     pub student_lora: Option<LoraConfig>,
     /// Scheme B: the clamped CLIP loss.
     pub clip: Option<ClipRecipe>,
+    /// Published rewards with clamps of their own, decoded as for the CLIP loss.
+    pub rewards: BTreeMap<RewardModel, RewardRecipe>,
     /// Regression to latents that the teacher generates from the same noise.
     pub pairs: Option<RegressionRecipe>,
     /// Regression to latents of real images, from the same latents noised to the last timestep.
@@ -218,6 +222,7 @@ impl Default for Recipe {
             fake_lora: LoraConfig::new(64, 128.0, ["to_q", "to_v"]),
             student_lora: None,
             clip: None,
+            rewards: BTreeMap::new(),
             pairs: None,
             denoise: None,
             save_every: 500,
@@ -335,6 +340,11 @@ mod tests {
             uniform: [0.5, 4.0],
         };
         recipe.max_guided_timestep = Some(900);
+        let reward = RewardRecipe {
+            weight: 1e-3,
+            threshold: 25.0,
+        };
+        recipe.rewards.insert(RewardModel::PickScore, reward);
         std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
         assert_eq!(Recipe::open(&path).unwrap(), recipe);
     }
@@ -357,6 +367,16 @@ mod tests {
             ("scheme = \"c\"", "scheme"),
             ("scheme = \"b\"\nclip.weight = nan", "clip.weight"),
             ("scheme = \"b\"\nclip.threshold = nan", "clip.threshold"),
+            ("rewards.hps.weight = 0.1", "threshold"),
+            (
+                "rewards.hps = { weight = nan, threshold = 0.3 }",
+                "rewards.hps.weight",
+            ),
+            (
+                "rewards.pick_score = { weight = 1e-3, threshold = inf }",
+                "rewards.pick_score.threshold",
+            ),
+            ("rewards.hpsv3 = { weight = 0.1, threshold = 9.0 }", "hpsv3"),
             ("fake_lora.rank = 0", "fake_lora.rank"),
             ("fake_lora.alpha = 0.0", "fake_lora.alpha"),
             ("scheme = \"b\"\nstudent_lora.rank = 0", "student_lora.rank"),

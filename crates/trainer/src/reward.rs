@@ -8,7 +8,7 @@ use swiftbrush_vae::AutoencoderTiny;
 use crate::fingerprint::hash;
 use crate::losses::{clip_loss, clip_loss_checkpointed};
 use crate::networks::stored;
-use crate::{ClipRecipe, Error, FrozenStorage, Recipe};
+use crate::{ClipRecipe, Error, FrozenStorage, Recipe, RewardModel, RewardNetworks, RewardRecipe};
 
 /// A differentiable loss on the student's latents, added to distillation.
 ///
@@ -94,12 +94,16 @@ impl ClipNetworks {
     }
 }
 
-/// The clamped CLIP loss through a tiny decoder (arXiv 2408.14176, §4.3).
+/// The clamped CLIP loss through a tiny decoder (arXiv 2408.14176, §4.3), or that of a published reward: the mean of
+/// max(0, threshold − score).
 #[derive(Debug)]
 pub struct ClipReward {
     networks: ClipNetworks,
     tokenizer: Tokenizer,
-    recipe: ClipRecipe,
+    /// `None` for the paper's own loss.
+    model: Option<RewardModel>,
+    weight: f64,
+    threshold: f64,
     dtype: FloatDType,
     device: Device,
     is_checkpointed: bool,
@@ -117,7 +121,29 @@ impl ClipReward {
         Self {
             networks,
             tokenizer,
-            recipe,
+            model: None,
+            weight: recipe.weight,
+            threshold: recipe.threshold,
+            dtype,
+            device: device.clone(),
+            is_checkpointed: false,
+        }
+    }
+
+    /// Creates the loss of a published reward; `dtype` is the element type that the networks compute in.
+    pub fn published(
+        model: RewardModel,
+        networks: RewardNetworks,
+        recipe: &RewardRecipe,
+        dtype: FloatDType,
+        device: &Device,
+    ) -> Self {
+        Self {
+            networks: networks.networks,
+            tokenizer: networks.tokenizer,
+            model: Some(model),
+            weight: recipe.weight,
+            threshold: recipe.threshold,
             dtype,
             device: device.clone(),
             is_checkpointed: false,
@@ -135,19 +161,22 @@ impl ClipReward {
 
 impl Reward for ClipReward {
     fn name(&self) -> &str {
-        "clip"
+        self.model.map_or("clip", RewardModel::name)
     }
 
     fn weight(&self, step: u64, steps: u64) -> f64 {
-        linear_decay(self.recipe.weight, step, steps)
+        linear_decay(self.weight, step, steps)
     }
 
     fn loss(&self, latents: Tensor<4>, prompts: &[String]) -> Tensor<1> {
         let tokens = self.tokenizer.encode_batch(prompts, &self.device);
-        let texts = self.networks.clip.embed_texts(tokens);
+        let mut texts = self.networks.clip.embed_texts(tokens);
+        if let Some(model) = self.model {
+            texts = model.scaled(&self.networks.clip, texts);
+        }
         let clip = self.networks.clip.clone().freeze().train();
         let decoder = self.networks.decoder.clone().freeze().train();
-        let (latents, threshold) = (latents.cast(self.dtype), self.recipe.threshold);
+        let (latents, threshold) = (latents.cast(self.dtype), self.threshold);
         match self.is_checkpointed {
             true => clip_loss_checkpointed(&clip, &decoder, latents, texts, threshold),
             false => clip_loss(&clip, &decoder, latents, texts, threshold),

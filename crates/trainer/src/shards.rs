@@ -24,26 +24,22 @@ pub(crate) struct Shards {
 }
 
 impl Shards {
-    /// Assigns the trained parameters of a module to `size` ranks: the largest first, each to the rank with the fewest elements.
+    /// Assigns the trained parameters of a module to `size` ranks; see [`spread`].
     pub(crate) fn new<M: Module>(module: &M, size: usize) -> Self {
         let trained = parameters(module).into_iter().filter(|it| it.is_trained);
         let sizes = trained.map(|it| (it.shape.iter().product(), it.name));
         Self::of_sizes(sizes.collect(), size)
     }
 
-    fn of_sizes(mut sizes: Vec<(usize, String)>, size: usize) -> Self {
-        sizes.sort_by(|(a, name), (b, other)| b.cmp(a).then(name.cmp(other)));
-        let mut owned = vec![(0, Vec::new()); size];
-        for (elements, name) in sizes {
-            let least = owned.iter_mut().min_by_key(|(total, _)| *total);
-            if let Some((total, names)) = least {
-                *total += elements;
-                names.push(name);
-            }
+    fn of_sizes(sizes: Vec<(usize, String)>, size: usize) -> Self {
+        let owned = spread(sizes, size).into_iter().map(|share| {
+            let mut names: Vec<_> = share.into_iter().map(|(_, name)| name).collect();
+            names.sort();
+            names
+        });
+        Self {
+            owned: owned.collect(),
         }
-        let mut owned: Vec<Vec<String>> = owned.into_iter().map(|(_, names)| names).collect();
-        owned.iter_mut().for_each(|names| names.sort());
-        Self { owned }
     }
 
     /// Returns whether a rank owns a parameter.
@@ -147,6 +143,20 @@ impl Shards {
         }
         Ok(module)
     }
+}
+
+/// Distributes items with numbers of elements: the largest first, each to the rank with the fewest elements.
+pub(crate) fn spread<T: Ord>(mut items: Vec<(usize, T)>, ranks: usize) -> Vec<Vec<(usize, T)>> {
+    items.sort_by(|(a, item), (b, other)| b.cmp(a).then(item.cmp(other)));
+    let mut shares: Vec<(usize, Vec<_>)> = (0..ranks).map(|_| (0, Vec::new())).collect();
+    for (elements, item) in items {
+        let least = shares.iter_mut().min_by_key(|(total, _)| *total);
+        if let Some((total, share)) = least {
+            *total += elements;
+            share.push((elements, item));
+        }
+    }
+    shares.into_iter().map(|(_, share)| share).collect()
 }
 
 fn check_lengths(name: &str, pieces: &[Vec<f32>]) -> io::Result<()> {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use common::{distiller, efficient, networks, prompts, recipe, train, with};
 use swiftbrush_testing::device;
 use swiftbrush_trainer::{
-    Distiller, Error, Event, LocalCommunicator, Networks, Recipe, Run, Snapshot, snapshot_path,
-    snapshot_steps,
+    Distiller, Error, Event, LocalCommunicator, MemoryPlan, MomentStorage, Networks, Recipe, Run,
+    Snapshot, snapshot_path, snapshot_steps,
 };
 
 fn bytes(folder: &Path) -> Vec<u8> {
@@ -112,6 +112,44 @@ fn each_moment_is_on_one_rank() {
     });
     assert!(shares[0].is_disjoint(&shares[1]));
     assert_eq!(&shares[0] | &shares[1], all);
+}
+
+/// Bytes of a part of the plan.
+fn planned(recipe: &Recipe, networks: &Networks, ranks: usize, part: &str) -> u64 {
+    let plan = MemoryPlan::new(recipe, networks, ranks);
+    let found = plan.parts().iter().find(|found| found.name == part);
+    found.unwrap().bytes
+}
+
+#[test]
+fn the_plan_has_the_moments_of_the_rank_with_most() {
+    let networks = networks(&device());
+    let little = with(recipe(), |recipe| {
+        recipe.adamw.moments = MomentStorage::EightBits;
+    });
+    let prompts = ["a", "b", "c", "d"].map(str::to_owned);
+    let bytes = |mut distiller: Distiller| -> u64 {
+        distiller.step(&prompts).unwrap();
+        let snapshot = distiller.snapshot();
+        let groups = ["student_adamw", "fake_adamw"].map(|group| snapshot.group(group));
+        let tensors = groups.iter().flat_map(|group| group.values());
+        tensors.map(|data| data.as_bytes().len() as u64).sum()
+    };
+    for recipe in [recipe(), little, efficient()].map(four_parts) {
+        let alone = bytes(distiller(recipe.clone(), &networks));
+        assert_eq!(planned(&recipe, &networks, 1, "moments"), alone);
+        for size in [2, 4] {
+            let shares = on_ranks(size, |rank| {
+                let distiller = distiller(recipe.clone(), &networks);
+                bytes(distiller.with_communicator(Arc::new(rank)).unwrap())
+            });
+            let most = shares.into_iter().max().unwrap();
+            assert_eq!(planned(&recipe, &networks, size, "moments"), most);
+            // A micro-batch's own, and the sum of a share.
+            let [one, several] = [1, size].map(|n| planned(&recipe, &networks, n, "gradients"));
+            assert!((one + one / size as u64..=2 * one).contains(&several));
+        }
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub struct MpiCommunicator {
     rank: usize,
     size: usize,
     local_rank: usize,
+    local_size: usize,
     /// A dedicated thread makes all calls, because an MPI library need not support several threads.
     requests: Mutex<Sender<Request>>,
     thread: Option<JoinHandle<()>>,
@@ -48,18 +49,19 @@ impl MpiCommunicator {
                 };
                 let world = universe.world();
                 let local = world.split_shared(world.rank());
-                let numbers = [world.rank(), world.size(), local.rank()];
+                let numbers = [world.rank(), world.size(), local.rank(), local.size()];
                 // The other end waits for these values.
                 let _ = ready.send(numbers.map(|number| number as usize));
                 serve(&world, &queue);
             })?;
-        let [rank, size, local_rank] = is_ready
+        let [rank, size, local_rank, local_size] = is_ready
             .recv()
             .map_err(|_| io::Error::other("MPI can be started once in a process"))?;
         Ok(Self {
             rank,
             size,
             local_rank,
+            local_size,
             requests: Mutex::new(requests),
             thread: Some(thread),
         })
@@ -68,6 +70,11 @@ impl MpiCommunicator {
     /// Index of this rank among those on the same machine, for choosing a device.
     pub fn local_rank(&self) -> usize {
         self.local_rank
+    }
+
+    /// Number of ranks on the same machine.
+    pub fn local_size(&self) -> usize {
+        self.local_size
     }
 
     fn call<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> io::Result<T> {

@@ -66,7 +66,16 @@ impl Recipe {
         }
         let threshold = clip.map_or(0.0, |clip| clip.threshold);
         let is_valid = threshold.is_finite();
-        expect("clip.threshold", threshold, is_valid, "a finite number")
+        expect("clip.threshold", threshold, is_valid, "a finite number")?;
+        for (model, reward) in &self.rewards {
+            let (table, weight) = (format!("rewards.{}", model.name()), reward.weight);
+            let is_valid = weight.is_finite() && weight >= 0.0;
+            let expected = "a finite number of at least 0";
+            expect(&format!("{table}.weight"), weight, is_valid, expected)?;
+            let (name, threshold) = (format!("{table}.threshold"), reward.threshold);
+            expect(&name, threshold, threshold.is_finite(), "a finite number")?;
+        }
+        Ok(())
     }
 
     fn check_watch(&self) -> Result<(), String> {
