@@ -180,9 +180,9 @@ pub fn write_json(path: impl AsRef<Path>, value: &impl Serialize) -> Result<(), 
 /// Prefix and suffix of temporary files.
 const TEMPORARY: (&str, &str) = (".unfinished-", ".tmp");
 
-/// Removes what killed processes left in a folder: the files of [`write_tensors`] and [`write_atomically`] that were not
-/// complete. Files that another process is writing stay; so does everything below the folder. A folder that does not exist has
-/// none.
+/// Removes the incomplete files of [`write_tensors`] and [`write_atomically`] that killed processes left in a folder.
+/// Files that another process is writing are kept, and sub-folders are not searched. Does nothing if the folder does
+/// not exist.
 ///
 /// # Errors
 ///

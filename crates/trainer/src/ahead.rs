@@ -60,14 +60,14 @@ impl StepPrompts {
 
 /// A thread that reads and encodes the prompts of one step while the caller computes the step before it.
 ///
-/// It knows positions in the order of the prompts only, so nothing of it is part of a run's state.
+/// It depends only on positions in the order of the prompts, so it adds nothing to a run's state.
 #[derive(Debug)]
 pub(crate) struct Ahead {
-    /// Taken when the thread is to end.
+    /// Taken to end the thread.
     requests: Option<Sender<(u64, usize)>>,
     answers: Receiver<Result<StepPrompts, Error>>,
     thread: Option<JoinHandle<()>>,
-    /// The first prompt and the number of prompts of the request that was sent and not answered.
+    /// First prompt and number of prompts of the pending request.
     pending: Option<(u64, usize)>,
 }
 
@@ -147,7 +147,7 @@ impl Ahead {
         self.answers.recv().unwrap_or_else(|_| self.panicked())
     }
 
-    /// Continues the thread's panic, the only way in which it ends before it is told to.
+    /// Resumes the panic of the thread, which otherwise ends only when told to.
     fn panicked(&mut self) -> ! {
         let thread = self.thread.take().map(JoinHandle::join);
         match thread {

@@ -79,8 +79,9 @@ const SAVINGS: [Saving; 6] = [
 ];
 
 impl MemoryPlan {
-    /// The plan of each of `ranks` processes that train together, 1 for a run without others: that of the rank that takes most.
-    /// It is for one thread; [`Distiller::with_threads`](crate::Distiller::with_threads) multiplies activations and gradients.
+    /// The plan of one of `ranks` processes that train together (1 for a single process): the rank that needs the most
+    /// memory. It is for one thread; [`Distiller::with_threads`](crate::Distiller::with_threads) multiplies activations
+    /// and gradients.
     ///
     /// # Panics
     ///
@@ -223,7 +224,7 @@ impl MemoryPlan {
             }
         }
         let needs = format!(
-            "the run needs about {}, but {} are available",
+            "the run needs about {}, but {} is available",
             gibibytes(total),
             gibibytes(available)
         );
@@ -294,7 +295,7 @@ impl Trained {
         sum(&self.student) + sum(&self.fake)
     }
 
-    /// The largest sum that a rank has of `bytes` of its parameters.
+    /// The largest sum of `bytes` over the parameters of any rank.
     fn most_of_a_rank(&self, ranks: usize, bytes: impl Fn(u64) -> u64) -> u64 {
         let [student, fake] = [&self.student, &self.fake].map(|sizes| {
             let numbered = sizes.iter().map(|&size| size as usize).zip(0..);

@@ -75,7 +75,7 @@ impl Life {
         }
     }
 
-    /// Goes on to the next phase.
+    /// Moves to the next phase.
     pub(super) fn advance(&mut self) {
         self.phase = match self.phase {
             Phase::Training => Phase::Export,

@@ -28,7 +28,7 @@ const SEEDS: [u64; 2] = [0x0ed1_7000, 0x0c40_5e00];
 /// Scores edits of each kind with every method.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Command {
-    /// Edits of each kind
+    /// Number of edits of each kind
     #[arg(long, default_value_t = 1024)]
     count: usize,
     /// Compares options on a separate set of edits, to choose the options

@@ -69,8 +69,7 @@ struct Args {
     strength: f64,
     #[command(flatten)]
     edits: EditArgs,
-    /// Prompt of the last frame of an animation; the frames are written to the folder --output as 00000.png, 00001.png
-    /// …
+    /// Prompt of the last frame of an animation, whose frames are written to the folder --output as 00000.png, 00001.png …
     #[arg(long, requires = "prompt", conflicts_with_all = ["prompts", "count", "edit", "noise", "save_tensors", "low_memory"])]
     to: Option<String>,
     /// Number of frames, both ends included, 2 or more
