@@ -7,14 +7,14 @@
                     [--json FILE]
 
 Runs alternate between the programs, one part at a time, so that all see the same machine load; warm-up rounds are not counted.
-FOLDER is a model written by make_model.py. --batch 2 is a denoiser's call with guidance. A part is a network, or a single operation at Stable Diffusion's shapes. The peer
-`compile` is torch.compile with its default backend, `graphs` the same with mode="max-autotune" (CUDA graphs), `int8` swiftbrush's
-own int8 weights, and `openvino` the PyTorch module converted to OpenVINO in f32; `openvino-bf16` computes in bf16, and
+FOLDER is a model written by make_model.py; --batch 2 is the denoiser's call with guidance. A part is a network, or a single
+operation at Stable Diffusion's shapes. The peer `compile` is torch.compile with its default backend, `graphs` the same with
+mode="max-autotune" (CUDA graphs), `int8` swiftbrush's own int8 weights, and `openvino` the PyTorch module converted to OpenVINO in f32; `openvino-bf16` computes in bf16, and
 `openvino-int8` is quantised by NNCF with four random inputs for calibration. `torchao` quantises linear layers to int8, activations
 dynamically; `onnxruntime` runs the exported module, and `onnxruntime-int8` quantises its products dynamically.
 On a CPU, --dtype applies only to PyTorch; the others compute in f32 or as their names say. With --device cuda, swiftbrush computes
 in --dtype too, and --binary must be built for CUDA. Prints medians, with minimum and maximum in brackets, the ratio of each median
-to swiftbrush's in f32, and the relative error of each peer's output, in the root mean square, to PyTorch's in f32.
+to swiftbrush's in f32, and the relative error (root mean square) of each peer's output against PyTorch's in f32.
 """
 import argparse, gc, json, os, pathlib, statistics, subprocess, tempfile, time
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -45,7 +45,7 @@ pub(crate) struct Options {
 /// Wording of a negative prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Wording {
-    /// The unwanted thing alone, as users write it: "star".
+    /// Only the unwanted thing, as users write it: "star".
     Word,
     /// The caption with the unwanted thing in it: "a red star on a blue background", for "a red circle on a blue
     /// background". The text encoder was trained only on captions.

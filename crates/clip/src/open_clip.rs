@@ -116,7 +116,7 @@ pub(crate) fn is_of_2(weights: &Weights) -> bool {
     is_open_clip(weights) || weights.shape(norm) == Some(&[SD2.0])
 }
 
-/// Renames the tensors of both towers, or of the text tower alone, to transformers' names.
+/// Renames the tensors of both towers, or of only the text tower, to transformers' names.
 pub(crate) fn as_transformers(weights: Weights) -> Result<Weights, Error> {
     if !is_open_clip(&weights) {
         return Ok(weights);

@@ -126,7 +126,7 @@ impl Mask {
         }
     }
 
-    /// Changed images where the mask is 1 and originals, to the byte, where it is 0.
+    /// Changed images where the mask is 1, and the originals, byte for byte, where it is 0.
     pub(crate) fn paste(&self, changed: Tensor<4>, originals: &Tensor<4>) -> Tensor<4> {
         let [changed, originals] = [changed, originals.clone()].map(|x| x.cast(FloatDType::F32));
         blend(self.pixels.clone(), changed, originals)

@@ -14,6 +14,10 @@
     feature = "train",
     doc = "| [distil](guide::distil) | train a one-step student from prompts |"
 )]
+#![cfg_attr(
+    feature = "train",
+    doc = "| [distil at full size](guide::distil_at_full_size) | Stable Diffusion 2.1 from SD-Turbo: prompts, memory, several GPUs, monitoring |"
+)]
 //! | [merge](guide::merge) | average the weights of two models |
 #![cfg_attr(
     feature = "measure",
@@ -27,7 +31,7 @@
 //!
 //! # Crates
 //!
-//! Each module is a separate crate that can be used alone. burn is re-exported as [`burn`]; a crate that
+//! Each module is a separate crate that can be used on its own. burn is re-exported as [`burn`]; a crate that
 //! derives burn's `Module` must depend on the same version of burn directly.
 
 pub use burn;

@@ -4,7 +4,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Uniform};
 
-/// A module with weights that depend on the seed alone: uniform within ±1/√(inputs of an output), those of
+/// A module with weights that depend only on the seed: uniform within ±1/√(inputs of an output), those of
 /// normalisations around 1, biases within ±0.5.
 ///
 /// Weights of new modules are drawn when they are first read, from a generator that tests share.

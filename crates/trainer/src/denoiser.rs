@@ -63,8 +63,8 @@ impl<'a> WithCheckpoints<'a> {
         }
     }
 
-    /// Adds the gradients of a loss of the prediction to a sum, block by block: no more than one block's gradients exist
-    /// beside the sum.
+    /// Adds the gradients of a loss of the prediction to a sum, block by block: besides the sum, only one block's
+    /// gradients exist at a time.
     ///
     /// # Panics
     ///

@@ -235,7 +235,7 @@ impl Default for Recipe {
 }
 
 impl Recipe {
-    /// Scheme A of the paper: trains all weights of the student with variational score distillation alone.
+    /// Scheme A of the paper: trains all weights of the student, with variational score distillation only.
     pub fn full() -> Self {
         Self::default()
     }

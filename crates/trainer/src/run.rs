@@ -69,8 +69,8 @@ const WATCHED: usize = 8;
 ///
 /// A thread reads and encodes the prompts of a step while the step before it is computed.
 ///
-/// With several ranks ([`Distiller::with_communicator`]), rank 0 alone writes files and calls its observer; the number of ranks
-/// may change when a run is resumed.
+/// With several ranks ([`Distiller::with_communicator`]), only rank 0 writes files and calls its observer; the number
+/// of ranks may change when a run is resumed.
 #[derive(Debug)]
 pub struct Run {
     distiller: Distiller,

@@ -83,7 +83,7 @@ impl Trained {
     }
 }
 
-/// A network on the autodiff device: all its weights are trained, or adapters alone.
+/// A network on the autodiff device, in which all weights are trained or only adapters.
 ///
 /// # Errors
 ///

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// The text that a denoiser attends to, and optionally a text that it is steered away from.
 ///
-/// [`From`] creates one from text states alone.
+/// [`From`] creates one from text states.
 #[derive(Clone, Debug)]
 pub struct Context {
     /// States of the text, `[batch, length, cross_attention_dim]`.

@@ -240,7 +240,7 @@ impl MethodArgs {
         };
         ensure!(
             method.is_some() || self.negative_scale.is_none(),
-            "--negative-scale is the strength of nasa or nag: choose one with --negative-method, or set --guidance alone"
+            "--negative-scale is the strength of nasa or nag: choose one with --negative-method, or set only --guidance"
         );
         Ok(method.map(|method| match self.negative_scale {
             Some(scale) => method.with_scale(scale),

@@ -101,7 +101,7 @@ impl Way {
             Self::new("generated again, same seed", How::Again),
             Self::chord("ChordEdit, chosen options", chosen()),
             chord("chosen options, automatic mask", chosen(), automatic),
-            Self::new("encoded and decoded alone", How::Nothing),
+            Self::new("only encoded and decoded", How::Nothing),
         ]
     }
 

@@ -1,7 +1,7 @@
 //! Files written by `torch.save` (`.ckpt`, `.pt`, `.pth`, `.bin`): zip archives or, before PyTorch 1.6, sequences of
 //! pickles.
 //!
-//! Only the tensors of the saved dictionary are read. Anything else saved by a training program (optimizer states,
+//! Only the tensors of the saved dictionary are read. Anything else saved by a training program (optimiser states,
 //! callbacks, hyperparameters) is skipped, and nothing is executed.
 
 mod pickle;

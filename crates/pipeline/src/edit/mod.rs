@@ -1,9 +1,9 @@
 //! Editing an image in one call: ChordEdit.
 //!
 //! An [`Edit`] holds an image, a source prompt that describes it, and a target prompt that describes the result;
-//! [`TextToImage::edit`](crate::TextToImage::edit) carries it out. The model is not trained for it and the image is not
-//! inverted: the clean latents that a one-step model expects under both prompts are compared, from the same noise, and
-//! the image is moved by the difference ([`Chord`]).
+//! [`TextToImage::edit`](crate::TextToImage::edit) carries it out. It needs neither training nor inversion: the clean
+//! latents that a one-step model predicts for each prompt from the same noise are compared, and the image is moved by
+//! their difference ([`Chord`]).
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -12,7 +12,7 @@ const MAX_NOISES: usize = 64;
 pub struct Options {
     /// The noisier time, t.
     pub time: f64,
-    /// Distance to the other time, δ, which carries the weight t/(t+δ). 0 compares at one time alone, in half the
+    /// Distance to the other time, δ, which carries the weight t/(t+δ). 0 compares at only one time, with half the
     /// samples.
     pub delta: f64,
     /// Factor of the field, λ: too low changes too little, too high spills beyond the edit.
