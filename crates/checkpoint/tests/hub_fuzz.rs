@@ -89,7 +89,7 @@ fn answers_of_the_hub() {
     let shared = input.clone();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            // It is no error if the client hangs up.
+            // A client that hangs up is not an error.
             let _ = serve(&stream, &shared);
         }
     });

@@ -256,7 +256,7 @@ fn finished_batches_survive_a_cancellation() {
                 _ => std::ops::ControlFlow::Continue(()),
             }
         });
-    let batches = batches.expect("a cancellation is no error");
+    let batches = batches.expect("a cancellation is not an error");
     assert_eq!((batches.pictures.len(), batches.is_complete), (2, false));
 }
 

@@ -103,7 +103,7 @@ impl Server {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let shared = shared.clone();
-                // It is no error if the client hangs up.
+                // A client that hangs up is not an error.
                 std::thread::spawn(move || serve(&stream, &shared).ok());
             }
         });

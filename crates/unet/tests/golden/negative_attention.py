@@ -1,4 +1,4 @@
-"""Attention processors for diffusers that lead away from a negative prompt, used by the golden scripts.
+"""Attention processors for diffusers that steer away from a negative prompt, used by the golden scripts.
 
 One processor serves all cross-attentions: `install` replaces those of a U-Net's `attn2` and leaves self-attention alone.
 """
