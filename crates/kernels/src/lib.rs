@@ -88,7 +88,7 @@ pub use group_norm::{GroupNorm, GroupNormConfig, group_norm};
 pub use int8::{Int8Error, Int8Weight, is_int8};
 pub use layer_norm::{LayerNorm, LayerNormConfig, layer_norm};
 pub use linear::{Linear, LinearConfig, linear};
-pub use mapped::{Access, MappedFile, WeightFile};
+pub use mapped::{Access, MappedFile, WeightFile, release_mapped_weights};
 pub use memory::keep_freed_memory;
 pub use options::{Activation, AdamWUpdate, Mask, Window};
 pub use quantized::Quantized;

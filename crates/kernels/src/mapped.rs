@@ -7,10 +7,32 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use memmap2::Mmap;
+
+/// Mappings that may be alive.
+static MAPPINGS: Mutex<Vec<Weak<Mmap>>> = Mutex::new(Vec::new());
+
+/// Advises the operating system that no mapped weight file of this process will be needed soon, so that their pages no longer
+/// count towards its memory.
+///
+/// Networks that use their weights in place (in f32, f16 with [`Access::Mapped`], or int8) keep the pages of their files
+/// resident once they have run. A program that generates one batch can call this before the denoiser and before the decoder: the
+/// networks of the previous stage are not needed any more. Weights that are needed again are read again, from the page cache or,
+/// if that has dropped them, from disk. Does nothing outside Unix.
+pub fn release_mapped_weights() {
+    let mut mappings = MAPPINGS.lock().unwrap_or_else(PoisonError::into_inner);
+    mappings.retain(|mapping| match mapping.upgrade() {
+        Some(map) => {
+            let len = map.len();
+            MappedFile(map).release(0..len);
+            true
+        }
+        None => false,
+    });
+}
 
 /// A memory-mapped file, whose pages are read on first access and shared with the operating system's page cache.
 #[derive(Clone, Debug)]
@@ -35,8 +57,11 @@ impl MappedFile {
     /// If the file cannot be mapped; an empty file never can.
     pub unsafe fn map(file: &File) -> io::Result<Self> {
         // SAFETY: the caller guarantees that the file does not change.
-        let map = unsafe { Mmap::map(file)? };
-        Ok(Self(Arc::new(map)))
+        let map = Arc::new(unsafe { Mmap::map(file)? });
+        let mut mappings = MAPPINGS.lock().unwrap_or_else(PoisonError::into_inner);
+        mappings.retain(|mapping| mapping.strong_count() > 0);
+        mappings.push(Arc::downgrade(&map));
+        Ok(Self(map))
     }
 
     /// Returns a range of the contents, which keeps the mapping alive.
@@ -219,6 +244,31 @@ mod tests {
         assert_eq!(&bytes[..], b"before", "released pages are read again");
         let empty = File::create(&other).unwrap();
         assert!(WeightFile::new(empty, Access::Mapped).is_err());
+    }
+
+    /// Resident size of the mapping of a file, in KiB.
+    #[cfg(target_os = "linux")]
+    fn resident(path: &std::path::Path) -> u64 {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let of_file = maps.split(path.to_str().unwrap()).nth(1).unwrap();
+        let line = of_file
+            .lines()
+            .find(|line| line.starts_with("Rss:"))
+            .unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn released_weights_are_not_resident_and_read_again() {
+        let (_folder, path) = file(&[7; 1 << 20]);
+        let mapped = WeightFile::new(File::open(&path).unwrap(), Access::Mapped).unwrap();
+        let bytes = mapped.read(0..1 << 20).unwrap();
+        assert!(bytes.iter().all(|&byte| byte == 7));
+        assert_eq!(resident(&path), 1024);
+        release_mapped_weights();
+        assert_eq!(resident(&path), 0);
+        assert!(bytes.iter().all(|&byte| byte == 7));
     }
 
     #[test]

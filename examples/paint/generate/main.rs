@@ -154,6 +154,7 @@ fn paint(args: &Args) -> Result<()> {
     // Tests call this more than once.
     let _ = ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed));
     let hashes = Hashes::start(args, &source);
+    let is_int8 = loader.is_int8()?;
     let begun = Instant::now();
     let painter = match args.low_memory {
         true => Painter::InTurn(Box::new(loader)),
@@ -163,6 +164,7 @@ fn paint(args: &Args) -> Result<()> {
     let run = Run {
         args,
         painter,
+        is_int8,
         noise,
         device,
         record: record(args, source, &settings),

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::{DType, Device, Tensor};
 use indicatif::{ProgressBar, ProgressStyle};
 use swiftbrush_checkpoint::{LazyTensor, write_tensors};
+use swiftbrush_kernels::release_mapped_weights;
 use swiftbrush_pipeline::edit::Edit;
 use swiftbrush_pipeline::{
     Between, BetweenRecord, Conditioning, Decoder, Generation, Given, Loader, Noise, Picture,
@@ -32,6 +33,8 @@ pub(crate) enum Painter {
 pub(crate) struct Run<'a> {
     pub(crate) args: &'a Args,
     pub(crate) painter: Painter,
+    /// The model's weights are in int8.
+    pub(crate) is_int8: bool,
     pub(crate) input: Option<Input>,
     pub(crate) noise: Option<Tensor<4>>,
     pub(crate) device: Device,
@@ -45,7 +48,8 @@ impl Run<'_> {
         let mut done = 0;
         for batch in jobs.chunks(self.args.batch) {
             let begun = Instant::now();
-            let painting = self.generate(batch)?;
+            let is_last = done + batch.len() == jobs.len();
+            let painting = self.generate(batch, is_last)?;
             self.record.hashes = self.hashes.get()?;
             for warning in &painting.warnings {
                 eprintln!("warning: {warning}");
@@ -65,7 +69,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn generate(&self, batch: &[Job]) -> Result<Generation> {
+    /// Generates a batch; in the last one, each network is needed once more at most.
+    fn generate(&self, batch: &[Job], is_last: bool) -> Result<Generation> {
         let prompts: Vec<_> = batch.iter().map(|job| job.prompt.clone()).collect();
         let mut request = self.record.request().with_prompts(prompts.iter().cloned());
         let (mut edit, mut between) = (None, None);
@@ -93,11 +98,68 @@ impl Run<'_> {
             (None, Some(between)) => Work::Between(between, &request),
             (None, None) => Work::Generate(&request),
         };
-        let painting = watch(self.args, &self.painter, work, &mut noise)?;
+        let painting = self.watch(work, &mut noise, is_last)?;
         if let (Some(path), Some(noise)) = (&self.args.save_tensors, noise.first) {
             save_tensors(path, &painting, noise)?;
         }
         Ok(painting)
+    }
+
+    /// Generates a batch, with a progress bar if there is more than one network call.
+    fn watch(&self, work: Work<'_>, noise: &mut dyn Noise, is_last: bool) -> Result<Generation> {
+        let bar = ProgressBar::new(work.n_calls() as u64);
+        let template = "{bar:30} call {pos} of {len}, {eta} left";
+        let style = ProgressStyle::with_template(template);
+        bar.set_style(style.unwrap_or(ProgressStyle::default_bar()));
+        let mut report = |progress: Progress| {
+            if is_last {
+                self.release(&progress.stage);
+            }
+            self.show(progress.stage, &bar);
+            match STOP.load(Ordering::Relaxed) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        };
+        let painting = self.painter.work(work, noise, &mut report);
+        bar.finish_and_clear();
+        painting
+    }
+
+    /// Releases the pages of weight files before a stage of the last batch, whose earlier networks are not needed again.
+    ///
+    /// Before the denoiser this saves the text encoder's pages, but those of the denoiser, which were read when its weights were
+    /// checked, are read again: 0.3 s of processor time with 3.5 GB in f32, little with 0.9 GB in int8.
+    fn release(&self, stage: &Stage) {
+        let is_time = match stage {
+            Stage::Call { done, .. } => *done == 0 && self.is_int8,
+            Stage::Decoding { done, .. } => *done == 0,
+            _ => false,
+        };
+        if is_time {
+            release_mapped_weights();
+        }
+    }
+
+    fn show(&self, stage: Stage, bar: &ProgressBar) {
+        let Stage::Call {
+            done,
+            n_calls,
+            expected,
+        } = stage
+        else {
+            return;
+        };
+        if n_calls > 1 {
+            bar.set_length(n_calls as u64);
+            bar.set_position(done as u64);
+        }
+        if let (true, Painter::AtOnce(pipeline), Some(expected)) =
+            (self.args.previews, &self.painter, expected)
+            && let Err(error) = preview(self.args, &pipeline.decoder, expected, done)
+        {
+            bar.suspend(|| eprintln!("cannot write a preview: {error:#}"));
+        }
     }
 
     fn write(&mut self, picture: &Picture, job: &Job, place: [usize; 2]) -> Result<()> {
@@ -170,47 +232,6 @@ impl Work<'_> {
             Self::Edit(edit) => edit.options.n_calls(),
         }
     }
-}
-
-/// Generates a batch, with a progress bar if there is more than one network call.
-fn watch(
-    args: &Args,
-    painter: &Painter,
-    work: Work<'_>,
-    noise: &mut dyn Noise,
-) -> Result<Generation> {
-    let bar = ProgressBar::new(work.n_calls() as u64);
-    let template = "{bar:30} call {pos} of {len}, {eta} left";
-    bar.set_style(ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar()));
-    let decoder = match painter {
-        Painter::AtOnce(pipeline) if args.previews => Some(&pipeline.decoder),
-        _ => None,
-    };
-    let mut report = |progress: Progress| {
-        if let Stage::Call {
-            done,
-            n_calls,
-            expected,
-        } = progress.stage
-        {
-            if n_calls > 1 {
-                bar.set_length(n_calls as u64);
-                bar.set_position(done as u64);
-            }
-            if let (Some(decoder), Some(expected)) = (decoder, expected)
-                && let Err(error) = preview(args, decoder, expected, done)
-            {
-                bar.suspend(|| eprintln!("cannot write a preview: {error:#}"));
-            }
-        }
-        match STOP.load(Ordering::Relaxed) {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
-    };
-    let painting = painter.work(work, noise, &mut report);
-    bar.finish_and_clear();
-    painting
 }
 
 fn preview(args: &Args, decoder: &Decoder, expected: Tensor<4>, call: usize) -> Result<()> {
