@@ -12,8 +12,9 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, TensorMetadata};
 use burn::tensor::Shape;
 
-use crate::backend::{KernelGrads, Kernels};
+use crate::backend::Kernels;
 use crate::composed::{self, cast_like};
+use crate::gradients::KernelGrads;
 use crate::options::{Extras, GroupNormOptions, Mask, Window};
 
 /// The values that an operation with `N` inputs keeps for its gradients. Fields needed by only one gradient are `None` if

@@ -33,7 +33,7 @@
 //! ```text
 //! public functions and layers (attention, convolution, linear, …)
 //!     │
-//! backend.rs  the trait that backends implement  ◄── autodiff.rs, cpu/, cube/
+//! backend.rs  the trait that backends implement, and gradients.rs, that of its gradients  ◄── autodiff.rs, cpu/, cube/
 //!     │
 //! composed/   every operation in burn's operations
 //!     │
@@ -62,6 +62,7 @@ mod cpu;
 mod cube;
 mod device;
 mod dynamic_map;
+mod gradients;
 mod group_norm;
 mod int8;
 mod layer_norm;

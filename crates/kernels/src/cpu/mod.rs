@@ -28,9 +28,10 @@ use burn::backend::tensor::{FloatTensor, IntTensor, QuantizedTensor};
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{DType, Shape};
 
-use crate::backend::{KernelGrads, Kernels};
+use crate::backend::Kernels;
 use crate::composed;
 use crate::dynamic_map::DynamicMap;
+use crate::gradients::KernelGrads;
 use crate::options::{AdamWUpdate, Extras, GroupNormOptions, Mask, Window};
 
 pub use counters::kernel_calls;

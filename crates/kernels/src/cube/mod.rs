@@ -14,8 +14,9 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::{permute_nchw_to_nhwc, permute_nhwc_to_nchw};
 
-use crate::backend::{KernelGrads, Kernels};
+use crate::backend::Kernels;
 use crate::composed;
+use crate::gradients::KernelGrads;
 use crate::options::GroupNormOptions;
 
 impl KernelGrads for CubeBackend {}
