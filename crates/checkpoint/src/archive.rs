@@ -1,13 +1,13 @@
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{AllocationProperty, BoolStore, Bytes, DType, TensorData};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
-use swiftbrush_kernels::{Access, WeightFile};
+use swiftbrush_kernels::Access;
 
 use crate::Error;
+use crate::files::{Files, RangeFile};
 use crate::float8::Float8;
 use crate::kind;
 
@@ -23,7 +23,7 @@ pub(crate) const MAX_HEADER: u64 = 100_000_000;
 #[derive(Debug)]
 pub struct Archive {
     path: PathBuf,
-    file: WeightFile,
+    file: RangeFile,
     header: Metadata,
     /// Offset of the tensor data.
     start: u64,
@@ -47,10 +47,10 @@ impl Archive {
     /// Same as [`open`](Self::open).
     pub fn open_with(path: impl AsRef<Path>, access: Access) -> Result<Self, Error> {
         let path = path.as_ref();
-        Self::of(path, open_weights(path, access)?)
+        Self::of(path, Files::System.open(path, access)?)
     }
 
-    pub(crate) fn of(path: &Path, file: WeightFile) -> Result<Self, Error> {
+    pub(crate) fn of(path: &Path, file: RangeFile) -> Result<Self, Error> {
         let (header, start) = Self::read_header(path, &file)?;
         Ok(Self {
             path: path.to_owned(),
@@ -60,7 +60,7 @@ impl Archive {
         })
     }
 
-    fn read_header(path: &Path, file: &WeightFile) -> Result<(Metadata, u64), Error> {
+    fn read_header(path: &Path, file: &RangeFile) -> Result<(Metadata, u64), Error> {
         let read = |range: Range<u64>| file.read(range).map_err(|error| Error::read(path, error));
         let len = file.len();
         let first = read(0..len.min(kind::SNIFFED))?;
@@ -152,11 +152,9 @@ impl Archive {
         if let Some(format) = Float8::of(info.dtype) {
             return Ok(TensorData::new(format.widen(&bytes), shape));
         }
-        // burn needs aligned values, but some writers do not pad their headers. Windows cannot replace a mapped file,
-        // so nothing stays mapped there.
+        // burn needs aligned values, but some writers do not pad their headers.
         let is_aligned = bytes.as_ptr().addr().is_multiple_of(dtype.size());
-        let is_mapped = self.file.access() == Access::Mapped && cfg!(not(windows));
-        Ok(match is_aligned && is_mapped {
+        Ok(match is_aligned && self.file.is_shared() {
             true => {
                 let bytes = Bytes::from_shared(bytes, AllocationProperty::File);
                 TensorData::from_bytes(bytes, shape, dtype)
@@ -165,7 +163,7 @@ impl Archive {
         })
     }
 
-    /// Advises that a tensor will not be needed soon; see [`WeightFile::release`]. Ignores unknown names.
+    /// Advises that a tensor will not be needed soon; see [`WeightFile::release`](swiftbrush_kernels::WeightFile::release). Ignores unknown names.
     pub fn release(&self, name: &str) {
         if let Some(info) = self.header.info(name) {
             self.file.release(self.range(info));
@@ -183,22 +181,6 @@ impl Archive {
             name: name.to_owned(),
         })
     }
-}
-
-/// Opens a weight file; folders and empty files are errors.
-pub(crate) fn open_weights(path: &Path, access: Access) -> Result<WeightFile, Error> {
-    let file = File::open(path).map_err(|error| Error::read(path, error))?;
-    let metadata = file.metadata().map_err(|error| Error::read(path, error))?;
-    if metadata.is_dir() {
-        return Err(Error::NotWeights {
-            path: path.to_owned(),
-            found: "a folder; pass the path of a weight file in it".to_owned(),
-        });
-    }
-    if metadata.len() == 0 {
-        return Err(Error::damaged(path, "it is empty"));
-    }
-    WeightFile::new(file, access).map_err(|error| Error::read(path, error))
 }
 
 fn not_safetensors(path: &Path, first: &[u8]) -> Option<Error> {

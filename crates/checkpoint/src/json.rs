@@ -1,4 +1,3 @@
-use std::fs;
 use std::path::Path;
 
 use serde::Serialize;
@@ -6,6 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::Error;
+use crate::files::Files;
 
 /// Reads a JSON file.
 ///
@@ -13,8 +13,11 @@ use crate::Error;
 ///
 /// If it cannot be read or does not have the form of `T`.
 pub fn read_json<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T, Error> {
-    let path = path.as_ref();
-    let text = fs::read_to_string(path).map_err(|error| Error::read(path, error))?;
+    read_json_in(&Files::System, path.as_ref())
+}
+
+pub(crate) fn read_json_in<T: DeserializeOwned>(files: &Files, path: &Path) -> Result<T, Error> {
+    let text = files.read_to_string(path)?;
     serde_json::from_str(&text).map_err(|cause| Error::Json {
         path: path.to_owned(),
         cause,
@@ -38,8 +41,19 @@ pub fn read_config<T>(
 where
     T: DeserializeOwned + Serialize,
 {
-    let path = path.as_ref();
-    let config: Map<String, Value> = read_json(path)?;
+    read_config_in(&Files::System, path.as_ref(), defaults, accepted)
+}
+
+pub(crate) fn read_config_in<T>(
+    files: &Files,
+    path: &Path,
+    defaults: &T,
+    accepted: &[(&str, Value)],
+) -> Result<T, Error>
+where
+    T: DeserializeOwned + Serialize,
+{
+    let config: Map<String, Value> = read_json_in(files, path)?;
     let refused = |reason| Error::Config {
         path: path.to_owned(),
         reason,

@@ -12,6 +12,7 @@ mod archive;
 mod convert;
 mod edit;
 mod error;
+mod files;
 mod finite;
 mod float8;
 mod hub;
@@ -31,6 +32,7 @@ mod write;
 
 pub use archive::Archive;
 pub use error::{Error, Mismatch, abridged};
+pub use files::{FileSource, MemoryFiles};
 pub use finite::is_finite;
 #[cfg(feature = "hub")]
 pub use hub::{Download, Event, Hub, HubError};
@@ -43,7 +45,7 @@ pub use swiftbrush_kernels::Access;
 pub use text::{Line, Lines, TextError, read_lines, read_text};
 pub use weights::Weights;
 pub use write::{
-    LazyTensor, remove_unfinished, sha256, write_atomically, write_json, write_tensors,
+    LazyTensor, remove_unfinished, sha256, sha256_of, write_atomically, write_json, write_tensors,
 };
 
 #[cfg(all(doctest, feature = "hub"))]

@@ -2,13 +2,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind::NotFound;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 use swiftbrush_kernels::Access;
 
 use crate::error::{Error, abridged};
+use crate::files::{FileSource, Files};
 use crate::hub::is_hub_name;
+use crate::json::{read_config_in, read_json_in};
 use crate::select::{HALF, Library, is_of_variant, weight_names};
 use crate::weights::Weights;
+use crate::write::hexadecimal;
 
 /// The files of a model.
 ///
@@ -45,6 +53,7 @@ use crate::weights::Weights;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Model {
+    files: Files,
     root: PathBuf,
     /// The weights of a single-file model.
     file: Option<Weights>,
@@ -84,14 +93,35 @@ impl Model {
             true => None,
             false => Some(Weights::open(root)?),
         };
-        Ok(Self {
+        Ok(Self::of(Files::System, root, file))
+    }
+
+    /// Opens a folder or a file of another source than the operating system. All paths of the model, including those of
+    /// replaced components, then refer to that source.
+    ///
+    /// # Errors
+    ///
+    /// If there is nothing at `root`, or a file is damaged.
+    pub fn from_source(root: impl AsRef<Path>, source: Arc<dyn FileSource>) -> Result<Self, Error> {
+        let (root, files) = (root.as_ref(), Files::Source(source));
+        let file = match files.is_file(root) {
+            true => Some(Weights::open_in(&files, root, Access::Mapped)?),
+            false if files.exists(root) => None,
+            false => return Err(Error::read(root, NotFound.into())),
+        };
+        Ok(Self::of(files, root, file))
+    }
+
+    fn of(files: Files, root: &Path, file: Option<Weights>) -> Self {
+        Self {
+            files,
             root: root.to_owned(),
             file,
             configs: None,
             replaced: BTreeMap::new(),
             variant: None,
             access: Access::Mapped,
-        })
+        }
     }
 
     /// Copies weights when they are read instead of memory-mapping their files. Later changes to the files then have no
@@ -103,7 +133,7 @@ impl Model {
     pub fn with_owned_weights(mut self) -> Result<Self, Error> {
         self.access = Access::Owned;
         if self.file.is_some() {
-            self.file = Some(Weights::open_with(&self.root, self.access)?);
+            self.file = Some(Weights::open_in(&self.files, &self.root, self.access)?);
         }
         Ok(self)
     }
@@ -150,7 +180,7 @@ impl Model {
         if let Some(folder) = self.replaced.get(component) {
             let rest = relative[component.len()..].trim_start_matches('/');
             let path = folder.join(rest);
-            if path.exists() {
+            if self.files.exists(&path) {
                 return Some(path);
             }
         }
@@ -182,9 +212,85 @@ impl Model {
         let relative = format!("{component}/config.json");
         match self.path(&relative) {
             None => Ok(None),
-            Some(path) if path.is_file() => Ok(Some(path)),
+            Some(path) if self.is_file(&path) => Ok(Some(path)),
             Some(_) => Err(self.missing(&relative)),
         }
+    }
+
+    /// Returns whether the model's files are the operating system's, and not of [another source](Self::from_source).
+    pub fn is_in_file_system(&self) -> bool {
+        matches!(self.files, Files::System)
+    }
+
+    /// Returns whether there is a file at a path, such as one of [`path`](Self::path).
+    pub fn is_file(&self, path: impl AsRef<Path>) -> bool {
+        self.files.is_file(path.as_ref())
+    }
+
+    /// Returns whether there is a file or folder at a path.
+    pub fn exists(&self, path: impl AsRef<Path>) -> bool {
+        self.files.exists(path.as_ref())
+    }
+
+    /// Reads a text file of the model, such as `tokenizer/merges.txt`.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read or is not UTF-8.
+    pub fn read_text(&self, path: impl AsRef<Path>) -> Result<String, Error> {
+        self.files.read_to_string(path.as_ref())
+    }
+
+    /// Reads a JSON file of the model; see [`read_json`](crate::read_json).
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read or does not have the form of `T`.
+    pub fn read_json<T: DeserializeOwned>(&self, path: impl AsRef<Path>) -> Result<T, Error> {
+        read_json_in(&self.files, path.as_ref())
+    }
+
+    /// Reads a configuration of the model; see [`read_config`](crate::read_config).
+    ///
+    /// # Errors
+    ///
+    /// Same as there.
+    pub fn read_config<T: DeserializeOwned + Serialize>(
+        &self,
+        path: impl AsRef<Path>,
+        defaults: &T,
+        accepted: &[(&str, Value)],
+    ) -> Result<T, Error> {
+        read_config_in(&self.files, path.as_ref(), defaults, accepted)
+    }
+
+    /// Opens a weight file of the model that is not the one of a component.
+    ///
+    /// # Errors
+    ///
+    /// Same as [`Weights::open`].
+    pub fn open_weights(&self, path: impl AsRef<Path>) -> Result<Weights, Error> {
+        Weights::open_in(&self.files, path.as_ref(), self.access)
+    }
+
+    /// The SHA-256 of a file of the model in hexadecimal; see [`sha256`](crate::sha256).
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read.
+    pub fn sha256(&self, path: impl AsRef<Path>) -> Result<String, Error> {
+        const BLOCK: u64 = 1 << 20;
+        let path = path.as_ref();
+        if let Files::System = self.files {
+            return crate::sha256(path);
+        }
+        let file = self.files.open(path, self.access)?;
+        let mut hasher = Sha256::new();
+        for start in (0..file.len()).step_by(BLOCK as usize) {
+            let block = file.read(start..file.len().min(start + BLOCK));
+            hasher.update(block.map_err(|error| Error::read(path, error))?);
+        }
+        Ok(hexadecimal(&hasher.finalize()))
     }
 
     /// Opens the weights of a component. Among several files, it chooses as diffusers does, or as transformers does for
@@ -196,10 +302,10 @@ impl Model {
     /// If there are no weights, no component has the variant, or the file is damaged.
     pub fn weights(&self, component: &str) -> Result<Weights, Error> {
         if let Some(path) = self.replaced.get(component) {
-            if !path.is_file() {
+            if !self.is_file(path) {
                 return self.weights_in(path, component);
             }
-            let all = Weights::open_with(path, self.access)?;
+            let all = self.open_weights(path)?;
             return Ok(part(&all, component).unwrap_or(all));
         }
         match &self.file {
@@ -216,10 +322,13 @@ impl Model {
     }
 
     fn weights_in(&self, folder: &Path, component: &str) -> Result<Weights, Error> {
-        let library = Library::of_folder(folder, component);
+        let library = Library::of_folder(&self.files, folder, component);
         let variant = self.variant.as_deref();
         let names = weight_names(library, variant);
-        let Some(name) = names.into_iter().find(|name| folder.join(name).is_file()) else {
+        let Some(name) = names
+            .into_iter()
+            .find(|name| self.is_file(&folder.join(name)))
+        else {
             return Err(self.no_weights(folder, library));
         };
         match variant {
@@ -227,7 +336,7 @@ impl Model {
             _ => {}
         }
         let path = folder.join(&name);
-        let weights = Weights::open_with(&path, self.access)?;
+        let weights = self.open_weights(&path)?;
         let is_substitute = is_of_variant(&name, HALF) && variant != Some(HALF);
         Ok(match is_substitute {
             true => weights.with_note(format!(
@@ -243,7 +352,7 @@ impl Model {
             Library::Diffusers => "diffusion_pytorch_model.safetensors",
             Library::Transformers => "model.safetensors",
         };
-        let present = files_in(folder);
+        let present = self.files.names(folder);
         Error::MissingFile {
             folder: folder.to_owned(),
             wanted: match present.is_empty() {
@@ -255,10 +364,11 @@ impl Model {
 
     /// Fails if no component has the variant. As in diffusers, a component without it is loaded as it is if others have it.
     fn check_variant(&self, variant: &str) -> Result<(), Error> {
-        let folders = fs::read_dir(&self.root).into_iter().flatten().flatten();
-        let folders = folders.map(|entry| entry.path());
+        let folders = self.files.folders(&self.root).into_iter();
         let folders = folders.chain(self.replaced.values().cloned());
-        let files: BTreeSet<_> = folders.flat_map(|folder| files_in(&folder)).collect();
+        let files: BTreeSet<_> = folders
+            .flat_map(|folder| self.files.names(&folder))
+            .collect();
         if self.file.is_some() || files.iter().any(|name| is_of_variant(name, variant)) {
             return Ok(());
         }
@@ -279,15 +389,6 @@ impl Model {
             wanted: wanted.to_owned(),
         }
     }
-}
-
-/// The names of the files in a folder, sorted; empty if it cannot be read.
-fn files_in(folder: &Path) -> BTreeSet<String> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.path().is_file())
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect()
 }
 
 /// The tensors of one component of a single-file model, if there are any.

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::read_json;
+use crate::files::Files;
+use crate::json::read_json_in;
 
 /// The Python library that saves and loads a component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +21,8 @@ pub(crate) const HALF: &str = "fp16";
 
 impl Library {
     /// The library of the component in a folder, determined by its configuration or else by its name.
-    pub(crate) fn of_folder(folder: &Path, component: &str) -> Self {
-        let config = read_json::<Map<String, Value>>(folder.join("config.json"));
+    pub(crate) fn of_folder(files: &Files, folder: &Path, component: &str) -> Self {
+        let config = read_json_in::<Map<String, Value>>(files, &folder.join("config.json"));
         let has = |key: &str| config.as_ref().is_ok_and(|config| config.contains_key(key));
         match (
             has("_class_name"),

@@ -8,7 +8,9 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::{Error, read_json};
+use crate::Error;
+use crate::files::Files;
+use crate::json::read_json_in;
 
 /// The part of an index's name before its variant, if it has one.
 const INDEX: &str = ".index.";
@@ -21,12 +23,12 @@ pub(crate) fn is_index(path: &Path) -> bool {
 }
 
 /// Reads the shard of each tensor.
-pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error> {
+pub(crate) fn read_index(files: &Files, path: &Path) -> Result<BTreeMap<String, String>, Error> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let index: Index = read_json(path)?;
+    let index: Index = read_json_in(files, path)?;
     // Shards are in the folder of their index. An untrusted index must not point outside of it.
     let is_beside = |name: &str| Path::new(name).file_name() == Some(OsStr::new(name));
     match index.weight_map.values().find(|name| !is_beside(name)) {
@@ -41,5 +43,5 @@ pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error>
 /// The names of the shards that an index lists.
 #[cfg(feature = "hub")]
 pub(crate) fn shards(index: &Path) -> Result<BTreeSet<String>, Error> {
-    Ok(read_index(index)?.into_values().collect())
+    Ok(read_index(&Files::System, index)?.into_values().collect())
 }

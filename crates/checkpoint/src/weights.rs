@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::{DType, TensorData};
-use swiftbrush_kernels::{Access, WeightFile};
+use swiftbrush_kernels::Access;
 
-use crate::archive::{Archive, open_weights};
+use crate::archive::Archive;
 use crate::edit::Edit;
 use crate::error::{Error, abridged};
+use crate::files::{Files, RangeFile};
 use crate::float8::Float8;
 use crate::kind;
 use crate::shards::{is_index, read_index};
@@ -44,7 +45,7 @@ enum Source {
 
 struct TorchFile {
     path: PathBuf,
-    file: WeightFile,
+    file: RangeFile,
 }
 
 impl fmt::Debug for Weights {
@@ -84,11 +85,14 @@ impl Weights {
     ///
     /// Same as [`open`](Self::open).
     pub fn open_with(path: impl AsRef<Path>, access: Access) -> Result<Self, Error> {
-        let path = path.as_ref();
+        Self::open_in(&Files::System, path.as_ref(), access)
+    }
+
+    pub(crate) fn open_in(files: &Files, path: &Path, access: Access) -> Result<Self, Error> {
         if is_index(path) {
-            return Self::open_index(path, access);
+            return Self::open_index(files, path, access);
         }
-        let file = open_weights(path, access)?;
+        let file = files.open(path, access)?;
         let first = file
             .read(0..file.len().min(kind::SNIFFED))
             .map_err(|error| Error::read(path, error))?;
@@ -100,12 +104,12 @@ impl Weights {
 
     /// Opens shards as diffusers and transformers do: all tensors of a shard are used, listed or not, later shards override
     /// earlier ones, and files not named by the index are ignored. Listed tensors missing from the shards are an error.
-    fn open_index(path: &Path, access: Access) -> Result<Self, Error> {
-        let index = read_index(path)?;
+    fn open_index(files: &Files, path: &Path, access: Access) -> Result<Self, Error> {
+        let index = read_index(files, path)?;
         let shards: BTreeSet<_> = index.values().collect();
         let mut all = Self::of(path.to_owned(), BTreeMap::new(), BTreeMap::new());
         for name in shards {
-            let shard = Self::open_with(path.with_file_name(name), access)?;
+            let shard = Self::open_in(files, &path.with_file_name(name), access)?;
             for (tensor, entry) in shard.entries {
                 if all.entries.insert(tensor.clone(), entry).is_some() {
                     let path = path.display();
@@ -128,7 +132,7 @@ impl Weights {
         }
     }
 
-    fn of_torch(path: &Path, file: WeightFile) -> Result<Self, Error> {
+    fn of_torch(path: &Path, file: RangeFile) -> Result<Self, Error> {
         let tensors = torch::open(path, &file)?;
         let path = path.to_owned();
         let file = Arc::new(TorchFile {

@@ -271,11 +271,19 @@ pub fn sha256(path: impl AsRef<Path>) -> Result<String, Error> {
     loop {
         let len = file.read(&mut buffer).map_err(failed)?;
         if len == 0 {
-            let hash = hasher.finalize();
-            return Ok(hash.iter().map(|byte| format!("{byte:02x}")).collect());
+            return Ok(hexadecimal(&hasher.finalize()));
         }
         hasher.update(&buffer[..len]);
     }
+}
+
+/// The SHA-256 of bytes in hexadecimal, as [`sha256`] gives it for a file.
+pub fn sha256_of(bytes: &[u8]) -> String {
+    hexadecimal(&Sha256::digest(bytes))
+}
+
+pub(crate) fn hexadecimal(hash: &[u8]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

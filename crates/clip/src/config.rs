@@ -1,5 +1,5 @@
 use serde::{Deserialize, Serialize};
-use swiftbrush_checkpoint::{Error, Model, read_json};
+use swiftbrush_checkpoint::{Error, Model};
 
 use crate::open_clip::{CONFIG, OpenClipConfig, as_transformers, is_open_clip, text_tower};
 
@@ -109,7 +109,7 @@ impl TextConfig {
     /// If it cannot be read or contradicts itself.
     pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
         let (config, path): (Self, _) = match model.config(component)? {
-            Some(path) => (read_json(&path)?, path),
+            Some(path) => (model.read_json(&path)?, path),
             None => {
                 let weights = model.weights(component)?;
                 let is_open_clip = is_open_clip(&weights);
@@ -242,10 +242,10 @@ impl ClipConfig {
     /// If there is none, it cannot be read, or it contradicts itself.
     pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
         let open_clip = model.path(&format!("{component}/{CONFIG}"));
-        let (config, path): (Self, _) = match open_clip.filter(|path| path.is_file()) {
-            Some(path) => (read_json::<OpenClipConfig>(&path)?.into(), path),
+        let (config, path): (Self, _) = match open_clip.filter(|path| model.is_file(path)) {
+            Some(path) => (model.read_json::<OpenClipConfig>(&path)?.into(), path),
             None => match model.config(component)? {
-                Some(path) => (read_json(&path)?, path),
+                Some(path) => (model.read_json(&path)?, path),
                 None => {
                     return Err(Error::MissingFile {
                         folder: model.root().to_owned(),

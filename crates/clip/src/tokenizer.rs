@@ -1,12 +1,13 @@
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use swiftbrush_checkpoint::{Model, read_json};
+use swiftbrush_checkpoint::Model;
 use tokenizers::models::ModelWrapper;
-use tokenizers::models::bpe::{BPE, BpeBuilder};
+use tokenizers::models::bpe::{BPE, BpeBuilder, Vocab};
 use tokenizers::normalizers::{self, Lowercase, NFC, Replace, replace::ReplacePattern};
 use tokenizers::pre_tokenizers::{self, byte_level::ByteLevel, split::Split, split::SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
@@ -82,9 +83,9 @@ struct Settings {
 }
 
 impl Settings {
-    fn read(path: &Path) -> Result<Self, TokenizerError> {
-        if path.is_file() {
-            Ok(read_json(path)?)
+    fn read(model: &Model, path: &Path) -> Result<Self, TokenizerError> {
+        if model.is_file(path) {
+            Ok(model.read_json(path)?)
         } else {
             Ok(Self::default())
         }
@@ -140,15 +141,15 @@ impl Tokenizer {
             folder: folder.clone(),
             reason,
         };
-        let special = Settings::read(&folder.join("special_tokens_map.json"))?;
-        let config = Settings::read(&folder.join("tokenizer_config.json"))?;
+        let special = Settings::read(model, &folder.join("special_tokens_map.json"))?;
+        let config = Settings::read(model, &folder.join("tokenizer_config.json"))?;
 
         let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
         let whole = folder.join("tokenizer.json");
-        let inner = if vocab.is_file() && merges.is_file() {
-            from_vocabulary(&vocab, &merges)
-        } else if whole.is_file() {
-            from_whole(&whole)?
+        let inner = if model.is_file(&vocab) && model.is_file(&merges) {
+            from_vocabulary(model.read_json(&vocab)?, &model.read_text(&merges)?)
+        } else if model.is_file(&whole) {
+            from_whole(model.read_json(&whole)?)
         } else {
             return Err(TokenizerError::NoVocabulary { folder });
         };
@@ -260,13 +261,23 @@ fn unknown_token(model: &ModelWrapper) -> Result<Option<&str>, String> {
 }
 
 /// Builds the tokenizer that transformers' `CLIPTokenizerFast` builds from the two files.
-fn from_vocabulary(vocab: &Path, merges: &Path) -> tokenizers::Result<tokenizers::Tokenizer> {
-    let text = |path: &Path| {
-        path.to_str()
-            .map(str::to_owned)
-            .ok_or("the path is not UTF-8")
+fn from_vocabulary(
+    vocabulary: BTreeMap<String, u32>,
+    merges: &str,
+) -> tokenizers::Result<tokenizers::Tokenizer> {
+    let merges = merges.lines().filter(|line| !line.starts_with("#version"));
+    let pair = |(index, line): (usize, &str)| match line.split(' ').collect::<Vec<_>>()[..] {
+        [left, right] => Ok((left.to_owned(), right.to_owned())),
+        _ => Err(format!(
+            "merge {} of merges.txt is {line:?}; expected two symbols",
+            index + 1
+        )),
     };
-    from_bpe(BPE::from_file(&text(vocab)?, &text(merges)?))
+    let merges = merges
+        .enumerate()
+        .map(pair)
+        .collect::<Result<Vec<_>, _>>()?;
+    from_bpe(BPE::builder().vocab_and_merges(vocabulary.into_iter().collect::<Vocab>(), merges))
 }
 
 fn from_bpe(model: BpeBuilder) -> tokenizers::Result<tokenizers::Tokenizer> {
@@ -290,12 +301,11 @@ fn from_bpe(model: BpeBuilder) -> tokenizers::Result<tokenizers::Tokenizer> {
 
 /// Reads the part of a `tokenizer.json` that maps text to tokens. Start, end, length and padding are added here. The
 /// decoder is not read, because a damaged one makes `tokenizers` 0.22 panic.
-fn from_whole(path: &Path) -> Result<tokenizers::Result<tokenizers::Tokenizer>, TokenizerError> {
-    let mut whole: Map<String, Value> = read_json(path)?;
+fn from_whole(mut whole: Map<String, Value>) -> tokenizers::Result<tokenizers::Tokenizer> {
     for part in ["decoder", "post_processor", "padding", "truncation"] {
         whole.insert(part.to_owned(), Value::Null);
     }
-    Ok(serde_json::from_value(Value::Object(whole)).map_err(Into::into))
+    serde_json::from_value(Value::Object(whole)).map_err(Into::into)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 use burn::tensor::{Device, Int, Tensor};
 use swiftbrush_clip::{TextEncoder, Tokenizer};
 
-use crate::denoise::finite;
+use crate::checks::Checks;
 use crate::{Error, Request, Warning};
 
 /// Text embeddings: the states that a denoiser attends to.
@@ -86,6 +86,7 @@ pub(crate) fn encode<S: AsRef<str>>(
     text_encoder: &TextEncoder,
     prompts: &[S],
     device: &Device,
+    checks: &mut Checks,
 ) -> Result<Conditioning, Error> {
     let mut warnings = Vec::new();
     for prompt in prompts {
@@ -96,7 +97,7 @@ pub(crate) fn encode<S: AsRef<str>>(
     }
     let tokens = tokenizer.encode_batch(prompts, device);
     let context = text_encoder.forward(tokens.clone());
-    finite("text encoder", &context)?;
+    checks.finite("text encoder", &context)?;
     Ok(Conditioning {
         tokens: Some(tokens),
         warnings,
@@ -110,11 +111,12 @@ pub(crate) fn encode_request(
     text_encoder: &TextEncoder,
     request: &Request,
     device: &Device,
+    checks: &mut Checks,
 ) -> Result<Conditioning, Error> {
-    let mut conditioning = encode(tokenizer, text_encoder, &request.prompts, device)?;
+    let mut conditioning = encode(tokenizer, text_encoder, &request.prompts, device, checks)?;
     if request.is_guided() || request.effective_negative_method().is_some() {
         let prompt = [&request.negative_prompt];
-        let negative = encode(tokenizer, text_encoder, &prompt, device)?;
+        let negative = encode(tokenizer, text_encoder, &prompt, device, checks)?;
         conditioning.warnings.extend(negative.warnings);
         conditioning.negative = Some(negative.context);
     }

@@ -4,7 +4,6 @@ use burn::tensor::{FloatDType, Tensor};
 use swiftbrush_vae::{AutoencoderKl, AutoencoderTiny, Posterior, Tiling};
 
 use crate::Error;
-use crate::denoise::finite;
 use crate::progress::{Stage, Watcher};
 
 /// The autoencoder of a model, between images and latents.
@@ -64,7 +63,7 @@ impl Decoder {
         let ControlFlow::Continue(images) = images else {
             return Err(Error::Cancelled);
         };
-        finite("decoder", &images)?;
+        watcher.checks.finite("decoder", &images)?;
         Ok(images)
     }
 

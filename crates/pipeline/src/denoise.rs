@@ -4,9 +4,10 @@ use burn::tensor::{DType, Device, FloatDType, Tensor};
 use swiftbrush_scheduler::{History, NoiseSchedule, Sampler, SamplerKind, SchedulerConfig, guide};
 use swiftbrush_unet::{Context, UNet};
 
+use crate::checks::Checks;
 use crate::decoder::Decoder;
 use crate::mask::blend;
-use crate::progress::{Stage, Watcher};
+use crate::progress::Watcher;
 use crate::request::n_taken;
 use crate::{Conditioning, Error, Method, Noise, Request, Start, Warning, limits};
 
@@ -211,6 +212,7 @@ impl Denoising<'_> {
         batch: usize,
         decoder: impl FnOnce() -> Result<Decoder, Error>,
         noise: &mut dyn Noise,
+        checks: &mut Checks,
     ) -> Result<Begun, Error> {
         let plan = self.plan(request)?;
         let (channels, _) = self.latents;
@@ -227,7 +229,7 @@ impl Denoising<'_> {
         };
         let latents = decoder()?.encode(images.clone(), || noise.draw(shape, self.device))?;
         let images = latents.cast(FloatDType::F32);
-        finite("encoder", &images)?;
+        checks.finite("encoder", &images)?;
         let noise = noise.draw(shape, self.device)?.cast(FloatDType::F32);
         let [clean, level] = match plan {
             Plan::OneStep(timestep) => {
@@ -256,28 +258,21 @@ impl Denoising<'_> {
         watcher: &mut Watcher<'_>,
     ) -> Result<Tensor<4>, Error> {
         let network = Network::new(self, unet, request, conditioning);
-        let mut tell = |done, n_calls, expected| {
-            watcher.tell(Stage::Call {
-                done,
-                n_calls,
-                expected,
-            })
-        };
         let sampler = match self.plan(request)? {
             Plan::Sampler(sampler) => sampler,
             Plan::OneStep(timestep) => {
-                tell(0, 1, None)?;
+                watcher.call(0, 1, None)?;
                 let schedule = NoiseSchedule::new(self.scheduler);
                 let output = network.call(start.latents.clone(), timestep as f64);
                 let latents = schedule.clean_latents(output, start.latents.clone(), timestep);
                 let latents = start.keep(latents, [1.0, 0.0]);
-                finite_in("denoiser", &latents, self.dtype)?;
-                tell(1, 1, Some(latents.clone()))?;
+                watcher.checks.finite_in("denoiser", &latents, self.dtype)?;
+                watcher.call(1, 1, Some(latents.clone()))?;
                 return Ok(latents);
             }
         };
         let n_calls = sampler.steps().len();
-        tell(0, n_calls, None)?;
+        watcher.call(0, n_calls, None)?;
         let mut latents = start.latents.clone();
         let mut history = History::default();
         for (index, step) in sampler.steps().iter().enumerate() {
@@ -290,10 +285,10 @@ impl Denoising<'_> {
             }
             let next = sampler.steps().get(index + 1);
             latents = start.keep(latents, next.map_or([1.0, 0.0], |next| next.entry));
-            tell(index + 1, n_calls, Some(expected))?;
+            watcher.call(index + 1, n_calls, Some(expected))?;
         }
         // Checked only once, because a NaN persists and reading waits for the device.
-        finite_in("denoiser", &latents, self.dtype)?;
+        watcher.checks.finite_in("denoiser", &latents, self.dtype)?;
         Ok(latents)
     }
 }
@@ -386,47 +381,6 @@ impl<'a> Network<'a> {
                 let output = forward(doubled, context.clone().into());
                 let half = |start| output.clone().narrow(0, start, batch);
                 guide(half(batch), half(0), self.guidance)
-            }
-        }
-    }
-}
-
-pub(crate) fn finite<const D: usize>(part: &'static str, tensor: &Tensor<D>) -> Result<(), Error> {
-    finite_in(part, tensor, tensor.dtype())
-}
-
-/// Checks the output of a network whose arithmetic is in `dtype`.
-pub(crate) fn finite_in<const D: usize>(
-    part: &'static str,
-    tensor: &Tensor<D>,
-    dtype: DType,
-) -> Result<(), Error> {
-    let total = tensor.clone().cast(FloatDType::F32).abs().max().into_data();
-    match total.iter::<f32>().all(f32::is_finite) {
-        true => Ok(()),
-        false => Err(Error::NotFinite { part, dtype }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use burn::tensor::TensorData;
-    use swiftbrush_testing::device;
-
-    use super::*;
-
-    #[test]
-    fn a_single_nan_or_infinity_is_noticed() {
-        let check = |values: Vec<f32>| {
-            let tensor = Tensor::<1>::from_data(TensorData::new(values, [3000]), &device());
-            finite("decoder", &tensor)
-        };
-        assert!(check(vec![-3.0; 3000]).is_ok());
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            for place in [0, 1, 1717, 2999] {
-                let mut values = vec![0.5; 3000];
-                values[place] = bad;
-                assert!(check(values).is_err(), "{bad} at {place}");
             }
         }
     }

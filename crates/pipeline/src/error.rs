@@ -49,6 +49,9 @@ pub enum Error {
     /// The device's backend has no kernels in this build.
     #[error(transparent)]
     Device(#[from] swiftbrush_kernels::Error),
+    /// The device failed while a result was read.
+    #[error("the device failed: {0}")]
+    Execution(String),
     /// Options of the loader that contradict each other or the device.
     #[error("{0}")]
     Options(String),

@@ -1,6 +1,6 @@
 use burn::tensor::Tensor;
 
-use crate::{Conditioning, Mask, Picture, Warning};
+use crate::{Conditioning, Error, Mask, Picture, Warning};
 
 /// Generated images, and the tensors they were computed from.
 #[derive(Clone, Debug)]
@@ -38,6 +38,15 @@ impl Generation {
     /// The images as 8-bit pictures, rounded like in diffusers.
     pub fn pictures(&self) -> Vec<Picture> {
         Picture::of_images(self.images.clone())
+    }
+
+    /// [`pictures`](Self::pictures) without waiting for the device.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn pictures_async(&self) -> impl Future<Output = Result<Vec<Picture>, Error>> + use<> {
+        Picture::of_images_async(self.images.clone())
     }
 }
 

@@ -24,6 +24,7 @@
 //! # }
 //! ```
 
+mod checks;
 mod conditioning;
 mod decoder;
 mod denoise;
@@ -57,7 +58,7 @@ pub use noise::{Given, Noise, Rng, Seeds};
 pub use options::{DecoderKind, LoadOptions};
 pub use picture::Picture;
 pub use progress::{Progress, Stage, Watch};
-pub use record::{BetweenRecord, EditRecord, FileRecord, Record, StartRecord};
+pub use record::{BetweenRecord, EditRecord, FileRecord, InterpolationRecord, Record, StartRecord};
 pub use request::{Method, Request, Start};
 pub use source::Source;
 pub use swiftbrush_checkpoint::Model;

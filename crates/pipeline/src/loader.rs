@@ -147,9 +147,11 @@ impl Loader {
         } = self.resolve_scheduler()?;
         warnings.extend(self.file_notes());
         let (latents, width) = (self.latents()?, self.width()?);
-        // Reading a vocabulary is bound by one core and reading weights by memory, so they run in parallel.
+        // Reading a vocabulary is bound by one core and reading weights by memory, so they run in parallel where there are
+        // threads.
         std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| self.fitting_tokenizer());
+            let thread = std::thread::Builder::new();
+            let tokenizer = thread.spawn_scoped(scope, || self.fitting_tokenizer());
             Ok(TextToImage {
                 text_encoder: self.text_encoder()?,
                 unet: self.unet()?,
@@ -161,9 +163,12 @@ impl Loader {
                 split_guidance: self.options.split_guidance,
                 warnings,
                 device: self.device.clone(),
-                tokenizer: tokenizer
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+                tokenizer: match tokenizer {
+                    Ok(tokenizer) => tokenizer
+                        .join()
+                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+                    Err(_) => self.fitting_tokenizer()?,
+                },
             })
         })
     }
@@ -187,10 +192,22 @@ impl Loader {
         denoising.check(request, batch)?;
         let mut watcher = Watcher::new(watch);
         watcher.tell(Stage::Encoding)?;
-        let start = denoising.start(request, batch, || self.decoder(), noise)?;
+        let start = denoising.start(
+            request,
+            batch,
+            || self.decoder(),
+            noise,
+            &mut watcher.checks,
+        )?;
         let conditioning = {
             let (tokenizer, text_encoder) = (self.fitting_tokenizer()?, self.text_encoder()?);
-            encode_request(&tokenizer, &text_encoder, request, &self.device)?
+            encode_request(
+                &tokenizer,
+                &text_encoder,
+                request,
+                &self.device,
+                &mut watcher.checks,
+            )?
         };
         let latents = {
             let unet = self.unet()?;

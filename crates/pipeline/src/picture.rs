@@ -3,6 +3,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use crate::Error;
 #[cfg(feature = "png")]
 use crate::Record;
+#[cfg(feature = "png")]
+use crate::limits::check_pixels;
 
 /// An 8-bit RGB image in row-major order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,8 +20,23 @@ pub struct Picture {
 impl Picture {
     /// Converts a batch of images, `[batch, 3, height, width]` in −1…1, rounded like in diffusers.
     pub fn of_images(images: Tensor<4>) -> Vec<Self> {
-        let [_, channels, height, width] = images.dims();
-        let values = images.permute([0, 2, 3, 1]).into_data();
+        let dims = images.dims();
+        Self::of_values(&images.permute([0, 2, 3, 1]).into_data(), dims)
+    }
+
+    /// [`of_images`](Self::of_images) without waiting for the device.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub async fn of_images_async(images: Tensor<4>) -> Result<Vec<Self>, Error> {
+        let dims = images.dims();
+        let values = images.permute([0, 2, 3, 1]).into_data_async().await;
+        let values = values.map_err(|error| Error::Execution(error.to_string()))?;
+        Ok(Self::of_values(&values, dims))
+    }
+
+    fn of_values(values: &TensorData, [_, channels, height, width]: [usize; 4]) -> Vec<Self> {
         let byte = |x: f32| ((x + 1.0) * 127.5).round_ties_even().clamp(0.0, 255.0) as u8;
         let bytes: Vec<u8> = values.iter::<f32>().map(byte).collect();
         bytes
@@ -91,6 +108,34 @@ impl Picture {
             .and_then(|mut writer| writer.write_image_data(&self.bytes));
         written.expect("memory takes any number of bytes");
         file
+    }
+
+    /// Decodes a PNG file with 8 bits per channel in RGB, as [`to_png`](Self::to_png) writes it.
+    ///
+    /// # Errors
+    ///
+    /// If the bytes are not a PNG file, or have other channels.
+    pub fn of_png(bytes: &[u8]) -> Result<Self, Error> {
+        let bad = |reason: String| Error::Request(format!("cannot read the PNG file: {reason}"));
+        let decoder = png::Decoder::new(std::io::Cursor::new(bytes));
+        let mut reader = decoder
+            .read_info()
+            .map_err(|error| bad(error.to_string()))?;
+        let found = reader.output_color_type();
+        if found != (png::ColorType::Rgb, png::BitDepth::Eight) {
+            let text = format!("unsupported channels {found:?}; expected RGB with 8 bits each");
+            return Err(bad(text));
+        }
+        let (width, height) = (reader.info().width as usize, reader.info().height as usize);
+        check_pixels([height, width]).map_err(bad)?;
+        let mut bytes = vec![0; 3 * width * height];
+        let read = reader.next_frame(&mut bytes);
+        read.map_err(|error| bad(error.to_string()))?;
+        Ok(Self {
+            width,
+            height,
+            bytes,
+        })
     }
 
     /// Writes the picture as a PNG file. Missing folders are created; an existing file is replaced once the new one is

@@ -3,6 +3,7 @@ use std::ops::ControlFlow;
 use burn::tensor::Tensor;
 
 use crate::Error;
+use crate::checks::Checks;
 
 /// The state of a generation, passed to the progress callback before each stage and after each network call. Breaking
 /// cancels the generation at that point.
@@ -50,15 +51,43 @@ pub enum Stage {
 pub type Watch<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
 
 /// The progress callback of one batch.
-pub(crate) struct Watcher<'a>(Watch<'a>);
+pub(crate) struct Watcher<'a> {
+    watch: Watch<'a>,
+    pub(crate) checks: Checks,
+}
 
 impl<'a> Watcher<'a> {
     pub(crate) fn new(watch: Watch<'a>) -> Self {
-        Self(watch)
+        Self {
+            watch,
+            checks: Checks::Now,
+        }
+    }
+
+    /// A callback of a generation that must not wait for the device.
+    pub(crate) fn without_waiting(watch: Watch<'a>) -> Self {
+        Self {
+            watch,
+            checks: Checks::Later(Vec::new()),
+        }
+    }
+
+    /// Tells the state of the denoiser.
+    pub(crate) fn call(
+        &mut self,
+        done: usize,
+        n_calls: usize,
+        expected: Option<Tensor<4>>,
+    ) -> Result<(), Error> {
+        self.tell(Stage::Call {
+            done,
+            n_calls,
+            expected,
+        })
     }
 
     pub(crate) fn flow(&mut self, stage: Stage) -> ControlFlow<()> {
-        (self.0)(Progress {
+        (self.watch)(Progress {
             batch: 0,
             n_batches: 1,
             stage,

@@ -86,7 +86,16 @@ impl Source {
     ///
     /// If a file cannot be read or is not a regular file.
     pub fn hashes(&self) -> Result<BTreeMap<String, String>, Error> {
-        let model = self.model()?;
+        self.hashes_in(&self.model()?)
+    }
+
+    /// Like [`hashes`](Self::hashes), of a model that is already open, such as one of another source than the operating
+    /// system.
+    ///
+    /// # Errors
+    ///
+    /// Same as there.
+    pub fn hashes_in(&self, model: &Model) -> Result<BTreeMap<String, String>, Error> {
         let decoder = self.options.decoder.component();
         let components = ["text_encoder", self.options.denoiser.as_str(), decoder];
         let weights = components.into_iter().flat_map(|component| {
@@ -96,7 +105,7 @@ impl Source {
         let tokenizer = ["vocab.json", "merges.txt", "tokenizer.json"]
             .into_iter()
             .filter_map(|file| model.path(&format!("tokenizer/{file}")))
-            .filter(|path| path.is_file())
+            .filter(|path| model.is_file(path))
             .map(|path| ("tokenizer", path));
         let adapters = self
             .adapters
@@ -108,7 +117,8 @@ impl Source {
         for (role, path) in weights.chain(tokenizer).chain(adapters) {
             let hash = match known.get(&path) {
                 Some(hash) => hash.clone(),
-                None => hash_of(&path, u64::MAX)?,
+                None if role == ADAPTER => hash_of(&path, u64::MAX)?,
+                None => model.sha256(&path)?,
             };
             hashes.insert(label(role, &path), hash.clone());
             known.insert(path, hash);

@@ -10,6 +10,7 @@ use swiftbrush_lora::{AdapterFile, fuse};
 use swiftbrush_scheduler::{NoiseSchedule, SchedulerConfig};
 use swiftbrush_unet::{Context, UNet, UNetConfig};
 
+use crate::checks::Checks;
 use crate::conditioning::{encode, encode_request};
 use crate::decoder::Decoder;
 use crate::denoise::Denoising;
@@ -211,7 +212,7 @@ impl TextToImage {
     ///
     /// If the text encoder produces a NaN.
     pub fn encode<S: AsRef<str>>(&self, prompts: &[S]) -> Result<Conditioning, Error> {
-        encode(&self.tokenizer, &self.text_encoder, prompts, &self.device)
+        self.encode_checked(prompts, &mut Checks::Now)
     }
 
     /// Encodes the prompts of a request, and its negative prompt if that has an effect.
@@ -220,7 +221,7 @@ impl TextToImage {
     ///
     /// Same as [`encode`](Self::encode).
     pub fn encode_request(&self, request: &Request) -> Result<Conditioning, Error> {
-        encode_request(&self.tokenizer, &self.text_encoder, request, &self.device)
+        self.encode_request_checked(request, &mut Checks::Now)
     }
 
     /// Generates images.
@@ -243,11 +244,55 @@ impl TextToImage {
         noise: &mut dyn Noise,
         watch: Watch<'_>,
     ) -> Result<Generation, Error> {
+        self.generate_watched(request, noise, &mut Watcher::new(watch))
+    }
+
+    /// Like [`generate`](Self::generate), for devices whose results cannot be waited for, such as WebGPU in a browser. The
+    /// computation starts at the call; the future reads the checks for NaNs. Read the images with
+    /// [`Generation::pictures_async`].
+    ///
+    /// # Errors
+    ///
+    /// The future gives the errors of [`generate`](Self::generate), and [`Error::Execution`] if the device fails.
+    pub fn generate_async(
+        &self,
+        request: &Request,
+        noise: &mut dyn Noise,
+    ) -> impl Future<Output = Result<Generation, Error>> + use<> {
+        let mut watch = |_| ControlFlow::Continue(());
+        let mut watcher = Watcher::without_waiting(&mut watch);
+        let generation = self.generate_watched(request, noise, &mut watcher);
+        checked(generation, watcher.checks)
+    }
+
+    fn generate_watched(
+        &self,
+        request: &Request,
+        noise: &mut dyn Noise,
+        watcher: &mut Watcher<'_>,
+    ) -> Result<Generation, Error> {
         self.check(request)?;
-        let mut watcher = Watcher::new(watch);
         watcher.tell(Stage::Encoding)?;
-        let conditioning = self.encode_request(request)?;
-        self.finish(conditioning, request, noise, &mut watcher)
+        let conditioning = self.encode_request_checked(request, &mut watcher.checks)?;
+        self.finish(conditioning, request, noise, watcher)
+    }
+
+    pub(crate) fn encode_checked<S: AsRef<str>>(
+        &self,
+        prompts: &[S],
+        checks: &mut Checks,
+    ) -> Result<Conditioning, Error> {
+        let (tokenizer, encoder) = (&self.tokenizer, &self.text_encoder);
+        encode(tokenizer, encoder, prompts, &self.device, checks)
+    }
+
+    fn encode_request_checked(
+        &self,
+        request: &Request,
+        checks: &mut Checks,
+    ) -> Result<Conditioning, Error> {
+        let (tokenizer, encoder) = (&self.tokenizer, &self.text_encoder);
+        encode_request(tokenizer, encoder, request, &self.device, checks)
     }
 
     /// Generates from embeddings; the request's prompts are ignored.
@@ -320,7 +365,8 @@ impl TextToImage {
     ) -> Result<Generation, Error> {
         let denoising = self.denoising();
         let batch = conditioning.batch();
-        let start = denoising.start(request, batch, || Ok(self.decoder.clone()), noise)?;
+        let decoder = || Ok(self.decoder.clone());
+        let start = denoising.start(request, batch, decoder, noise, &mut watcher.checks)?;
         let latents = denoising.run(&self.unet, request, &conditioning, start, noise, watcher)?;
         let images = self.decoder.decode_watched(latents.clone(), watcher)?;
         let (images, warnings) = (request.paste(images), denoising.warnings(request));
@@ -342,6 +388,16 @@ impl TextToImage {
             device: &self.device,
         }
     }
+}
+
+/// A generation once its checks have been read.
+pub(crate) async fn checked(
+    generation: Result<Generation, Error>,
+    checks: Checks,
+) -> Result<Generation, Error> {
+    let generation = generation?;
+    checks.read().await?;
+    Ok(generation)
 }
 
 /// Splits a request into requests of at most `batch` images each, `count` in total.

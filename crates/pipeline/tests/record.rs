@@ -1,6 +1,7 @@
 //! Image files and their records.
 
 use std::collections::BTreeMap;
+use std::io::Cursor;
 
 use burn::tensor::{DType, Tensor, TensorData};
 use swiftbrush_pipeline::edit::{AutomaticMask, Options};
@@ -121,6 +122,33 @@ const OLD: &str = r#"{"software": "swiftbrush 0.1.0", "source": {"model": "/mode
     "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon", "timestep_spacing": "trailing",
     "steps_offset": 1, "set_alpha_to_one": false, "rescale_betas_zero_snr": false, "original_inference_steps": 50,
     "timestep_scaling": 10.0, "clip_sample": false, "skip_prk_steps": true, "use_karras_sigmas": false}}"#;
+
+#[test]
+fn a_picture_in_memory_is_read_with_its_record() {
+    let picture = Picture {
+        width: 3,
+        height: 2,
+        bytes: (0..18).collect(),
+    };
+    let file = picture.to_png(Some(&record()));
+    assert_eq!(Picture::of_png(&file).unwrap(), picture);
+    assert_eq!(
+        Record::of_png(Cursor::new(&file), "a.png").unwrap(),
+        record()
+    );
+    let error = Record::of_png(Cursor::new(picture.to_png(None)), "a.png").unwrap_err();
+    assert!(error.to_string().contains("a.png: no swiftbrush record"));
+    assert!(Picture::of_png(&file[..file.len() - 40]).is_err());
+
+    let mut grey = Vec::new();
+    let mut encoder = png::Encoder::new(&mut grey, 1, 1);
+    encoder.set_color(png::ColorType::Grayscale);
+    let mut writer = encoder.write_header().unwrap();
+    writer.write_image_data(&[7]).unwrap();
+    drop(writer);
+    let error = Picture::of_png(&grey).unwrap_err().to_string();
+    assert!(error.contains("expected RGB"), "{error}");
+}
 
 #[test]
 fn old_records_are_readable() {

@@ -1,6 +1,6 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, assert_shape};
-use swiftbrush_checkpoint::{Error, Model, is_int8_file, load, load_int8, read_config};
+use swiftbrush_checkpoint::{Error, Model, is_int8_file, load, load_int8};
 use swiftbrush_kernels::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig};
 
 use crate::block::{DownBlock, MidBlock, UpBlock};
@@ -80,7 +80,7 @@ impl UNetConfig {
     pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
         let (config, path) = match model.config(component)? {
             Some(path) => (
-                read_config(&path, &Self::diffusers_defaults(), &Self::accepted())?,
+                model.read_config(&path, &Self::diffusers_defaults(), &Self::accepted())?,
                 path,
             ),
             None => {

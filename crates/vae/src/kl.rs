@@ -1,7 +1,7 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, assert_shape};
 use serde_json::json;
-use swiftbrush_checkpoint::{Error, Model, load, read_config};
+use swiftbrush_checkpoint::{Error, Model, load};
 use swiftbrush_kernels::{Conv2d, Conv2dConfig, GroupNorm};
 
 use crate::AutoencoderKlConfig;
@@ -70,7 +70,7 @@ impl AutoencoderKlConfig {
         let (config, path) = match model.config(component)? {
             Some(path) => {
                 let defaults = Self::diffusers_defaults();
-                (read_config(&path, &defaults, &accepted)?, path)
+                (model.read_config(&path, &defaults, &accepted)?, path)
             }
             None => {
                 let weights = as_diffusers(model.weights(component)?)?;

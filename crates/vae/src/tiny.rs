@@ -3,7 +3,7 @@ use burn::nn::Relu;
 use burn::tensor::activation::relu;
 use burn::tensor::{DType, Device, Tensor};
 use serde_json::json;
-use swiftbrush_checkpoint::{Error, Model, Weights, load, read_config};
+use swiftbrush_checkpoint::{Error, Model, load};
 use swiftbrush_kernels::{Checkpoints, Conv2d, Conv2dConfig, Epilogue, upsample_nearest_2x};
 
 use crate::AutoencoderTinyConfig;
@@ -68,10 +68,10 @@ impl AutoencoderTinyConfig {
             ("upsampling_scaling_factor", json!(2)),
         ];
         let path = model.path(&format!("{component}/config.json"));
-        let Some(path) = path.filter(|path| path.is_file()) else {
+        let Some(path) = path.filter(|path| model.is_file(path)) else {
             return Ok(Self::default());
         };
-        let config = read_config(&path, &Self::default(), &accepted)?;
+        let config = model.read_config(&path, &Self::default(), &accepted)?;
         config
             .check()
             .map_err(|reason| Error::Config { path, reason })?;
@@ -133,12 +133,12 @@ impl AutoencoderTiny {
         let part = |half: &str| {
             let file = |end| model.path(&format!("{component}/taesd_{half}.{end}"));
             let mut files = ["safetensors", "pth"].into_iter().filter_map(file);
-            files.find(|path| path.is_file())
+            files.find(|path| model.is_file(path))
         };
         let weights = match (part("encoder"), part("decoder")) {
             (Some(encoder), Some(decoder)) => {
-                let encoder = of_taesd(&Weights::open(encoder)?, "encoder")?;
-                encoder.and(of_taesd(&Weights::open(decoder)?, "decoder")?)?
+                let encoder = of_taesd(&model.open_weights(&encoder)?, "encoder")?;
+                encoder.and(of_taesd(&model.open_weights(&decoder)?, "decoder")?)?
             }
             _ => model.weights(component)?,
         };

@@ -12,6 +12,7 @@ use super::event::{Event, Watch, send};
 use super::name::{HubName, check_path, is_commit};
 use super::options::Hub;
 use crate::error::Error;
+use crate::files::Files;
 use crate::select::{Library, weight_names};
 use crate::shards::shards;
 
@@ -95,7 +96,8 @@ impl<'a> Session<'a> {
         }
         // The same choice that `Model` makes once the files are present.
         let folder = self.repository.snapshot(&self.commit).join(prefix);
-        let names = weight_names(Library::of_folder(&folder, prefix), variant).into_iter();
+        let names =
+            weight_names(Library::of_folder(&Files::System, &folder, prefix), variant).into_iter();
         let mut names = names.map(|name| format!("{prefix}{name}"));
         let Some(weights) = names.find(|name| self.has(name)) else {
             return Err(self.missing(match prefix {

@@ -11,13 +11,13 @@ use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use swiftbrush_kernels::WeightFile;
 use zip::{CompressionMethod, ZipArchive};
 
 use self::pickle::{Id, Node, Tree};
 pub(crate) use self::storage::{Element, TorchTensor};
 use self::storage::{Places, Storage, invalid, rebuild};
 use crate::Error;
+use crate::files::RangeFile;
 
 /// The size limit of the pickle in a zip archive, whose declared size cannot be trusted.
 const MAX_PICKLE: u64 = 100 << 20;
@@ -42,7 +42,7 @@ const BOOKKEEPING: [&str; 12] = [
 ];
 
 /// Reads the names and layouts of the tensors in a file, but not their values.
-pub(crate) fn open(path: &Path, file: &WeightFile) -> Result<BTreeMap<String, TorchTensor>, Error> {
+pub(crate) fn open(path: &Path, file: &RangeFile) -> Result<BTreeMap<String, TorchTensor>, Error> {
     let is_zip = file
         .read(0..file.len().min(2))
         .is_ok_and(|start| start[..] == *b"PK");
@@ -62,7 +62,7 @@ pub(crate) fn open(path: &Path, file: &WeightFile) -> Result<BTreeMap<String, To
     }
 }
 
-fn of_zip(file: &WeightFile) -> io::Result<(Tree, Places)> {
+fn of_zip(file: &RangeFile) -> io::Result<(Tree, Places)> {
     let mut archive = ZipArchive::new(BufReader::new(Reader { file, at: 0 }))?;
     let mut names = Vec::new();
     for index in 0..archive.len() {
@@ -107,7 +107,7 @@ fn of_zip(file: &WeightFile) -> io::Result<(Tree, Places)> {
 
 /// Reads the format before PyTorch 1.6: a magic number, a version, the writer's byte order, the saved object, the keys of
 /// its storages, and the storages themselves.
-fn of_pickles(file: &WeightFile) -> io::Result<(Tree, Places)> {
+fn of_pickles(file: &RangeFile) -> io::Result<(Tree, Places)> {
     const VERSION: i64 = 1001;
     let mut reader = BufReader::new(Reader { file, at: 0 });
     let first = pickle::read(&mut reader)?;
@@ -275,7 +275,7 @@ fn dictionaries(tree: &Tree, id: Id) -> Vec<&[(Id, Id)]> {
 
 /// A weight file as a stream.
 struct Reader<'a> {
-    file: &'a WeightFile,
+    file: &'a RangeFile,
     at: u64,
 }
 

@@ -5,9 +5,9 @@ use std::io;
 use std::ops::Range;
 
 use burn::tensor::{BoolStore, DType, TensorData};
-use swiftbrush_kernels::WeightFile;
 
 use super::pickle::{Id, Node, Tree};
+use crate::files::RangeFile;
 use crate::float8::Float8;
 
 /// The element type of a tensor in a `torch.save` file.
@@ -88,7 +88,7 @@ const MAX_EXPANDED: u64 = 1 << 28;
 
 impl TorchTensor {
     /// Reads the values in row-major order. Supports burn's element types and 8-bit floats.
-    pub(crate) fn read(&self, file: &WeightFile) -> io::Result<TensorData> {
+    pub(crate) fn read(&self, file: &RangeFile) -> io::Result<TensorData> {
         let bytes = file.read(self.range.clone())?;
         let bytes = match self.is_contiguous() {
             true => bytes.into(),

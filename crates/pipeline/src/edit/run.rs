@@ -3,11 +3,11 @@ use std::ops::ControlFlow;
 use burn::tensor::{FloatDType, Tensor};
 use swiftbrush_scheduler::NoiseSchedule;
 
-use crate::denoise::{finite, finite_in};
 use crate::edit::{Chord, Edit};
 use crate::limits::check_size;
 use crate::mask::blend;
 use crate::progress::{Stage, Watch, Watcher};
+use crate::text_to_image::checked;
 use crate::{Conditioning, Error, Generation, Method, Noise, TextToImage};
 
 impl TextToImage {
@@ -33,13 +33,38 @@ impl TextToImage {
         noise: &mut dyn Noise,
         watch: Watch<'_>,
     ) -> Result<Generation, Error> {
+        self.edit_watched(edit, noise, &mut Watcher::new(watch))
+    }
+
+    /// Like [`edit`](Self::edit), without waiting for the device; see
+    /// [`generate_async`](TextToImage::generate_async).
+    ///
+    /// # Errors
+    ///
+    /// The future gives the errors of [`edit`](Self::edit), and [`Error::Execution`] if the device fails.
+    pub fn edit_async(
+        &self,
+        edit: &Edit,
+        noise: &mut dyn Noise,
+    ) -> impl Future<Output = Result<Generation, Error>> + use<> {
+        let mut watch = |_| ControlFlow::Continue(());
+        let mut watcher = Watcher::without_waiting(&mut watch);
+        let generation = self.edit_watched(edit, noise, &mut watcher);
+        checked(generation, watcher.checks)
+    }
+
+    fn edit_watched(
+        &self,
+        edit: &Edit,
+        noise: &mut dyn Noise,
+        watcher: &mut Watcher<'_>,
+    ) -> Result<Generation, Error> {
         self.check_edit(edit)?;
-        let mut watcher = Watcher::new(watch);
         watcher.tell(Stage::Encoding)?;
-        let [source, target] = self.encode_edit(edit)?;
+        let [source, target] = self.encode_edit(edit, watcher)?;
         let latents = self.decoder.encode_mode(edit.images.clone());
         let latents = latents.cast(FloatDType::F32);
-        finite("encoder", &latents)?;
+        watcher.checks.finite("encoder", &latents)?;
         let draw = |_| noise.draw(latents.dims(), &self.device);
         let noises: Vec<_> = (0..edit.options.noises)
             .map(draw)
@@ -57,15 +82,7 @@ impl TextToImage {
         let [of_source, of_target] =
             [&source, &target].map(|prompt| prompt.context.clone().cast(dtype));
         let n_calls = edit.options.n_calls();
-        let tell = |watcher: &mut Watcher<'_>, done, expected| {
-            watcher.tell(Stage::Call {
-                done,
-                n_calls,
-                expected,
-            })
-        };
-
-        tell(&mut watcher, 0, None)?;
+        watcher.call(0, n_calls, None)?;
         let field = chord.field(&latents, &of_source, &of_target, &noises, &edit.options);
         let mask = edit.masking.of_field(&field, self.decoder.scale());
         let field = match &mask {
@@ -74,16 +91,16 @@ impl TextToImage {
         };
         let mut edited = latents.clone() + field * edit.options.step;
         if let Some(refinement) = edit.options.refinement {
-            tell(&mut watcher, 1, Some(edited.clone()))?;
+            watcher.call(1, n_calls, Some(edited.clone()))?;
             edited = chord.refine(edited, &of_target, &noises[0], refinement);
             if let Some((mask, _)) = &mask {
                 edited = blend(mask.clone(), edited, latents);
             }
         }
-        finite_in("denoiser", &edited, self.dtype)?;
-        tell(&mut watcher, n_calls, Some(edited.clone()))?;
+        watcher.checks.finite_in("denoiser", &edited, self.dtype)?;
+        watcher.call(n_calls, n_calls, Some(edited.clone()))?;
 
-        let mut images = self.decoder.decode_watched(edited.clone(), &mut watcher)?;
+        let mut images = self.decoder.decode_watched(edited.clone(), watcher)?;
         let mask = mask.map(|(_, mask)| mask);
         if let Some(mask) = &mask {
             images = mask.paste(images, &edit.images);
@@ -104,8 +121,16 @@ impl TextToImage {
     }
 
     /// Embeddings of both prompts.
-    fn encode_edit(&self, edit: &Edit) -> Result<[Conditioning; 2], Error> {
-        Ok([self.encode(&edit.sources)?, self.encode(&edit.targets)?])
+    fn encode_edit(
+        &self,
+        edit: &Edit,
+        watcher: &mut Watcher<'_>,
+    ) -> Result<[Conditioning; 2], Error> {
+        let checks = &mut watcher.checks;
+        Ok([
+            self.encode_checked(&edit.sources, checks)?,
+            self.encode_checked(&edit.targets, checks)?,
+        ])
     }
 }
 

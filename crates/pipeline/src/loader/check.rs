@@ -121,7 +121,10 @@ impl Loader {
     pub(super) fn check_is_whole(&self) -> Result<(), Error> {
         let root = self.model.root();
         let is_denoiser = match self.model.single_file() {
-            None => root.join("config.json").is_file() && !root.join(SCHEDULER).exists(),
+            None => {
+                let model = &self.model;
+                model.is_file(&root.join("config.json")) && !model.exists(&root.join(SCHEDULER))
+            }
             Some(_) => !self.model.has("text_encoder") && !self.model.has("vae"),
         };
         match is_denoiser && !self.model.has("text_encoder") {

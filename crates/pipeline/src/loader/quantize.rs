@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::DType;
 use serde_json::{Value, json};
 use swiftbrush_checkpoint::{
-    Error as FileError, int8_config, is_int8_file, read_json, save_int8, sha256, write_json,
+    Error as FileError, int8_config, is_int8_file, save_int8, sha256, write_json,
 };
 use swiftbrush_kernels::Int8Weight;
 
@@ -51,6 +51,10 @@ impl Loader {
     }
 
     fn check_quantizable(&self, folder: &Path) -> Result<(), Error> {
+        if !self.model.is_in_file_system() {
+            let reason = "its files are not on the file system, from which components are copied";
+            return Err(self.contradiction(reason.to_owned()));
+        }
         if self.model.single_file().is_some() {
             let reason = "a single file; only folders in diffusers' layout can be quantised";
             return Err(self.contradiction(reason.to_owned()));
@@ -79,7 +83,7 @@ impl Loader {
     ) -> Result<(), Error> {
         let config = self.model.config(component)?;
         let config = config.ok_or_else(|| self.contradiction(format!("no {component} config")))?;
-        let mut config: BTreeMap<String, Value> = read_json(config)?;
+        let mut config: BTreeMap<String, Value> = self.model.read_json(&config)?;
         config.insert("quantization_config".to_owned(), int8_config());
         let path = folder.join(format!("{name}.safetensors"));
         save_int8(network, path, self.origin(component)?)?;

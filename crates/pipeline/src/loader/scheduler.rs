@@ -64,7 +64,8 @@ impl Loader {
     }
 
     pub(super) fn resolve_scheduler(&self) -> Result<Scheduler, Error> {
-        let path = self.model.path(SCHEDULER).filter(|path| path.is_file());
+        let path = self.model.path(SCHEDULER);
+        let path = path.filter(|path| self.model.is_file(path));
         let predicts = self.header_prediction()?;
         let family = self.checked_family(predicts)?;
         let (mut config, mut warnings) = match &path {
@@ -73,7 +74,7 @@ impl Loader {
                 Vec::new(),
             ),
             Some(path) => {
-                let mut config = read_scheduler(path)?;
+                let mut config = self.read_scheduler(path)?;
                 let corrected = config.correct_for_stable_diffusion().into_iter();
                 let mut warnings = Warning::of_scheduler(&config);
                 warnings.extend(corrected.map(Warning::SchedulerCorrected));
@@ -134,14 +135,14 @@ impl Loader {
         let beside = self
             .weights_path()
             .parent()
-            .filter(|folder| folder.join("config.json").is_file())
+            .filter(|folder| self.model.is_file(&folder.join("config.json")))
             .and_then(Path::parent)
             .map(|root| root.join(SCHEDULER))
-            .filter(|beside| beside.is_file() && Some(beside.as_path()) != own);
+            .filter(|beside| self.model.is_file(beside) && Some(beside.as_path()) != own);
         let Some(beside) = beside else {
             return Ok(None);
         };
-        let config = read_scheduler(&beside)?;
+        let config = self.read_scheduler(&beside)?;
         let zero_snr = Some(config.rescale_betas_zero_snr);
         Ok(Some((beside, config.prediction_type, zero_snr)))
     }
@@ -206,13 +207,12 @@ impl Loader {
         };
         Ok((config.in_channels, side))
     }
-}
 
-fn read_scheduler(path: &Path) -> Result<SchedulerConfig, Error> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| swiftbrush_checkpoint::Error::read(path, error))?;
-    SchedulerConfig::from_json(&text).map_err(|source| Error::Scheduler {
-        path: path.to_owned(),
-        source,
-    })
+    fn read_scheduler(&self, path: &Path) -> Result<SchedulerConfig, Error> {
+        let text = self.model.read_text(path)?;
+        SchedulerConfig::from_json(&text).map_err(|source| Error::Scheduler {
+            path: path.to_owned(),
+            source,
+        })
+    }
 }
