@@ -20,7 +20,10 @@ use image::RgbImage;
 use swiftbrush_checkpoint::sha256;
 use swiftbrush_images::{MAX_PIXELS, fit};
 use swiftbrush_pipeline::edit::{Edit, Masking};
-use swiftbrush_pipeline::{Between, EditRecord, FileRecord, Record, Seeds, Start};
+use swiftbrush_pipeline::{
+    Between, EditRecord, FileRecord, InterpolationRecord, Record, Seeds, Source, Start,
+};
+use swiftbrush_weight_interp::interpolate;
 
 use examples_common::{
     device, enlarged, enlargement, image, mask as mask_of, read_image, read_mask, shrunk, tensor,
@@ -44,6 +47,9 @@ struct Args {
     /// Mask, if it has moved
     #[arg(long)]
     mask: Option<PathBuf>,
+    /// The denoiser that the model's own was interpolated with, if it has moved
+    #[arg(long)]
+    interpolated: Option<PathBuf>,
     /// Device [default: that of the record]
     #[arg(long)]
     device: Option<String>,
@@ -113,6 +119,9 @@ fn located(args: &Args, mut record: Record) -> Result<Record> {
     if let Some(model) = &args.model {
         record.source.model.clone_from(model);
     }
+    if let (Some(interpolation), Some(other)) = (&mut record.interpolation, &args.interpolated) {
+        interpolation.other.clone_from(other);
+    }
     move_inputs(args, &mut record);
     let inputs = inputs(&record);
     let source = &record.source;
@@ -121,7 +130,11 @@ fn located(args: &Args, mut record: Record) -> Result<Record> {
     let adapters = source.adapters.iter().map(|(path, _)| (path, "--lora"));
     let inputs = inputs.iter().map(|(input, option)| (&input.file, *option));
     let all = std::iter::once((&source.model, "--model"));
-    for (path, option) in all.chain(files).chain(adapters).chain(inputs) {
+    let others = record
+        .interpolation
+        .iter()
+        .map(|it| (&it.other, "--interpolated"));
+    for (path, option) in all.chain(others).chain(files).chain(adapters).chain(inputs) {
         ensure!(
             path.is_dir() || path.is_file(),
             "the record names {}, which is not a file or folder here: give {option} PATH",
@@ -180,11 +193,28 @@ fn check_hashes(record: &Record) -> Result<()> {
             expect(file, found, expected)?;
         }
     }
+    if let Some(interpolation) = &record.interpolation {
+        let other = interpolation_source(record, &interpolation.other);
+        for path in other.model()?.weight_files(&other.options.denoiser) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if let Some(expected) = interpolation.hashes.get(name.as_ref()) {
+                expect(&path.display().to_string(), &sha256(&path)?, expected)?;
+            }
+        }
+    }
     for (input, _) in inputs(record) {
         let file = input.file.display().to_string();
         expect(&file, &sha256(&input.file)?, &input.sha256)?;
     }
     Ok(())
+}
+
+/// The source with another denoiser.
+fn interpolation_source(record: &Record, other: &Path) -> Source {
+    let mut source = record.source.clone();
+    let denoiser = source.options.denoiser.clone();
+    source.components.insert(denoiser, other.to_owned());
+    source
 }
 
 /// Generates the recorded picture again in a batch of the recorded size.
@@ -194,6 +224,12 @@ fn generate(args: &Args, record: &Record) -> Result<RgbImage> {
     let scale = loader.scale()?;
     let mut pipeline = loader.load()?;
     pipeline.scheduler = record.scheduler.clone();
+    if let Some(InterpolationRecord { lambda, other, .. }) = &record.interpolation {
+        let other = interpolation_source(record, other)
+            .loader(&device)?
+            .unet()?;
+        pipeline.unet = interpolate(pipeline.unet, &other, *lambda)?;
+    }
     let [index, batch] = record.batch;
     let seeds = |seed| Seeds::new(record.rng, std::iter::repeat_n(seed, batch));
     let mut noise = seeds(record.seed);
@@ -353,6 +389,48 @@ mod tests {
         let error = error.to_string();
         assert!(error.contains("1 of 12288 bytes differ"), "{error}");
         verified(&record, change, &["--tolerance", "4"])
+    }
+
+    #[test]
+    fn a_picture_of_two_denoisers_is_verified_with_both() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("picture.png");
+        let (mut record, device) = (record()?, Device::flex());
+        let other = miniature().join("../teacher");
+        record.enlarged = 1;
+        let mut pipeline = record.source.loader(&device)?.load()?;
+        let second = interpolation_source(&record, &other)
+            .loader(&device)?
+            .unet()?;
+        pipeline.unet = interpolate(pipeline.unet, &second, 0.75)?;
+        let seeds = &mut Seeds::new(Rng::Native, [3]);
+        let painting = pipeline.generate(&record.request(), seeds)?;
+        let verified = |record: &Record, more: &[&str]| {
+            write_picture(&painting.pictures()[0], record, &path)?;
+            let program = ["verify".as_ref(), path.as_os_str()].into_iter();
+            let args = Args::try_parse_from(program.chain(more.iter().map(AsRef::as_ref)))?;
+            verify(&args, &path)
+        };
+        let mut interpolation = InterpolationRecord {
+            lambda: 0.75,
+            other: "elsewhere".into(),
+            hashes: BTreeMap::new(),
+        };
+        let moved = ["--interpolated", other.to_str().context("a path")?];
+        record.interpolation = Some(interpolation.clone());
+        verified(&record, &moved)?;
+        let error = verified(&record, &[]).expect_err("it is not there");
+        assert!(error.to_string().contains("give --interpolated"), "{error}");
+        interpolation.lambda = 0.5;
+        record.interpolation = Some(interpolation.clone());
+        let error = verified(&record, &moved).expect_err("another share");
+        assert!(error.to_string().contains("bytes differ"), "{error}");
+        let weights = "diffusion_pytorch_model.safetensors".to_owned();
+        interpolation.hashes.insert(weights, "0".to_owned());
+        record.interpolation = Some(interpolation);
+        let error = verified(&record, &moved).expect_err("another file");
+        assert!(error.to_string().contains("has changed"), "{error}");
+        Ok(())
     }
 
     /// An edit of an enlarged picture, and a picture between two prompts.

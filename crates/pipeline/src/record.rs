@@ -3,6 +3,8 @@
 mod changed;
 
 use std::collections::BTreeMap;
+#[cfg(feature = "png")]
+use std::io::{BufRead, Seek};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +13,7 @@ use swiftbrush_scheduler::{Sampler, SamplerKind, SchedulerConfig, TimestepSpacin
 use crate::source::{ADAPTER, label};
 use crate::{Error, Method, NegativeMethod, Request, Rng, Source, TextToImage, limits};
 
-pub use changed::{BetweenRecord, EditRecord, FileRecord};
+pub use changed::{BetweenRecord, EditRecord, FileRecord, InterpolationRecord};
 
 /// An image that generation started from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,6 +103,9 @@ pub struct Record {
     /// The other end of an animation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub between: Option<BetweenRecord>,
+    /// The denoiser that the source's own was interpolated with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interpolation: Option<InterpolationRecord>,
     /// The scheduler's configuration.
     pub scheduler: SchedulerConfig,
     /// Factor by which the image was enlarged afterwards, 1 to 64.
@@ -185,6 +190,7 @@ impl Record {
             start: None,
             edit: None,
             between: None,
+            interpolation: None,
             scheduler,
             enlarged: 1,
             batch: alone(),
@@ -253,6 +259,11 @@ impl Record {
             (0.0..=1.0).contains(&share),
             format!("share {share} of an animation; expected 0 to 1"),
         )?;
+        let lambda = self.interpolation.as_ref().map_or(1.0, |it| it.lambda);
+        check(
+            lambda.is_finite(),
+            format!("lambda {lambda} of an interpolation; expected a number"),
+        )?;
         check(
             self.edit.is_none() || (self.start.is_none() && self.between.is_none()),
             "an edit that starts from an image or belongs to an animation; expected one of them"
@@ -319,6 +330,10 @@ impl Record {
         if let Some(edit) = &self.edit {
             values.push(("Edited from", edit.source_prompt.clone()));
         }
+        if let Some(interpolation) = &self.interpolation {
+            values.push(("Interpolated with", stem(&interpolation.other)));
+            values.push(("Lambda", interpolation.lambda.to_string()));
+        }
         if let Some(between) = &self.between {
             values.push(("Towards", between.prompt.clone()));
             values.push(("Share", between.share.to_string()));
@@ -362,11 +377,25 @@ impl Record {
     /// If the file cannot be read, is not a PNG file, or has no valid record.
     pub fn read(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
+        let file = std::fs::File::open(path).map_err(|error| Error::Picture {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
+        Self::of_png(std::io::BufReader::new(file), path)
+    }
+
+    /// Reads and [checks](Self::check) the record of a PNG file that is already open; errors name `path`.
+    ///
+    /// # Errors
+    ///
+    /// Same as [`read`](Self::read).
+    pub fn of_png(file: impl BufRead + Seek, path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
         let bad = |reason: String| Error::Picture {
             path: path.to_owned(),
             reason,
         };
-        let text = record_text(path).map_err(bad)?;
+        let text = record_text(file).map_err(bad)?;
         let record: Self = serde_json::from_str(&text)
             .map_err(|error| bad(format!("the swiftbrush record is damaged: {error}")))?;
         record
@@ -378,9 +407,8 @@ impl Record {
 
 /// The text of the record in a PNG file.
 #[cfg(feature = "png")]
-fn record_text(path: &Path) -> Result<String, String> {
-    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
-    let mut reader = png::Decoder::new(std::io::BufReader::new(file))
+fn record_text(file: impl BufRead + Seek) -> Result<String, String> {
+    let mut reader = png::Decoder::new(file)
         .read_info()
         .map_err(|error| error.to_string())?;
     // Texts may come after the pixels.

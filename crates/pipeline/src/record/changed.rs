@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,19 @@ impl EditRecord {
         }
         crate::edit::check_calls(method)
     }
+}
+
+/// The interpolation of two denoisers that an image was generated with, λ·A + (1−λ)·B. A is the denoiser of the record's
+/// source.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InterpolationRecord {
+    /// Weight of A, λ.
+    pub lambda: f64,
+    /// Folder or weight file of B.
+    pub other: PathBuf,
+    /// SHA-256 of every file of B's weights, by name; may be empty.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hashes: BTreeMap<String, String>,
 }
 
 /// The other end of an animation, and the place of an image in it. The record's own prompt and seed are the first end.
