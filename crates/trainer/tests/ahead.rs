@@ -4,12 +4,14 @@ mod common;
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use burn::tensor::Tensor;
 use common::{distiller, efficient, networks, open, prompts, recipe, with};
 use swiftbrush_testing::device;
-use swiftbrush_trainer::{Distiller, Error, Event, PromptSource, Recipe, Run};
+use swiftbrush_trainer::{Distiller, Error, Event, PromptSource, Recipe, Reward, Run};
 
 /// Prompts by number, which reports what is read and fails from a number on.
 #[derive(Debug)]
@@ -118,6 +120,47 @@ fn prompts_that_cannot_be_read_stop_the_run_at_their_step() {
         assert!(error.contains("no prompt 13"), "{error}");
         assert_eq!(run.distiller().n_steps(), 3);
     }
+}
+
+/// A reward without weight whose value is a NaN once, in the third step.
+#[derive(Debug)]
+struct NanOnce(AtomicBool, AtomicU64);
+
+impl Reward for NanOnce {
+    fn name(&self) -> &str {
+        "nan"
+    }
+    fn weight(&self, step: u64, _steps: u64) -> f64 {
+        self.1.store(step, Ordering::Relaxed);
+        0.0
+    }
+    fn loss(&self, latents: Tensor<4>, _prompts: &[String]) -> Tensor<1> {
+        let is_third = self.1.load(Ordering::Relaxed) == 2;
+        match is_third && !self.0.swap(true, Ordering::Relaxed) {
+            true => latents.mean() * f32::NAN,
+            false => latents.mean(),
+        }
+    }
+    fn hash(&self) -> String {
+        String::new()
+    }
+}
+
+#[test]
+fn a_step_that_failed_is_repeated_with_its_own_prompts() {
+    let [whole, failed] = [true, false].map(|is_past| {
+        let folder = tempfile::tempdir().unwrap();
+        let reward = NanOnce(AtomicBool::new(is_past), AtomicU64::new(0));
+        let distiller = distiller(recipe(), &networks(&device()));
+        let distiller = distiller.with_reward(Box::new(reward)).unwrap();
+        let (source, _reads) = Numbers::new(u64::MAX);
+        let mut run = Run::open(distiller, source, folder.path(), &[]).unwrap();
+        let first = run.train(|_: &Event| ControlFlow::Continue(()));
+        assert_eq!(first.is_err(), !is_past);
+        run.train(|_: &Event| ControlFlow::Continue(())).unwrap();
+        run.into_distiller()
+    });
+    assert_same(&failed, &whole);
 }
 
 #[test]

@@ -6,10 +6,10 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::tensor::Tensor;
-use common::{distiller, efficient, networks, recipe, train, with};
+use common::{distiller, efficient, networks, open, recipe, train, with};
 use swiftbrush_testing::device;
 use swiftbrush_trainer::{
-    Error, Event, Recipe, Reward, Run, Snapshot, WatchRecipe, WatchReport, snapshot_path,
+    Error, Event, Observer, Recipe, Reward, Run, Snapshot, WatchRecipe, WatchReport, snapshot_path,
     snapshot_steps,
 };
 
@@ -78,6 +78,34 @@ fn a_resumed_run_takes_the_same_looks_as_one_that_was_never_stopped() {
             .all(|&distance| distance > 0.0)
     );
     assert_eq!(reports[0].teacher_distance[0].timesteps, [20, 499]);
+}
+
+/// An observer that fails at the first report, like one that was killed while it drew it.
+#[test]
+fn a_first_report_that_was_not_observed_is_made_again() {
+    struct Fails<'a>(bool, &'a mut Vec<u64>);
+    impl Observer for Fails<'_> {
+        fn observe(&mut self, event: &Event) -> Result<ControlFlow<()>, Error> {
+            if let Event::Watched { report, .. } = event {
+                self.1.push(report.step);
+                if std::mem::take(&mut self.0) {
+                    return Err(std::io::Error::other("killed").into());
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        }
+    }
+    let networks = networks(&device());
+    let folder = tempfile::tempdir().unwrap();
+    let seen = [true, false].map(|fails| {
+        let mut run = open(watched(recipe()), &networks, folder.path(), &[]).unwrap();
+        let mut steps = Vec::new();
+        assert_eq!(run.train(Fails(fails, &mut steps)).is_err(), fails);
+        steps
+    });
+    assert_eq!(seen, [vec![0], vec![0, 2, 4, 6]]);
+    let steps = reports(folder.path()).into_iter().map(|report| report.step);
+    assert_eq!(steps.collect::<Vec<_>>(), [0, 2, 4, 6]);
 }
 
 #[test]

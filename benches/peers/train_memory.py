@@ -1,0 +1,78 @@
+"""Measures the peak resident memory of distillation at full size, beside what `distill` predicts.
+
+    cargo build --release --workspace --example distill
+    python make_model.py FOLDER --clip
+    python train_memory.py FOLDER --scheme a|b [--moments f32|8bit] [--accumulation 1] [--steps 2] [--limit 20] [--runs RUNS]
+
+Teacher and student start with the same weights. A run of --steps steps is saved; the same command then resumes it for as many more.
+Batch 1, networks in f32, frozen weights in f16, averages in a file. Prints a row of a table for each of the two: the prediction, the
+peak of all resident pages, the peak of those that no file backs (weights are mapped from files while they are loaded), and seconds
+per step. A process that takes more than --limit GiB of its own memory fails, and is the first that the system would end.
+"""
+import argparse, json, os, pathlib, re, resource, subprocess, tempfile, time
+
+parser = argparse.ArgumentParser()
+parser.add_argument("folder", type=pathlib.Path)
+parser.add_argument("--scheme", choices=["a", "b"], default="b")
+parser.add_argument("--moments", choices=["f32", "8bit"], default="f32")
+parser.add_argument("--accumulation", type=int, default=1)
+parser.add_argument("--steps", type=int, default=2)
+parser.add_argument("--limit", type=float, default=20)
+parser.add_argument("--runs", type=pathlib.Path, help="folder for the run [default: a temporary one, which is removed]")
+parser.add_argument("--binary", default=str(pathlib.Path(__file__).parents[2] / "target/release/examples/distill"))
+args = parser.parse_args()
+GIB = 1 << 30
+
+def careful():
+    limit = int(args.limit * GIB)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
+    os.nice(10)
+
+def status(process):
+    text = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+    return {key: int(value) * 1024 for key, value in re.findall(r"(\w+):\s+(\d+) kB", text)}
+
+def distill(work, steps, *options):
+    """Runs the program, and returns its output and the peaks of all resident pages and of those without a file."""
+    recipe = f"""scheme = "{args.scheme}"
+steps = {steps}
+batch = 1
+accumulation = {args.accumulation}
+frozen_weights = "f16"
+averages = "file"
+adamw.moments = "{args.moments}"
+save_every = {args.steps}
+preview_every = 0
+"""
+    (work / "recipe.toml").write_text(recipe)
+    (work / "prompts.txt").write_text("a photo of a cat\n")
+    command = [args.binary, "--teacher", args.folder, "--student", args.folder, "--prompts", work / "prompts.txt",
+               "--recipe", work / "recipe.toml", "--run", work / "run", *options]
+    command += ["--clip", args.folder] if args.scheme == "b" else []
+    with open(work / "output.txt", "w") as output:
+        process = subprocess.Popen(command, stderr=output, preexec_fn=careful)
+        peaks = [0, 0]
+        while process.poll() is None:
+            found = status(process)
+            peaks = [max(peaks[0], found.get("VmHWM", 0)), max(peaks[1], found.get("RssAnon", 0))]
+            time.sleep(0.1)
+    text = (work / "output.txt").read_text()
+    if process.returncode != 0:
+        raise SystemExit(f"{text}\nexit status {process.returncode}; peaks {peaks[0] / GIB:.2f} and {peaks[1] / GIB:.2f} GiB")
+    return text, peaks
+
+def seconds(work):
+    lines = (work / "run/log.jsonl").read_text().splitlines()[-args.steps:]
+    return ", ".join(f"{json.loads(line)['seconds']:.0f}" for line in lines)
+
+with tempfile.TemporaryDirectory(dir=args.runs) as folder:
+    work = pathlib.Path(folder)
+    text, _ = distill(work, args.steps, "--dry-run")
+    print(text, flush=True)
+    planned = float(re.search(r"^sum +([\d.]+) GiB", text, re.M)[1])
+    setting = f"{args.scheme.upper()}, moments in {args.moments}, accumulation {args.accumulation}"
+    print("| | | plan, GiB | peak, GiB | of it not in files, GiB | s per step |\n|---|---|---|---|---|---|")
+    for name, steps, options in [("start", args.steps, []), ("resumed", 2 * args.steps, ["--accept-changes", "steps"])]:
+        _, (resident, own) = distill(work, steps, *options)
+        print(f"| {setting} | {name} | {planned:.2f} | {resident / GIB:.2f} | {own / GIB:.2f} | {seconds(work)} |", flush=True)
