@@ -31,8 +31,8 @@ use serde::{Deserialize, Serialize};
 use swiftbrush_checkpoint::{Model, remove_unfinished, write_json};
 use swiftbrush_pipeline::Loader;
 use swiftbrush_trainer::{
-    ClipNetworks, Distiller, Event, LatentSet, MemoryPlan, Networks, Observers, PromptFile,
-    Prompts, Recipe, RewardModel, RewardNetworks, Run, TensorBoard,
+    ClipNetworks, Distiller, Event, LatentSet, LpipsNetworks, MemoryPlan, Networks, Observers,
+    PromptFile, Prompts, Recipe, RegressionLoss, RewardModel, RewardNetworks, Run, TensorBoard,
 };
 use swiftbrush_vae::AutoencoderKl;
 
@@ -90,6 +90,10 @@ struct TrainArgs {
     /// Folder of pairs written by make_pairs, for a recipe with [pairs].
     #[arg(long)]
     pairs: Option<PathBuf>,
+    /// Weights of LPIPS, for a recipe whose regression has loss = "lpips": torchvision's vgg16 and the package's
+    /// weights/v0.1/vgg.pth. `taesd` of --clip decodes.
+    #[arg(long, num_args = 2, value_names = ["VGG16", "LINEAR"])]
+    lpips: Vec<PathBuf>,
     /// Folder of latents written by encode_images, for a recipe with [denoise].
     #[arg(long)]
     images: Option<PathBuf>,
@@ -304,6 +308,7 @@ fn networks(
         );
     }
     let networks = with_rewards(networks, args, recipe, device)?;
+    let networks = with_lpips(networks, args, recipe, device)?;
     let uses_clip = recipe.clip.is_some() || recipe.watch.is_some();
     Ok(match (&recipe.clip, &args.clip) {
         (_, Some(path)) if uses_clip => {
@@ -312,15 +317,37 @@ fn networks(
         (Some(_), None) => {
             anyhow::bail!("the recipe has a CLIP loss: give --clip FOLDER with clip and taesd")
         }
-        (_, Some(path)) if recipe.rewards.is_empty() => {
+        (_, Some(path)) if recipe.rewards.is_empty() && args.lpips.is_empty() => {
             eprintln!(
-                "--clip {} is not used: the recipe has neither [clip] nor [rewards] nor [watch]",
+                "--clip {} is not used: the recipe has neither [clip] nor [rewards] nor [watch], and there is no --lpips",
                 path.display()
             );
             networks
         }
         (_, _) => networks,
     })
+}
+
+/// Adds the networks of LPIPS.
+fn with_lpips(
+    networks: Networks,
+    args: &TrainArgs,
+    recipe: &Recipe,
+    device: &Device,
+) -> Result<Networks> {
+    let [vgg16, linear] = &args.lpips[..] else {
+        return Ok(networks);
+    };
+    let mut regressions = recipe.pairs.iter().chain(&recipe.denoise);
+    ensure!(
+        regressions.any(|regression| regression.loss == RegressionLoss::Lpips),
+        "--lpips would not be used: the recipe has no regression with loss = \"lpips\""
+    );
+    let decoder = args.clip.as_ref();
+    let decoder = decoder.context("--lpips: give --clip FOLDER with taesd")?;
+    let decoder = Model::open(decoder)?;
+    let lpips = LpipsNetworks::load([vgg16, linear], &decoder, recipe, device)?;
+    Ok(networks.with_lpips(lpips))
 }
 
 /// Adds the networks of the published rewards.

@@ -203,28 +203,33 @@ fn published_rewards_have_networks_of_their_own() {
             std::fs::copy(entry.path(), hps.join(entry.file_name())).unwrap();
         }
     }
-    let run = |rewards: &[&str]| {
+    let run = |options: &[&str]| {
         let mut arguments = bench.train("run");
-        for reward in rewards {
-            arguments.extend(["--reward", reward].map(str::to_owned));
-        }
+        arguments.extend(options.iter().map(|&option| option.to_owned()));
         run_program(&strs(&arguments))
     };
     let hps = format!("hps={}", hps.display());
-    for (rewards, expected) in [
+    for (options, expected) in [
         (&[][..], "the recipe has [rewards.hps]: add its networks"),
-        (&["hps"], "--reward hps: expected NAME=FOLDER"),
-        (&["hpsv3=a"], "--reward hpsv3=a: unknown variant"),
-        (&["pick_score=a"], "the recipe has no [rewards.pick_score]"),
+        (&["--reward", "hps"], "--reward hps: expected NAME=FOLDER"),
+        (
+            &["--reward", "hpsv3=a"],
+            "--reward hpsv3=a: unknown variant",
+        ),
+        (
+            &["--reward", "pick_score=a"],
+            "the recipe has no [rewards.pick_score]",
+        ),
+        (&["--lpips", "a", "b"], "--lpips would not be used"),
     ] {
-        let (output, text) = run(rewards);
+        let (output, text) = run(options);
         let text = text.replace("\n\nCaused by:\n    ", ": ");
         assert!(
             !output.status.success() && text.contains(expected),
             "{text}"
         );
     }
-    let (output, text) = run(&[&hps]);
+    let (output, text) = run(&["--reward", &hps]);
     assert!(output.status.success(), "{text}");
     assert!(text.contains("rewards and their decoder"), "{text}");
     let log = std::fs::read_to_string(bench.path("run").join("log.jsonl")).unwrap();

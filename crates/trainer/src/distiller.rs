@@ -95,6 +95,9 @@ impl Distiller {
         fingerprint.set("text_encoder", hash(&networks.text_encoder));
         let schedules = (&networks.schedule, &networks.student_schedule);
         fingerprint.set("schedules", schedules_hash(schedules));
+        if let Some(lpips) = networks.lpips.as_ref().filter(|_| recipe.uses_lpips()) {
+            fingerprint.set("lpips", lpips.hash());
+        }
 
         let rewards = rewards(&recipe, &networks, device);
         let student_lora = recipe.student_lora.as_ref();

@@ -58,6 +58,11 @@ pub enum Error {
     /// The recipe has a published reward, but the networks do not.
     #[error("the recipe has [rewards.{0}]: add its networks, or remove the table from the recipe")]
     NoReward(&'static str),
+    /// The recipe has a regression with LPIPS, but the networks have none.
+    #[error(
+        "the recipe has a regression with loss = \"lpips\": add the networks of LPIPS, or set another loss"
+    )]
+    NoLpips,
     /// Latents cannot be read or written, or do not fit the run.
     #[error("{path}: {reason}")]
     Latents {

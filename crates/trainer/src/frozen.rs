@@ -4,7 +4,7 @@ use swiftbrush_unet::UNet;
 
 use crate::ahead::PromptEncoder;
 use crate::micro_batch::Sizes;
-use crate::{ClipNetworks, Networks, Recipe};
+use crate::{ClipNetworks, LpipsNetworks, Networks, Recipe};
 
 /// Everything that training does not change.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub(crate) struct Frozen {
     pub(crate) null_context: Tensor<3>,
     /// For the scores of the watcher.
     pub(crate) clip: Option<ClipNetworks>,
+    /// For a regression with LPIPS.
+    pub(crate) lpips: Option<LpipsNetworks>,
     pub(crate) sizes: Sizes,
 }
 
@@ -35,6 +37,7 @@ impl Frozen {
                 timesteps: networks.schedule.len(),
                 device: device.clone(),
             },
+            lpips: networks.lpips.filter(|_| recipe.uses_lpips()),
             clip: networks.clip.filter(|_| recipe.watch.is_some()),
             teacher: networks.teacher,
             schedule: networks.schedule,

@@ -109,7 +109,7 @@ pub fn student_latents(
     generated(student, schedule, draw.noise.clone(), context)
 }
 
-fn generated(
+pub(crate) fn generated(
     student: &dyn Denoiser,
     schedule: &NoiseSchedule,
     noise: Tensor<4>,
@@ -125,8 +125,7 @@ fn generated(
 }
 
 /// A loss between the student's latents and known ones, averaged over all elements.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Regression {
     /// The squared error.
     L2,

@@ -149,6 +149,10 @@ impl MemoryPlan {
             0 => {}
             bytes => self.add("rewards and their decoder", &of_frozen, bytes),
         }
+        if let Some(lpips) = networks.lpips.as_ref().filter(|_| recipe.uses_lpips()) {
+            let bytes = weights(&lpips.lpips, frozen) + weights(&lpips.decoder, frozen);
+            self.add("LPIPS and its decoder", &of_frozen, bytes);
+        }
     }
 
     /// Adds gradients, moments and averages.
@@ -371,6 +375,18 @@ fn activations(
             true => of_student.max(decoder.kept(true)).max(tower.kept(true)),
             false => of_student + decoder.kept(false) + tower.kept(false),
         };
+    }
+    if let Some(lpips) = networks.lpips.as_ref().filter(|_| recipe.uses_lpips()) {
+        let decoder = Activations::of_decoder(&parameters(&lpips.decoder), [height, width]);
+        let vgg16 = Activations::of_vgg16(&parameters(&lpips.lpips), [height, width]);
+        // A graph of both, beside that of the student unless its blocks run again.
+        let of_lpips = decoder.kept(false) + vgg16.kept(false);
+        let beside = if recipe.checkpointing {
+            0
+        } else {
+            of(student, recipe.student_lora.is_some())
+        };
+        of_student = of_student.max(of_lpips + beside);
     }
     let elements = of_student.max(of(teacher, true));
     let dtype = burn::tensor::DType::from(recipe.precision.dtype());

@@ -10,7 +10,9 @@ use swiftbrush_scheduler::NoiseSchedule;
 use swiftbrush_unet::{UNet, UNetConfig};
 
 use crate::parameters::{Parameter, parameters};
-use crate::{ClipNetworks, Error, FrozenStorage, Recipe, RewardModel, RewardNetworks};
+use crate::{
+    ClipNetworks, Error, FrozenStorage, LpipsNetworks, Recipe, RewardModel, RewardNetworks,
+};
 
 /// The networks that a run starts from, in f32 and without autodiff.
 ///
@@ -36,6 +38,8 @@ pub struct Networks {
     pub clip: Option<ClipNetworks>,
     /// The networks of published rewards, for a recipe that has some.
     pub rewards: BTreeMap<RewardModel, RewardNetworks>,
+    /// The networks of LPIPS, for a recipe with a regression that uses it.
+    pub lpips: Option<LpipsNetworks>,
 }
 
 impl Networks {
@@ -57,6 +61,7 @@ impl Networks {
             latents,
             clip: None,
             rewards: BTreeMap::new(),
+            lpips: None,
         }
     }
 
@@ -76,6 +81,12 @@ impl Networks {
     /// Adds the networks of a published reward.
     pub fn with_reward(mut self, model: RewardModel, networks: RewardNetworks) -> Self {
         self.rewards.insert(model, networks);
+        self
+    }
+
+    /// Adds the networks of LPIPS.
+    pub fn with_lpips(mut self, lpips: LpipsNetworks) -> Self {
+        self.lpips = Some(lpips);
         self
     }
 
@@ -123,6 +134,7 @@ impl Networks {
     pub(crate) fn stored(self, recipe: &Recipe) -> Result<Self, Error> {
         let storage = recipe.frozen_weights;
         let clip = self.clip.map(|networks| networks.stored(storage));
+        let lpips = self.lpips.map(|networks| networks.stored(storage));
         let rewards = self.rewards.into_iter();
         let rewards = rewards.map(|(model, networks)| Ok((model, networks.stored(storage)?)));
         Ok(Self {
@@ -130,6 +142,7 @@ impl Networks {
             teacher: stored(storage, "teacher", self.teacher)?,
             student: stored(recipe.student_storage(), "student", self.student)?,
             clip: clip.transpose()?,
+            lpips: lpips.transpose()?,
             rewards: rewards.collect::<Result<_, Error>>()?,
             ..self
         })
@@ -166,6 +179,11 @@ impl Networks {
                 frozen,
                 device,
             )?;
+        }
+        if recipe.uses_lpips() {
+            let found = self.lpips.as_ref().ok_or(Error::NoLpips)?;
+            check_storage("lpips", &parameters(&found.lpips), frozen, device)?;
+            check_storage("decoder", &parameters(&found.decoder), frozen, device)?;
         }
         match (&recipe.clip, &self.clip) {
             (Some(_), None) => Err(Error::NoClip),

@@ -10,8 +10,8 @@ use toml::{Table, Value};
 
 use crate::losses::{GradientWeight, Guidance};
 use crate::{
-    AdamWConfig, AverageStorage, Error, FrozenStorage, Random, RegressionRecipe, RewardModel,
-    RewardRecipe, WatchRecipe,
+    AdamWConfig, AverageStorage, Error, FrozenStorage, Random, RegressionLoss, RegressionRecipe,
+    RewardModel, RewardRecipe, WatchRecipe,
 };
 
 /// All settings of a run.
@@ -260,6 +260,14 @@ impl Recipe {
     /// Returns whether the networks of CLIP are used if there are any: for the loss or the watcher's score.
     pub(crate) fn uses_clip(&self) -> bool {
         self.clip.is_some() || self.watch.is_some()
+    }
+
+    /// Returns whether a regression loss is LPIPS.
+    pub(crate) fn uses_lpips(&self) -> bool {
+        let regressions = self.pairs.iter().chain(&self.denoise);
+        regressions
+            .into_iter()
+            .any(|it| it.loss == RegressionLoss::Lpips)
     }
 
     /// Reads a TOML file.

@@ -14,12 +14,35 @@ use crate::{Error, LatentKind, LatentSet, Purpose, Random};
 pub struct RegressionRecipe {
     /// Weight relative to the distillation loss.
     pub weight: f64,
-    /// The loss: `"l2"` or `{ huber = 1.0 }`.
-    pub loss: Regression,
+    /// The loss: `"l2"`, `{ huber = 1.0 }` or `"lpips"`.
+    pub loss: RegressionLoss,
     /// Number of entries for an update of the student.
     pub batch: usize,
     /// Updates of the student per update with entries.
     pub every: u64,
+}
+
+/// The loss of a regression.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RegressionLoss {
+    /// The squared error of latents.
+    L2,
+    /// The Huber loss of latents, with its δ.
+    Huber(f64),
+    /// [`Lpips`](crate::Lpips) of decoded latents, the loss of DMD.
+    Lpips,
+}
+
+impl RegressionLoss {
+    /// The loss of latents; `None` if it is one of images.
+    pub(crate) fn of_latents(self) -> Option<Regression> {
+        match self {
+            Self::L2 => Some(Regression::L2),
+            Self::Huber(delta) => Some(Regression::Huber(delta)),
+            Self::Lpips => None,
+        }
+    }
 }
 
 impl Default for RegressionRecipe {
@@ -29,7 +52,7 @@ impl Default for RegressionRecipe {
     fn default() -> Self {
         Self {
             weight: 0.25,
-            loss: Regression::Huber(1.0),
+            loss: RegressionLoss::Huber(1.0),
             batch: 4,
             every: 1,
         }
@@ -40,8 +63,8 @@ impl RegressionRecipe {
     /// The first value out of range, by name and with what is expected.
     pub(crate) fn check(&self, name: &str) -> Result<(), String> {
         let delta = match self.loss {
-            Regression::L2 => 1.0,
-            Regression::Huber(delta) => delta,
+            RegressionLoss::L2 | RegressionLoss::Lpips => 1.0,
+            RegressionLoss::Huber(delta) => delta,
         };
         for (setting, value) in [
             ("weight", self.weight),

@@ -16,7 +16,7 @@ use swiftbrush_trainer::losses::{Regression, Teachers, denoising_input, regressi
 use swiftbrush_trainer::watch::{pairwise_distance, teacher_distance};
 use swiftbrush_trainer::{
     Distiller, Error, Event, LatentKind, LatentSet, LatentSetWriter, NamedGradients, Recipe,
-    RegressionRecipe, Run, WithCheckpoints, snapshot_path, snapshot_steps,
+    RegressionLoss, RegressionRecipe, Run, WithCheckpoints, snapshot_path, snapshot_steps,
 };
 use swiftbrush_unet::{UNet, UNetConfig};
 
@@ -145,7 +145,7 @@ fn regularized(recipe: Recipe) -> Recipe {
             ..RegressionRecipe::default()
         });
         recipe.denoise = Some(RegressionRecipe {
-            loss: Regression::L2,
+            loss: RegressionLoss::L2,
             every: 2,
             ..RegressionRecipe::default()
         });
@@ -227,7 +227,7 @@ fn the_student_learns_the_pairs() {
     let recipe = with(recipe(), |recipe| {
         recipe.pairs = Some(RegressionRecipe {
             weight: 1e6,
-            loss: Regression::L2,
+            loss: RegressionLoss::L2,
             batch: 5,
             every: 1,
         });
@@ -345,15 +345,15 @@ fn latents_that_do_not_fit_are_rejected_with_what_to_do() {
         ("pairs.batch = 0", "pairs.batch"),
         ("denoise.every = 0", "denoise.every"),
         ("denoise.loss = { huber = -1.0 }", "denoise.loss.huber"),
-        ("pairs.loss = \"lpips\"", "lpips"),
+        ("pairs.loss = \"ssim\"", "ssim"),
     ] {
         let error = Recipe::from_toml(text).unwrap_err();
         assert!(error.contains(named), "{text}: {error}");
     }
     let recipe =
         Recipe::from_toml("pairs.loss = \"l2\"\ndenoise = { loss = { huber = 0.1 } }").unwrap();
-    assert_eq!(recipe.pairs.unwrap().loss, Regression::L2);
-    assert_eq!(recipe.denoise.unwrap().loss, Regression::Huber(0.1));
+    assert_eq!(recipe.pairs.unwrap().loss, RegressionLoss::L2);
+    assert_eq!(recipe.denoise.unwrap().loss, RegressionLoss::Huber(0.1));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Regularisation: gradients of entries whose latents are known.
 
 use super::Distiller;
-use crate::losses::{denoising_input, regression_loss};
+use crate::losses::{denoising_input, generated, regression_loss};
 use crate::micro_batch::Outcome;
 use crate::regression::{RegressionBatch, Regularizer};
 use crate::{Error, LatentKind, LatentSet};
@@ -97,7 +97,15 @@ impl Distiller {
         let recipe = &regularizer.recipe;
         let mut value = None;
         total.student_grads = self.gradients(&self.student.own(), total.student_grads, |student| {
-            let loss = regression_loss(student, schedule, input, latents, context, recipe.loss);
+            let loss = match (recipe.loss.of_latents(), &self.frozen.lpips) {
+                (None, Some(networks)) => {
+                    networks.loss(generated(student, schedule, input, context), latents)
+                }
+                (loss, _) => {
+                    let loss = loss.expect("LPIPS has its networks");
+                    regression_loss(student, schedule, input, latents, context, loss)
+                }
+            };
             value = Some(loss.clone().inner() * share);
             loss * (recipe.weight * share)
         });

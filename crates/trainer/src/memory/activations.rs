@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::lpips::STAGES;
 use crate::parameters::Parameter;
 
 /// Elements that the backward pass of a network needs, per sample.
@@ -87,6 +88,28 @@ impl Activations {
             stage += outputs * pixels;
         }
         found.blocks.push(stage);
+        found
+    }
+
+    /// Those of LPIPS's VGG16 on the decoded image, whose side is eight times the latents': of each convolution its output,
+    /// before and after the activation, and of each stage its features for four operations.
+    pub(super) fn of_vgg16(parameters: &[Parameter], [height, width]: [usize; 2]) -> Self {
+        const SIDE: usize = 8;
+        let outputs = |end: &str| {
+            let mut parameters = parameters.iter();
+            let found = parameters.find(|parameter| parameter.name == end);
+            found.map_or(0, |parameter| parameter.shape[0] as u64)
+        };
+        let mut pixels = (height * width * SIDE * SIDE) as u64;
+        let (mut layer, mut found) = (0, Self::default());
+        for count in STAGES {
+            let channels = outputs(&format!("features.{layer}.weight"));
+            layer += count;
+            found
+                .blocks
+                .push((2 * count as u64 + 4) * channels * pixels);
+            pixels /= 4;
+        }
         found
     }
 
