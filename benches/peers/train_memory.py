@@ -9,7 +9,7 @@ Batch 1, networks in f32, frozen weights in f16, averages in a file. Prints a ro
 peak of all resident pages, the peak of those that no file backs (weights are mapped from files while they are loaded), and seconds
 per step. A process that takes more than --limit GiB of its own memory fails, and is the first that the system would end.
 """
-import argparse, json, os, pathlib, re, resource, subprocess, tempfile, time
+import argparse, json, pathlib, re, resource, subprocess, tempfile, time
 
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", type=pathlib.Path)
@@ -27,7 +27,6 @@ def careful():
     limit = int(args.limit * GIB)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
-    os.nice(10)
 
 def status(process):
     text = pathlib.Path(f"/proc/{process.pid}/status").read_text()
