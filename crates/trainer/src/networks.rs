@@ -10,6 +10,7 @@ use swiftbrush_scheduler::NoiseSchedule;
 use swiftbrush_unet::{UNet, UNetConfig};
 
 use crate::parameters::{Parameter, parameters};
+use crate::storage::with_owned_weights;
 use crate::{
     ClipNetworks, Error, FrozenStorage, LpipsNetworks, Recipe, RewardModel, RewardNetworks,
 };
@@ -116,6 +117,11 @@ impl Networks {
         let of_teacher = stored(storage, "teacher", of_teacher)?;
         let of_student = UNet::from_model(student, student_component, f32, device)?;
         let of_student = stored(recipe.student_storage(), "student", of_student)?;
+        // An optimiser that owns the weights alone overwrites them; mapped ones would stay beside what it makes of them.
+        let of_student = match recipe.student_lora {
+            None => with_owned_weights(of_student),
+            Some(_) => of_student,
+        };
         let networks = Self::new(
             tokenizer.map_err(swiftbrush_pipeline::Error::from)?,
             text_encoder,

@@ -55,8 +55,11 @@ struct Store {
 impl NamedMapper for Store {
     fn float<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let dtype = self.storage.dtype(name, D);
-        if dtype == DType::F32 || param.base().dtype() != DType::F32 {
+        if self.storage == FrozenStorage::F32 || param.base().dtype() != DType::F32 {
             return param;
+        }
+        if dtype == DType::F32 {
+            return owned(param);
         }
         if dtype == DType::F16 {
             let largest = param.base().abs().max().into_scalar::<f32>();
@@ -70,6 +73,22 @@ impl NamedMapper for Store {
         }
         param.map(|tensor| tensor.cast(FloatDType::from(dtype)))
     }
+}
+
+/// A copy of a parameter. A file stays mapped, with all pages that were read, for as long as one of its tensors is in use.
+fn owned<const D: usize>(param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+    param.map(|tensor| tensor.mul_scalar(1.0))
+}
+
+/// The module with a copy of each f32 weight.
+pub(crate) fn with_owned_weights<M: Module>(module: M) -> M {
+    struct Own;
+    impl NamedMapper for Own {
+        fn float<const D: usize>(&mut self, _: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            owned(param)
+        }
+    }
+    map_named(module, &mut Own)
 }
 
 /// The module with all weights in f32.
