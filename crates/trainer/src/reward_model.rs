@@ -86,7 +86,7 @@ impl RewardNetworks {
         };
         let has_vocabulary = ["vocab.json", "tokenizer.json"].iter().any(|name| {
             let path = folder.path(name);
-            path.is_some_and(|path| path.is_file())
+            path.is_some_and(|path| folder.is_file(path))
         });
         let tokenizer = match has_vocabulary {
             true => Tokenizer::from_model(folder, ".").map_err(swiftbrush_pipeline::Error::from)?,
