@@ -2,9 +2,10 @@
 
     cargo build --release --example generate
     python compare.py FOLDER [--runs 5] [--dtype f32] [--device cpu|cuda] [--binary target/release/examples/generate] [--tiny]
-                      [--cold] [--steps N] [--guidance G] [--image FILE --strength S] [--json FILE] [-- options of generate]
+                      [--cold] [--steps N] [--guidance G] [--image FILE --strength S] [--warm-up 1] [--json FILE]
+                      [-- options of generate]
 
-Each run is a separate process on the same files. The first run, which warms the page cache, is printed but not counted; --cold
+Each run is a separate process on the same files. The first, which warm the page cache, are not counted (--warm-up); --cold
 drops the page cache before each run and needs root. Memory is the peak resident set size. Prints the median of the runs, with
 minimum and maximum in brackets, and the ratios.
 """
@@ -23,6 +24,7 @@ parser.add_argument("--steps", type=int)
 parser.add_argument("--guidance", type=float)
 parser.add_argument("--image")
 parser.add_argument("--strength", type=float)
+parser.add_argument("--warm-up", type=int, default=1)
 parser.add_argument("--json")
 parser.add_argument("options", nargs="*")
 args = parser.parse_args()
@@ -61,8 +63,7 @@ def diffusers():
     result["generate"] = float(re.search(r"generated in ([\d.]+) s", result["text"])[1])
     return result
 
-first, *runs = [(ours(), diffusers()) for _ in range(args.runs + 1)]
-print(f"first run, not counted: all, s   ours {first[0]['all']:.2f}  diffusers {first[1]['all']:.2f}")
+runs = [(ours(), diffusers()) for _ in range(args.warm_up + args.runs)][args.warm_up:]
 report = dict(machine=platform.processor() or platform.machine(), folder=args.folder, dtype=args.dtype, runs=args.runs)
 for name, unit in [("load", "s"), ("generate", "s"), ("all", "s"), ("peak", "GiB")]:
     a, b = ([pair[i][name] for pair in runs] for i in (0, 1))
