@@ -327,7 +327,7 @@ impl Model {
         let names = weight_names(library, variant);
         let Some(name) = names
             .into_iter()
-            .find(|name| self.is_file(&folder.join(name)))
+            .find(|name| self.is_file(folder.join(name)))
         else {
             return Err(self.no_weights(folder, library));
         };

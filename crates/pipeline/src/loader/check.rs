@@ -123,7 +123,7 @@ impl Loader {
         let is_denoiser = match self.model.single_file() {
             None => {
                 let model = &self.model;
-                model.is_file(&root.join("config.json")) && !model.exists(&root.join(SCHEDULER))
+                model.is_file(root.join("config.json")) && !model.exists(root.join(SCHEDULER))
             }
             Some(_) => !self.model.has("text_encoder") && !self.model.has("vae"),
         };

@@ -135,7 +135,7 @@ impl Loader {
         let beside = self
             .weights_path()
             .parent()
-            .filter(|folder| self.model.is_file(&folder.join("config.json")))
+            .filter(|folder| self.model.is_file(folder.join("config.json")))
             .and_then(Path::parent)
             .map(|root| root.join(SCHEDULER))
             .filter(|beside| self.model.is_file(beside) && Some(beside.as_path()) != own);
