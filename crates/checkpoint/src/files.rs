@@ -31,7 +31,7 @@ use crate::Error;
 ///
 /// let files = MemoryFiles::from_iter([("tiny/unet/config.json", r#"{"sample_size": 8}"#)]);
 /// let model = Model::from_source("tiny", Arc::new(files))?;
-/// assert!(model.is_file("tiny/unet/config.json".as_ref()));
+/// assert!(model.is_file("tiny/unet/config.json"));
 /// assert!(!model.has("unet"), "there are no weights");
 /// # Ok::<(), swiftbrush_checkpoint::Error>(())
 /// ```
