@@ -1,9 +1,0 @@
-//! One-step text to image in a web page, from the same crates as everywhere else.
-//!
-//! [`painter`] is the part without a browser, which is tested natively; `page` is its interface to JavaScript and compiled for
-//! wasm32 alone. The script `build` next to this crate makes the page, and the page's own files are in `www`.
-
-pub mod painter;
-
-#[cfg(target_arch = "wasm32")]
-mod page;
