@@ -4,19 +4,20 @@
     python make_model.py FOLDER --clip
     python train_memory.py FOLDER --scheme a|b [--moments f32|8bit] [--accumulation 1] [--steps 2] [--limit 20] [--runs RUNS]
 
-Teacher and student start with the same weights. A run of --steps steps is saved; the same command then resumes it for as many more.
+Teacher and student start with the same weights. A run is stopped after --steps steps, which saves it; the same command then resumes
+it for as many more. Not included is the end of a run, which writes the student as a model.
 Batch 1, networks in f32, frozen weights in f16, averages in a file. Prints a row of a table for each of the two: the prediction, the
 peak of all resident pages, the peak of those that no file backs (weights are mapped from files while they are loaded), and seconds
 per step. A process that takes more than --limit GiB of its own memory fails, and is the first that the system would end.
 """
-import argparse, json, pathlib, re, resource, subprocess, tempfile, time
+import argparse, json, pathlib, re, resource, signal, subprocess, tempfile, time
 
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", type=pathlib.Path)
 parser.add_argument("--scheme", choices=["a", "b"], default="b")
 parser.add_argument("--moments", choices=["f32", "8bit"], default="f32")
 parser.add_argument("--accumulation", type=int, default=1)
-parser.add_argument("--steps", type=int, default=2)
+parser.add_argument("--steps", type=int, default=2, help="at least 2")
 parser.add_argument("--limit", type=float, default=20)
 parser.add_argument("--runs", type=pathlib.Path, help="folder for the run [default: a temporary one, which is removed]")
 parser.add_argument("--binary", default=str(pathlib.Path(__file__).parents[2] / "target/release/examples/distill"))
@@ -32,16 +33,20 @@ def status(process):
     text = pathlib.Path(f"/proc/{process.pid}/status").read_text()
     return {key: int(value) * 1024 for key, value in re.findall(r"(\w+):\s+(\d+) kB", text)}
 
+def n_steps(work):
+    log = work / "run/log.jsonl"
+    return len(log.read_text().splitlines()) if log.is_file() else 0
+
 def distill(work, steps, *options):
-    """Runs the program, and returns its output and the peaks of all resident pages and of those without a file."""
+    """Runs the program up to a step, and returns its output and the peaks of all resident pages and of those without a file."""
     recipe = f"""scheme = "{args.scheme}"
-steps = {steps}
+steps = 1000
 batch = 1
 accumulation = {args.accumulation}
 frozen_weights = "f16"
 averages = "file"
 adamw.moments = "{args.moments}"
-save_every = {args.steps}
+save_every = 1000
 preview_every = 0
 """
     (work / "recipe.toml").write_text(recipe)
@@ -51,8 +56,12 @@ preview_every = 0
     command += ["--clip", args.folder] if args.scheme == "b" else []
     with open(work / "output.txt", "w") as output:
         process = subprocess.Popen(command, stderr=output, preexec_fn=careful)
-        peaks = [0, 0]
+        peaks, is_told = [0, 0], False
         while process.poll() is None:
+            if n_steps(work) == steps - 1 and not is_told:
+                # It stops after its current step; a second signal would stop it at once.
+                process.send_signal(signal.SIGTERM)
+                is_told = True
             found = status(process)
             peaks = [max(peaks[0], found.get("VmHWM", 0)), max(peaks[1], found.get("RssAnon", 0))]
             time.sleep(0.1)
@@ -72,6 +81,6 @@ with tempfile.TemporaryDirectory(dir=args.runs) as folder:
     planned = float(re.search(r"^sum +([\d.]+) GiB", text, re.M)[1])
     setting = f"{args.scheme.upper()}, moments in {args.moments}, accumulation {args.accumulation}"
     print("| | | plan, GiB | peak, GiB | of it not in files, GiB | s per step |\n|---|---|---|---|---|---|")
-    for name, steps, options in [("start", args.steps, []), ("resumed", 2 * args.steps, ["--accept-changes", "steps"])]:
-        _, (resident, own) = distill(work, steps, *options)
+    for name, steps in [("start", args.steps), ("resumed", 2 * args.steps)]:
+        _, (resident, own) = distill(work, steps)
         print(f"| {setting} | {name} | {planned:.2f} | {resident / GIB:.2f} | {own / GIB:.2f} | {seconds(work)} |", flush=True)

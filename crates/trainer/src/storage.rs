@@ -77,7 +77,12 @@ impl NamedMapper for Store {
 
 /// A copy of a parameter. A file stays mapped, with all pages that were read, for as long as one of its tensors is in use.
 fn owned<const D: usize>(param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-    param.map(|tensor| tensor.mul_scalar(1.0))
+    param.map(|tensor| {
+        // A second handle, because an operation in place would keep the mapping beside its result.
+        let copy = tensor.clone().mul_scalar(1.0);
+        drop(tensor);
+        copy
+    })
 }
 
 /// The module with a copy of each f32 weight.
@@ -128,6 +133,32 @@ mod tests {
             };
             assert_eq!(parameter.dtype, expected, "{}", parameter.name);
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn stored_networks_do_not_keep_their_file_mapped() {
+        use swiftbrush_checkpoint::{Weights, load, save};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("unet.safetensors");
+        save(&unet(&device()), &path, DType::F32, Default::default()).unwrap();
+        let is_mapped = || {
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            maps.contains(path.to_str().unwrap())
+        };
+        let loaded = || {
+            let weights = Weights::open(&path).unwrap();
+            load(UNetConfig::tiny().init(&device()), &weights, None).unwrap()
+        };
+        let mapped = loaded();
+        assert!(is_mapped(), "weights are used in place");
+        drop(mapped);
+        let stored = FrozenStorage::F16.store(loaded()).unwrap();
+        assert!(!is_mapped());
+        drop(stored);
+        let owned = with_owned_weights(loaded());
+        assert!(!is_mapped());
+        drop(owned);
     }
 
     #[test]
