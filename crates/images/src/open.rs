@@ -25,26 +25,24 @@ pub const MAX_FILE: u64 = 1 << 30;
 const MAX_METADATA: u64 = 64 << 20;
 
 /// Errors of reading an image.
-///
-/// Messages include their causes, so [`source`](std::error::Error::source) is always `None`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file or folder cannot be read.
-    #[error("cannot read {path}: {cause}")]
+    #[error("cannot read {path}")]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// The cause.
-        cause: std::io::Error,
+        source: std::io::Error,
     },
     /// The file is damaged, or not an image in a supported format.
-    #[error("cannot decode {path}: {cause}")]
+    #[error("cannot decode {path}")]
     Decode {
         /// The file.
         path: PathBuf,
         /// The cause.
-        cause: ImageError,
+        source: ImageError,
     },
     /// The image would need a conversion that common tools do differently, or it exceeds a limit.
     #[error("{path} {found}; {remedy}")]
@@ -57,7 +55,7 @@ pub enum Error {
         remedy: String,
     },
     /// A folder has no images.
-    #[error("{path} has no images ({})", crate::EXTENSIONS.join(", "))]
+    #[error("{path} has no pictures ({})", crate::EXTENSIONS.join(", "))]
     Empty {
         /// The folder.
         path: PathBuf,
@@ -92,9 +90,9 @@ pub fn open(path: &Path) -> Result<Decoded, Error> {
 ///
 /// If it cannot be read, is not a regular file, or is larger.
 pub fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
-    let failed = |cause| Error::Io {
+    let failed = |source| Error::Io {
         path: path.to_owned(),
-        cause,
+        source,
     };
     let unsupported = |found: String, remedy: &str| Error::Unsupported {
         path: path.to_owned(),
@@ -152,7 +150,7 @@ impl Fault {
     fn of(self, path: &Path) -> Error {
         let path = path.to_owned();
         match self {
-            Self::Image(cause) => Error::Decode { path, cause },
+            Self::Image(source) => Error::Decode { path, source },
             Self::Unsupported(found, remedy) => Error::Unsupported {
                 path,
                 found,

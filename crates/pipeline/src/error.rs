@@ -14,12 +14,12 @@ pub enum Error {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     /// The scheduler's configuration cannot be used.
-    #[error("{path}: {cause}")]
+    #[error("{path}: {source}")]
     Scheduler {
         /// The file.
         path: PathBuf,
         /// The cause.
-        cause: swiftbrush_scheduler::ConfigError,
+        source: swiftbrush_scheduler::ConfigError,
     },
     /// The sampler does not support the model's scheduler configuration or the number of steps.
     #[error(transparent)]
