@@ -104,7 +104,7 @@ fn look(report: &WatchReport) -> String {
     let distances: Vec<_> = distances
         .map(|band| format!("{:.2e}", band.distance))
         .collect();
-    parts.push(format!("distance of the teachers {}", distances.join(" ")));
+    parts.push(format!("teacher distance {}", distances.join(" ")));
     format!("after step {}: {}", report.step, parts.join(", "))
 }
 

@@ -84,7 +84,7 @@ fn verify(args: &Args, path: &Path) -> Result<()> {
     let [_, batch] = record.batch;
     let how = match batch {
         1 => String::new(),
-        _ => format!(", generated in a batch of {batch} as then"),
+        _ => format!(", generated in a batch of {batch}, as originally"),
     };
     eprintln!(
         "{}: as recorded, largest difference {worst}{how}",

@@ -62,7 +62,8 @@ pub fn load<M: Module>(module: M, weights: &Weights, dtype: Option<DType>) -> Re
     if is_int8_file(weights)? {
         return Err(Error::Quantized {
             path: weights.path().to_owned(),
-            reason: "the weights are in int8, which this network is not loaded in".to_owned(),
+            reason: "the weights are in int8, but this network is loaded in floating point"
+                .to_owned(),
         });
     }
     let names = weights.names().filter(|name| !is_buffer(name));

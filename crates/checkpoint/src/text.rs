@@ -13,12 +13,12 @@ const UTF16_MARKS: [[u8; 2]; 2] = [[0xff, 0xfe], [0xfe, 0xff]];
 #[non_exhaustive]
 pub enum TextError {
     /// The file cannot be opened or read.
-    #[error("cannot read {path}")]
+    #[error("cannot read {path}: {cause}")]
     Io {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The file begins with the byte-order mark of UTF-16 (or UTF-32).
     #[error("{path}: expected UTF-8, found the byte-order mark of UTF-16; save the file as UTF-8")]
@@ -104,7 +104,7 @@ impl Lines<BufReader<File>> {
         let path = path.as_ref().to_owned();
         match File::open(&path) {
             Ok(file) => Ok(Self::new(BufReader::with_capacity(1 << 20, file), path)),
-            Err(source) => Err(TextError::Io { path, source }),
+            Err(cause) => Err(TextError::Io { path, cause }),
         }
     }
 }
@@ -134,9 +134,9 @@ impl<R: BufRead> Lines<R> {
         self.start += self.chunk.len() as u64;
         self.chunk.clear();
         let mut limited = (&mut self.reader).take(MAX_LINE as u64 + 1);
-        if let Err(source) = limited.read_until(b'\n', &mut self.chunk) {
+        if let Err(cause) = limited.read_until(b'\n', &mut self.chunk) {
             let path = self.path.clone();
-            return Err(TextError::Io { path, source });
+            return Err(TextError::Io { path, cause });
         }
         self.next = 0;
         if self.start == 0 {
@@ -224,9 +224,9 @@ pub fn read_lines(path: &Path) -> Result<(Vec<String>, usize), TextError> {
 ///
 /// If the file cannot be read or is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String, TextError> {
-    let bytes = std::fs::read(path).map_err(|source| TextError::Io {
+    let bytes = std::fs::read(path).map_err(|cause| TextError::Io {
         path: path.to_owned(),
-        source,
+        cause,
     })?;
     let text = &bytes[mark_len(&bytes, path)?..];
     match std::str::from_utf8(text) {

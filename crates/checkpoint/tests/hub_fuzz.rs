@@ -132,23 +132,24 @@ fn answers_of_the_hub() {
         "HTTP/1.1 503 x\r\n",
         "\r\n\r\n",
     ];
-    let try_one = |bytes: &[u8]| {
+    let try_one = |bytes: &[u8], retries: usize| {
         bytes.clone_into(&mut input.lock().expect("it is not poisoned"));
         let folder = tempfile::tempdir().expect("a temporary folder");
         let timeout = Duration::from_secs(1);
         let hub = Hub::new(folder.path().join("cache"))
             .with_endpoint(&endpoint)
-            .with_retries(0)
+            .with_retries(retries)
             .with_metadata_timeout(timeout)
             .with_download_timeout(timeout);
         let found = hub.component("owner/model", &mut |_: Event| ControlFlow::Continue(()));
         check(folder.path(), found.is_ok());
         found.is_ok()
     };
+    // The server closes every connection, and on a busy machine the client may notice only when it uses it again.
     let honest = &seeds[..3];
-    assert!(honest.iter().all(|seed| try_one(seed)));
+    assert!(honest.iter().all(|seed| try_one(seed, 3)));
     fuzz(&corpus("hub"), &seeds, &words, |bytes| {
-        try_one(bytes);
+        try_one(bytes, 0);
     });
 }
 

@@ -183,7 +183,7 @@ fn mixtures_are_rejected_by_name() {
         "expected 5 scales",
     );
     let (path, _) = replace("first.weight", TensorData::new(vec![-128i8; 30], [5, 6]));
-    rejected(&Weights::open(path).unwrap(), "code 0 is -128");
+    rejected(&Weights::open(path).unwrap(), "code at index 0 is -128");
     let extra = edited(folder, |tensors| {
         tensors.push(("last.weight_scale", values(0, &[2])));
     });

@@ -18,7 +18,7 @@ pub enum Error {
     Metric(#[from] swiftbrush_metrics::Error),
     /// The tokenizer belongs to another CLIP.
     #[error(
-        "{folder}: expected a tokenizer of at most {expected} tokens, found {found}; add the one that the model was trained with to the folder"
+        "{folder}: expected a tokenizer of at most {expected} tokens, found {found}; add the model's own tokenizer to the folder"
     )]
     Vocabulary {
         /// Folder of the network.

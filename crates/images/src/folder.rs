@@ -32,9 +32,9 @@ impl Folder {
         };
         let mut folders = vec![folder.to_owned()];
         while let Some(folder) = folders.pop() {
-            let failed = |source| Error::Io {
+            let failed = |cause| Error::Io {
                 path: folder.clone(),
-                source,
+                cause,
             };
             for entry in fs::read_dir(&folder).map_err(failed)? {
                 let entry = entry.map_err(failed)?;

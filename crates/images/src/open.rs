@@ -25,24 +25,26 @@ pub const MAX_FILE: u64 = 1 << 30;
 const MAX_METADATA: u64 = 64 << 20;
 
 /// Errors of reading an image.
+///
+/// Messages include their causes, so [`source`](std::error::Error::source) is always `None`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file or folder cannot be read.
-    #[error("cannot read {path}")]
+    #[error("cannot read {path}: {cause}")]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The file is damaged, or not an image in a supported format.
-    #[error("cannot decode {path}")]
+    #[error("cannot decode {path}: {cause}")]
     Decode {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: ImageError,
+        cause: ImageError,
     },
     /// The image would need a conversion that common tools do differently, or it exceeds a limit.
     #[error("{path} {found}; {remedy}")]
@@ -55,7 +57,7 @@ pub enum Error {
         remedy: String,
     },
     /// A folder has no images.
-    #[error("{path} has no pictures ({})", crate::EXTENSIONS.join(", "))]
+    #[error("{path} has no images ({})", crate::EXTENSIONS.join(", "))]
     Empty {
         /// The folder.
         path: PathBuf,
@@ -90,9 +92,9 @@ pub fn open(path: &Path) -> Result<Decoded, Error> {
 ///
 /// If it cannot be read, is not a regular file, or is larger.
 pub fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
-    let failed = |source| Error::Io {
+    let failed = |cause| Error::Io {
         path: path.to_owned(),
-        source,
+        cause,
     };
     let unsupported = |found: String, remedy: &str| Error::Unsupported {
         path: path.to_owned(),
@@ -150,7 +152,7 @@ impl Fault {
     fn of(self, path: &Path) -> Error {
         let path = path.to_owned();
         match self {
-            Self::Image(source) => Error::Decode { path, source },
+            Self::Image(cause) => Error::Decode { path, cause },
             Self::Unsupported(found, remedy) => Error::Unsupported {
                 path,
                 found,

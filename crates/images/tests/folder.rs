@@ -9,7 +9,7 @@ fn pictures_are_listed_in_natural_order_and_the_rest_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let error = Folder::list(folder.path()).unwrap_err().to_string();
     assert!(
-        error.contains(&folder.path().display().to_string()) && error.contains("no pictures"),
+        error.contains(&folder.path().display().to_string()) && error.contains("no images"),
         "{error}"
     );
     std::fs::create_dir(folder.path().join("b")).unwrap();

@@ -61,7 +61,7 @@ pub enum Int8Error {
     #[error("expected codes in I8, found {0:?}")]
     Codes(DType),
     /// A code is −128, which no weight is quantised to.
-    #[error("code {0} is -128; expected -127 to 127")]
+    #[error("the code at index {0} is -128; expected -127 to 127")]
     CodeRange(usize),
     /// The scales are not one f32 per output.
     #[error("expected {outputs} scales in F32, one per output, found {found:?} in {dtype:?}")]
@@ -397,7 +397,7 @@ mod tests {
                 .to_string();
             assert!(found.contains(expected), "{found}");
         };
-        check([1, 2, -128, 4], &[1.0, 1.0], "code 2 is -128");
+        check([1, 2, -128, 4], &[1.0, 1.0], "code at index 2 is -128");
         check([1, 2, 3, 4], &[1.0], "expected 2 scales in F32");
         check([1, 2, 3, 4], &[1.0, -0.5], "output 1 is -0.5");
         check([1, 2, 3, 4], &[f32::NAN, 0.5], "output 0 is NaN");

@@ -33,14 +33,14 @@ pub enum Error {
         row: usize,
     },
     /// A file cannot be read or written.
-    #[error("cannot {action} {path}")]
+    #[error("cannot {action} {path}: {cause}")]
     Io {
         /// `read` or `write`.
         action: &'static str,
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A file does not contain a mean and a covariance.
     #[error("{path} does not contain a mean and a covariance: {reason}")]

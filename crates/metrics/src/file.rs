@@ -32,10 +32,10 @@ impl Statistics {
             path: path.to_owned(),
             reason,
         };
-        let bytes = std::fs::read(path).map_err(|source| Error::Io {
+        let bytes = std::fs::read(path).map_err(|cause| Error::Io {
             action: "read",
             path: path.to_owned(),
-            source,
+            cause,
         })?;
         let archive = ZipArchive::new(Cursor::new(bytes));
         let mut archive = archive.map_err(|error| bad(error.to_string()))?;
@@ -95,10 +95,10 @@ impl Statistics {
             temporary.as_file().sync_all()?;
             temporary.persist(path).map_err(|error| error.error)
         };
-        write().map(drop).map_err(|source| Error::Io {
+        write().map(drop).map_err(|cause| Error::Io {
             action: "write",
             path: path.to_owned(),
-            source,
+            cause,
         })
     }
 }

@@ -101,7 +101,7 @@ impl Denoising<'_> {
         check(
             request.guidance.is_finite() && request.guidance >= 0.0,
             format!(
-                "guidance {}; expected 0 or more, of which values up to 1 switch it off",
+                "guidance {}; expected 0 or more (values up to 1 turn it off)",
                 request.guidance
             ),
         )?;
@@ -129,18 +129,18 @@ impl Denoising<'_> {
         let [count, channels, height, width] = start.images.dims();
         if channels != 3 {
             return refuse(format!(
-                "expected images of 3 channels to start from, found {channels}"
+                "expected start images of 3 channels, found {channels}"
             ));
         }
         if count != batch {
             return refuse(format!(
-                "expected an image to start from for each of {batch} prompts, found {count}"
+                "expected a start image for each of {batch} prompts, found {count}"
             ));
         }
         limits::check_size([height, width], self.scale, self.width)?;
         if let Some([rows, columns]) = size.filter(|&size| size != [height, width]) {
             return refuse(format!(
-                "the image to start from is {width}x{height}, the requested size {columns}x{rows}: resize the image, or leave the size out"
+                "the start image is {width}x{height}, but the requested size is {columns}x{rows}: resize the image, or omit the size"
             ));
         }
         if !(0.0..=1.0).contains(&start.strength) {
@@ -166,7 +166,7 @@ impl Denoising<'_> {
                 false => String::new(),
             };
             return Err(Error::Request(format!(
-                "strength {strength} of {steps} steps leaves none: raise the strength{remedy}"
+                "strength {strength} leaves none of {steps} steps: raise the strength{remedy}"
             )));
         }
         let sampler = Sampler::after(kind, &scheduler, steps, steps - taken)?;
@@ -298,12 +298,12 @@ fn check_negative(request: &Request) -> Result<(), String> {
     let (guidance, method) = (request.guidance, request.effective_negative_method());
     match method {
         Some(method) if request.is_guided() => Err(format!(
-            "guidance {guidance} and {method} both apply the negative prompt: set guidance to 1, or leave the negative method out"
+            "guidance {guidance} and {method} both apply the negative prompt: set guidance to 1, or omit the negative method"
         )),
         Some(method) => method.check(),
         None if request.is_guided() || request.negative_prompt.is_empty() => Ok(()),
         None => Err(format!(
-            "the negative prompt has no effect at guidance {guidance} in several steps: raise guidance above 1, choose nasa or nag as the negative method, or leave the negative prompt out"
+            "the negative prompt has no effect at guidance {guidance} in several steps: raise guidance above 1, choose nasa or nag as the negative method, or omit the negative prompt"
         )),
     }
 }

@@ -14,12 +14,12 @@ pub enum Error {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     /// The scheduler's configuration cannot be used.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Scheduler {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: swiftbrush_scheduler::ConfigError,
+        cause: swiftbrush_scheduler::ConfigError,
     },
     /// The sampler does not support the model's scheduler configuration or the number of steps.
     #[error(transparent)]

@@ -110,7 +110,7 @@ impl From<Tensor<4>> for Given {
 impl Noise for Given {
     fn draw(&mut self, shape: [usize; 4], _device: &Device) -> Result<Tensor<4>, Error> {
         let noise = self.0.pop_front().ok_or_else(|| {
-            Error::Request("the sampler draws more noise than was given".to_owned())
+            Error::Request("the sampler needs more noise than was given".to_owned())
         })?;
         if noise.dims() != shape {
             let text = format!(

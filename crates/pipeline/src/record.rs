@@ -266,8 +266,7 @@ impl Record {
         )?;
         check(
             self.edit.is_none() || (self.start.is_none() && self.between.is_none()),
-            "an edit that starts from an image or belongs to an animation; expected one of them"
-                .to_owned(),
+            "an edit, and also a start image or an animation; expected only one of them".to_owned(),
         )?;
         if let Some(edit) = &self.edit {
             edit.check(self.method)?;
@@ -420,7 +419,7 @@ fn record_text(file: impl BufRead + Seek) -> Result<String, String> {
     }
     let utf8 = info.utf8_text.iter().find(|chunk| chunk.keyword == RECORD);
     let Some(mut chunk) = utf8.cloned() else {
-        return Err("no swiftbrush record: the file does not say how it was made".to_owned());
+        return Err("no swiftbrush record: the file does not say how it was generated".to_owned());
     };
     chunk
         .decompress_text_with_limit(MAX_RECORD)

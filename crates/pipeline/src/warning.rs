@@ -74,7 +74,7 @@ impl fmt::Display for Warning {
             ),
             Self::SchedulerSubstituted { class, sampler } => write!(
                 f,
-                "{class} is not implemented: the default sampler is {sampler} instead (for a one-step student choose one-step)"
+                "{class} is not implemented; the default sampler is {sampler} instead (for a one-step student, choose one-step)"
             ),
             Self::SchedulerKeys(keys) => write!(
                 f,
@@ -87,7 +87,7 @@ impl fmt::Display for Warning {
                 prediction_type,
             } => write!(
                 f,
-                "{source} says {prediction_type}, which replaces the prediction type of the model's scheduler"
+                "{source} says {prediction_type}, which overrides the prediction type of the model's scheduler"
             ),
             Self::FamilyUnused { source } => {
                 write!(

@@ -256,7 +256,7 @@ fn invalid_requests_are_rejected() {
         (start(2, f64::NAN), None, "strength NaN"),
         (start(2, 1.5), None, "strength 1.5"),
         (start(1, 0.5), None, "each of 2 prompts"),
-        (start(2, 0.5), Some((32, 16)), "requested size 32x16"),
+        (start(2, 0.5), Some((32, 16)), "requested size is 32x16"),
     ] {
         let mut request = request.clone().with_start(start);
         request.size = size.map(|(width, height)| [height, width]);

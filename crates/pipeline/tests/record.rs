@@ -344,7 +344,7 @@ fn impossible_edits_and_animations_are_rejected() {
         ),
         (
             |record| record.start = self::record().start,
-            "starts from an image",
+            "also a start image",
         ),
         (
             |record| {

@@ -77,7 +77,7 @@ pub enum Error {
     )]
     NoLatents(&'static str),
     /// Two rewards have the same name, or one has the name of another loss.
-    #[error("the name of the reward {0:?} is taken by another loss")]
+    #[error("the reward name {0:?} is already used by another loss")]
     RewardName(String),
     /// A snapshot cannot be resumed.
     #[error("{path}: {reason}")]
@@ -100,7 +100,7 @@ pub enum Error {
         changes: Vec<Change>,
     },
     /// A change was accepted under a name that no setting or input has.
-    #[error("no setting or input is called {0:?}; known are {known}", known = .1.join(", "))]
+    #[error("unknown setting or input {0:?}; expected one of {known}", known = .1.join(", "))]
     UnknownChange(String, Vec<String>),
     /// Another process is training in the folder.
     #[error("{0} is in use by another process")]

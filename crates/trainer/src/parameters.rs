@@ -84,7 +84,7 @@ pub(crate) fn with_trained<M: Module>(
     Err(Error::Snapshot {
         path: source.to_owned(),
         reason: format!(
-            "its tensors are those of other networks: {}",
+            "its tensors belong to other networks: {}",
             abridged(&problems)
         ),
     })

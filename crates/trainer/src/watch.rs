@@ -77,7 +77,7 @@ impl WatchRecipe {
             }
             if value > most {
                 return Err(format!(
-                    "watch.{name} = {value}: there are {most} timesteps"
+                    "watch.{name} = {value}: expected at most {most}, the number of timesteps"
                 ));
             }
         }

@@ -206,7 +206,7 @@ fn settings_out_of_range_are_rejected_by_name() {
         ("every = 0", "watch.every"),
         ("images = 1", "watch.images"),
         ("bands = 0", "watch.bands"),
-        ("bands = 962", "there are 961 timesteps"),
+        ("bands = 962", "expected at most 961"),
         ("min_diversity = 1.5", "watch.min_diversity"),
         ("min_score = nan", "watch.min_score"),
         ("evry = 3", "evry"),

@@ -15,11 +15,11 @@ fn bad_inputs_are_named() -> Result<()> {
     let none = text(empty.path());
     reject(
         &["--pictures", &none, "--reference", &path],
-        &["has no pictures", &none],
+        &["has no images", &none],
     );
     reject(
         &["--pictures", &path, "--reference", &none],
-        &["has no pictures", &none],
+        &["has no images", &none],
     );
     reject(
         &["--reference", &path, "--count", "13"],

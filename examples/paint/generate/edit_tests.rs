@@ -146,7 +146,7 @@ fn bad_edits_are_rejected() -> Result<()> {
     };
     with(
         &[],
-        "does not say how it was made; say what the picture shows with --from PROMPT",
+        "does not say how it was generated; say what the picture shows with --from PROMPT",
     );
     with(
         &["--from", RED, "--mask", &wide],

@@ -150,7 +150,7 @@ impl Input {
         }
         let image = shrunk(&self.image, factor);
         let (width, height) = image.dimensions();
-        eprintln!("the picture was enlarged {factor} times, and is edited at {width}x{height}");
+        eprintln!("the picture was enlarged {factor} times; it is edited at {width}x{height}");
         Self {
             image,
             mask: self.mask.as_ref().map(|mask| shrunk(mask, factor)),

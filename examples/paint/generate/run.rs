@@ -185,7 +185,7 @@ impl Painter {
     fn pipeline(&self) -> Result<&TextToImage> {
         match self {
             Self::AtOnce(pipeline) => Ok(pipeline),
-            Self::InTurn(_) => bail!("--low-memory generates from prompts and images alone"),
+            Self::InTurn(_) => bail!("--low-memory generates only from prompts and start images"),
         }
     }
 

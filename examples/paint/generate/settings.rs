@@ -62,7 +62,7 @@ impl Settings {
             if let Some(edit) = input.edit(&[String::new()], request.method, device)? {
                 ensure!(
                     !request.is_guided() && request.negative_prompt.is_empty(),
-                    "--edit compares two prompts without guidance: leave --guidance and --negative-prompt out"
+                    "--edit compares two prompts without guidance: omit --guidance and --negative-prompt"
                 );
                 loader.check_edit(&edit)?;
             }

@@ -172,7 +172,7 @@ fn files_without_a_record_are_rejected() -> Result<()> {
     image::RgbImage::new(3, 2).save(&plain)?;
     std::fs::write(&text, "no picture")?;
     for (path, reason) in [
-        (&plain, "how it was made"),
+        (&plain, "how it was generated"),
         (&text, ""),
         (&file(&folder, "none"), ""),
     ] {

@@ -210,9 +210,9 @@ impl Loader {
 
     fn read_scheduler(&self, path: &Path) -> Result<SchedulerConfig, Error> {
         let text = self.model.read_text(path)?;
-        SchedulerConfig::from_json(&text).map_err(|source| Error::Scheduler {
+        SchedulerConfig::from_json(&text).map_err(|cause| Error::Scheduler {
             path: path.to_owned(),
-            source,
+            cause,
         })
     }
 }

@@ -71,7 +71,7 @@ impl EditRecord {
             automatic.check()?;
         }
         if self.automatic_mask.is_some() && self.mask.is_some() {
-            let text = "an edit with an automatic and a given mask; expected one of them";
+            let text = "an edit with an automatic and a given mask; expected only one of them";
             return Err(Error::Request(text.to_owned()));
         }
         crate::edit::check_calls(method)

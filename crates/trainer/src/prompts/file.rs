@@ -49,9 +49,9 @@ impl OpenFile {
         number: u64,
     ) -> Result<Self, Error> {
         let path = &file.path;
-        let opened = File::open(path).map_err(|source| TextError::Io {
+        let opened = File::open(path).map_err(|cause| TextError::Io {
             path: path.clone(),
-            source,
+            cause,
         })?;
         let places = index.entries.iter().map(|entry| Place {
             start: entry.start,

@@ -225,9 +225,9 @@ fn key(format: &Format) -> Option<&str> {
 
 /// Size and modification time, in bytes and nanoseconds since 1970.
 fn stamp(path: &Path) -> Result<[u128; 2], TextError> {
-    let io = |source| TextError::Io {
+    let io = |cause| TextError::Io {
         path: path.to_owned(),
-        source,
+        cause,
     };
     let metadata = std::fs::metadata(path).map_err(io)?;
     let modified = metadata.modified().map_err(io)?.duration_since(UNIX_EPOCH);
