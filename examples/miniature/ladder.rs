@@ -1,4 +1,4 @@
-//! The ladder: every student in docs/results.md, over three training seeds.
+//! The ladder: every student in docs/miniature.md, over three training seeds.
 
 use std::path::Path;
 

@@ -158,9 +158,9 @@ enum Command {
         #[arg(long)]
         unseen: bool,
     },
-    /// Train every student in docs/results.md over three seeds; finished ones are skipped, unfinished ones resumed.
+    /// Train every student in docs/miniature.md over three seeds; finished ones are skipped, unfinished ones resumed.
     Ladder,
-    /// Measure systems with the protocol of docs/results.md.
+    /// Measure systems with the protocol of docs/miniature.md.
     #[command(subcommand)]
     Protocol(protocol::Command),
     /// Measure what negative prompts keep out of a student's images and what that costs.
@@ -266,7 +266,7 @@ fn judge(workshop: &Workshop, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Prints a row of the table in docs/results.md.
+/// Prints a row of the table in docs/miniature.md.
 fn evaluate(
     workshop: &Workshop,
     name: &str,

@@ -1,4 +1,4 @@
-//! The figure of docs/results.md: accuracy over the Fréchet distance, as SVG.
+//! The figure of docs/miniature.md: accuracy over the Fréchet distance, as SVG.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,4 @@
-//! The protocol of docs/results.md: caption sets, ground truth, measures and their intervals.
+//! The protocol of docs/miniature.md: caption sets, ground truth, measures and their intervals.
 
 mod captions;
 mod classifier;
