@@ -51,6 +51,8 @@ pub fn gated_gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
 mod tests {
     use burn::tensor::activation;
     use swiftbrush_testing::{assert_close, assert_values_close, device, random, values};
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
 
     use super::*;
 

@@ -69,6 +69,8 @@ pub fn softmax<const D: usize>(input: Tensor<D>) -> Tensor<D> {
 mod tests {
     use burn::tensor::activation;
     use swiftbrush_testing::{assert_close, device, random};
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
 
     use super::*;
     use crate::composed::attention::QUERY_BLOCK;

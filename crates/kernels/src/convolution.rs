@@ -329,6 +329,8 @@ mod tests {
     use burn::tensor::activation::relu;
     use burn::tensor::{DType, FloatDType, module};
     use swiftbrush_testing::{assert_close, device, random};
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
 
     use super::*;
 

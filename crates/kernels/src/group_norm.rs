@@ -131,6 +131,8 @@ impl GroupNorm {
 mod tests {
     use burn::tensor::activation::silu;
     use swiftbrush_testing::{assert_close, assert_values_close, device, random};
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
 
     use super::*;
 

@@ -323,6 +323,8 @@ pub(crate) fn nearest(value: f32, factor: f32) -> u8 {
 mod tests {
     use burn::tensor::{bf16, f16};
     use swiftbrush_testing::{device, random, values};
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
 
     use super::*;
 

@@ -82,6 +82,8 @@ impl LayerNorm {
 #[cfg(test)]
 mod tests {
     use swiftbrush_testing::{assert_close, device, random};
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
 
     use super::*;
 

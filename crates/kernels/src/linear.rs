@@ -203,6 +203,8 @@ mod tests {
     use burn::module::Lora;
     use burn::tensor::FloatDType;
     use swiftbrush_testing::{assert_close, device, random};
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
 
     use super::*;
 

@@ -8,6 +8,8 @@ use swiftbrush_kernels::{
     is_int8, linear, upsample_nearest_2x,
 };
 use swiftbrush_testing::{Golden, assert_close, device, random, values};
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
 
 /// The CPU, whatever device is tested: others do not have int8.
 fn cpu() -> Device {

@@ -29,6 +29,10 @@ pub mod negative_prompts {}
 #[doc = include_str!("../guide/edit.md")]
 pub mod edit {}
 
+#[cfg(feature = "paint")]
+#[doc = include_str!("../guide/browser.md")]
+pub mod browser {}
+
 #[cfg(feature = "train")]
 #[doc = include_str!("../guide/distil.md")]
 pub mod distil {}

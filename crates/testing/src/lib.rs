@@ -5,6 +5,7 @@
 
 mod fill;
 mod fuzz;
+mod read;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -137,7 +138,7 @@ impl Golden {
         let path = Path::new(directory)
             .join("tests/golden")
             .join(format!("{name}.safetensors"));
-        let bytes = std::fs::read(&path)
+        let bytes = read::read(&path)
             .unwrap_or_else(|error| panic!("golden file {}: {error}", path.display()));
         let file = safetensors::SafeTensors::deserialize(&bytes)
             .unwrap_or_else(|error| panic!("golden file {}: {error}", path.display()));

@@ -281,6 +281,8 @@ impl Product<'_> {
 #[cfg(test)]
 mod tests {
     use swiftbrush_testing::{device, random, values};
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
 
     use super::*;
 

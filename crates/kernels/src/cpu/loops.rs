@@ -372,6 +372,9 @@ pub(crate) fn exp(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
     #[test]
     fn exp_is_within_two_units_in_the_last_place() {
         for i in -86_000..88_000 {

@@ -73,8 +73,16 @@ pub(crate) unsafe fn multiply(
             Vectors::Portable => {}
         }
     }
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    // SAFETY: as above; the program is compiled for the feature.
+    unsafe {
+        product.with_simd128();
+    }
+    #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
     // SAFETY: as above, without a feature to detect.
-    unsafe { product.portable() };
+    unsafe {
+        product.portable();
+    }
 }
 
 /// Operands and target.
@@ -119,9 +127,22 @@ impl Product {
     /// # Safety
     ///
     /// Same as [`multiply`].
+    #[cfg_attr(
+        all(target_arch = "wasm32", target_feature = "simd128"),
+        allow(dead_code, reason = "the reference in tests")
+    )]
     unsafe fn portable(self) {
         // SAFETY: guaranteed by the caller.
         unsafe { self.run::<[f32; 8], 8, 6, 4, 2>() };
+    }
+
+    /// # Safety
+    ///
+    /// Same as [`multiply`].
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    unsafe fn with_simd128(self) {
+        // SAFETY: guaranteed by the caller.
+        unsafe { self.run::<std::arch::wasm32::v128, 8, 6, 4, 2>() };
     }
 
     /// Multiplies strip by strip: tiles have `R1` rows in strips of one vector, `R2` in strips of two, and so on.
@@ -311,6 +332,75 @@ impl Vector for [f32; 8] {
     }
 }
 
+/// The vectors of WebAssembly, four values wide. Runtimes map them to the 16 registers that every x86-64 processor has, so tiles
+/// are those of AVX2. There is no fused multiply-add with a defined rounding: results are those of the portable loops.
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod wasm {
+    use std::arch::wasm32::*;
+
+    use super::Vector;
+
+    impl Vector for v128 {
+        const LANES: usize = 4;
+        const WIDEST: usize = 2;
+        type Mask = usize;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            f32x4_splat(0.0)
+        }
+
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            f32x4_splat(value)
+        }
+
+        #[inline(always)]
+        unsafe fn first(count: usize) -> usize {
+            count
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: guaranteed by the caller.
+            unsafe { v128_load(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_part(from: *const f32, count: usize) -> Self {
+            let mut values = [0.0; 4];
+            // SAFETY: guaranteed by the caller; the count is at most four.
+            unsafe {
+                values
+                    .as_mut_ptr()
+                    .copy_from_nonoverlapping(from, count.min(4));
+                Self::load(values.as_ptr())
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { v128_store(to.cast(), self) };
+        }
+
+        #[inline(always)]
+        unsafe fn store_part(self, to: *mut f32, count: usize) {
+            let mut values = [0.0; 4];
+            // SAFETY: guaranteed by the caller; the count is at most four.
+            unsafe {
+                self.store(values.as_mut_ptr());
+                to.copy_from_nonoverlapping(values.as_ptr(), count.min(4));
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn add_product(self, x: Self, y: Self) -> Self {
+            f32x4_add(self, f32x4_mul(x, y))
+        }
+    }
+}
+
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod x86 {
     use std::arch::x86_64::*;
@@ -449,12 +539,16 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use swiftbrush_testing::{assert_values_close, device, random, values};
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
 
     use super::*;
 
     #[test]
     fn all_vectors_give_the_product() {
         let mut kinds: Vec<unsafe fn(Product)> = vec![|product| unsafe { product.portable() }];
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        kinds.push(|product| unsafe { product.with_simd128() });
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
