@@ -5,7 +5,7 @@
     python train_memory.py FOLDER --scheme a|b [--moments f32|8bit] [--accumulation 1] [--steps 2] [--limit 20] [--runs RUNS]
 
 Teacher and student start with the same weights. A run is stopped after --steps steps, which saves it; the same command then resumes
-it for as many more. Not included is the end of a run, which writes the student as a model.
+it for as many more, to its end, which writes the student as a model, once with its current and once with its averaged weights.
 Batch 1, networks in f32, frozen weights in f16, averages in a file. Prints a row of a table for each of the two: the prediction, the
 peak of all resident pages, the peak of those that no file backs (weights are mapped from files while they are loaded), and seconds
 per step. A process that takes more than --limit GiB of its own memory fails, and is the first that the system would end.
@@ -40,13 +40,14 @@ def n_steps(work):
 def distill(work, steps, *options):
     """Runs the program up to a step, and returns its output and the peaks of all resident pages and of those without a file."""
     recipe = f"""scheme = "{args.scheme}"
-steps = 1000
+steps = {2 * args.steps}
 batch = 1
 accumulation = {args.accumulation}
 frozen_weights = "f16"
 averages = "file"
 adamw.moments = "{args.moments}"
 save_every = 1000
+keep_last = 1
 preview_every = 0
 """
     (work / "recipe.toml").write_text(recipe)
@@ -56,18 +57,21 @@ preview_every = 0
     command += ["--clip", args.folder] if args.scheme == "b" else []
     with open(work / "output.txt", "w") as output:
         process = subprocess.Popen(command, stderr=output, preexec_fn=careful)
-        peaks, is_told = [0, 0], False
+        peaks, training, is_told = [0, 0], 0, False
         while process.poll() is None:
-            if n_steps(work) == steps - 1 and not is_told:
+            if n_steps(work) == steps - 1 and steps == args.steps and not is_told:
                 # It stops after its current step; a second signal would stop it at once.
                 process.send_signal(signal.SIGTERM)
                 is_told = True
             found = status(process)
+            training = training if n_steps(work) >= steps else found.get("VmHWM", 0)
             peaks = [max(peaks[0], found.get("VmHWM", 0)), max(peaks[1], found.get("RssAnon", 0))]
             time.sleep(0.1)
     text = (work / "output.txt").read_text()
     if process.returncode != 0:
         raise SystemExit(f"{text}\nexit status {process.returncode}; peaks {peaks[0] / GIB:.2f} and {peaks[1] / GIB:.2f} GiB")
+    if training < peaks[0]:
+        print(f"peak before the end of the last step: {training / GIB:.2f} GiB", flush=True)
     return text, peaks
 
 def seconds(work):

@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use burn::tensor::{DType, Device};
 use serde_json::{Value, json};
-use swiftbrush_checkpoint::{
-    Model, read_json, remove_unfinished, save, write_atomically, write_json,
-};
+use swiftbrush_checkpoint::{Model, read_json, remove_unfinished, write_atomically, write_json};
 use swiftbrush_lora::{AdapterFile, Adapters, Layout};
 use swiftbrush_pipeline::Loader;
 use swiftbrush_trainer::{Snapshot, Student, snapshot_path, snapshot_steps};
@@ -130,7 +128,7 @@ pub(crate) fn write_denoiser(
     write_json(folder.join("config.json"), &config)?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let path = folder.join("diffusion_pytorch_model.safetensors");
-    save(&student.merged(), &path, dtype, metadata)?;
+    student.save(&path, dtype, metadata)?;
     eprintln!("wrote {}", path.display());
     Ok(())
 }

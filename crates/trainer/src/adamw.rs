@@ -116,18 +116,19 @@ impl AdamW {
     pub fn restore(
         config: AdamWConfig,
         step: u64,
-        state: &BTreeMap<String, TensorData>,
+        mut state: BTreeMap<String, TensorData>,
         device: &Device,
     ) -> Self {
         let [(first, _), _] = MOMENTS;
         let names = state
             .keys()
             .filter_map(|key| key.strip_suffix(first)?.strip_suffix('.'));
-        let moments = names.filter_map(|name| {
+        let names: Vec<_> = names.map(str::to_owned).collect();
+        let moments = names.into_iter().filter_map(|name| {
             let [first, second] = MOMENTS.map(|(suffix, map)| {
-                Moment::restore(&format!("{name}.{suffix}"), state, map, device)
+                Moment::restore(&format!("{name}.{suffix}"), &mut state, map, device)
             });
-            Some((name.to_owned(), [first?, second?]))
+            Some((name, [first?, second?]))
         });
         Self {
             config,
@@ -229,17 +230,17 @@ impl Moment {
 
     fn restore(
         name: &str,
-        state: &BTreeMap<String, TensorData>,
+        state: &mut BTreeMap<String, TensorData>,
         map: DynamicMap,
         device: &Device,
     ) -> Option<Self> {
-        let data = state.get(name)?;
+        let data = state.remove(name)?;
         if data.dtype() != DType::U8 {
-            return Some(Self::Full(Tensor::from_data(data.clone(), device)));
+            return Some(Self::Full(Tensor::from_data(data, device)));
         }
-        let scales = state.get(&format!("{name}.scales"))?.clone();
+        let scales = state.remove(&format!("{name}.scales"))?;
         Some(Self::Quantized(Quantized::from_parts(
-            data, scales, map, device,
+            &data, scales, map, device,
         )))
     }
 }

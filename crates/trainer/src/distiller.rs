@@ -190,14 +190,17 @@ impl Distiller {
             return Err(Error::Changed { path, changes });
         }
         let device = &self.frozen.sizes.device;
-        let adamw = |group| snapshot.adamw(group, self.recipe.adamw, device);
-        let [of_student, of_fake] = OPTIMIZERS.map(adamw);
-        let student = snapshot.group("student");
-        self.student = self.student.restore(student, of_student, source)?;
-        let fake = snapshot.group("fake");
-        self.fake = self.fake.restore(fake, of_fake, source)?;
+        // Averages first: the initial ones share the weights that the others replace.
         let ema = snapshot.ema("ema", self.recipe.ema_decay, device);
-        self.ema = ema.placed_as(&self.ema);
+        self.ema = ema.placed_as(&self.ema)?;
+        let adamw = |group| snapshot.adamw(group, self.recipe.adamw, device);
+        let [of_student, of_fake] = OPTIMIZERS;
+        let student = snapshot.group("student");
+        self.student = self
+            .student
+            .restore(student, || adamw(of_student), source)?;
+        let fake = snapshot.group("fake");
+        self.fake = self.fake.restore(fake, || adamw(of_fake), source)?;
         self.step = snapshot.step();
         self.n_skipped = snapshot.counter("skipped");
         self.keep_own_moments();

@@ -48,6 +48,16 @@ enum Place {
     Folder(PathBuf),
 }
 
+impl Place {
+    /// A new file for averages, if they are kept in one.
+    fn scratch(&self) -> Result<Option<Scratch>, Error> {
+        match self {
+            Self::Folder(folder) => Scratch::create(folder).map(Some),
+            Self::Device | Self::Host => Ok(None),
+        }
+    }
+}
+
 /// The average of a parameter, flattened.
 #[derive(Clone, Debug)]
 #[expect(
@@ -98,10 +108,7 @@ impl Ema {
             n => (n as f64 / (9.0 + n as f64)).min(self.decay),
         };
         let factor = 1.0 - decay;
-        let mut scratch = match &self.place {
-            Place::Folder(folder) => Some(Scratch::create(folder)?),
-            _ => None,
-        };
+        let mut scratch = self.place.scratch()?;
         for (name, weight) in trained_tensors(module) {
             let average = self.averages.remove(&name);
             let average = match (&self.place, &mut scratch) {
@@ -160,10 +167,29 @@ impl Ema {
         }
     }
 
-    /// The same averages, kept where `other` keeps its own.
-    pub(crate) fn placed_as(self, other: &Self) -> Self {
+    /// The same averages, moved to where `other` keeps its own.
+    ///
+    /// # Errors
+    ///
+    /// If they are kept in a file that cannot be written.
+    pub(crate) fn placed_as(self, other: &Self) -> Result<Self, Error> {
         let place = other.place.clone();
-        Self { place, ..self }
+        let mut scratch = place.scratch()?;
+        let averages = self.averages.into_iter().map(|(name, average)| {
+            let average = match (&place, &mut scratch) {
+                (Place::Folder(folder), Some(scratch)) => {
+                    Average::File(scratch.append(&average.on_host(), folder)?)
+                }
+                (Place::Host, _) => Average::Host(Arc::new(average.on_host())),
+                _ => average,
+            };
+            Ok((name, average))
+        });
+        Ok(Self {
+            averages: averages.collect::<Result<_, Error>>()?,
+            place,
+            ..self
+        })
     }
 }
 

@@ -236,7 +236,7 @@ impl PreferenceTuner {
             let path = source.to_owned();
             return Err(Error::Changed { path, changes });
         }
-        let adamw = snapshot.adamw("adamw", self.recipe.adamw, &self.device);
+        let adamw = || snapshot.adamw("adamw", self.recipe.adamw, &self.device);
         let student = snapshot.group("student");
         self.student = self.student.restore(student, adamw, source)?;
         self.ema = snapshot.ema("ema", self.recipe.ema_decay, &self.device);

@@ -8,6 +8,7 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use swiftbrush_checkpoint::{Archive, Error, LazyTensor, write_tensors};
+use swiftbrush_kernels::release_mapped_weights;
 
 use crate::parameters::{ReadTensor, parameters};
 use crate::{AdamW, AdamWConfig, Ema};
@@ -68,6 +69,17 @@ impl Entry {
             dtype,
             read: Arc::new(read),
         }
+    }
+
+    /// A tensor of a mapped file, copied whenever it is read: a training that used it in place would keep the pages of the
+    /// whole file beside the weights that it makes of them.
+    fn of_file(data: TensorData) -> Self {
+        let (shape, dtype) = (data.shape().to_vec(), data.dtype());
+        Self::new(shape.clone(), dtype, move || {
+            let copy = data.as_bytes().to_vec();
+            release_mapped_weights();
+            TensorData::from_bytes_vec(copy, shape.clone(), dtype)
+        })
     }
 
     pub(crate) fn read(&self) -> TensorData {
@@ -206,7 +218,7 @@ impl Snapshot {
 
     /// Restores an optimiser that was added.
     pub fn adamw(&self, group: &str, config: AdamWConfig, device: &Device) -> AdamW {
-        AdamW::restore(config, self.counter(group), &self.group(group), device)
+        AdamW::restore(config, self.counter(group), self.group(group), device)
     }
 
     /// Adds an average.
@@ -253,7 +265,7 @@ impl Snapshot {
             cause,
         })?;
         let names = archive.names().into_iter();
-        let tensors = names.map(|name| Ok((name.clone(), archive.read(&name)?.into())));
+        let tensors = names.map(|name| Ok((name.clone(), Entry::of_file(archive.read(&name)?))));
         Ok(Self {
             header,
             tensors: tensors.collect::<Result<_, Error>>()?,

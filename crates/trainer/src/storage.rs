@@ -2,6 +2,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 use swiftbrush_checkpoint::{NamedMapper, map_named};
+use swiftbrush_kernels::release_mapped_weights;
 
 /// Element type in which frozen weights are stored. They are widened where they are used; networks compute in
 /// [`Precision`](crate::Precision) in any case.
@@ -71,18 +72,23 @@ impl NamedMapper for Store {
                 return param;
             }
         }
-        param.map(|tensor| tensor.cast(FloatDType::from(dtype)))
+        let stored = param.map(|tensor| tensor.cast(FloatDType::from(dtype)));
+        release_mapped_weights();
+        stored
     }
 }
 
 /// A copy of a parameter. A file stays mapped, with all pages that were read, for as long as one of its tensors is in use.
 fn owned<const D: usize>(param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-    param.map(|tensor| {
+    let copied = param.map(|tensor| {
         // A second handle, because an operation in place would keep the mapping beside its result.
         let copy = tensor.clone().mul_scalar(1.0);
         drop(tensor);
         copy
-    })
+    });
+    // After each parameter, because a network beside its mapped pages takes more memory than a step.
+    release_mapped_weights();
+    copied
 }
 
 /// The module with a copy of each f32 weight.

@@ -1,6 +1,9 @@
+use std::collections::HashMap;
 use std::path::Path;
 
 use burn::module::Module;
+use burn::tensor::DType;
+use swiftbrush_checkpoint::save;
 use swiftbrush_lora::{Adapters, LoraConfig, materialize};
 use swiftbrush_unet::UNet;
 
@@ -73,6 +76,22 @@ impl Student {
     /// The denoiser with its adapters merged, in f32.
     pub fn merged(&self) -> UNet {
         materialize(widened(self.unet.clone()))
+    }
+
+    /// Writes the denoiser with its adapters merged to a safetensors file of element type `dtype`, atomically. Weights in half
+    /// precision are widened one at a time, so that this takes less memory than a step.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be written, or a weight contains a NaN or an infinity or exceeds the range of `dtype`.
+    pub fn save(
+        &self,
+        path: impl AsRef<Path>,
+        dtype: DType,
+        metadata: HashMap<String, String>,
+    ) -> Result<(), Error> {
+        let merged = materialize(self.unet.clone());
+        Ok(save(&merged, path, dtype, metadata)?)
     }
 
     /// The adapters; `None` if all weights were trained.

@@ -66,7 +66,7 @@ impl Trained {
         Ok(())
     }
 
-    /// Replaces weights and optimiser.
+    /// Replaces the weights and then the optimiser, so that two networks are never beside the moments.
     ///
     /// # Errors
     ///
@@ -74,11 +74,12 @@ impl Trained {
     pub(crate) fn restore(
         self,
         tensors: BTreeMap<String, TensorData>,
-        adamw: AdamW,
+        adamw: impl FnOnce() -> AdamW,
         source: &Path,
     ) -> Result<Self, Error> {
         let unet = self.unet.map(|unet| with_trained(unet, tensors, source));
         let unet = unet.transpose()?;
+        let adamw = adamw();
         Ok(Self { unet, adamw })
     }
 }

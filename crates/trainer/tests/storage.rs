@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use common::{distiller, efficient, networks, open, recipe, train, with};
-use swiftbrush_checkpoint::named_tensors;
+use swiftbrush_checkpoint::{Archive, named_tensors};
 use swiftbrush_testing::{Golden, assert_values_close, device, random};
 use swiftbrush_trainer::{
     AdamW, AdamWConfig, AverageStorage, Ema, FrozenStorage, MomentStorage, NamedGradients, Recipe,
@@ -72,7 +72,7 @@ fn moments_in_8_bits_are_those_of_bitsandbytes() {
         let loss = (module.weight.val() * grad.autodiff()).sum();
         let grads = NamedGradients::take(&module, &mut loss.backward());
         let state = state_of(&golden, step - 1);
-        let mut optimizer = AdamW::restore(config, step as u64 - 1, &state, &device);
+        let mut optimizer = AdamW::restore(config, step as u64 - 1, state, &device);
         let after = named_tensors(&optimizer.step(module, grads, 1e-2));
         let expected = floats(&golden.data(&format!("weight.{step}")));
         assert_values_close(&floats(&after["weight"]), &expected, 1e-6);
@@ -170,6 +170,45 @@ fn a_run_with_little_memory_resumes_with_the_same_bytes() {
             bytes(&snapshot_path(folder.path(), recipe.steps))
         });
         assert!(whole == stopped, "the snapshots differ");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_resumed_run_neither_maps_its_snapshot_nor_holds_its_averages() {
+    let networks = networks(&device());
+    for recipe in [little(recipe()), little(efficient())] {
+        let folder = tempfile::tempdir().unwrap();
+        train(recipe.clone(), &networks, folder.path(), 3);
+        let run = open(recipe, &networks, folder.path(), &[]).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let snapshot = snapshot_path(folder.path(), 3);
+        assert!(!maps.contains(snapshot.to_str().unwrap()));
+        // An unnamed file is open under the name of its folder.
+        let files = std::fs::read_dir("/proc/self/fd").unwrap();
+        let files = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+        let unnamed = files.filter(|path| {
+            path.starts_with(folder.path()) && path.to_string_lossy().ends_with("(deleted)")
+        });
+        assert_eq!(unnamed.count(), 1);
+        assert_eq!(run.distiller().n_steps(), 3);
+    }
+}
+
+#[test]
+fn a_student_is_saved_with_its_adapters_merged() {
+    let networks = networks(&device());
+    for recipe in [recipe(), efficient(), little(efficient())] {
+        let folder = tempfile::tempdir().unwrap();
+        let student = train(recipe, &networks, folder.path(), 2).trained_student();
+        let path = folder.path().join("student.safetensors");
+        student.save(&path, DType::F32, Default::default()).unwrap();
+        let saved = Archive::open(&path).unwrap();
+        let merged = named_tensors(&student.merged());
+        assert_eq!(saved.names(), merged.keys().cloned().collect::<Vec<_>>());
+        for (name, expected) in merged {
+            assert_eq!(saved.read(&name).unwrap(), expected, "{name}");
+        }
     }
 }
 
