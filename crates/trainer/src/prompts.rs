@@ -1,6 +1,8 @@
 mod caption;
 mod file;
 mod index;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod permutation;
 
 use std::path::{Path, PathBuf};
@@ -37,6 +39,9 @@ pub trait PromptSource: std::fmt::Debug + Send {
 }
 
 /// A file of prompts: text with one prompt per line, or JSON Lines (`.jsonl`, `.ndjson`) with a caption per line.
+///
+/// With the feature `parquet` also Parquet with a column of captions, uncompressed or in Snappy. The first start copies the captions
+/// to JSON Lines next to the file (`laion.parquet.caption.jsonl`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct PromptFile {
     path: PathBuf,
@@ -54,8 +59,8 @@ impl PromptFile {
         }
     }
 
-    /// Sets the key of the captions in JSON Lines [default: `caption`, `prompt` or `text`, of which each line must have
-    /// exactly one].
+    /// Sets the key of the captions in JSON Lines, or their column in Parquet [default: `caption`, `prompt` or `text`, of which each
+    /// line must have exactly one].
     pub fn with_key(mut self, key: impl Into<String>) -> Self {
         self.key = Some(key.into());
         self
@@ -148,6 +153,7 @@ impl Prompts {
         let (mut opened, mut hasher) = (Vec::new(), Sha256::new());
         hasher.update(ORDER);
         for (number, file) in files.iter().enumerate() {
+            let file = &file.as_lines()?;
             let mut index = file.index()?;
             if !is_alone {
                 index.keep_new(&mut seen);
@@ -211,6 +217,26 @@ fn random(seed: u64, pass: u64, file: u64) -> Random {
 const FILE_BITS: u32 = 16;
 
 impl PromptFile {
+    /// The file itself, or the captions of a Parquet file.
+    #[cfg(feature = "parquet")]
+    fn as_lines(&self) -> Result<Self, Error> {
+        let extension = self.path.extension();
+        if extension.is_none_or(|extension| !extension.eq_ignore_ascii_case(caption::PARQUET)) {
+            return Ok(self.clone());
+        }
+        let captions = parquet::captions(&self.path, self.key.as_deref());
+        Ok(Self {
+            path: captions.map_err(|reason| self.error(reason))?,
+            key: None,
+            weight: self.weight,
+        })
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    fn as_lines(&self) -> Result<Self, Error> {
+        Ok(self.clone())
+    }
+
     fn index(&self) -> Result<index::Index, Error> {
         let format = self.format()?;
         if !(self.weight.is_finite() && self.weight > 0.0) {
@@ -383,11 +409,14 @@ mod tests {
             );
         }
         assert!(Prompts::open("no/such/file.txt", 0).is_err());
-        let parquet = Prompts::open("laion.parquet", 0).unwrap_err().to_string();
-        assert!(
-            parquet.starts_with("laion.parquet: Parquet is not supported"),
-            "{parquet}"
-        );
+        #[cfg(not(feature = "parquet"))]
+        {
+            let parquet = Prompts::open("laion.parquet", 0).unwrap_err().to_string();
+            assert!(
+                parquet.starts_with("laion.parquet: Parquet needs the feature `parquet`"),
+                "{parquet}"
+            );
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use swiftbrush_checkpoint::abridged;
 
 /// Keys of captions in JSON Lines.
-const KEYS: [&str; 3] = ["caption", "prompt", "text"];
+pub(crate) const KEYS: [&str; 3] = ["caption", "prompt", "text"];
 
 /// The format of a prompt file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +23,10 @@ impl Format {
         let extension = extension.unwrap_or_default().to_lowercase();
         match extension.as_str() {
             "jsonl" | "ndjson" => Ok(Self::JsonLines(key.map(str::to_owned))),
-            "parquet" => Err(parquet(path, key)),
+            PARQUET => Err(format!(
+                "Parquet needs the feature `parquet`; build with it, or convert the file with: {}",
+                conversion(path, key)
+            )),
             "json" | "csv" | "tsv" | "arrow" | "gz" | "bz2" | "xz" | "zst" | "zip" | "tar" => {
                 Err(format!(
                     "unsupported format .{extension}; expected text with one prompt per line, or JSON Lines (.jsonl)"
@@ -47,11 +50,15 @@ impl Format {
     }
 }
 
-fn parquet(path: &Path, key: Option<&str>) -> String {
+/// The extension of Parquet files.
+pub(crate) const PARQUET: &str = "parquet";
+
+/// A command that converts a Parquet file to JSON Lines.
+pub(crate) fn conversion(path: &Path, key: Option<&str>) -> String {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let key = key.unwrap_or("caption");
+    let key = key.unwrap_or(KEYS[0]);
     format!(
-        "Parquet is not supported; convert it with: python -c \"import pandas as p; \
+        "python -c \"import pandas as p; \
          p.read_parquet('{name}.parquet')[['{key}']].to_json('{name}.jsonl', orient='records', lines=True)\""
     )
 }
