@@ -1,7 +1,7 @@
 //! Runs distillation steps on request, for `peers/train_step.py`: for each input line it runs one step and prints the seconds.
 //!
-//! `cargo run --release -p benches --bin steps -- FOLDER a|b BATCH f32|bf16`, where FOLDER is a model
-//! written by `peers/make_model.py --clip`. Teacher and student start with the same weights.
+//! `cargo run --release -p benches --bin steps -- FOLDER a|b BATCH f32|bf16 checkpointed|plain f32|f16`, where FOLDER is a model
+//! written by `peers/make_model.py --clip`; the last two say how activations and frozen weights are stored. Teacher and student start with the same weights.
 #![allow(clippy::print_stdout, reason = "a program talks to its user")]
 
 use std::io::{BufRead, Write};
@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use swiftbrush_checkpoint::Model;
-use swiftbrush_trainer::{ClipNetworks, Distiller, Networks, Precision, Recipe};
+use swiftbrush_trainer::{ClipNetworks, Distiller, FrozenStorage, Networks, Precision, Recipe};
 
 mod common;
 use common::{device, report};
@@ -20,8 +20,8 @@ type Failure = Box<dyn std::error::Error>;
 fn main() -> Result<(), Failure> {
     swiftbrush_kernels::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [folder, scheme, batch, precision] = &arguments[..] else {
-        return Err("expected FOLDER a|b BATCH f32|bf16".into());
+    let [folder, scheme, batch, precision, checkpointing, frozen] = &arguments[..] else {
+        return Err("expected FOLDER a|b BATCH f32|bf16 checkpointed|plain f32|f16".into());
     };
     let mut recipe = match scheme.as_str() {
         "a" => Recipe::full(),
@@ -33,6 +33,18 @@ fn main() -> Result<(), Failure> {
         "f32" => Precision::F32,
         "bf16" => Precision::Bf16,
         _ => return Err(format!("unknown precision {precision}; expected f32 or bf16").into()),
+    };
+    recipe.checkpointing = match checkpointing.as_str() {
+        "checkpointed" => true,
+        "plain" => false,
+        _ => {
+            return Err(format!("unknown {checkpointing}; expected checkpointed or plain").into());
+        }
+    };
+    recipe.frozen_weights = match frozen.as_str() {
+        "f32" => FrozenStorage::F32,
+        "f16" => FrozenStorage::F16,
+        _ => return Err(format!("unknown type {frozen}; expected f32 or f16").into()),
     };
     let device = device();
     let prompts = vec!["a photo of a cat".to_owned(); recipe.batch];

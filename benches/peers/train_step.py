@@ -2,15 +2,19 @@
 
     cargo build --release --workspace --bins
     python make_model.py FOLDER --clip [--halved]
-    python train_step.py FOLDER [--scheme a|b] [--batch 1] [--precision f32|bf16] [--device cpu|cuda] [--rounds 5] [--json FILE]
+    python train_step.py FOLDER [--scheme a|b] [--batch 1] [--precision f32|bf16] [--device cpu|cuda] [--rounds 5]
+        [--no-checkpointing] [--frozen f32|f16] [--in-turn] [--json FILE]
 
 Both keep weights, gradients, AdamW moments and averaged weights in f32 and run the networks in --precision (torch.autocast in
 PyTorch). A step updates the student (scheme A: all weights; B: adapters, with the clamped CLIP loss through the tiny decoder) and
-the fake teacher's adapters, without activation checkpointing. PyTorch uses scaled_dot_product_attention and fused AdamW.
-Warm-up rounds are not counted. Prints medians with minimum and maximum in brackets, the ratio of the medians, and PyTorch's peak
-GPU memory.
+the fake teacher's adapters. Both recompute activations block by block on the way back (diffusers' and transformers' gradient
+checkpointing) unless --no-checkpointing is given. PyTorch uses scaled_dot_product_attention and fused AdamW, and its fake teacher
+shares the teacher's weights.
+--in-turn runs all rounds of one side in a process of its own, and then those of the other, for models of which two do not fit.
+Warm-up rounds are not counted. Prints medians with minimum and maximum in brackets, the ratio of the medians, and the peak resident
+memory of each side, or PyTorch's peak GPU memory.
 """
-import argparse, contextlib, copy, json, os, pathlib, statistics, subprocess, time
+import argparse, contextlib, copy, json, os, pathlib, re, statistics, subprocess, sys, time
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 import torch.nn.functional as F
@@ -26,6 +30,10 @@ parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
 parser.add_argument("--device", default="cpu")
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--warm-up", type=int, default=1)
+parser.add_argument("--no-checkpointing", action="store_true")
+parser.add_argument("--frozen", choices=["f32", "f16"], default="f32", help="storage of our frozen weights; PyTorch's are in f32")
+parser.add_argument("--in-turn", action="store_true")
+parser.add_argument("--side", choices=["ours", "PyTorch"], help=argparse.SUPPRESS)
 parser.add_argument("--compile", action="store_true", help="compile PyTorch's denoisers with torch.compile")
 parser.add_argument("--binary", default=str(pathlib.Path(__file__).parents[2] / "target/release/steps"))
 parser.add_argument("--json")
@@ -42,7 +50,7 @@ class PyTorch:
             return kind.from_pretrained(args.folder, subfolder=name).to(args.device).eval().requires_grad_(False)
         self.tokenizer = CLIPTokenizer.from_pretrained(args.folder, subfolder="tokenizer")
         self.text_encoder = load(CLIPTextModel, "text_encoder")
-        self.teacher, self.student, self.fake = (load(UNet2DConditionModel, "unet") for _ in range(3))
+        self.student, self.fake = (load(UNet2DConditionModel, "unet") for _ in range(2))
         adapters = dict(init_lora_weights="gaussian")
         self.fake.add_adapter(LoraConfig(r=64, lora_alpha=128, target_modules=["to_q", "to_v"], **adapters))
         if args.scheme == "a":
@@ -50,6 +58,14 @@ class PyTorch:
         else:
             self.student.add_adapter(LoraConfig(r=256, lora_alpha=512, target_modules=["to_q", "to_k", "to_v"], **adapters))
             self.clip, self.decoder = load(CLIPModel, "clip"), load(AutoencoderTiny, "taesd")
+        if not args.no_checkpointing:
+            self.student.enable_gradient_checkpointing()
+            self.fake.enable_gradient_checkpointing()
+            if args.scheme == "b":
+                self.decoder.enable_gradient_checkpointing()
+                # transformers' layers recompute in training mode alone; they have no dropout.
+                self.clip.gradient_checkpointing_enable()
+                self.clip.train()
         trained = lambda network: [p for p in network.parameters() if p.requires_grad]
         self.parameters = [trained(self.student), trained(self.fake)]
         self.optimizers = [torch.optim.AdamW(p, lr=rate, weight_decay=0, fused=True)
@@ -57,11 +73,11 @@ class PyTorch:
         self.average = [p.detach().clone() for p in self.parameters[0]]
         abar = DDPMScheduler.from_pretrained(args.folder, subfolder="scheduler").alphas_cumprod.to(args.device)
         self.alpha, self.sigma = (x.sqrt().reshape(-1, 1, 1, 1) for x in (abar, 1 - abar))
-        config = self.teacher.config
+        config = self.fake.config
         self.shape = [args.batch, config.in_channels, config.sample_size, config.sample_size]
         self.null = self.encode([""])
         if args.compile:
-            for network in (self.teacher, self.student, self.fake):
+            for network in (self.student, self.fake):
                 network.compile()
 
     def tokens(self, prompts):
@@ -102,7 +118,10 @@ class PyTorch:
                 def guided(network):
                     cond, uncond = network(noisy, t.repeat(2), both).sample.float().chunk(2)
                     return uncond + GUIDANCE * (cond - uncond)
-                gradient = sigma[t] ** 2 * (guided(self.teacher) - guided(self.fake))
+                fake = guided(self.fake)
+                self.fake.disable_adapters()
+                gradient = sigma[t] ** 2 * (guided(self.fake) - fake)
+                self.fake.enable_adapters()
             loss = 0.5 * F.mse_loss(x0, (x0 - gradient).detach())
             if args.scheme == "b":
                 loss = loss + CLIP_WEIGHT * self.clip_loss(x0, prompts)
@@ -115,36 +134,61 @@ class PyTorch:
         self.update(1, loss)
         return loss.item()
 
+def peak(process):
+    """The peak resident memory of a process in GiB."""
+    status = pathlib.Path(f"/proc/{process}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
+
 def pytorch():
     loop, prompts = PyTorch(), ["a photo of a cat"] * args.batch
     def timed():
         begun = time.perf_counter()
         loop.step(prompts)
         return time.perf_counter() - begun
-    return timed
+    return timed, os.getpid()
 
 def ours():
-    command = [args.binary, args.folder, args.scheme, str(args.batch), args.precision]
+    checkpointing = "plain" if args.no_checkpointing else "checkpointed"
+    command = [args.binary, args.folder, args.scheme, str(args.batch), args.precision, checkpointing, args.frozen]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline().strip() == "ready"
     def timed():
         process.stdin.write("\n")
         process.stdin.flush()
         return float(process.stdout.readline())
-    return timed
+    return timed, process.pid
 
-sides = dict(ours=ours(), PyTorch=pytorch())
-times = {who: [] for who in sides}
-for round in range(args.warm_up + args.rounds):
-    for who, run in sides.items():
-        seconds = run()
-        if round >= args.warm_up:
-            times[who].append(seconds)
+def measure(sides):
+    """Seconds of each round and peak memory of some sides, round by round."""
+    started = {who: start() for who, start in sides.items()}
+    times = {who: [] for who in sides}
+    for round in range(args.warm_up + args.rounds):
+        for who, (run, _) in started.items():
+            seconds = run()
+            print(f"{who} {seconds:.1f} s", file=sys.stderr, flush=True)
+            if round >= args.warm_up:
+                times[who].append(seconds)
+    return {who: (times[who], peak(process)) for who, (_, process) in started.items()}
+
+SIDES = {"ours": ours, "PyTorch": pytorch}
+if args.side:
+    print(json.dumps(measure({args.side: SIDES[args.side]})))
+    raise SystemExit
+if args.in_turn:
+    results = {}
+    for who in SIDES:
+        found = subprocess.run([sys.executable, *sys.argv, "--side", who], stdout=subprocess.PIPE, text=True, check=True)
+        results.update(json.loads(found.stdout.splitlines()[-1]))
+else:
+    results = measure(SIDES)
+times = {who: found for who, (found, _) in results.items()}
 for who, v in times.items():
-    print(f"{who:8} {statistics.median(v):8.4f} s [{min(v):.4f}, {max(v):.4f}]", flush=True)
+    print(f"{who:8} {statistics.median(v):8.4f} s [{min(v):.4f}, {max(v):.4f}], {results[who][1]:.2f} GiB resident at most", flush=True)
 medians = [statistics.median(times[who]) for who in ("PyTorch", "ours")]
 print(f"PyTorch / ours {medians[0] / medians[1]:.2f}")
 if args.device.startswith("cuda"):
     print(f"PyTorch's peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 if args.json:
-    pathlib.Path(args.json).write_text(json.dumps(dict(vars(args), folder=str(args.folder), times=times), indent=1) + "\n")
+    memory = {who: found for who, (_, found) in results.items()}
+    data = dict(vars(args), folder=str(args.folder), times=times, memory=memory)
+    pathlib.Path(args.json).write_text(json.dumps(data, indent=1) + "\n")
