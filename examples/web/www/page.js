@@ -69,9 +69,10 @@ async function open(what) {
     element("loading").hidden = false;
     status.textContent = "Loading the model.";
     try {
-        const { students } = await call("open", opened);
+        const { students, side, memory } = await call("open", opened);
         [element("loading").hidden, isReady] = [true, true];
         offer(students);
+        element("size").textContent = `Pictures of ${side} pixels; loaded with ${(memory / 1e6).toFixed(0)} MB of memory.`;
         status.textContent = "Ready.";
         wish();
     } catch (error) {
@@ -80,8 +81,11 @@ async function open(what) {
     kept();
 }
 
-// Offers WebGPU if there is one, and says what it can hold.
+// Offers WebGPU if the page was built with it and there is one, and says what it can hold.
 async function graphics() {
+    const { webgpu } = await (await fetch("page.json")).json();
+    element("place").hidden = !webgpu;
+    if (!webgpu) return;
     const adapter = await navigator.gpu?.requestAdapter({ powerPreference: "high-performance" }).catch(() => null);
     if (!adapter) {
         element("gpu").textContent = "This browser has no WebGPU, or none for this graphics card.";
@@ -136,7 +140,7 @@ async function paint() {
     try {
         const answer = await call("paint", painting);
         show({ ...painting, ...answer, file: name(painting) });
-        const took = `Painted in ${answer.milliseconds.toFixed(0)} ms.`;
+        const took = `Painted in ${answer.milliseconds.toFixed(0)} ms, with ${(answer.memory / 1e6).toFixed(0)} MB of memory.`;
         status.textContent = [took, ...answer.warnings].join(" ");
         element("error").hidden = true;
         resting = setTimeout(keep, REST, shown);
@@ -276,4 +280,5 @@ element("remove").addEventListener("click", async () => {
 
 start();
 open(opened);
-graphics();
+// Without a network the page has said so already.
+graphics().catch(() => {});

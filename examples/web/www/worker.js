@@ -34,8 +34,8 @@ function program(device) {
 async function load(url) {
     try {
         const module = await import(url);
-        await module.default();
-        return module;
+        const { memory } = await module.default();
+        return { ...module, memory };
     } catch (error) {
         const isOld = error instanceof WebAssembly.CompileError;
         const failure = new Failure(
@@ -50,6 +50,8 @@ async function load(url) {
 }
 
 let studio = null;
+// The memory of the module in use.
+let memory = null;
 let files = null;
 let stopping = new AbortController();
 // Parts of the page's own model that arrived before the network was cut.
@@ -96,7 +98,7 @@ async function at(base, device) {
     const total = found.reduce((sum, { size }) => sum + (size ?? 0), 0);
     if (device === "cpu" && total > MEMORY) {
         throw new Failure(
-            `the model's files take ${(total / 1e9).toFixed(1)} GB, and a page can use ${MEMORY / 1e9} GB on the CPU: choose a smaller model, one in int8, or WebGPU`,
+            `the model's files take ${(total / 1e9).toFixed(1)} GB, and a page can use ${MEMORY / 1e9} GB on the CPU: choose a smaller model, or one in int8`,
         );
     }
     const missing = found.filter(({ path }) => !storage.index.files[path]?.complete);
@@ -145,13 +147,14 @@ async function open({ model, base, list, device }) {
     stopping = new AbortController();
     studio?.free();
     studio = null;
-    const { Studio } = await program(device);
+    const { Studio, ...module } = await program(device);
+    memory = module.memory;
     const root = model === "own" ? await own() : model === "at" ? await at(base, device) : chosen(list);
     postMessage({ kind: "progress", path: "the networks", done: 1, size: 1 });
     studio = await Studio.open(files, root, device === "webgpu");
     let students = [];
-    if (model === "own") students = await json("students.json");
-    return { side: studio.side(), students };
+    if (model === "own") ({ students } = await json("page.json"));
+    return { side: studio.side(), students, memory: memory.buffer.byteLength };
 }
 
 // The weights of the second student are fetched when they are needed first.
@@ -177,7 +180,7 @@ async function paint({ prompt, negative, seed, lambda, other, edited, file }) {
         : studio.paint(prompt, negative, BigInt(seed)));
     const milliseconds = performance.now() - began;
     try {
-        return { png: image.png(), warnings: image.warnings(), milliseconds };
+        return { png: image.png(), warnings: image.warnings(), milliseconds, memory: memory.buffer.byteLength };
     } finally {
         image.free();
     }
@@ -220,6 +223,20 @@ function words(error) {
 }
 
 let last = Promise.resolve();
+// The message that is being answered.
+let current = null;
+
+function fail(id, error) {
+    const isFatal = error.isFatal || error instanceof WebAssembly.RuntimeError || error instanceof RangeError;
+    postMessage({ kind: "error", id, text: words(error), isFatal });
+}
+
+// A trap within an asynchronous function of the program does not reject its promise, but ends up here.
+onerror = (_message, _source, _line, _column, error) => {
+    if (current === null || !error) return false;
+    fail(current, error);
+    return true;
+};
 
 onmessage = ({ data }) => {
     if (data.kind === "stop") {
@@ -228,12 +245,13 @@ onmessage = ({ data }) => {
     }
     last = last
         .catch(() => {})
-        .then(() => answers[data.kind](data))
+        .then(() => {
+            current = data.id;
+            return answers[data.kind](data);
+        })
         .then(
             (answer) => postMessage({ kind: "answer", id: data.id, answer }),
-            (error) => {
-                const isFatal = error.isFatal || error instanceof WebAssembly.RuntimeError || error instanceof RangeError;
-                postMessage({ kind: "error", id: data.id, text: words(error), isFatal });
-            },
-        );
+            (error) => fail(data.id, error),
+        )
+        .finally(() => (current = null));
 };

@@ -8,6 +8,7 @@
 //! | AVX-512 with VNNI | `vpdpbusd zmm` | 64 |
 //! | AVX2 with AVX-VNNI | `vpdpbusd ymm` | 32 |
 //! | AVX2 | `vpmaddwd` of even and odd bytes, because `vpmaddubsw` saturates | 16 |
+//! | SIMD128 of WebAssembly | `i32x4.dot_i16x8_s` of even and odd bytes | 8 |
 //! | portable | scalar products, which the compiler vectorises | – |
 #![allow(
     unsafe_code,
@@ -16,6 +17,8 @@
 
 #[cfg(test)]
 mod tests;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod wasm32;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod x86;
 
@@ -207,13 +210,25 @@ impl<'a> Product<'a> {
                 Vectors::Portable => {}
             }
         }
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        // SAFETY: the program is compiled for the feature; the rest as above.
+        unsafe {
+            wasm32::with_simd128(self);
+        }
+        #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
         // SAFETY: as above, without a feature to detect.
-        unsafe { self.portable() };
+        unsafe {
+            self.portable();
+        }
     }
 
     /// # Safety
     ///
     /// Same as [`dispatch`](Self::dispatch).
+    #[cfg_attr(
+        all(target_arch = "wasm32", target_feature = "simd128"),
+        allow(dead_code, reason = "the reference in tests")
+    )]
     unsafe fn portable(self) {
         // SAFETY: guaranteed by the caller.
         unsafe { self.run::<[i32; 8], 4, 2, 2, 2>() };
@@ -237,7 +252,7 @@ impl<'a> Product<'a> {
                     match left {
                         1 => self.strip::<V, R1, 1>(column),
                         2 => self.strip::<V, R2, 2>(column),
-                        _ if V::LANES == 8 => self.strip::<V, R2, 2>(column),
+                        _ if V::LANES <= 8 => self.strip::<V, R2, 2>(column),
                         3 => self.strip::<V, R3, 3>(column),
                         _ => self.strip::<V, R4, 4>(column),
                     }

@@ -23,6 +23,8 @@ fn draw(count: usize, seed: u64, extreme: bool) -> Vec<i8> {
 
 fn kinds() -> Vec<unsafe fn(Product<'_>)> {
     let mut kinds: Vec<unsafe fn(Product<'_>)> = vec![|product| unsafe { product.portable() }];
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    kinds.push(|product| unsafe { wasm32::with_simd128(product) });
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         if is_x86_feature_detected!("avx2") {
