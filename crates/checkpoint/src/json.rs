@@ -27,7 +27,8 @@ pub(crate) fn read_json_in<T: DeserializeOwned>(files: &Files, path: &Path) -> R
 /// Reads a component's `config.json` into `T`; missing options are taken from `defaults`.
 ///
 /// Options that `T` lacks are unsupported, unless their value is null or listed in `accepted`, which contains the values
-/// that have no effect. Keys that begin with an underscore, and those that diffusers adds to averaged weights, are ignored.
+/// that have no effect. Keys that begin with an underscore, and those that diffusers adds to averaged weights, are ignored,
+/// except for the class (`_class_name`) if `accepted` has one: a configuration that names another is an error.
 ///
 /// # Errors
 ///
@@ -61,6 +62,9 @@ where
     let Ok(Value::Object(known)) = serde_json::to_value(defaults) else {
         unreachable!("a configuration is a struct with named fields")
     };
+    if let Some(reason) = wrong_class(&config, accepted) {
+        return Err(refused(reason));
+    }
     let mut all = known.clone();
     for (name, value) in config {
         if let Some(field) = all.get_mut(&name) {
@@ -95,6 +99,16 @@ const NOTES: [&str; 9] = [
     "update_after_step",
     "use_ema_warmup",
 ];
+
+const CLASS: &str = "_class_name";
+
+/// Why a configuration belongs to a network of another class, if it names one and the class is among the accepted options.
+fn wrong_class(config: &Map<String, Value>, accepted: &[(&str, Value)]) -> Option<String> {
+    let found = config.get(CLASS)?.as_str()?;
+    let (_, expected) = accepted.iter().find(|(option, _)| *option == CLASS)?;
+    let expected = expected.as_str()?;
+    (found != expected).then(|| format!("expected the configuration of {expected}, found {found}"))
+}
 
 fn passes(name: &str, value: &Value, accepted: &[(&str, Value)]) -> bool {
     let mut accepted = accepted.iter();

@@ -53,11 +53,8 @@ use crate::write::{LazyTensor, write_tensors};
 /// # }
 /// ```
 pub fn load<M: Module>(module: M, weights: &Weights, dtype: Option<DType>) -> Result<M, Error> {
-    if let Some(dtype) = dtype.filter(|dtype| !dtype.is_float()) {
-        return Err(Error::Config {
-            path: weights.path().to_owned(),
-            reason: format!("cannot load weights as {dtype:?}; expected F32, F16 or BF16"),
-        });
+    if let Some(dtype) = dtype {
+        check_float(dtype, "load", weights.path())?;
     }
     if is_int8_file(weights)? {
         return Err(Error::Quantized {
@@ -88,8 +85,9 @@ pub fn load<M: Module>(module: M, weights: &Weights, dtype: Option<DType>) -> Re
 pub fn with_tensors<M: Module>(
     module: M,
     tensors: &BTreeMap<String, TensorData>,
-    source: &Path,
+    source: impl AsRef<Path>,
 ) -> Result<M, Error> {
+    let source = source.as_ref();
     let names = tensors.keys().cloned().collect();
     let read = |name: &str| Ok(Values::Plain(tensors[name].clone()));
     fill(module, source, names, read, |_, data| {
@@ -346,7 +344,8 @@ pub fn n_parameters<M: Module>(module: &M) -> usize {
 ///
 /// # Errors
 ///
-/// If the file cannot be written, or a parameter contains a NaN or an infinity or exceeds the range of `dtype`.
+/// If `dtype` is not a float type, the file cannot be written, or a parameter contains a NaN or an infinity or exceeds the
+/// range of `dtype`.
 pub fn save<M: Module>(
     module: &M,
     path: impl AsRef<Path>,
@@ -354,6 +353,7 @@ pub fn save<M: Module>(
     metadata: HashMap<String, String>,
 ) -> Result<(), Error> {
     let path = path.as_ref();
+    check_float(dtype, "save", path)?;
     let mut tensors = Parameters {
         path,
         dtype,
@@ -361,6 +361,16 @@ pub fn save<M: Module>(
     };
     visit_named(module, &mut tensors);
     write_tensors(path, tensors.tensors, metadata)
+}
+
+fn check_float(dtype: DType, action: &str, path: &Path) -> Result<(), Error> {
+    match dtype.is_float() {
+        true => Ok(()),
+        false => Err(Error::Config {
+            path: path.to_owned(),
+            reason: format!("cannot {action} weights as {dtype:?}; expected F32, F16, BF16 or F64"),
+        }),
+    }
 }
 
 struct Parameters<'a> {

@@ -206,7 +206,8 @@ impl<R: BufRead> Iterator for Lines<R> {
 /// # Errors
 ///
 /// If the file cannot be read, is not UTF-8, or has no text.
-pub fn read_lines(path: &Path) -> Result<(Vec<String>, usize), TextError> {
+pub fn read_lines(path: impl AsRef<Path>) -> Result<(Vec<String>, usize), TextError> {
+    let path = path.as_ref();
     let mut lines = Lines::open(path)?;
     let found: Result<Vec<_>, _> = lines.by_ref().map(|line| Ok(line?.text)).collect();
     let found = found?;
@@ -223,7 +224,8 @@ pub fn read_lines(path: &Path) -> Result<(Vec<String>, usize), TextError> {
 /// # Errors
 ///
 /// If the file cannot be read or is not UTF-8.
-pub fn read_text(path: &Path) -> Result<String, TextError> {
+pub fn read_text(path: impl AsRef<Path>) -> Result<String, TextError> {
+    let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(|cause| TextError::Io {
         path: path.to_owned(),
         cause,

@@ -383,3 +383,39 @@ fn unsupported_options_are_named() {
         assert!(error.contains(named), "{error}");
     }
 }
+
+#[test]
+fn weights_are_not_saved_as_integers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(folder.path(), &[("kept", ones(&[1]))]);
+    let before = std::fs::read(&path).unwrap();
+    let error = save(&pair(&device()), &path, DType::I32, HashMap::new()).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("cannot save weights as I32"), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn a_configuration_of_another_class_is_rejected() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    let read = |class: &str| {
+        std::fs::write(
+            &path,
+            format!(r#"{{"_class_name": "{class}", "other": 1}}"#),
+        )
+        .unwrap();
+        let accepted = [("_class_name", json!("Mine"))];
+        read_config::<HashMap<String, i64>>(
+            &path,
+            &HashMap::from([("other".to_owned(), 0)]),
+            &accepted,
+        )
+    };
+    assert_eq!(read("Mine").unwrap()["other"], 1);
+    let error = read("Yours").unwrap_err().to_string();
+    assert!(
+        error.contains("expected the configuration of Mine, found Yours"),
+        "{error}"
+    );
+}

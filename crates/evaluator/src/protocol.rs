@@ -355,7 +355,8 @@ impl Protocol {
     /// # Errors
     ///
     /// If the file cannot be read or is not a valid protocol.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
         let bad = |reason: String| Error::Protocol {
             name: path.display().to_string(),
             reason,

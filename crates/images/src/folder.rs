@@ -25,7 +25,8 @@ impl Folder {
     /// # Errors
     ///
     /// If a folder cannot be read, or there are no images.
-    pub fn list(folder: &Path) -> Result<Self, Error> {
+    pub fn list(folder: impl AsRef<Path>) -> Result<Self, Error> {
+        let folder = folder.as_ref();
         let mut found = Self {
             pictures: Vec::new(),
             skipped: Vec::new(),

@@ -82,7 +82,8 @@ pub struct Decoded {
 /// # Errors
 ///
 /// If it cannot be read or decoded.
-pub fn open(path: &Path) -> Result<Decoded, Error> {
+pub fn open(path: impl AsRef<Path>) -> Result<Decoded, Error> {
+    let path = path.as_ref();
     decode(&read_file(path)?, path, Orient::Upright)
 }
 
@@ -91,7 +92,8 @@ pub fn open(path: &Path) -> Result<Decoded, Error> {
 /// # Errors
 ///
 /// If it cannot be read, is not a regular file, or is larger.
-pub fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
+pub fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>, Error> {
+    let path = path.as_ref();
     let failed = |cause| Error::Io {
         path: path.to_owned(),
         cause,
@@ -129,7 +131,8 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
 ///
 /// If the image is damaged, animated, in CMYK, has more than eight bits per channel or more than [`MAX_PIXELS`], or is less
 /// than two pixels wide or high.
-pub fn decode(bytes: &[u8], path: &Path, orient: Orient) -> Result<Decoded, Error> {
+pub fn decode(bytes: &[u8], path: impl AsRef<Path>, orient: Orient) -> Result<Decoded, Error> {
+    let path = path.as_ref();
     let found = match bytes.starts_with(npy::SIGNATURE) {
         true => decode_array(bytes),
         false => decode_picture(bytes, orient),

@@ -27,7 +27,8 @@ impl Statistics {
     /// # Errors
     ///
     /// If the file cannot be read, lacks one of the two, or they are not a finite mean and a symmetric covariance.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
         let bad = |reason: String| Error::Statistics {
             path: path.to_owned(),
             reason,
@@ -66,7 +67,8 @@ impl Statistics {
     ///
     /// If it cannot be written, or its values are not a finite mean and a symmetric covariance, which [`open`](Self::open)
     /// rejects.
-    pub fn save(&self, path: &Path) -> Result<(), Error> {
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        let path = path.as_ref();
         check(&self.gaussian).map_err(|reason| Error::Statistics {
             path: path.to_owned(),
             reason,

@@ -12,12 +12,16 @@ pub(crate) enum Checks {
     Later(Vec<Check>),
 }
 
-/// A tensor that must be finite.
+/// A tensor that must be finite, and no larger than a limit.
 pub(crate) struct Check {
     part: &'static str,
     dtype: DType,
     largest: Tensor<1>,
+    limit: f32,
 }
+
+/// Largest magnitude of pixels in −1…1. Resampling overshoots a little; pixels in 0…255 are far beyond.
+const LARGEST_PIXEL: f32 = 2.0;
 
 impl Checks {
     /// Checks the output of a network.
@@ -29,6 +33,11 @@ impl Checks {
         self.finite_in(part, tensor, tensor.dtype())
     }
 
+    /// Checks that images from the caller are in −1…1.
+    pub(crate) fn pixels(&mut self, part: &'static str, images: &Tensor<4>) -> Result<(), Error> {
+        self.check(part, images, images.dtype(), LARGEST_PIXEL)
+    }
+
     /// Checks the output of a network, whose arithmetic was in `dtype`.
     pub(crate) fn finite_in<const D: usize>(
         &mut self,
@@ -36,10 +45,21 @@ impl Checks {
         tensor: &Tensor<D>,
         dtype: DType,
     ) -> Result<(), Error> {
+        self.check(part, tensor, dtype, f32::MAX)
+    }
+
+    fn check<const D: usize>(
+        &mut self,
+        part: &'static str,
+        tensor: &Tensor<D>,
+        dtype: DType,
+        limit: f32,
+    ) -> Result<(), Error> {
         let check = Check {
             part,
             dtype,
             largest: tensor.clone().cast(FloatDType::F32).abs().max(),
+            limit,
         };
         match self {
             Self::Now => check.judge(&check.largest.clone().into_data()),
@@ -65,12 +85,14 @@ impl Checks {
 
 impl Check {
     fn judge(&self, largest: &TensorData) -> Result<(), Error> {
-        match largest.iter::<f32>().all(f32::is_finite) {
-            true => Ok(()),
-            false => Err(Error::NotFinite {
-                part: self.part,
-                dtype: self.dtype,
-            }),
+        let (part, dtype) = (self.part, self.dtype);
+        let largest = largest.iter::<f32>().next().unwrap_or(0.0);
+        match largest {
+            value if !value.is_finite() => Err(Error::NotFinite { part, dtype }),
+            value if value > self.limit => Err(Error::Request(format!(
+                "the {part} has values of up to {value}; expected -1 to 1"
+            ))),
+            _ => Ok(()),
         }
     }
 }
@@ -107,5 +129,19 @@ mod tests {
         }
         assert!(finite(vec![-3.0; 3000], Checks::Now).is_ok());
         assert!(finite(vec![-3.0; 3000], Checks::Later(Vec::new())).is_ok());
+    }
+
+    #[test]
+    fn pixels_in_bytes_are_noticed() {
+        let pixels = |value: f32| {
+            let images = Tensor::<4>::full([1, 3, 2, 2], value, &device());
+            Checks::Now.pixels("start image", &images)
+        };
+        assert!(pixels(-1.2).is_ok());
+        let error = pixels(200.0).unwrap_err().to_string();
+        assert!(
+            error.contains("start image has values of up to 200"),
+            "{error}"
+        );
     }
 }

@@ -64,6 +64,12 @@ impl Conditioning {
             None if request.effective_negative_method().is_some() => Err(Error::Request(
                 "the negative method needs embeddings of a negative prompt".to_owned(),
             )),
+            Some(_) if !request.is_guided() && request.effective_negative_method().is_none() => {
+                Err(Error::Request(format!(
+                    "the embeddings of the negative prompt have no effect at guidance {}: raise guidance above 1, choose a negative method (Request::with_negative_method), or omit them",
+                    request.guidance
+                )))
+            }
             Some(negative) => {
                 let found = negative.dims();
                 let fits = [[batch, length, width], [1, length, width]].contains(&found);

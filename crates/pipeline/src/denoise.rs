@@ -227,6 +227,7 @@ impl Denoising<'_> {
             let kept = None;
             return Ok(Begun { latents, kept });
         };
+        checks.pixels("start image", images)?;
         let latents = decoder()?.encode(images.clone(), || noise.draw(shape, self.device))?;
         let images = latents.cast(FloatDType::F32);
         checks.finite("encoder", &images)?;

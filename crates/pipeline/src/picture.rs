@@ -80,6 +80,19 @@ impl Picture {
     }
 }
 
+#[cfg(any(feature = "png", feature = "image"))]
+impl Picture {
+    #[track_caller]
+    fn assert_size(&self) {
+        let (width, height, found) = (self.width, self.height, self.bytes.len());
+        let expected = 3 * width * height;
+        assert!(
+            found == expected,
+            "expected {expected} bytes for {width}x{height} pixels, found {found}"
+        );
+    }
+}
+
 #[cfg(feature = "png")]
 impl Picture {
     /// Encodes the picture as a PNG file, optionally with a record in this library's format and in AUTOMATIC1111's.
@@ -89,6 +102,7 @@ impl Picture {
     /// If the number of bytes does not match width and height.
     #[track_caller]
     pub fn to_png(&self, record: Option<&Record>) -> Vec<u8> {
+        self.assert_size();
         let mut file = Vec::new();
         let (width, height) = (self.width as u32, self.height as u32);
         let mut encoder = png::Encoder::new(&mut file, width, height);
@@ -173,7 +187,9 @@ impl From<Picture> for image::RgbImage {
     /// # Panics
     ///
     /// If the number of bytes does not match width and height.
+    #[track_caller]
     fn from(picture: Picture) -> Self {
+        picture.assert_size();
         let (width, height) = (picture.width as u32, picture.height as u32);
         Self::from_raw(width, height, picture.bytes).expect("three bytes for each pixel")
     }

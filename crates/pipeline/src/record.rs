@@ -147,8 +147,8 @@ const PARAMETERS: &str = "parameters";
 const MAX_RECORD: usize = 1 << 20;
 
 impl Record {
-    /// The record of image `index` of a request that a pipeline generates with the noise of `seed`. The caller adds
-    /// hashes, the start image, the device's name and the generator (native here).
+    /// The record of image `index` of a request whose images a pipeline generates in one batch, this one with the noise of
+    /// `rng` and `seed`. The caller adds hashes, the start image and the device's name.
     ///
     /// # Panics
     ///
@@ -158,12 +158,18 @@ impl Record {
         source: &Source,
         request: &Request,
         index: usize,
+        rng: Rng,
         seed: u64,
         pipeline: &TextToImage,
     ) -> Self {
         let size = pipeline.size(request);
         let scheduler = pipeline.scheduler.clone();
-        Self::with_parts(source, request, size, scheduler).with_image(&request.prompts[index], seed)
+        let record = Self::with_parts(source, request, size, scheduler);
+        Self {
+            rng,
+            batch: [index, request.prompts.len()],
+            ..record.with_image(&request.prompts[index], seed)
+        }
     }
 
     /// Like [`of`](Self::of), but before the model is loaded; prompt and seed are set by [`with_image`](Self::with_image).

@@ -299,12 +299,8 @@ impl TextToImage {
     ///
     /// # Errors
     ///
-    /// Same as [`generate_with`](Self::generate_with), or if guidance or a negative method lacks negative embeddings.
-    ///
-    /// # Panics
-    ///
-    /// If the width of the embeddings differs from the denoiser's.
-    #[track_caller]
+    /// Same as [`generate_with`](Self::generate_with), or if the width of the embeddings differs from the denoiser's,
+    /// guidance or a negative method lacks negative embeddings, or there are some without either.
     pub fn generate_encoded(
         &self,
         conditioning: &Conditioning,
@@ -334,7 +330,12 @@ impl TextToImage {
         watch: Watch<'_>,
     ) -> Result<Batches, Error> {
         if batch == 0 {
-            return Err(Error::Request("batches of 0 images".to_owned()));
+            let text = "batches of 0 images; expected at least 1";
+            return Err(Error::Request(text.to_owned()));
+        }
+        if seeds.is_empty() {
+            let text = "no seeds; expected one for each image";
+            return Err(Error::Request(text.to_owned()));
         }
         let requests = split(request, seeds.len(), batch)?;
         for request in &requests {
@@ -363,6 +364,7 @@ impl TextToImage {
         noise: &mut dyn Noise,
         watcher: &mut Watcher<'_>,
     ) -> Result<Generation, Error> {
+        self.check_parts(&conditioning)?;
         let denoising = self.denoising();
         let batch = conditioning.batch();
         let decoder = || Ok(self.decoder.clone());
@@ -375,6 +377,24 @@ impl TextToImage {
             mask: request.mask(),
             ..generation
         })
+    }
+
+    /// Checks the denoiser, which is a public field, against the embeddings and the latents.
+    pub(crate) fn check_parts(&self, conditioning: &Conditioning) -> Result<(), Error> {
+        let [_, _, width] = conditioning.context.dims();
+        let (channels, _) = self.latents;
+        let found = [
+            ("embeddings", width, self.unet.context_width()),
+            ("latents", channels, self.unet.in_channels()),
+        ];
+        for (what, found, expected) in found {
+            if found != expected {
+                return Err(Error::Request(format!(
+                    "the denoiser expects {what} of {expected} channels, found {found}: it belongs to another model"
+                )));
+            }
+        }
+        Ok(())
     }
 
     fn denoising(&self) -> Denoising<'_> {

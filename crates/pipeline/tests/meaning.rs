@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Tensor};
 use swiftbrush_pipeline::scheduler::{SamplerKind, SchedulerConfig, TimestepSpacing};
-use swiftbrush_pipeline::unet::UNet;
+use swiftbrush_pipeline::unet::{UNet, UNetConfig};
 use swiftbrush_pipeline::vae::Tiling;
 use swiftbrush_pipeline::{
     Conditioning, Decoder, DecoderKind, Error, Family, Generation, Loader, Method, Model, Request,
@@ -208,12 +208,49 @@ fn embeddings_give_the_same_images_as_their_prompts() {
     let error = pipeline.generate_encoded(&plain, &request, &mut seeds(), watch);
     let error = error.expect_err("guidance needs two").to_string();
     assert!(error.contains("negative prompt"), "{error}");
-    let short = plain.with_negative(context.narrow(1, 0, 2));
-    assert!(
-        pipeline
-            .generate_encoded(&short, &request, &mut seeds(), watch)
-            .is_err()
+    let rejected = |conditioning: &Conditioning, request: &Request, part: &str| {
+        let watch = &mut |_| std::ops::ControlFlow::Continue(());
+        let result = pipeline.generate_encoded(conditioning, request, &mut seeds(), watch);
+        let error = result.expect_err(part).to_string();
+        assert!(error.contains(part), "{error}");
+    };
+    let short = plain.clone().with_negative(context.clone().narrow(1, 0, 2));
+    rejected(
+        &short,
+        &request,
+        "embeddings of the negative prompt of shape",
     );
+    let unguided = request.clone().with_guidance(1.0).with_negative_prompt("");
+    rejected(
+        &own(negative_of(&pipeline)),
+        &unguided,
+        "have no effect at guidance 1",
+    );
+    let narrow = Conditioning::new(context.narrow(2, 0, width - 1));
+    rejected(
+        &narrow,
+        &unguided,
+        &format!("embeddings of {width} channels"),
+    );
+}
+
+fn negative_of(pipeline: &TextToImage) -> Tensor<3> {
+    pipeline.encode(&["a"]).expect("it is finite").context
+}
+
+#[test]
+fn a_denoiser_of_another_model_is_rejected() {
+    let mut pipeline = loader("sd15").load().expect("it is valid");
+    let config = UNetConfig {
+        in_channels: 9,
+        cross_attention_dim: 32,
+        ..UNetConfig::tiny()
+    };
+    pipeline.unet = config.init(&device());
+    let request = Request::new(["a red circle"]);
+    let noise = &mut Seeds::new(Rng::Native, [1]);
+    let error = pipeline.generate(&request, noise).unwrap_err().to_string();
+    assert!(error.contains("belongs to another model"), "{error}");
 }
 
 #[test]

@@ -122,10 +122,26 @@ fn embeddings_give_what_their_prompts_give() {
 }
 
 #[test]
+fn a_record_reproduces_its_image_of_a_batch() {
+    let pipeline = pipeline();
+    let request = request(EULER).with_prompts(["a", "b"]);
+    let record = Record::of(
+        &Source::new("sd-turbo"),
+        &request,
+        1,
+        Rng::Cpu,
+        3,
+        &pipeline,
+    );
+    assert_eq!((record.prompt.as_str(), record.seed), ("b", 3));
+    assert_eq!((record.rng, record.batch), (Rng::Cpu, [1, 2]));
+}
+
+#[test]
 fn records_name_the_method_that_acted() {
     let pipeline = pipeline();
     let source = Source::new("sd-turbo");
-    let record = Record::of(&source, &request(EULER), 0, 3, &pipeline);
+    let record = Record::of(&source, &request(EULER), 0, Rng::Native, 3, &pipeline);
     assert_eq!(record.negative_method, Some(NegativeMethod::NASA));
     assert!(record.parameters().contains("Negative method: nasa 0.2"));
     let text = serde_json::to_string(&record).expect("it is plain data");
@@ -134,7 +150,7 @@ fn records_name_the_method_that_acted() {
     let again = read.request();
     assert_eq!(again.negative_method, Some(NegativeMethod::NASA));
     let guided = request(EULER).with_guidance(2.0);
-    let record = Record::of(&source, &guided, 0, 3, &pipeline);
+    let record = Record::of(&source, &guided, 0, Rng::Native, 3, &pipeline);
     let value = serde_json::to_value(&record).expect("it is plain data");
     assert!(value.get("negative_method").is_none(), "{value}");
 }

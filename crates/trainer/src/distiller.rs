@@ -155,7 +155,8 @@ impl Distiller {
 
     /// Keeps averaged weights in a file in this folder if the recipe has `averages = "file"`; without a folder they stay on
     /// the host.
-    pub fn with_folder(mut self, folder: &Path) -> Self {
+    pub fn with_folder(mut self, folder: impl AsRef<Path>) -> Self {
+        let folder = folder.as_ref();
         if self.recipe.averages == AverageStorage::File {
             self.ema = self.ema.in_folder(folder);
         }
@@ -179,9 +180,10 @@ impl Distiller {
     pub fn restore(
         mut self,
         snapshot: &Snapshot,
-        source: &Path,
+        source: impl AsRef<Path>,
         accepted: &[String],
     ) -> Result<Self, Error> {
+        let source = source.as_ref();
         let changes = self
             .fingerprint
             .changes(&saved_fingerprint(snapshot, source)?, accepted)?;

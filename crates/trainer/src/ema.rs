@@ -91,7 +91,8 @@ impl Ema {
     }
 
     /// Keeps the averages in an unnamed temporary file in a folder, from the next update on.
-    pub fn in_folder(self, folder: &Path) -> Self {
+    pub fn in_folder(self, folder: impl AsRef<Path>) -> Self {
+        let folder = folder.as_ref();
         let place = Place::Folder(folder.to_owned());
         Self { place, ..self }
     }

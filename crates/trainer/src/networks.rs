@@ -227,7 +227,7 @@ impl Networks {
         ];
         for (what, found, expected) in found {
             if let Some(found) = found.filter(|&found| found != expected) {
-                let reason = format!("expected {expected} {what}, found {found}");
+                let reason = format!("{what}: expected {expected}, found {found}");
                 return Err(Error::Network { network, reason });
             }
         }
@@ -293,8 +293,12 @@ fn check_storage(
     {
         let expected = storage.dtype(name, shape.len());
         if *dtype != expected {
+            let dtype = match dtype {
+                DType::QFloat(_) => "int8".to_owned(),
+                dtype => format!("{dtype:?}"),
+            };
             return bad(format!(
-                "{name} is {dtype:?}, training needs {expected:?}: load the network with \
+                "{name} is {dtype}, training needs {expected:?}: load the network with \
                  Some(DType::F32)"
             ));
         }

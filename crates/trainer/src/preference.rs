@@ -229,7 +229,8 @@ impl PreferenceTuner {
     ///
     /// If its settings or its initial student differ, or its tensors are those of other networks. `source` is the file named in
     /// the error.
-    pub fn restore(mut self, snapshot: &Snapshot, source: &Path) -> Result<Self, Error> {
+    pub fn restore(mut self, snapshot: &Snapshot, source: impl AsRef<Path>) -> Result<Self, Error> {
+        let source = source.as_ref();
         let saved = saved_fingerprint(snapshot, source)?;
         let changes = self.fingerprint().changes(&saved, &[])?;
         if !changes.is_empty() {

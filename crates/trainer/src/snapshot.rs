@@ -238,7 +238,8 @@ impl Snapshot {
     /// # Errors
     ///
     /// If it cannot be written.
-    pub fn save(&self, path: &Path) -> Result<(), Error> {
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        let path = path.as_ref();
         let header = serde_json::to_string(&self.header).expect("the header is plain data");
         let metadata = HashMap::from([(HEADER.to_owned(), header)]);
         let tensors = self.tensors.iter().map(|(name, entry)| {
@@ -253,7 +254,8 @@ impl Snapshot {
     /// # Errors
     ///
     /// If the file cannot be read, is damaged, or is not a snapshot.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
         let archive = Archive::open(path)?;
         let metadata = archive.metadata();
         let header = metadata.get(HEADER).ok_or_else(|| Error::Damaged {

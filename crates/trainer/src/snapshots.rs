@@ -7,7 +7,8 @@ use swiftbrush_checkpoint::Error as FileError;
 use crate::{Error, Recipe};
 
 /// The path of the snapshot at a step of the run in `folder`: `snapshots/step-00000500.safetensors`.
-pub fn snapshot_path(folder: &Path, step: u64) -> PathBuf {
+pub fn snapshot_path(folder: impl AsRef<Path>, step: u64) -> PathBuf {
+    let folder = folder.as_ref();
     folder
         .join(SNAPSHOTS)
         .join(format!("{PREFIX}{step:08}{SUFFIX}"))
@@ -23,7 +24,8 @@ const SUFFIX: &str = ".safetensors";
 /// # Errors
 ///
 /// If the folder cannot be read, or contains a snapshot of an earlier version.
-pub fn snapshot_steps(folder: &Path) -> Result<Vec<u64>, Error> {
+pub fn snapshot_steps(folder: impl AsRef<Path>) -> Result<Vec<u64>, Error> {
+    let folder = folder.as_ref();
     let old = folder.join("snapshot.safetensors");
     if old.is_file() {
         return Err(Error::Snapshot {

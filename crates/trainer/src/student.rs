@@ -33,7 +33,12 @@ impl Student {
     ///
     /// If the snapshot has no recipe or belongs to another base network; `source` is the file named in
     /// the error.
-    pub fn from_snapshot(snapshot: &Snapshot, source: &Path, base: &UNet) -> Result<Self, Error> {
+    pub fn from_snapshot(
+        snapshot: &Snapshot,
+        source: impl AsRef<Path>,
+        base: &UNet,
+    ) -> Result<Self, Error> {
+        let source = source.as_ref();
         let bad = |reason: String| Error::Snapshot {
             path: source.to_owned(),
             reason,

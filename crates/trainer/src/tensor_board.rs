@@ -26,7 +26,8 @@ impl TensorBoard {
     /// # Errors
     ///
     /// If it cannot be written.
-    pub fn create(folder: &Path, n_steps: u64) -> Result<Self, Error> {
+    pub fn create(folder: impl AsRef<Path>, n_steps: u64) -> Result<Self, Error> {
+        let folder = folder.as_ref();
         let time = now();
         let name = format!(
             "events.out.tfevents.{:010}.{}.{}.v2",

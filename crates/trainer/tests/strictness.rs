@@ -171,7 +171,11 @@ fn denoisers_that_do_not_fit_latents_or_text() {
         };
         networks.student = config.init(device);
     });
-    rejects(recipe(), wide, &["student", "12 context width", "found 16"]);
+    rejects(
+        recipe(),
+        wide,
+        &["student", "context width: expected 12", "found 16"],
+    );
     let inpainting = changed(|networks, device| {
         let config = UNetConfig {
             in_channels: 9,
@@ -179,7 +183,7 @@ fn denoisers_that_do_not_fit_latents_or_text() {
         };
         networks.teacher = config.init(device);
     });
-    let words = ["teacher", "4 input channels", "found 9"];
+    let words = ["teacher", "input channels: expected 4", "found 9"];
     rejects(recipe(), inpainting, &words);
 }
 

@@ -225,6 +225,7 @@ impl UNetConfig {
             })
             .collect::<Vec<_>>();
         accepted.extend(per_block);
+        accepted.push(("_class_name", json!("UNet2DConditionModel")));
         accepted
     }
 

@@ -210,6 +210,17 @@ impl UNet {
         }
     }
 
+    /// The width of the embeddings that the network attends to.
+    pub fn context_width(&self) -> usize {
+        self.context_width
+    }
+
+    /// The number of channels of the latents.
+    pub fn in_channels(&self) -> usize {
+        let [_, channels, _, _] = self.conv_in.weight.lazy_shape().dims::<4>();
+        channels
+    }
+
     /// Embeds timesteps.
     pub(crate) fn embed_time(&self, timesteps: Tensor<1>, dtype: DType) -> Tensor<2> {
         let [channels, _, _, _] = self.conv_in.weight.lazy_shape().dims::<4>();

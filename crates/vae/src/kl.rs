@@ -61,6 +61,7 @@ impl AutoencoderKlConfig {
     /// If it cannot be read, contradicts itself, or sets an unsupported option.
     pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
         let accepted = [
+            ("_class_name", json!("AutoencoderKL")),
             ("act_fn", json!("silu")),
             ("mid_block_add_attention", json!(true)),
             ("shift_factor", json!(0.0)),

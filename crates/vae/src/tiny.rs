@@ -58,6 +58,7 @@ impl AutoencoderTinyConfig {
     /// If it cannot be read, contradicts itself, or sets an unsupported option.
     pub fn from_model(model: &Model, component: &str) -> Result<Self, Error> {
         let accepted = [
+            ("_class_name", json!("AutoencoderTiny")),
             ("act_fn", json!("relu")),
             ("force_upcast", json!(false)),
             ("force_upcast", json!(true)),

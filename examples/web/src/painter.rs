@@ -10,7 +10,7 @@ use swiftbrush_pipeline::unet::UNet;
 use swiftbrush_pipeline::vae::AutoencoderKlConfig;
 use swiftbrush_pipeline::{
     EditRecord, FileRecord, InterpolationRecord, Loader, Method, NegativeMethod, Picture, Record,
-    Request, Seeds, Source, TextToImage,
+    Request, Rng, Seeds, Source, TextToImage,
 };
 use swiftbrush_weight_interp::interpolate;
 
@@ -175,7 +175,7 @@ impl Painter {
         check_size(&model, &loader, place.limit)?;
         let pipeline = loader.load()?;
         let request = Request::new([""]).with_method(loader.default_method()?);
-        let mut record = Record::of(&source, &request, 0, 0, &pipeline);
+        let mut record = Record::of(&source, &request, 0, Rng::Native, 0, &pipeline);
         record.hashes = source.hashes_in(&model)?;
         place.name.clone_into(&mut record.device);
         let warnings = pipeline.warnings().iter().map(ToString::to_string);

@@ -83,7 +83,12 @@ impl ClipNetwork {
     /// # Errors
     ///
     /// If a file is missing or damaged, or the tokenizer does not match the model.
-    pub fn open(folder: &Path, input: ClipInput, device: &Device) -> Result<Self, Error> {
+    pub fn open(
+        folder: impl AsRef<Path>,
+        input: ClipInput,
+        device: &Device,
+    ) -> Result<Self, Error> {
+        let folder = folder.as_ref();
         let model = Model::open(folder)?;
         let has_vocabulary = |folder: &Path| {
             ["vocab.json", "tokenizer.json"]

@@ -46,7 +46,8 @@ impl EfficientNetLite0 {
     /// # Errors
     ///
     /// If the file cannot be read, or contains the weights of another network.
-    pub fn open(path: &Path, device: &Device) -> Result<Self, Error> {
+    pub fn open(path: impl AsRef<Path>, device: &Device) -> Result<Self, Error> {
+        let path = path.as_ref();
         // Names in the file begin with an underscore.
         let plain = |name: &str| {
             let parts: Vec<_> = name.split('.').collect();

@@ -67,7 +67,12 @@ impl Inception {
     ///
     /// If the file cannot be read, or contains the weights of another network, such as torchvision's Inception with 1000 classes,
     /// which gives other distances.
-    pub fn open(path: &Path, input: InceptionInput, device: &Device) -> Result<Self, Error> {
+    pub fn open(
+        path: impl AsRef<Path>,
+        input: InceptionInput,
+        device: &Device,
+    ) -> Result<Self, Error> {
+        let path = path.as_ref();
         // The fields of this module are in lower case.
         let weights = Weights::open(path)?.rename(str::to_ascii_lowercase)?;
         Ok(Self {

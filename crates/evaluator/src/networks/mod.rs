@@ -68,7 +68,12 @@ pub const NETWORKS: [&str; 7] = [
 /// # Errors
 ///
 /// If the name is not in [`NETWORKS`], or the weights cannot be read.
-pub fn open(name: &str, path: &Path, device: &Device) -> Result<Box<dyn FeatureNetwork>, Error> {
+pub fn open(
+    name: &str,
+    path: impl AsRef<Path>,
+    device: &Device,
+) -> Result<Box<dyn FeatureNetwork>, Error> {
+    let path = path.as_ref();
     use InceptionInput::{CleanFid, PytorchFid, TorchFidelity};
     let inception = |input| -> Result<Box<dyn FeatureNetwork>, Error> {
         Ok(Box::new(Inception::open(path, input, device)?))

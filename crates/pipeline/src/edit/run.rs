@@ -60,8 +60,10 @@ impl TextToImage {
         watcher: &mut Watcher<'_>,
     ) -> Result<Generation, Error> {
         self.check_edit(edit)?;
+        watcher.checks.pixels("image to edit", &edit.images)?;
         watcher.tell(Stage::Encoding)?;
         let [source, target] = self.encode_edit(edit, watcher)?;
+        self.check_parts(&target)?;
         let latents = self.decoder.encode_mode(edit.images.clone());
         let latents = latents.cast(FloatDType::F32);
         watcher.checks.finite("encoder", &latents)?;

@@ -195,7 +195,8 @@ impl Distiller {
     /// # Errors
     ///
     /// If it cannot be written, or another rank has ended.
-    pub fn save(&self, path: &Path) -> Result<(), Error> {
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        let path = path.as_ref();
         let snapshot = self.snapshot();
         let Some(Group { communicator, .. }) = &self.group else {
             return Ok(snapshot.save(path)?);
