@@ -26,12 +26,19 @@ struct Rung {
     first_seed: u64,
 }
 
-/// A and B differ in seed, so that their errors are independent; the variants of B share its seeds, so that
-/// their differences are paired.
+/// In order of what they decide, so that an unfinished ladder answers the most. A and B differ in seed, so that their
+/// errors are independent; the variants of B share its seeds, so that their differences are paired.
 const RUNGS: [Rung; 8] = [
-    Rung::new("a", "a", "start", PromptSet::Known, 10),
+    Rung::new("b_taught", "b", "start", PromptSet::Taught, 20),
     Rung::new("b", "b", "start", PromptSet::Known, 20),
-    Rung::new("a_from_teacher", "a", "teacher", PromptSet::Known, 10),
+    Rung::new("a", "a", "start", PromptSet::Known, 10),
+    Rung::new(
+        "b_taught_without_clip",
+        "b_without_clip",
+        "start",
+        PromptSet::Taught,
+        20,
+    ),
     Rung::new("b_unclamped", "b_unclamped", "start", PromptSet::Known, 20),
     Rung::new(
         "b_without_clip",
@@ -41,14 +48,7 @@ const RUNGS: [Rung; 8] = [
         20,
     ),
     Rung::new("a_taught", "a", "start", PromptSet::Taught, 10),
-    Rung::new("b_taught", "b", "start", PromptSet::Taught, 20),
-    Rung::new(
-        "b_taught_without_clip",
-        "b_without_clip",
-        "start",
-        PromptSet::Taught,
-        20,
-    ),
+    Rung::new("a_from_teacher", "a", "teacher", PromptSet::Known, 10),
 ];
 
 impl Rung {
@@ -99,8 +99,8 @@ pub(crate) fn climb(workshop: &Workshop) -> Result<()> {
         for rung in &RUNGS {
             train(workshop, rung, run)?;
             measure(workshop, &[rung.student(run).parse()?])?;
-            if rung.name == "b" {
-                average(workshop, run)?;
+            if rung.name == "a" {
+                average(workshop, run)?; // B comes before A
             }
         }
     }
