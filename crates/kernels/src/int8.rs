@@ -251,22 +251,28 @@ fn is_supported(device: &Device) -> bool {
     }
 }
 
-/// Quantises rows on all threads, each with an equal share.
+/// Quantises rows on all threads, each with an equal share; the last one is the caller's, which is all where there are no
+/// threads.
 fn quantize_rows(values: &[f32], row: usize, codes: &mut [i8], scales: &mut [f32]) {
     let n_threads = thread::available_parallelism().map_or(1, usize::from);
     let share = scales.len().div_ceil(n_threads);
+    let quantize = |((values, codes), scales): ((&[f32], &mut [i8]), &mut [f32])| {
+        let rows = values.chunks(row).zip(codes.chunks_mut(row));
+        for ((values, codes), scale) in rows.zip(scales) {
+            *scale = quantize_row(values, codes);
+        }
+    };
     let parts = values
         .chunks(share * row)
-        .zip(codes.chunks_mut(share * row));
+        .zip(codes.chunks_mut(share * row))
+        .zip(scales.chunks_mut(share));
+    let mut parts: Vec<_> = parts.collect();
+    let last = parts.pop();
     thread::scope(|scope| {
-        for ((values, codes), scales) in parts.zip(scales.chunks_mut(share)) {
-            scope.spawn(move || {
-                let rows = values.chunks(row).zip(codes.chunks_mut(row));
-                for ((values, codes), scale) in rows.zip(scales) {
-                    *scale = quantize_row(values, codes);
-                }
-            });
+        for part in parts {
+            scope.spawn(move || quantize(part));
         }
+        last.into_iter().for_each(quantize);
     });
 }
 
