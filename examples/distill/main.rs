@@ -194,7 +194,7 @@ fn train(args: &TrainArgs) -> Result<()> {
     write_json(args.run.join(SOURCES), &sources)?;
 
     let tensor_board =
-        TensorBoard::create(&args.run.join("tensorboard"), run.distiller().n_steps())?;
+        TensorBoard::create(args.run.join("tensorboard"), run.distiller().n_steps())?;
     let observers = Observers::default()
         .with(tensor_board)
         .with(Images::new(&args.run, vae))

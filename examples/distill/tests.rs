@@ -131,7 +131,7 @@ fn a_run_that_is_terminated_saves_resumes_and_ends_like_any_other() {
     stderr.read_to_string(&mut rest).unwrap();
     assert!(child.wait().unwrap().success(), "{rest}");
     assert!(rest.contains("saved at step"), "{rest}");
-    let stopped = snapshot_steps(&bench.path("stopped")).unwrap();
+    let stopped = snapshot_steps(bench.path("stopped")).unwrap();
     assert!(stopped.last().unwrap() < &12);
 
     for run in ["stopped", "whole"] {
@@ -252,7 +252,7 @@ fn another_recipe_is_rejected_unless_its_changes_are_accepted() {
     accepted.extend(["--accept-changes", "steps,seed"].map(str::to_owned));
     let (output, text) = run_program(&strs(&accepted));
     assert!(output.status.success(), "{text}");
-    assert_eq!(snapshot_steps(&bench.path("run")).unwrap(), [1, 2]);
+    assert_eq!(snapshot_steps(bench.path("run")).unwrap(), [1, 2]);
 }
 
 #[test]

@@ -326,6 +326,6 @@ mod tests {
         std::fs::write(&path, "a\n\nb").unwrap();
         let expected = ["a", "b"].map(str::to_owned).to_vec();
         assert_eq!(read_lines(&path).unwrap(), (expected, 1));
-        assert!(read_lines(&folder.path().join("none")).is_err());
+        assert!(read_lines(folder.path().join("none")).is_err());
     }
 }

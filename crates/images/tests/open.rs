@@ -70,7 +70,7 @@ fn palettes_of_a_wrong_length_are_rejected() {
 
 #[test]
 fn changes_are_reported() {
-    let decoded = |name: &str| open(&golden().join("pictures").join(name)).unwrap();
+    let decoded = |name: &str| open(golden().join("pictures").join(name)).unwrap();
     for (name, orientation) in [
         ("exif1.png", 1),
         ("exif6.jpg", 6),

@@ -155,7 +155,7 @@ fn distances_are_symmetric_and_zero_only_for_equal_sets() {
 
 #[test]
 fn statistics_are_read_from_pytorch_fid() {
-    let read = Statistics::open(&golden("pytorch_fid.npz")).unwrap();
+    let read = Statistics::open(golden("pytorch_fid.npz")).unwrap();
     assert!(frechet_distance(&read.gaussian, &gaussian("a")).unwrap() < 1e-9);
     assert_eq!(read.network, None);
     let folder = tempfile::tempdir().unwrap();

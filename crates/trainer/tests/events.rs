@@ -42,7 +42,7 @@ fn an_observer_writes_losses_rates_and_looks_and_others_see_the_same_events() {
         });
     });
     let mut run = open(recipe, &networks(&device()), folder.path(), &[]).unwrap();
-    let tensor_board = TensorBoard::create(&folder.path().join("tensorboard"), 0).unwrap();
+    let tensor_board = TensorBoard::create(folder.path().join("tensorboard"), 0).unwrap();
     let path = tensor_board.path().to_owned();
     let mut seen = Vec::new();
     let observers = Observers::default()

@@ -44,7 +44,7 @@ fn a_watcher_changes_no_weight_and_may_be_changed_in_a_resumed_run() {
     train(watched(efficient()), &networks, seen.path(), 0);
     let [plain, after] = [plain, seen].map(|folder| {
         let step = *snapshot_steps(folder.path()).unwrap().last().unwrap();
-        let snapshot = Snapshot::open(&snapshot_path(folder.path(), step)).unwrap();
+        let snapshot = Snapshot::open(snapshot_path(folder.path(), step)).unwrap();
         ["student", "fake", "student_adamw", "fake_adamw", "ema"].map(|group| snapshot.group(group))
     });
     assert!(plain == after, "the weights differ");
