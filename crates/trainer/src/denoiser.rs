@@ -24,8 +24,8 @@ impl Denoiser for UNet {
     }
 }
 
-/// A denoiser that is trained with block checkpointing: its prediction has no graph to its weights, and
-/// [`gradients`](Self::gradients) runs each block again, last first.
+/// A denoiser that is trained with gradient checkpointing: its prediction has no graph to its weights, and
+/// [`gradients`](Self::gradients) runs each layer again, last first.
 ///
 /// ```
 /// use burn::module::Module;

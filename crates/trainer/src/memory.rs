@@ -2,6 +2,7 @@
 
 mod activations;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use burn::module::Module;
@@ -96,7 +97,11 @@ impl MemoryPlan {
         };
         let mut plan = Self { parts: Vec::new() };
         plan.add_networks(recipe, networks, [&student, &teacher], &trained);
-        plan.add_training(recipe, &trained, ranks);
+        let layer = match recipe.student_lora {
+            Some(_) => 0, // adapters of a layer are small
+            None => 4 * largest_layer(&student),
+        };
+        plan.add_training(recipe, &trained, layer, ranks);
         let setting = format!(
             "checkpointing = {}, batch = {}",
             recipe.checkpointing, recipe.batch
@@ -155,8 +160,8 @@ impl MemoryPlan {
         }
     }
 
-    /// Adds gradients, moments and averages.
-    fn add_training(&mut self, recipe: &Recipe, trained: &Trained, ranks: usize) {
+    /// Adds gradients, moments and averages; the gradients of one layer take at most `layer` bytes.
+    fn add_training(&mut self, recipe: &Recipe, trained: &Trained, layer: u64, ranks: usize) {
         let (storage, all) = (recipe.adamw.moments, 4 * trained.elements());
         let (gradients, setting) = match (ranks, recipe.checkpointing, recipe.accumulation) {
             (2.., _, _) => (
@@ -166,6 +171,10 @@ impl MemoryPlan {
             (_, false, 2..) => (
                 2 * all,
                 "checkpointing = false: the sum and a micro-batch".to_owned(),
+            ),
+            (_, true, 2..) => (
+                all + layer,
+                "the sum and a layer of a micro-batch".to_owned(),
             ),
             _ => (all, "the sum".to_owned()),
         };
@@ -314,6 +323,24 @@ impl Trained {
     }
 }
 
+/// Elements of the largest layer that is recomputed at a time: a residual block with its attention.
+fn largest_layer(parameters: &[Parameter]) -> u64 {
+    let mut layers = BTreeMap::new();
+    for parameter in parameters {
+        *layers.entry(layer(&parameter.name)).or_insert(0) += size(parameter);
+    }
+    layers.into_values().max().unwrap_or(0)
+}
+
+/// Block and index of the layer of a parameter, such as `up_blocks.1` and `0`.
+fn layer(name: &str) -> (&str, &str) {
+    let parts = [".resnets.", ".attentions."].map(|kind| name.split_once(kind));
+    match parts.into_iter().flatten().next() {
+        Some((block, rest)) => (block, rest.split('.').next().unwrap_or(rest)),
+        None => (name.rsplit_once('.').map_or(name, |(module, _)| module), ""),
+    }
+}
+
 /// Sizes of trained parameters.
 fn trained(parameters: &[Parameter], lora: Option<&LoraConfig>) -> Vec<u64> {
     match lora {
@@ -371,7 +398,7 @@ fn activations(
         let decoder = Activations::of_decoder(&parameters(&networks.decoder), [height, width]);
         let tower = Activations::of_tower(&parameters(&networks.clip));
         of_student = match recipe.checkpointing {
-            // One after the other; the student's blocks run again after them.
+            // One after the other; the student's layers run again after them.
             true => of_student.max(decoder.kept(true)).max(tower.kept(true)),
             false => of_student + decoder.kept(false) + tower.kept(false),
         };
@@ -379,7 +406,7 @@ fn activations(
     if let Some(lpips) = networks.lpips.as_ref().filter(|_| recipe.uses_lpips()) {
         let decoder = Activations::of_decoder(&parameters(&lpips.decoder), [height, width]);
         let vgg16 = Activations::of_vgg16(&parameters(&lpips.lpips), [height, width]);
-        // A graph of both, beside that of the student unless its blocks run again.
+        // A graph of both, beside that of the student unless its layers run again.
         let of_lpips = decoder.kept(false) + vgg16.kept(false);
         let beside = if recipe.checkpointing {
             0

@@ -56,7 +56,7 @@ pub struct Recipe {
     pub fake_learning_rate: f64,
     /// Element type in which networks compute.
     pub precision: Precision,
-    /// Keeps only the inputs of the networks' blocks for the backward pass, which runs each block again. At the size of
+    /// Keeps only the inputs of the networks' layers for the backward pass, which runs each layer again. At the size of
     /// Stable Diffusion 2.1 this takes a fifth of the activation memory and one more forward pass. Of no use for small
     /// networks.
     pub checkpointing: bool,

@@ -138,6 +138,15 @@ fn the_plan_has_the_moments_of_the_rank_with_most() {
     for recipe in [recipe(), little, efficient()].map(four_parts) {
         let alone = bytes(distiller(recipe.clone(), &networks));
         assert_eq!(planned(&recipe, &networks, 1, "moments"), alone);
+        let single = with(recipe.clone(), |recipe| recipe.accumulation = 1);
+        let one = planned(&single, &networks, 1, "gradients");
+        // With micro-batches, a layer's gradients are beside the sum.
+        let layer = planned(&recipe, &networks, 1, "gradients") - one;
+        assert_eq!(
+            layer > 0,
+            recipe.student_lora.is_none() && recipe.checkpointing
+        );
+        assert!(layer < one / 2);
         for size in [2, 4] {
             let shares = on_ranks(size, |rank| {
                 let distiller = distiller(recipe.clone(), &networks);
@@ -146,7 +155,7 @@ fn the_plan_has_the_moments_of_the_rank_with_most() {
             let most = shares.into_iter().max().unwrap();
             assert_eq!(planned(&recipe, &networks, size, "moments"), most);
             // A micro-batch's own, and the sum of a share.
-            let [one, several] = [1, size].map(|n| planned(&recipe, &networks, n, "gradients"));
+            let several = planned(&recipe, &networks, size, "gradients");
             assert!((one + one / size as u64..=2 * one).contains(&several));
         }
     }

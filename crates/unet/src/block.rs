@@ -58,19 +58,35 @@ impl DownBlock {
         time: &Tensor<2>,
         context: &Context,
     ) -> Vec<Tensor<4>> {
-        let mut outputs = Vec::new();
-        for (layer, resnet) in self.resnets.iter().enumerate() {
-            hidden = resnet.forward(hidden, time.clone());
-            if let Some(attentions) = &self.attentions {
-                hidden = attentions[layer].forward(hidden, context);
-            }
-            outputs.push(hidden.clone());
-        }
-        for downsampler in self.downsamplers.iter().flatten() {
-            hidden = downsampler.conv.forward(hidden);
-            outputs.push(hidden.clone());
-        }
-        outputs
+        let layers = 0..self.n_layers();
+        let outputs = layers.map(|layer| {
+            hidden = self.layer(layer, hidden.clone(), time, context);
+            hidden.clone()
+        });
+        outputs.collect()
+    }
+
+    /// Number of layers: residual blocks with their attention, and the downsampler.
+    pub(crate) fn n_layers(&self) -> usize {
+        self.resnets.len() + self.downsamplers.iter().flatten().count()
+    }
+
+    /// Computes the output of one layer.
+    pub(crate) fn layer(
+        &self,
+        layer: usize,
+        hidden: Tensor<4>,
+        time: &Tensor<2>,
+        context: &Context,
+    ) -> Tensor<4> {
+        let Some(resnet) = self.resnets.get(layer) else {
+            let downsamplers = self.downsamplers.iter().flatten();
+            return downsamplers.fold(hidden, |hidden, downsampler| {
+                downsampler.conv.forward(hidden)
+            });
+        };
+        let hidden = resnet.forward(hidden, time.clone());
+        attend(&self.attentions, layer, hidden, context)
     }
 }
 
@@ -104,8 +120,23 @@ impl MidBlock {
         time: &Tensor<2>,
         context: &Context,
     ) -> Tensor<4> {
+        let hidden = self.first(hidden, time, context);
+        self.second(hidden, time)
+    }
+
+    /// Computes the first residual block and the attention.
+    pub(crate) fn first(
+        &self,
+        hidden: Tensor<4>,
+        time: &Tensor<2>,
+        context: &Context,
+    ) -> Tensor<4> {
         let hidden = self.resnets[0].forward(hidden, time.clone());
-        let hidden = self.attentions[0].forward(hidden, context);
+        self.attentions[0].forward(hidden, context)
+    }
+
+    /// Computes the second residual block.
+    pub(crate) fn second(&self, hidden: Tensor<4>, time: &Tensor<2>) -> Tensor<4> {
         self.resnets[1].forward(hidden, time.clone())
     }
 }
@@ -165,17 +196,47 @@ impl UpBlock {
         context: &Context,
         to: [usize; 2],
     ) -> Tensor<4> {
-        for ((layer, resnet), skip) in self.resnets.iter().enumerate().zip(skips.into_iter().rev())
-        {
-            hidden = resnet.forward(join_channels(hidden, skip), time.clone());
-            if let Some(attentions) = &self.attentions {
-                hidden = attentions[layer].forward(hidden, context);
-            }
-        }
-        for upsampler in self.upsamplers.iter().flatten() {
-            hidden = upsampler.forward(hidden, to);
+        let mut skips = skips.into_iter().rev();
+        for layer in 0..self.n_layers() {
+            hidden = self.layer(layer, hidden, skips.next(), time, context, to);
         }
         hidden
+    }
+
+    /// Number of layers: residual blocks with their attention, and the upsampler.
+    pub(crate) fn n_layers(&self) -> usize {
+        self.resnets.len() + self.upsamplers.iter().flatten().count()
+    }
+
+    /// Computes the output of one layer. All but the upsampler take a skip connection.
+    pub(crate) fn layer(
+        &self,
+        layer: usize,
+        hidden: Tensor<4>,
+        skip: Option<Tensor<4>>,
+        time: &Tensor<2>,
+        context: &Context,
+        to: [usize; 2],
+    ) -> Tensor<4> {
+        let (Some(resnet), Some(skip)) = (self.resnets.get(layer), skip) else {
+            let upsamplers = self.upsamplers.iter().flatten();
+            return upsamplers.fold(hidden, |hidden, upsampler| upsampler.forward(hidden, to));
+        };
+        let hidden = resnet.forward(join_channels(hidden, skip), time.clone());
+        attend(&self.attentions, layer, hidden, context)
+    }
+}
+
+/// Applies the attention of a layer, if the block has any.
+fn attend(
+    attentions: &Option<Vec<Transformer>>,
+    layer: usize,
+    hidden: Tensor<4>,
+    context: &Context,
+) -> Tensor<4> {
+    match attentions {
+        Some(attentions) => attentions[layer].forward(hidden, context),
+        None => hidden,
     }
 }
 

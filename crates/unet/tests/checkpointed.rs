@@ -99,7 +99,7 @@ fn elements<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     tensor.into_data().iter::<f64>().collect()
 }
 
-/// The forward pass without a graph adds bias and residual within a kernel, so the inputs of blocks differ from those of the
+/// The forward pass without a graph adds bias and residual within a kernel, so the inputs of layers differ from those of the
 /// plain pass by rounding, and gradients by more where sums cancel (biases before a normalisation, queries and keys before a
 /// softmax): in f32 by up to 6.5e-6 of a tensor's largest element with these weights.
 const F32: f64 = 2e-5;

@@ -8,10 +8,10 @@ use crate::parameters::Parameter;
 /// Elements that the backward pass of a network needs, per sample.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Activations {
-    /// Inputs of the blocks.
+    /// Inputs of the layers that are recomputed one at a time.
     inputs: u64,
-    /// Tensors within each block.
-    blocks: Vec<u64>,
+    /// Tensors within each of these layers.
+    layers: Vec<u64>,
 }
 
 /// Tensors of a transformer block that are kept, in units of its input: of normalisations, attentions and the gated GELU,
@@ -25,8 +25,8 @@ impl Activations {
     /// Elements kept at the same time.
     pub(super) fn kept(&self, checkpointing: bool) -> u64 {
         match checkpointing {
-            true => self.inputs + self.blocks.iter().max().copied().unwrap_or(0),
-            false => self.blocks.iter().sum(),
+            true => self.inputs + self.layers.iter().max().copied().unwrap_or(0),
+            false => self.layers.iter().sum(),
         }
     }
 
@@ -41,22 +41,14 @@ impl Activations {
         let mut found = Self::default();
         let extra = u64::from(!is_frozen);
         for block in blocks.0.values() {
-            let mut kept = 0;
-            for &[inputs, outputs] in &block.resnets {
-                kept += (1 + extra) * (inputs + outputs) * pixels;
-            }
-            for &channels in &block.transformers {
-                kept += (TRANSFORMER[0] + extra * TRANSFORMER[1]) * channels * pixels;
+            for (index, &[inputs, outputs]) in block.resnets.iter().enumerate() {
+                let resnet = (1 + extra) * (inputs + outputs);
+                let channels = block.transformers.get(index).copied().unwrap_or(0);
+                let transformer = (TRANSFORMER[0] + extra * TRANSFORMER[1]) * channels;
+                found.layers.push((resnet + transformer) * pixels);
+                found.inputs += outputs * pixels;
             }
             let outputs = block.resnets.last().map_or(0, |&[_, outputs]| outputs);
-            // A block on the way down leaves the output of each layer, one on the way up its own.
-            let left = if block.is_up {
-                1
-            } else {
-                block.resnets.len() as u64
-            };
-            found.inputs += left * outputs * pixels;
-            found.blocks.push(kept);
             match block.resampling {
                 Resampling::Down => pixels /= 4,
                 Resampling::Up => pixels *= 4,
@@ -81,13 +73,13 @@ impl Activations {
             let (outputs, inputs) = (convolution.shape[0] as u64, convolution.shape[1] as u64);
             let in_block = convolution.name.contains(".conv.");
             if index > 0 && !in_block && outputs == inputs {
-                found.blocks.push(std::mem::take(&mut stage));
+                found.layers.push(std::mem::take(&mut stage));
                 found.inputs += inputs * pixels;
                 pixels *= 4;
             }
             stage += outputs * pixels;
         }
-        found.blocks.push(stage);
+        found.layers.push(stage);
         found
     }
 
@@ -106,7 +98,7 @@ impl Activations {
             let channels = outputs(&format!("features.{layer}.weight"));
             layer += count;
             found
-                .blocks
+                .layers
                 .push((2 * count as u64 + 4) * channels * pixels);
             pixels /= 4;
         }
@@ -129,7 +121,7 @@ impl Activations {
         let count = layers.count();
         Self {
             inputs: count as u64 * states,
-            blocks: vec![TOWER_LAYER * states; count],
+            layers: vec![TOWER_LAYER * states; count],
         }
     }
 }
@@ -149,7 +141,6 @@ struct Block {
     /// Channels of each.
     transformers: Vec<u64>,
     resampling: Resampling,
-    is_up: bool,
 }
 
 /// Blocks in the order in which they run.
@@ -175,7 +166,6 @@ impl Blocks {
                     .unwrap_or(0),
             };
             let block = blocks.0.entry((order, index)).or_default();
-            block.is_up = order == 2;
             if name.ends_with(".conv1.weight") {
                 block.resnets.push([shape[1] as u64, shape[0] as u64]);
             } else if name.ends_with(".attn1.to_q.weight") {
@@ -204,10 +194,10 @@ mod tests {
         let found = Activations::of_denoiser(&parameters(&unet), [8, 8], true);
         // Down: resnet 8 → 8 and 8 → 16, each with a transformer; mid: two resnets and a transformer at 4×4.
         let down = [(8 + 8 + 24 * 8) * 64, (8 + 16 + 24 * 16) * 16];
-        let mid = (2 * (16 + 16) + 24 * 16) * 16;
-        assert_eq!(found.blocks[..3], [down[0], down[1], mid]);
-        assert_eq!(found.blocks.len(), 5);
-        assert_eq!(found.kept(false), found.blocks.iter().sum::<u64>());
+        let mid = [(16 + 16 + 24 * 16) * 16, (16 + 16) * 16];
+        assert_eq!(found.layers[..4], [down[0], down[1], mid[0], mid[1]]);
+        assert_eq!(found.layers.len(), 4 + 2 * 2);
+        assert_eq!(found.kept(false), found.layers.iter().sum::<u64>());
         assert!(found.kept(true) < found.kept(false));
     }
 }
