@@ -155,13 +155,19 @@ const tests = {
         console.log(`   ${await text(page, "status")}`);
         const file = await save(page, "generated.png");
         await type(page, PROMPT, 3);
-        await until(page, "the strip has both", () => document.querySelectorAll("#strip li").length === 2);
+        await until(page, "the strip has both", () => document.querySelectorAll("#strip li").length >= 2);
         const [red, green] = [await share(page, 0, 0), await share(page, 1, 1)];
         assert.ok(red > 0.1 && green > 0.05, `a red upper and a green lower half: ${red} and ${green}`);
         assert.ok((await share(page, 1, 0)) < 0.05 && (await share(page, 0, 1)) < 0.05, "and not the reverse");
-        const longest = await page.evaluate("window.longest");
-        assert.ok(longest < LONGEST, `the page was blocked for ${longest} ms`);
-        await page.locator("#strip button").nth(1).click();
+        // A page that computes is blocked by every picture; a busy machine only by some.
+        const blocked = [];
+        for (const seed of [4, 5, 3]) {
+            await page.evaluate("window.longest = 0");
+            await type(page, PROMPT, seed);
+            blocked.push(await page.evaluate("window.longest"));
+        }
+        assert.ok(Math.min(...blocked) < LONGEST, `the page was blocked for ${blocked} ms`);
+        await page.getByLabel("Back to “a blue square”, seed 7").click();
         assert.equal(await page.inputValue("#prompt"), "a blue square", "the strip brings it back");
         await page.fill("#prompt", "");
         await page.setInputFiles("#open", file);
@@ -187,6 +193,8 @@ const tests = {
             await type(page, caption, 7);
             await page.locator("#strip li").nth(count).waitFor();
         }
+        const broken = await page.locator("#strip img").evaluateAll((images) => images.filter((image) => image.naturalWidth === 0).length);
+        assert.equal(broken, 0, "every earlier picture is shown");
         await page.screenshot({ path: path.join(output, "light.png") });
         await type(page, "a blue square", 7);
         assert.equal(await page.isVisible("#mix"), true);

@@ -143,6 +143,7 @@ async function paint() {
         const took = `Painted in ${answer.milliseconds.toFixed(0)} ms, with ${(answer.memory / 1e6).toFixed(0)} MB of memory.`;
         status.textContent = [took, ...answer.warnings].join(" ");
         element("error").hidden = true;
+        clearTimeout(resting);
         resting = setTimeout(keep, REST, shown);
     } catch (error) {
         if (error.message !== "cancelled") fail(error.message);
