@@ -58,7 +58,7 @@ function fail(text) {
     element("loading").hidden = true;
     element("error").hidden = false;
     // Sentences begin with a capital letter, but paths do not.
-    element("message").textContent = `${text.replace(/^[a-z](?=[a-z]* )/, (letter) => letter.toUpperCase())}.`;
+    element("message").textContent = `${text.replace(/^[a-z](?=[a-z]*( |$))/, (letter) => letter.toUpperCase())}.`;
     status.textContent = "";
 }
 
