@@ -1,6 +1,5 @@
 // Times the page's module in node, on one thread: node bench.mjs SITE [COUNT]. Prints the median and the range of the times to
-// generate an image. The native figure to compare with, on one thread and with 128-bit vectors, is that of
-//     RAYON_NUM_THREADS=1 SWIFTBRUSH_VECTORS=portable cargo bench --bench one_step -- miniature
+// generate an image, from the prompt to the pixels.
 
 import { readFileSync, readdirSync, statSync } from "node:fs";
 import path from "node:path";
