@@ -200,7 +200,7 @@ const tests = {
         assert.equal(await page.isVisible("#mix"), true);
         await mix(page, 0.5);
         await captioned(page, "“a blue square”, seed 7, λ 0.5");
-        await save(page, "interpolated.png");
+        const mixed = await save(page, "interpolated.png");
         await mix(page, 1);
         await captioned(page, "“a blue square”, seed 7");
         await save(page, "before.png");
@@ -209,6 +209,8 @@ const tests = {
         await type(page, "a red square", 7);
         await save(page, "edited.png");
         assert.equal(name, "a-blue-square-7.png");
+        await page.setInputFiles("#open", mixed);
+        await captioned(page, "“a blue square”, seed 7, λ 0.5");
         await page.context().close();
     },
 
