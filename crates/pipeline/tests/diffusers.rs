@@ -263,6 +263,12 @@ fn invalid_requests_are_rejected() {
         let error = ask(request, noise(2, 4));
         assert!(error.contains(part), "{error}");
     }
+    let bytes = Start::new(Tensor::full([2, 3, 16, 16], 200.0, &device), 0.5);
+    let error = ask(request.clone().with_start(bytes), noise(2, 4));
+    assert!(
+        error.contains("start image has values of up to 200"),
+        "{error}"
+    );
     let few = request
         .clone()
         .with_method(Method::Sampler(SamplerKind::Euler, 1))

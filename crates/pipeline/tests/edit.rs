@@ -187,6 +187,8 @@ fn edits_that_contradict_themselves_or_the_model_are_rejected() {
     unpaired.targets.pop();
     let mut odd = edit();
     odd.images = Tensor::zeros([2, 3, 15, 16], &device);
+    let mut bytes = edit();
+    bytes.images = Tensor::full([2, 3, 16, 16], 200.0, &device);
     let mut grey = edit();
     grey.images = Tensor::zeros([2, 1, 16, 16], &device);
     let three = Mask::new(Tensor::zeros([3, 1, 16, 16], &device));
@@ -198,6 +200,7 @@ fn edits_that_contradict_themselves_or_the_model_are_rejected() {
         (unpaired, "a target prompt for each of 2 images, found 1"),
         (odd, "size 16x15"),
         (grey, "3 channels"),
+        (bytes, "image to edit has values of up to 200"),
         (with(mask(8, 16)), "the mask is 8x16, the image 16x16"),
         (with(three), "one for each of 2 images, found 3"),
         (with(colour), "1 channel, found 3"),

@@ -57,7 +57,7 @@ pub struct Recipe {
     /// Element type in which networks compute.
     pub precision: Precision,
     /// Keeps only the inputs of the networks' layers for the backward pass, which runs each layer again. At the size of
-    /// Stable Diffusion 2.1 this takes a fifth of the activation memory and one more forward pass. Of no use for small
+    /// Stable Diffusion 2.1 this takes a sixth of the activation memory and one more forward pass. Of no use for small
     /// networks.
     pub checkpointing: bool,
     /// Element type in which frozen weights are stored: those of the teacher, the text encoder, CLIP and its decoder, and in

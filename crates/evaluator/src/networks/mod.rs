@@ -73,8 +73,8 @@ pub fn open(
     path: impl AsRef<Path>,
     device: &Device,
 ) -> Result<Box<dyn FeatureNetwork>, Error> {
-    let path = path.as_ref();
     use InceptionInput::{CleanFid, PytorchFid, TorchFidelity};
+    let path = path.as_ref();
     let inception = |input| -> Result<Box<dyn FeatureNetwork>, Error> {
         Ok(Box::new(Inception::open(path, input, device)?))
     };
