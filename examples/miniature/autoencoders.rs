@@ -31,10 +31,10 @@ pub(crate) fn kl_config() -> AutoencoderKlConfig {
 pub(crate) fn tiny_config() -> AutoencoderTinyConfig {
     AutoencoderTinyConfig {
         encoder_block_out_channels: vec![24; 3],
-        decoder_block_out_channels: vec![48; 3],
-        block_out_channels: vec![48; 3],
+        decoder_block_out_channels: vec![36; 3],
+        block_out_channels: vec![36; 3],
         num_encoder_blocks: vec![1, 1, 2],
-        num_decoder_blocks: vec![3, 2, 1],
+        num_decoder_blocks: vec![8, 3, 1],
         ..AutoencoderTinyConfig::default()
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use examples_common::pictures;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use swiftbrush_clip::{
@@ -12,9 +13,10 @@ use swiftbrush_clip::{
 };
 use swiftbrush_kernels::{Linear, LinearConfig};
 use swiftbrush_trainer::AdamWConfig;
+use swiftbrush_vae::AutoencoderKl;
 
 use crate::attributes::{ATTRIBUTES, attribute_loss, cross_entropy};
-use crate::data::{Batch, LENGTH, SIDE};
+use crate::data::{Batch, LENGTH, SIDE, images};
 use crate::training::{PARTS, Schedule, train};
 use crate::world::{COLORS, HeldOut, Layout, Object, SHAPES, Scene};
 
@@ -70,20 +72,26 @@ struct Probed {
 /// Trains CLIP (arXiv 2103.00020, figure 3) on batches of near misses: a scene, the scenes that differ from it
 /// in one attribute, and an image of each, so that every caption is contrasted with all five wrong shapes, another
 /// colour, swapped colours, swapped objects, another relation and another ground.
+///
+/// [`Blends`] are further negatives of the captions of both their shapes: without them CLIP takes the rounded squares of a
+/// student, which the scorer takes for circles, for squares.
 pub(crate) fn train_clip(
     folder: &Path,
     tokenizer: &Tokenizer,
-    n_tokens: usize,
+    beginning: Clip,
+    kl: &AutoencoderKl,
     seed: u64,
     steps: u64,
     device: &Device,
 ) -> Result<Clip> {
-    const BATCH: usize = 48;
+    const BATCH: usize = 28;
+    const BLENDS: usize = 10;
     ensure!(
         tokenizer.length() == LENGTH,
         "expected a tokenizer of {LENGTH} tokens, found one of {}: it belongs to another miniature",
         tokenizer.length()
     );
+    let blends = Blends::new(kl, seed, device);
     let device = device.clone().autodiff();
     let schedule = Schedule {
         learning_rate: 1.5e-3,
@@ -97,21 +105,23 @@ pub(crate) fn train_clip(
     let loss = |model: &Probed, step| {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(step);
-        let batch = Batch::of(near_misses(&mut rng, BATCH), &mut rng);
-        model.loss(&batch, tokenizer, &device)
+        let mut scenes = near_misses(&mut rng, BATCH);
+        let blends = blends.draw(&mut rng, BLENDS, &mut scenes);
+        let batch = Batch::of(scenes, &mut rng);
+        model.loss(&batch, &blends, tokenizer, &device)
     };
     let look = |model: &Probed, step| {
         let [seen, held_out] = [HeldOut::None, HeldOut::Any]
             .map(|class| told_shapes(&model.clip, tokenizer, class, seed ^ 1, 512));
+        let blends = blends.cosine(&model.clip, tokenizer);
         eprintln!(
-            "step {step}: shape told from all others, known pairs {seen}; held-out {held_out}"
+            "step {step}: shape told from all others, known pairs {seen}; held-out {held_out}; cosine of blends {blends:.3}"
         );
         Ok(())
     };
-    let clip = clip_config(n_tokens).init(&device);
     let linear = |inputs, classes| LinearConfig::new(inputs, classes).init(&device);
     let beginning = Probed {
-        clip,
+        clip: beginning.train().unfreeze(),
         attributes: linear(SHARED, ATTRIBUTES.iter().sum()),
         patches: linear(WIDTH, COLORS.len() + SHAPES.len()),
     };
@@ -119,20 +129,27 @@ pub(crate) fn train_clip(
 }
 
 impl Probed {
-    fn loss(&self, batch: &Batch, tokenizer: &Tokenizer, device: &Device) -> Tensor<1> {
-        let clip = &self.clip;
-        let states = clip.image_states(preprocess(batch.images(device), SIDE));
+    fn loss(
+        &self,
+        batch: &Batch,
+        blends: &[Vec<u8>],
+        tokenizer: &Tokenizer,
+        device: &Device,
+    ) -> Tensor<1> {
+        let (clip, count) = (&self.clip, batch.scenes.len());
+        let pictures = Tensor::cat(vec![batch.images(device), images(blends, device)], 0);
+        let states = clip.image_states(preprocess(pictures, SIDE));
         let images = clip.embed_image_states(states.clone());
         let texts = clip.embed_texts(tokenizer.encode_batch(&batch.captions(), device));
         let scale = clip.logit_scale.val().clamp_max(100f32.ln()).exp();
         let logits = images.clone().matmul(texts.clone().transpose()) * scale.unsqueeze::<2>();
-        let own: Vec<_> = (0..batch.scenes.len()).collect();
-        let contrast =
-            (cross_entropy(logits.clone(), &own) + cross_entropy(logits.transpose(), &own)) * 0.5;
+        let own: Vec<_> = (0..count).collect();
+        let of_images = cross_entropy(logits.clone().narrow(0, 0, count), &own);
+        let contrast = (of_images + cross_entropy(logits.transpose(), &own)) * 0.5;
         contrast
-            + self.attribute_loss(images, batch)
+            + self.attribute_loss(images.narrow(0, 0, count), batch)
             + self.attribute_loss(texts, batch)
-            + self.patch_loss(states, batch)
+            + self.patch_loss(states.narrow(0, 0, count), batch)
     }
 
     fn attribute_loss(&self, embeddings: Tensor<2>, batch: &Batch) -> Tensor<1> {
@@ -159,6 +176,83 @@ impl Probed {
         let logits = self.patches.forward(patches.select(0, places));
         cross_entropy(logits.clone().narrow(1, 0, COLORS.len()), &colors)
             + cross_entropy(logits.narrow(1, COLORS.len(), SHAPES.len()), &shapes)
+    }
+}
+
+/// Images between two shapes, as a student paints them when it has not decided: the latents of two scenes that differ in one shape,
+/// at the same place, mixed and decoded.
+struct Blends {
+    pairs: Vec<[Scene; 2]>,
+    pictures: Vec<Vec<u8>>,
+}
+
+impl Blends {
+    const COUNT: usize = 8192;
+    /// Weights of the second scene.
+    const WEIGHTS: std::ops::Range<f64> = 0.3..0.7;
+
+    fn new(kl: &AutoencoderKl, seed: u64, device: &Device) -> Self {
+        const BATCH: usize = 64;
+        let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0xb1e4d);
+        let mut blends = Self {
+            pairs: Vec::new(),
+            pictures: Vec::new(),
+        };
+        while blends.pairs.len() < Self::COUNT {
+            let scene = Scene::random(&mut rng, HeldOut::None);
+            let others = reshaped(&scene, rng.random_range(0..scene.objects().len()));
+            let other = others[rng.random_range(0..others.len())];
+            if other.is_valid() && HeldOut::None.contains(&other) {
+                blends.pairs.push([scene, other]);
+            }
+        }
+        for pairs in blends.pairs.chunks(BATCH) {
+            let mut rendered = [vec![], vec![]];
+            for [scene, other] in pairs {
+                let placements = scene.place(&mut rng);
+                rendered[0].push(scene.render(SIDE, &placements));
+                rendered[1].push(other.render(SIDE, &placements));
+            }
+            let [first, second] =
+                rendered.map(|pictures| kl.encode(images(&pictures, device)).mode());
+            let weights = pairs.iter().map(|_| rng.random_range(Self::WEIGHTS) as f32);
+            let weights = TensorData::new(weights.collect::<Vec<_>>(), [pairs.len(), 1, 1, 1]);
+            let weights = Tensor::<4>::from_data(weights, device);
+            let latents = first.clone() + (second - first) * weights;
+            let painted = pictures(kl.decode(latents)).into_iter();
+            blends
+                .pictures
+                .extend(painted.map(|picture| picture.into_raw()));
+        }
+        blends
+    }
+
+    /// Mean cosine of 512 blends with the nearer one of their captions.
+    fn cosine(&self, clip: &Clip, tokenizer: &Tokenizer) -> f64 {
+        const COUNT: usize = 512;
+        let device = &clip.logit_scale.val().device();
+        let captions = self.pairs[..COUNT].iter().flatten().map(Scene::caption);
+        let captions: Vec<_> = captions.collect();
+        let texts = clip.embed_texts(tokenizer.encode_batch(&captions, device));
+        let pictures = images(&self.pictures[..COUNT], device);
+        let pictures = clip.embed_images(preprocess(pictures, SIDE));
+        let products = texts.reshape([COUNT, 2, SHARED]) * pictures.reshape([COUNT, 1, SHARED]);
+        let nearer = products.sum_dim(2).max_dim(1).mean().into_data();
+        nearer.iter::<f64>().sum()
+    }
+
+    /// Draws blends whose scenes are not among `scenes`, and adds their scenes.
+    fn draw(&self, rng: &mut ChaCha8Rng, count: usize, scenes: &mut Vec<Scene>) -> Vec<Vec<u8>> {
+        let mut drawn = Vec::with_capacity(count);
+        while drawn.len() < count {
+            let index = rng.random_range(0..self.pairs.len());
+            let pair = &self.pairs[index];
+            if !pair.iter().any(|scene| scenes.contains(scene)) {
+                scenes.extend(pair);
+                drawn.push(self.pictures[index].clone());
+            }
+        }
+        drawn
     }
 }
 
@@ -225,7 +319,7 @@ fn altered(scene: &Scene, rng: &mut ChaCha8Rng) -> Vec<Scene> {
 }
 
 /// The scene with each of the other shapes in place of one of its objects.
-fn reshaped(scene: &Scene, which: usize) -> Vec<Scene> {
+pub(crate) fn reshaped(scene: &Scene, which: usize) -> Vec<Scene> {
     let reshape = |by| {
         scene.with_object(which, |object| {
             object.shape = (object.shape + by) % SHAPES.len();

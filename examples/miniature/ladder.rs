@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use swiftbrush_checkpoint::{read_json, write_json};
-use swiftbrush_trainer::{Distiller, PromptSource, Prompts, Recipe};
+use swiftbrush_trainer::{PromptSource, Prompts, Recipe};
 
 use crate::model::Workshop;
 use crate::protocol::{is_measured, measure};
@@ -144,30 +144,34 @@ fn average(workshop: &Workshop, run: u64) -> Result<()> {
     Ok(())
 }
 
-/// Weight that gives the CLIP loss the gradient norm of the distillation loss at the first step of student B; measured
+/// Weight that gives the CLIP loss the gradient norm of the distillation loss in the first updates of student B; measured
 /// once and stored in `clip_weight.json`.
 fn clip_weight(workshop: &Workshop) -> Result<f64> {
     let path = workshop.root.join("clip_weight.json");
     if path.is_file() {
         return Ok(read_json(&path)?);
     }
-    /// So large that the gradient of the sum is that of the CLIP loss.
-    const LARGE: f64 = 1e6;
     let of_b = RUNGS
         .iter()
         .find(|rung| rung.name == "b")
         .context("the ladder has no B")?;
-    let norm = |weight: f64| -> Result<f64> {
-        let mut recipe = of_b.recipe(0)?;
-        (recipe.student_every, recipe.student_after) = (1, 0);
-        recipe.accumulation = 16;
-        recipe.clip.iter_mut().for_each(|clip| clip.weight = weight);
-        first_norm(workshop, of_b.from, recipe)
-    };
-    let (distillation, clip) = (norm(0.0)?, norm(LARGE)? / LARGE);
+    let mut recipe = of_b.recipe(0)?;
+    recipe.student_every = 1;
+    let clip = recipe.clip.take();
+    let distillation = first_norm(workshop, of_b.from, recipe.clone())?;
+    /// So large that the gradient of the sum is that of the CLIP loss.
+    const LARGE: f64 = 1e6;
+    recipe.student_after = 0;
+    recipe.clip = clip;
+    recipe.clip.iter_mut().for_each(|clip| clip.weight = LARGE);
+    let clip = first_norm(workshop, of_b.from, recipe)? / LARGE;
     ensure!(
         clip > 0.0,
         "no image is below the threshold: the CLIP loss has no gradient"
+    );
+    ensure!(
+        distillation > 0.0,
+        "the distillation loss has no gradient: the fake teacher equals the teacher"
     );
     let weight = distillation / clip;
     eprintln!(
@@ -177,15 +181,22 @@ fn clip_weight(workshop: &Workshop) -> Result<f64> {
     Ok(weight)
 }
 
-/// Norm of the student's gradient in the first step of a recipe.
+/// Mean norm of the student's gradient in its first eight updates, after the steps that a recipe gives to the fake teacher
+/// alone.
 fn first_norm(workshop: &Workshop, from: &str, recipe: Recipe) -> Result<f64> {
-    let device = &workshop.device;
-    let count = recipe.batch * recipe.accumulation;
+    const UPDATES: u64 = 8;
+    let (alone, count) = (recipe.student_after, recipe.batch * recipe.accumulation);
     let prompts = students::prompts(workshop, PromptSet::Known)?;
     let mut prompts = Prompts::open(prompts, recipe.seed)?;
-    let networks = students::networks(workshop, from, &recipe)?;
-    let mut distiller = Distiller::new(recipe, networks, device)?.with_threads(2);
-    Ok(distiller.step(&prompts.get(0, count)?)?.student_norm)
+    let mut distiller = students::distiller(workshop, from, recipe)?;
+    let mut sum = 0.0;
+    for step in 0..alone + UPDATES {
+        let report = distiller.step(&prompts.get(step * count as u64, count)?)?;
+        if step >= alone {
+            sum += report.student_norm;
+        }
+    }
+    Ok(sum / UPDATES as f64)
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod autoencoders;
 mod contrastive;
 mod data;
 mod edits;
+mod judge;
 mod ladder;
 mod model;
 mod negatives;
@@ -98,12 +99,21 @@ enum Command {
     Clip {
         #[arg(long, default_value_t = steps::CLIP)]
         steps: u64,
+        /// CLIP to start training from [default: random weights].
+        #[arg(long)]
+        from: Option<String>,
     },
     /// Measure how well CLIP distinguishes shapes in unseen images.
     Judge {
         /// Number of images per class.
         #[arg(long, default_value_t = 4096)]
         count: usize,
+        /// Judge one-step images of this denoiser instead, beside the scorer.
+        #[arg(long)]
+        student: Option<String>,
+        /// Cosine below which the loss corrects an image.
+        #[arg(long, default_value_t = 0.8)]
+        threshold: f64,
     },
     /// Train the teacher.
     Teacher {
@@ -209,8 +219,23 @@ fn main() -> Result<()> {
         Command::Decoder { steps } => stages::make_decoder(&workshop, steps),
         Command::Tiny { steps } => stages::make_tiny(&workshop, steps),
         Command::TinyDecoder { steps } => stages::make_tiny_decoder(&workshop, steps),
-        Command::Clip { steps } => stages::make_clip(&workshop, steps),
-        Command::Judge { count } => judge(&workshop, count),
+        Command::Clip { steps, from } => stages::make_clip(&workshop, steps, from.as_deref()),
+        Command::Judge {
+            count,
+            student: None,
+            ..
+        } => judge(&workshop, count),
+        Command::Judge {
+            count,
+            student: Some(student),
+            threshold,
+        } => {
+            for class in [HeldOut::None, HeldOut::First] {
+                println!("{class:?}");
+                judge::verdicts(&workshop, &student, class, count, threshold)?;
+            }
+            Ok(())
+        }
         Command::Teacher { steps, from } => {
             teacher::train_teacher(&workshop, steps, from.as_deref())
         }

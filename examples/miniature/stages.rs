@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use burn::tensor::DType;
-use swiftbrush_clip::Tokenizer;
+use swiftbrush_clip::{Clip, Tokenizer};
 use swiftbrush_trainer::Recipe;
 use swiftbrush_vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, AutoencoderTinyConfig};
 
@@ -31,7 +31,7 @@ pub(crate) mod steps {
 pub(crate) fn make_all(workshop: &Workshop) -> Result<()> {
     make_autoencoder(workshop, steps::AUTOENCODER)?;
     make_decoder(workshop, steps::DECODER)?;
-    make_clip(workshop, steps::CLIP)?;
+    make_clip(workshop, steps::CLIP, None)?;
     teacher::train_teacher(workshop, steps::TEACHER, None)?;
     students::train_start(workshop, steps::START, "teacher")?;
     make_tiny(workshop, steps::TINY)?;
@@ -116,15 +116,22 @@ pub(crate) fn make_tiny_decoder(workshop: &Workshop, steps: u64) -> Result<()> {
     )
 }
 
-pub(crate) fn make_clip(workshop: &Workshop, steps: u64) -> Result<()> {
-    let folder = workshop.model()?;
+/// Trains CLIP, from the weights of the component `from` if there is one.
+pub(crate) fn make_clip(workshop: &Workshop, steps: u64, from: Option<&str>) -> Result<()> {
+    let (folder, device) = (workshop.model()?, &workshop.device);
     let n_tokens = write_tokenizer(&workshop.path("tokenizer"))?;
     let tokenizer = Tokenizer::from_model(&folder, "tokenizer")?;
     let config = clip_config(n_tokens);
+    let f32 = Some(DType::F32);
+    let beginning = match from {
+        Some(from) => Clip::from_model(&folder, from, f32, device)?,
+        None => config.init(device),
+    };
     let clip = train_clip(
         &workshop.stage("clip"),
         &tokenizer,
-        n_tokens,
+        beginning,
+        &AutoencoderKl::from_model(&folder, "vae", f32, device)?,
         workshop.seed,
         steps,
         &workshop.device,

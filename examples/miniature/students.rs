@@ -14,10 +14,11 @@ use swiftbrush_clip::{TextEncoder, Tokenizer};
 use swiftbrush_pipeline::{Given, Method, Request, noise, one_step};
 use swiftbrush_scheduler::{NoiseSchedule, SamplerKind};
 use swiftbrush_trainer::{
-    ClipNetworks, Distiller, Event, Networks, Prompts, Purpose, Random, Recipe, Run, Threads,
+    Distiller, Event, Networks, Prompts, Purpose, Random, Recipe, Run, Threads,
 };
 use swiftbrush_unet::UNet;
 
+use crate::judge::Judge;
 use crate::model::{Workshop, scheduler, unet_config, write_component};
 use crate::painter::{Painter, Tally, captions};
 use crate::teacher::GUIDANCE;
@@ -154,15 +155,17 @@ pub(crate) fn recipe_path(name: &str) -> PathBuf {
     folder.join(name).with_extension("toml")
 }
 
-/// The networks of a distillation that starts from the denoiser `from`.
-pub(crate) fn networks(workshop: &Workshop, from: &str, recipe: &Recipe) -> Result<Networks> {
+/// A distillation that starts from the denoiser `from`, with [`Judge`] for the CLIP loss of the recipe.
+pub(crate) fn distiller(workshop: &Workshop, from: &str, mut recipe: Recipe) -> Result<Distiller> {
     let device = &workshop.device;
     let folder = workshop.model()?;
+    let judge = recipe.clip.take().map(|clip| Judge::load(workshop, clip));
     let (teacher, student) = ((&folder, "teacher"), (&folder, from));
-    let networks = Networks::load(teacher, student, recipe, device)?;
-    Ok(match &recipe.clip {
-        Some(_) => networks.with_clip(ClipNetworks::load(&folder, recipe, device)?),
-        None => networks,
+    let networks = Networks::load(teacher, student, &recipe, device)?;
+    let distiller = Distiller::new(recipe, networks, device)?.with_threads(2);
+    Ok(match judge {
+        Some(judge) => distiller.with_reward(Box::new(judge?))?,
+        None => distiller,
     })
 }
 
@@ -174,11 +177,9 @@ pub(crate) fn distill(
     recipe: Recipe,
     prompt_set: PromptSet,
 ) -> Result<()> {
-    let device = &workshop.device;
-    let networks = networks(workshop, from, &recipe)?;
     let stage = workshop.stage(name);
     let prompts = Prompts::open(prompts(workshop, prompt_set)?, recipe.seed)?;
-    let distiller = Distiller::new(recipe, networks, device)?.with_threads(2);
+    let distiller = distiller(workshop, from, recipe)?;
     let mut run = Run::open(distiller, prompts, &stage, &[])?;
     let (steps, done) = (run.distiller().recipe().steps, run.distiller().n_steps());
     let bar = progress_bar(name, steps, done);
