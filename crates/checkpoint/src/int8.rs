@@ -1,6 +1,6 @@
 //! Weights in int8: loading, quantisation, and their layout in files.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use burn::module::{Module, Param};
@@ -11,7 +11,7 @@ use swiftbrush_kernels::Int8Weight;
 
 use crate::convert::converted;
 use crate::error::{Error, abridged};
-use crate::module::{Values, fill, is_buffer, read};
+use crate::module::{Values, check_float, fill, is_buffer, load, read};
 use crate::named::{NamedMapper, NamedVisitor, map_named, visit_named};
 use crate::weights::Weights;
 use crate::write::{LazyTensor, write_tensors};
@@ -60,7 +60,7 @@ pub fn is_int8_file(weights: &Weights) -> Result<bool, Error> {
 
 /// Loads the parameters of a module by name, strictly, with the weights that `is_int8` selects by name and shape in
 /// int8, and everything else in f32. Weights in f32, f16 or bf16 are quantised; a file written by [`save_int8`] is read
-/// as it is.
+/// as it is, except that tensors in int8 that are not selected are widened.
 ///
 /// # Errors
 ///
@@ -77,14 +77,9 @@ pub fn load_int8<M: Module>(
             .shape(name)
             .is_some_and(|shape| is_int8(name, shape))
     };
-    let names = weights.names().filter(|name| {
-        let weight = name.strip_suffix(SCALE).filter(|_| is_stored);
-        !is_buffer(name) && !weight.is_some_and(&selects)
-    });
-    let names = names.map(str::to_owned).collect();
     let read = |name: &str| match is_stored && selects(name) {
         true => read_int8(weights, name).map(Values::Int8),
-        false => weights.read(name).map(Values::Plain),
+        false => read_wide(weights, name).map(Values::Plain),
     };
     let convert = |name: &str, data: TensorData| {
         let is_copied = data.dtype() != DType::F32;
@@ -99,7 +94,51 @@ pub fn load_int8<M: Module>(
         }
         Ok(values)
     };
-    fill(module, weights.path(), names, read, convert)
+    fill(module, weights.path(), parameters(weights), read, convert)
+}
+
+/// Like [`load`](crate::load), but also reads a file written by [`save_int8`], whose tensors in int8 are widened.
+///
+/// # Errors
+///
+/// Same as [`load`](crate::load), or if the file has an unknown layout of quantised weights.
+pub fn load_widened<M: Module>(
+    module: M,
+    weights: &Weights,
+    dtype: Option<DType>,
+) -> Result<M, Error> {
+    if let Some(dtype) = dtype {
+        check_float(dtype, "load", weights.path())?;
+    }
+    if !is_int8_file(weights)? {
+        return load(module, weights, dtype);
+    }
+    let read = |name: &str| read_wide(weights, name).map(Values::Plain);
+    let convert = |name: &str, data: TensorData| {
+        let data = converted(data, dtype.unwrap_or(DType::F32));
+        weights.release(name);
+        Ok(Values::Plain(data))
+    };
+    fill(module, weights.path(), parameters(weights), read, convert)
+}
+
+/// The names of a file's tensors, without buffers and without the scales of tensors in int8.
+fn parameters(weights: &Weights) -> BTreeSet<String> {
+    let is_scale = |name: &str| {
+        let codes = name.strip_suffix(SCALE);
+        codes.is_some_and(|codes| weights.dtype(codes).is_ok_and(|dtype| dtype == DType::I8))
+    };
+    let names = weights.names();
+    let names = names.filter(|name| !is_buffer(name) && !is_scale(name));
+    names.map(str::to_owned).collect()
+}
+
+/// Reads a tensor; one in int8 is widened to f32.
+fn read_wide(weights: &Weights, name: &str) -> Result<TensorData, Error> {
+    match weights.dtype(name)? {
+        DType::I8 => Ok(read_int8(weights, name)?.dequantize()),
+        _ => weights.read(name),
+    }
 }
 
 /// Reads the codes and scales of a weight.
@@ -185,9 +224,11 @@ pub fn quantize<M: Module>(
     }
 }
 
-/// Writes a module with weights in int8 to a safetensors file, atomically. Weights in int8 become two tensors, `NAME` with the
-/// codes in I8 and the shape of the weight, and `NAME_scale` with the scale of each output in F32; all other tensors are in f16
-/// where that is exact, otherwise in f32. The header names the layout.
+/// Writes a module to a safetensors file, atomically, with its weights in int8 and those that `is_stored` selects by name and
+/// shape in int8. The latter are quantised only in the file; loading widens them, which makes the file smaller but not the
+/// module. Each becomes two tensors, `NAME` with the codes in I8 and the shape of the weight, and `NAME_scale` with the scale of
+/// each output in F32; all other tensors are in f16 where that is exact, or nearly so in a matrix, otherwise in f32. The header
+/// names the layout.
 ///
 /// # Errors
 ///
@@ -196,41 +237,84 @@ pub fn save_int8<M: Module>(
     module: &M,
     path: impl AsRef<Path>,
     mut metadata: HashMap<String, String>,
+    is_stored: impl Fn(&str, &[usize]) -> bool,
 ) -> Result<(), Error> {
-    struct Tensors(Vec<LazyTensor<'static>>);
-    impl NamedVisitor for Tensors {
+    struct Tensors<'a, F> {
+        is_stored: F,
+        path: &'a Path,
+        tensors: Vec<LazyTensor<'static>>,
+        error: Option<Error>,
+    }
+    impl<F: Fn(&str, &[usize]) -> bool> Tensors<'_, F> {
+        /// The weight in int8, or `None` if the parameter is stored in floating point.
+        fn weight<const D: usize>(
+            &self,
+            name: &str,
+            values: &Tensor<D>,
+        ) -> Result<Option<Int8Weight>, Error> {
+            match Int8Weight::of_tensor(values) {
+                None if (self.is_stored)(name, &values.dims()) => {
+                    quantized(self.path, name, &read(values.clone())).map(Some)
+                }
+                weight => Ok(weight),
+            }
+        }
+    }
+    impl<F: Fn(&str, &[usize]) -> bool> NamedVisitor for Tensors<'_, F> {
         fn float<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
-            let tensors = &mut self.0;
-            match Int8Weight::of_tensor(&param.base()) {
-                Some(weight) => {
+            let weight = self.weight(name, &param.base());
+            let tensors = &mut self.tensors;
+            match weight {
+                Ok(Some(weight)) => {
                     tensors.push(LazyTensor::ready(name, weight.codes().clone()));
                     let name = format!("{name}{SCALE}");
                     tensors.push(LazyTensor::ready(name, weight.scales().clone()));
                 }
-                None => tensors.push(LazyTensor::ready(name, narrowed(read(param.base())))),
+                Ok(None) => tensors.push(LazyTensor::ready(name, narrowed(read(param.base())))),
+                Err(error) => {
+                    self.error.get_or_insert(error);
+                }
             }
         }
     }
-    let mut tensors = Tensors(Vec::new());
-    visit_named(module, &mut tensors);
+    let path = path.as_ref();
+    let mut found = Tensors {
+        is_stored,
+        path,
+        tensors: Vec::new(),
+        error: None,
+    };
+    visit_named(module, &mut found);
+    if let Some(error) = found.error {
+        return Err(error);
+    }
     metadata.insert(KEY.to_owned(), LAYOUT.to_owned());
-    write_tensors(path, tensors.0, metadata)
+    write_tensors(path, found.tensors, metadata)
 }
 
-/// The values in f16 if that is exact, otherwise in f32.
+/// The values in f16 if that is exact, or nearly so in a matrix, whose rounding is small beside that of int8; otherwise in f32.
 fn narrowed(data: TensorData) -> TensorData {
+    /// Bound of the error relative to the largest magnitude: half a unit in the last place of a value below two.
+    const ERROR: f32 = 1.0 / 2048.0;
     let data = converted(data, DType::F32);
     let Ok(values) = data.as_slice::<f32>() else {
         return data;
     };
     let mut halves = vec![f16::ZERO; values.len()];
     halves.convert_from_f32_slice(values);
-    match halves
-        .iter()
-        .zip(values)
-        .all(|(half, x)| half.to_f32() == *x)
-    {
+    let errors = halves.iter().zip(values).map(|(half, x)| half.to_f32() - x);
+    let error = largest(errors);
+    let bound = match data.shape().num_dims() {
+        0 | 1 => 0.0,
+        _ => largest(values.iter().copied()) * ERROR,
+    };
+    match error <= bound {
         true => TensorData::new(halves, data.shape().to_vec()),
         false => data,
     }
+}
+
+/// The largest magnitude.
+fn largest(values: impl Iterator<Item = f32>) -> f32 {
+    values.map(f32::abs).fold(0.0, f32::max)
 }

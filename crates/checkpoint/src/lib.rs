@@ -36,7 +36,7 @@ pub use files::{FileSource, MemoryFiles};
 pub use finite::is_finite;
 #[cfg(feature = "hub")]
 pub use hub::{Download, Event, Hub, HubError};
-pub use int8::{int8_config, is_int8_file, load_int8, quantize, save_int8};
+pub use int8::{int8_config, is_int8_file, load_int8, load_widened, quantize, save_int8};
 pub use json::{read_config, read_json};
 pub use model::Model;
 pub use module::{is_buffer, load, n_parameters, named_tensors, read, save, with_tensors};

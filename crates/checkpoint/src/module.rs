@@ -363,7 +363,7 @@ pub fn save<M: Module>(
     write_tensors(path, tensors.tensors, metadata)
 }
 
-fn check_float(dtype: DType, action: &str, path: &Path) -> Result<(), Error> {
+pub(crate) fn check_float(dtype: DType, action: &str, path: &Path) -> Result<(), Error> {
     match dtype.is_float() {
         true => Ok(()),
         false => Err(Error::Config {

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use swiftbrush_checkpoint::{
-    Archive, LazyTensor, Weights, is_int8_file, load, load_int8, quantize, save_int8, write_tensors,
+    Archive, LazyTensor, Weights, is_int8_file, load, load_int8, load_widened, quantize, save_int8,
+    write_tensors,
 };
 use swiftbrush_kernels::{Conv2d, Conv2dConfig, Int8Weight, Linear, LinearConfig, is_int8};
 use swiftbrush_testing::random;
@@ -98,7 +99,7 @@ fn files_are_read_as_they_were_written() {
     let [plain, path] = ["f32", "int8"].map(|name| folder.path().join(name));
     let weights = write(&plain, &tensors(), None);
     let network_int8 = load_int8(network(&device), &weights, rule).unwrap();
-    save_int8(&network_int8, &path, HashMap::new()).unwrap();
+    save_int8(&network_int8, &path, HashMap::new(), |_, _| false).unwrap();
     let file = Archive::open(&path).unwrap();
     let names = [
         ("conv.weight", DType::I8),
@@ -121,13 +122,81 @@ fn files_are_read_as_they_were_written() {
     assert_eq!(found, expected);
 }
 
+#[test]
+fn stored_weights_are_widened() {
+    let (folder, device) = (tempfile::tempdir().unwrap(), Device::flex());
+    let [plain, path] = ["f32", "stored"].map(|name| folder.path().join(name));
+    let mut tensors = tensors();
+    tensors[4].1 = values(5, &[2, 5]);
+    let network_f32 = load(network(&device), &write(&plain, &tensors, None), None).unwrap();
+    let last = |name: &str, _: &[usize]| name == "last.weight";
+    save_int8(&network_f32, &path, HashMap::new(), last).unwrap();
+    let weights = Weights::open(&path).unwrap();
+    assert_eq!(weights.dtype("last.weight").unwrap(), DType::I8);
+    // A matrix nearly exact in f16.
+    assert_eq!(weights.dtype("first.weight").unwrap(), DType::F16);
+    assert_eq!(weights.dtype("first.bias").unwrap(), DType::F32);
+    let expected = Int8Weight::quantize(&tensors[4].1).unwrap().dequantize();
+    assert_ne!(expected, tensors[4].1);
+    for dtype in [None, Some(DType::F32), Some(DType::F16)] {
+        let found = load_widened(network(&device), &weights, dtype).unwrap();
+        let dtype = dtype.unwrap_or(DType::F32);
+        let (last, first) = (found.last.weight.val(), found.first.weight.val());
+        assert_eq!(last.into_data(), expected.clone().convert_dtype(dtype));
+        let first_f16 = tensors[0].1.clone().convert_dtype(DType::F16);
+        assert_eq!(first.into_data(), first_f16.convert_dtype(dtype));
+    }
+    // Beside weights that compute in int8.
+    let network_int8 = quantize(network_f32, rule, &path).unwrap();
+    save_int8(&network_int8, &path, HashMap::new(), last).unwrap();
+    let found = load_int8(network(&device), &Weights::open(&path).unwrap(), rule).unwrap();
+    assert_eq!(codes(&found), codes(&network_int8));
+    assert_eq!(found.last.weight.val().into_data(), expected);
+    // A file without int8.
+    let found = load_widened(network(&device), &Weights::open(&plain).unwrap(), None).unwrap();
+    assert_eq!(found.last.weight.val().into_data(), tensors[4].1);
+    let error = load_widened(network(&device), &weights, Some(DType::I32)).unwrap_err();
+    assert!(error.to_string().contains("I32"), "{error}");
+}
+
+#[test]
+fn matrices_outside_the_range_of_f16_stay_in_f32() {
+    let (folder, device) = (tempfile::tempdir().unwrap(), Device::flex());
+    let path = folder.path().join("other");
+    for (value, dtype) in [
+        (0.3, DType::F16),
+        (1e5, DType::F32),
+        (3e-7, DType::F32),
+        (0.0, DType::F16),
+    ] {
+        let mut network = network(&device);
+        network.last.weight = Param::from_tensor(Tensor::full([2, 5], value, &device));
+        save_int8(&network, &path, HashMap::new(), |_, _| false).unwrap();
+        let found = Archive::open(&path).unwrap().dtype("last.weight").unwrap();
+        assert_eq!(found, dtype, "{value}");
+    }
+}
+
+#[test]
+fn a_stored_weight_must_be_finite() {
+    let (folder, device) = (tempfile::tempdir().unwrap(), Device::flex());
+    let mut network = network(&device);
+    let bad = Tensor::<2>::full([2, 5], f32::NAN, &device);
+    network.last.weight = Param::from_tensor(bad);
+    let path = folder.path().join("stored");
+    let last = |name: &str, _: &[usize]| name == "last.weight";
+    let error = save_int8(&network, &path, HashMap::new(), last).unwrap_err();
+    assert!(error.to_string().contains("last.weight"), "{error}");
+    assert!(!path.exists());
+}
+
 /// An int8 file whose tensors are changed by `edit`.
 fn edited(folder: &Path, edit: impl Fn(&mut Vec<(&str, TensorData)>)) -> (PathBuf, Weights) {
     let device = Device::flex();
     let [plain, path] = ["f32", "edited"].map(|name| folder.join(name));
     let weights = write(&plain, &tensors(), None);
     let network = load_int8(network(&device), &weights, rule).unwrap();
-    save_int8(&network, &path, HashMap::new()).unwrap();
+    save_int8(&network, &path, HashMap::new(), |_, _| false).unwrap();
     let file = Archive::open(&path).unwrap();
     let names = file.names();
     let mut tensors = names
@@ -173,7 +242,10 @@ fn mixtures_are_rejected_by_name() {
         &replace("first.weight", values(0, &[5, 6])).1,
         "first.weight is in F32; expected I8",
     );
-    rejected(&replace("last.weight", i8([2, 5])).1, "last.weight (I8)");
+    rejected(
+        &replace("last.weight", i8([2, 5])).1,
+        "no tensor last.weight_scale",
+    );
     rejected(
         &replace("first.weight", i8([5, 7])).1,
         "first.weight (expected [5, 6], found [5, 7])",

@@ -85,6 +85,12 @@ impl TextEncoder {
         shape.len() > 1 && name.contains("encoder.layers.") && name.ends_with(".weight")
     }
 
+    /// Returns whether a parameter is in int8 in the file that the pipeline's `quantize` writes, but not when the network is:
+    /// the embeddings of the tokens.
+    pub fn is_int8_stored(name: &str, _shape: &[usize]) -> bool {
+        name.ends_with("token_embedding.weight")
+    }
+
     fn open(model: &Model, component: &str) -> Result<(TextConfig, Weights), Error> {
         let config = TextConfig::from_model(model, component)?;
         let weights = model.weights(component)?;

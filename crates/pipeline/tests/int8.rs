@@ -1,13 +1,17 @@
 //! Whole models in int8: by an option, from a folder, and combinations that are rejected.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, Device, Tensor};
-use swiftbrush_checkpoint::{Archive, read_json, sha256};
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use swiftbrush_checkpoint::{Archive, NamedVisitor, read, read_json, sha256, visit_named};
+use swiftbrush_clip::TextEncoder;
 use swiftbrush_kernels::{Int8Weight, is_int8};
 use swiftbrush_lora::AdapterFile;
 use swiftbrush_pipeline::{Error, Loader, Model, Rng, Seeds, TextToImage};
 use swiftbrush_testing::{assert_close, device};
+use swiftbrush_vae::AutoencoderKl;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -50,7 +54,7 @@ fn message(result: Result<impl Sized, Error>) -> String {
 }
 
 #[test]
-fn a_model_is_quantised_on_loading_and_from_its_folder_alike() {
+fn a_model_is_quantised_on_loading_and_nearly_so_from_its_folder() {
     for name in MODELS {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("int8");
@@ -63,15 +67,66 @@ fn a_model_is_quantised_on_loading_and_from_its_folder_alike() {
             "nothing is quantised"
         );
         loader(golden(name)).quantize(&output).unwrap();
+        // The embeddings of a folder are rounded, and its other weights are in f16, as this model's are or are not.
+        let is_f16 = name == MODELS[1];
+        let stored = latents(&loader(&output).load().unwrap());
+        assert_close(stored.clone(), expected.clone(), 0.02);
         for loader in [
             loader(&output),
             loader(&output).with_int8(),
             loader(&output).with_weights_as_stored(),
         ] {
             assert!(loader.is_int8().unwrap());
-            assert_close(latents(&loader.load().unwrap()), expected.clone(), 0.0);
+            let mut pipeline = loader.load().unwrap();
+            assert_close(latents(&pipeline), stored.clone(), 0.0);
+            pipeline.text_encoder = option.text_encoder().unwrap();
+            let error = if is_f16 { 0.0 } else { 0.01 };
+            assert_close(latents(&pipeline), expected.clone(), error);
         }
         assert!(!loader(golden(name)).is_int8().unwrap() && option.is_int8().unwrap());
+    }
+}
+
+#[test]
+fn embeddings_and_the_autoencoder_are_in_int8_only_in_their_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("int8");
+    // In f16, so that everything else is stored exactly.
+    let source = golden(MODELS[1]);
+    loader(&source).quantize(&output).unwrap();
+    let [stored, plain] = [&output, &source].map(|path| Model::open(path).unwrap());
+    let values = |model: &Model| {
+        let vae = AutoencoderKl::from_model(model, "vae", None, &cpu()).unwrap();
+        assert!(Names::of(&vae).int8.is_empty());
+        let text_encoder = TextEncoder::from_model(model, "text_encoder", None, &cpu()).unwrap();
+        let mut values = Values::default();
+        visit_named(&vae, &mut values);
+        visit_named(&text_encoder, &mut values);
+        values.0
+    };
+    let (found, exact) = (values(&stored), values(&plain));
+    let is_stored = |name: &str| {
+        let dtype = |component| stored.weights(component).unwrap().dtype(name);
+        let mut dtypes = ["vae", "text_encoder"].into_iter().map(dtype);
+        dtypes.any(|dtype| matches!(dtype, Ok(DType::I8)))
+    };
+    for (name, is_int8) in [
+        ("text_model.embeddings.token_embedding.weight", true),
+        ("text_model.embeddings.position_embedding.weight", false),
+        ("decoder.up_blocks.0.resnets.0.conv1.weight", true),
+        ("encoder.mid_block.attentions.0.to_q.weight", true),
+        ("decoder.up_blocks.0.resnets.0.norm1.weight", false),
+        ("encoder.conv_in.weight", false),
+        ("decoder.conv_out.weight", false),
+        ("quant_conv.weight", false),
+        ("post_quant_conv.weight", false),
+    ] {
+        assert_eq!(is_stored(name), is_int8, "{name}");
+        let expected = match is_int8 {
+            true => Int8Weight::quantize(&exact[name]).unwrap().dequantize(),
+            false => exact[name].clone(),
+        };
+        assert_eq!(found[name], expected, "{name}");
     }
 }
 
@@ -104,7 +159,11 @@ fn a_folder_names_its_layout_and_origin() {
         let method = &config["quantization_config"]["quant_method"];
         assert_eq!(method, "int8-per-output-v1");
     }
-    for copied in ["scheduler", "tokenizer", "vae"] {
+    let vae = output.join("vae/diffusion_pytorch_model.safetensors");
+    let metadata = Archive::open(vae).unwrap().metadata();
+    assert_eq!(metadata["quantization"], "int8-per-output-v1");
+    assert!(!metadata.contains_key("adapters"));
+    for copied in ["scheduler", "tokenizer"] {
         let count = std::fs::read_dir(model.join(copied)).unwrap().count();
         let found = std::fs::read_dir(output.join(copied)).unwrap().count();
         assert_eq!(found, count, "{copied}");
@@ -146,6 +205,18 @@ fn first_last_and_time_layers_stay_in_f32() {
     );
 }
 
+/// The parameters in floating point.
+#[derive(Default)]
+struct Values(BTreeMap<String, TensorData>);
+
+impl NamedVisitor for Values {
+    fn float<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+        if !is_int8(&param.base()) {
+            self.0.insert(name.to_owned(), read(param.base()));
+        }
+    }
+}
+
 #[derive(Default)]
 struct Names {
     int8: Vec<String>,
@@ -153,15 +224,15 @@ struct Names {
 }
 
 impl Names {
-    fn of<M: burn::module::Module>(module: &M) -> Self {
+    fn of<M: Module>(module: &M) -> Self {
         let mut names = Self::default();
-        swiftbrush_checkpoint::visit_named(module, &mut names);
+        visit_named(module, &mut names);
         names
     }
 }
 
-impl swiftbrush_checkpoint::NamedVisitor for Names {
-    fn float<const D: usize>(&mut self, name: &str, param: &burn::module::Param<Tensor<D>>) {
+impl NamedVisitor for Names {
+    fn float<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
         match is_int8(&param.base()) {
             true => self.int8.push(name.to_owned()),
             false => self.other.push(name.to_owned()),
@@ -177,7 +248,8 @@ fn adapters_are_merged_before_and_rejected_afterwards() {
     let expected = latents(&adapted.clone().with_int8().load().unwrap());
     assert_close(expected.clone(), latents(&adapted.load().unwrap()), 0.1);
     adapted.quantize(&output).unwrap();
-    assert_close(latents(&loader(&output).load().unwrap()), expected, 0.0);
+    // Without the adapter the difference is several times the bound.
+    assert_close(latents(&loader(&output).load().unwrap()), expected, 0.02);
     let later = loader(&output).load().unwrap();
     for error in [
         message(loader(&output).with_adapter(adapter(), 1.0).load()),

@@ -1,7 +1,7 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, assert_shape};
 use serde_json::json;
-use swiftbrush_checkpoint::{Error, Model, load};
+use swiftbrush_checkpoint::{Error, Model, int8_config, load_widened};
 use swiftbrush_kernels::{Conv2d, Conv2dConfig, GroupNorm};
 
 use crate::AutoencoderKlConfig;
@@ -64,6 +64,7 @@ impl AutoencoderKlConfig {
             ("_class_name", json!("AutoencoderKL")),
             ("act_fn", json!("silu")),
             ("mid_block_add_attention", json!(true)),
+            ("quantization_config", int8_config()),
             ("shift_factor", json!(0.0)),
             ("use_post_quant_conv", json!(true)),
             ("use_quant_conv", json!(true)),
@@ -134,11 +135,18 @@ impl AutoencoderKl {
         swiftbrush_kernels::supports(device)?;
         let config = AutoencoderKlConfig::from_model(model, component)?;
         let weights = as_diffusers(model.weights(component)?)?;
-        load(
+        load_widened(
             config.init(device),
             &weights,
             Some(dtype.unwrap_or(DType::F32)),
         )
+    }
+
+    /// Returns whether a parameter is in int8 in the file that the pipeline's `quantize` writes: weights without those of the
+    /// first and the last convolution and of the convolutions on latents. Loading widens them.
+    pub fn is_int8_stored(name: &str, shape: &[usize]) -> bool {
+        const KEPT: [&str; 4] = ["conv_in.", "conv_out.", "quant_conv.", "post_quant_conv."];
+        shape.len() > 1 && !KEPT.iter().any(|kept| name.contains(kept))
     }
 
     /// Encodes images.

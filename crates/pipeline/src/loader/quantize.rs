@@ -10,20 +10,25 @@ use serde_json::{Value, json};
 use swiftbrush_checkpoint::{
     Error as FileError, int8_config, is_int8_file, save_int8, sha256, write_json,
 };
+use swiftbrush_clip::TextEncoder;
 use swiftbrush_kernels::Int8Weight;
+use swiftbrush_vae::AutoencoderKl;
 
 use super::Loader;
 use crate::Error;
 
+/// Name of the weights of diffusers' networks.
+const DIFFUSERS: &str = "diffusion_pytorch_model.safetensors";
 /// Names of the components that are copied if the model has them.
-const COPIED: [&str; 4] = ["scheduler", "tokenizer", "taesd", "vae"];
+const COPIED: [&str; 3] = ["scheduler", "tokenizer", "taesd"];
 
 impl Loader {
     /// Writes the model as a folder in diffusers' layout, with the denoiser and the text encoder in int8; see
-    /// [`Int8Weight`]. The adapters of the loader are merged first. Other components are copied, with only the weight
-    /// files that are loaded. Loading the folder needs no option.
+    /// [`Int8Weight`]. The embeddings of the text encoder and the autoencoder are in int8 only in their files. The adapters of the
+    /// loader are merged first. Other components are copied, with only the weight files that are loaded. Loading the folder needs
+    /// no option.
     ///
-    /// The headers of the two files record the layout of the weights, the hashes of their source files, and the
+    /// The headers of the files in int8 record the layout of the weights, the hashes of their source files, and the
     /// strengths of adapters, under `quantization`, `source` and `adapters`.
     ///
     /// # Errors
@@ -37,9 +42,23 @@ impl Loader {
         loader.check_quantizable(folder)?;
         let denoiser = &self.options.denoiser;
         let unet = folder.join("unet");
-        loader.write_int8(&loader.unet()?, denoiser, &unet, "diffusion_pytorch_model")?;
-        let encoder = folder.join("text_encoder");
-        loader.write_int8(&loader.text_encoder()?, "text_encoder", &encoder, "model")?;
+        let network = loader.unet()?;
+        loader.write_int8(&network, denoiser, &unet.join(DIFFUSERS), |_, _| false)?;
+        drop(network);
+        let encoder = folder.join("text_encoder").join("model.safetensors");
+        let network = loader.text_encoder()?;
+        loader.write_int8(
+            &network,
+            "text_encoder",
+            &encoder,
+            TextEncoder::is_int8_stored,
+        )?;
+        drop(network);
+        if self.model.has("vae") {
+            let vae = folder.join("vae").join(DIFFUSERS);
+            let network = AutoencoderKl::from_model(&self.model, "vae", None, &self.device)?;
+            loader.write_int8(&network, "vae", &vae, AutoencoderKl::is_int8_stored)?;
+        }
         for component in COPIED {
             self.copy_component(component, &folder.join(component))?;
         }
@@ -59,7 +78,7 @@ impl Loader {
             let reason = "a single file; only folders in diffusers' layout can be quantised";
             return Err(self.contradiction(reason.to_owned()));
         }
-        for component in [self.options.denoiser.as_str(), "text_encoder"] {
+        for component in [self.options.denoiser.as_str(), "text_encoder", "vae"] {
             if self.is_stored_in_int8(component)? {
                 return Err(self.contradiction(format!("its {component} is in int8 already")));
             }
@@ -78,16 +97,15 @@ impl Loader {
         &self,
         network: &M,
         component: &str,
-        folder: &Path,
-        name: &str,
+        path: &Path,
+        is_stored: fn(&str, &[usize]) -> bool,
     ) -> Result<(), Error> {
         let config = self.model.config(component)?;
         let config = config.ok_or_else(|| self.contradiction(format!("no {component} config")))?;
         let mut config: BTreeMap<String, Value> = self.model.read_json(&config)?;
         config.insert("quantization_config".to_owned(), int8_config());
-        let path = folder.join(format!("{name}.safetensors"));
-        save_int8(network, path, self.origin(component)?)?;
-        Ok(write_json(folder.join("config.json"), &config)?)
+        save_int8(network, path, self.origin(component)?, is_stored)?;
+        Ok(write_json(path.with_file_name("config.json"), &config)?)
     }
 
     /// The entries of a header that name the sources of a network.
@@ -103,7 +121,7 @@ impl Loader {
             ("format".to_owned(), "pt".to_owned()),
             entry("source", json!(hashes)),
         ]);
-        if !strengths.is_empty() {
+        if !strengths.is_empty() && component != "vae" {
             origin.extend([entry("adapters", json!(strengths))]);
         }
         Ok(origin)
