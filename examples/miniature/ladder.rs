@@ -144,8 +144,12 @@ fn average(workshop: &Workshop, run: u64) -> Result<()> {
     Ok(())
 }
 
-/// Weight that gives the CLIP loss the gradient norm of the distillation loss in the first updates of student B; measured
-/// once and stored in `clip_weight.json`.
+/// The norm of the CLIP gradient over that of the distillation gradient. At 1, the student settles halfway between what CLIP
+/// wants and what the teacher does.
+const RATIO: f64 = 5.0;
+
+/// Weight that gives the CLIP gradient [`RATIO`] times the norm of the distillation gradient in the first updates of student B;
+/// measured once and stored in `clip_weight.json`.
 fn clip_weight(workshop: &Workshop) -> Result<f64> {
     let path = workshop.root.join("clip_weight.json");
     if path.is_file() {
@@ -173,7 +177,7 @@ fn clip_weight(workshop: &Workshop) -> Result<f64> {
         distillation > 0.0,
         "the distillation loss has no gradient: the fake teacher equals the teacher"
     );
-    let weight = distillation / clip;
+    let weight = RATIO * distillation / clip;
     eprintln!(
         "gradient norms: distillation {distillation:.3e}, CLIP {clip:.3e}; weight {weight:.3}"
     );
