@@ -11,6 +11,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use indicatif::ProgressBar;
 use swiftbrush_checkpoint::{Archive, LazyTensor, write_atomically, write_tensors};
 use swiftbrush_clip::{TextEncoder, Tokenizer};
+use swiftbrush_lora::{AdapterFile, Adapters, Layout};
 use swiftbrush_pipeline::{Given, Method, Request, noise, one_step};
 use swiftbrush_scheduler::{NoiseSchedule, SamplerKind};
 use swiftbrush_trainer::{
@@ -169,7 +170,7 @@ pub(crate) fn distiller(workshop: &Workshop, from: &str, mut recipe: Recipe) -> 
     })
 }
 
-/// Distils the denoiser `from` into the component `name`.
+/// Distils the denoiser `from` into the component `name`; beside it, the adapters of a low-rank student.
 pub(crate) fn distill(
     workshop: &Workshop,
     name: &str,
@@ -201,12 +202,17 @@ pub(crate) fn distill(
         eprintln!("step {done}: one step, {tally}");
     }
     bar.finish();
-    let unet = run.distiller().averaged_student();
+    let student = run.distiller().trained_student().averaged();
+    let folder = workshop.path(name);
+    if let Some(adapters) = student.adapters() {
+        let file = AdapterFile::new(adapters, Adapters::default());
+        file.save(folder.join("adapters.safetensors"), Layout::Diffusers)?;
+    }
     write_component(
-        &workshop.path(name),
+        &folder,
         "UNet2DConditionModel",
         &unet_config(),
-        &unet,
+        &student.merged(),
         DType::F32,
     )
 }
