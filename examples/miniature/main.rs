@@ -35,14 +35,15 @@ mod world;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use burn::tensor::DType;
 use clap::{Parser, Subcommand};
+use examples_common::read_image;
 use image::RgbImage;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use swiftbrush_clip::{Clip, Tokenizer};
-use swiftbrush_pipeline::Method;
+use swiftbrush_pipeline::{Method, Record};
 use swiftbrush_scheduler::SamplerKind;
 use swiftbrush_trainer::Recipe;
 use swiftbrush_weight_interp::interpolate_files;
@@ -53,7 +54,7 @@ use crate::painter::{Painter, captions};
 use crate::scorer::Score;
 use crate::stages::steps;
 use crate::students::PromptSet;
-use crate::world::HeldOut;
+use crate::world::{HeldOut, Scene};
 
 /// Train the miniature, network by network.
 #[derive(Debug, Parser)]
@@ -168,6 +169,12 @@ enum Command {
         #[arg(long)]
         unseen: bool,
     },
+    /// Score generated pictures against the captions in their records; fails if one is not right in everything.
+    Score {
+        /// PNG files with records.
+        #[arg(required = true)]
+        pictures: Vec<PathBuf>,
+    },
     /// Train every student in docs/miniature.md over three seeds; finished ones are skipped, unfinished ones resumed.
     Ladder,
     /// Measure systems with the protocol of docs/miniature.md.
@@ -261,6 +268,7 @@ fn main() -> Result<()> {
             count,
             if unseen { HeldOut::Any } else { HeldOut::None },
         ),
+        Command::Score { pictures } => score_pictures(&pictures),
         Command::Ladder => ladder::climb(&workshop),
         Command::Protocol(command) => command.run(&workshop),
         Command::Negatives(options) => negatives::negatives(&workshop, &options),
@@ -335,6 +343,34 @@ fn draw_truth(seed: u64, output: &Path, count: usize, class: HeldOut) -> Result<
     Ok(())
 }
 
+fn score_pictures(paths: &[PathBuf]) -> Result<()> {
+    for path in paths {
+        let caption = score_picture(path).with_context(|| path.display().to_string())?;
+        println!("{}: right, {caption}", path.display());
+    }
+    Ok(())
+}
+
+/// Returns the caption of a picture that shows everything in it.
+fn score_picture(path: &Path) -> Result<String> {
+    let caption = Record::read(path)?.prompt;
+    let scene = Scene::of_caption(&caption).with_context(|| {
+        format!("the prompt {caption:?} is not a caption of this world; expected one such as \"a red circle on a white background\"")
+    })?;
+    let picture = read_image(path)?;
+    let (width, height) = picture.dimensions();
+    ensure!(
+        width == height,
+        "found {width}x{height} pixels; expected a square picture"
+    );
+    let score = scorer::score(&picture, &scene);
+    ensure!(
+        score.all(),
+        "the picture does not show {caption:?}: found {score:?}"
+    );
+    Ok(caption)
+}
+
 fn merge(workshop: &Workshop, lambda: f64, a: &str, b: &str, output: &str) -> Result<()> {
     let file = |name: &str| {
         workshop
@@ -347,4 +383,53 @@ fn merge(workshop: &Workshop, lambda: f64, a: &str, b: &str, output: &str) -> Re
         workshop.path(output).join("config.json"),
     )?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+    use swiftbrush_pipeline::{Model, Rng, Seeds, Source, TextToImage};
+
+    use super::*;
+
+    #[test]
+    fn a_picture_is_scored_against_the_caption_in_its_record() -> Result<()> {
+        const CAPTION: &str = "a red circle above a green star on a white background";
+        let model = examples_common::miniature();
+        let pipeline = TextToImage::from_model(&Model::open(&model)?, None, &Device::flex())?;
+        let request = pipeline.request([CAPTION])?;
+        let generation = pipeline.generate(&request, &mut Seeds::new(Rng::Native, [3]))?;
+        let record = Record::of(&Source::new(model), &request, 0, Rng::Native, 3, &pipeline);
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("picture.png");
+        let scored = |caption: &str| {
+            let record = record.clone().with_image(caption, 3);
+            std::fs::write(&path, generation.pictures()[0].to_png(Some(&record)))?;
+            score_picture(&path)
+        };
+        assert_eq!(scored(CAPTION)?, CAPTION);
+        for (caption, expected) in [
+            (
+                "a red circle above a green heart on a white background",
+                "shape: false",
+            ),
+            (
+                "a red circle above a blue star on a white background",
+                "color: false",
+            ),
+            (
+                "a red circle above a green star on a black background",
+                "ground: false",
+            ),
+            (
+                "a red circle to the left of a green star on a white background",
+                "relation: false",
+            ),
+            ("a castle", "not a caption"),
+        ] {
+            let error = scored(caption).expect_err(caption).to_string();
+            assert!(error.contains(expected), "{caption}: {error}");
+        }
+        Ok(())
+    }
 }

@@ -55,6 +55,18 @@ impl Object {
         let article = if color == "orange" { "an" } else { "a" };
         format!("{article} {color} {}", SHAPES[self.shape])
     }
+
+    fn of_name(name: &str) -> Option<Self> {
+        let (color, shape) = name.split_once(' ')?.1.split_once(' ')?;
+        Some(Self {
+            color: color_of_name(color)?,
+            shape: SHAPES.iter().position(|known| *known == shape)?,
+        })
+    }
+}
+
+fn color_of_name(name: &str) -> Option<usize> {
+    COLORS.iter().position(|(known, _)| *known == name)
 }
 
 /// Objects of a scene and their relation.
@@ -186,6 +198,24 @@ impl Scene {
             }
         };
         format!("{objects} on {article} {ground} background")
+    }
+
+    /// The scene with this caption, or `None` if no scene has it.
+    pub(crate) fn of_caption(caption: &str) -> Option<Self> {
+        let (objects, ground) = caption.strip_suffix(" background")?.split_once(" on ")?;
+        let two = |relation| {
+            let (first, second) = objects.split_once(relation)?;
+            Some((Object::of_name(first)?, Object::of_name(second)?))
+        };
+        let layout = match (two(" above "), two(" to the left of ")) {
+            (Some((first, second)), _) => Layout::Above(first, second),
+            (_, Some((first, second))) => Layout::LeftOf(first, second),
+            _ => Layout::One(Object::of_name(objects)?),
+        };
+        let ground = color_of_name(ground.split_once(' ')?.1)?;
+        let scene = Self { ground, layout };
+        // The articles, too.
+        (scene.is_valid() && scene.caption() == caption).then_some(scene)
     }
 
     /// Draws the placements of the objects, in the order of [`objects`](Self::objects).
@@ -381,6 +411,29 @@ mod tests {
     use rand::SeedableRng;
 
     use super::*;
+
+    #[test]
+    fn a_scene_is_read_back_from_its_caption() {
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        for _ in 0..300 {
+            let scene = Scene::any(&mut rng);
+            assert_eq!(Scene::of_caption(&scene.caption()), Some(scene));
+        }
+        for caption in [
+            "",
+            "a cat",
+            "a red circle",
+            "a red circle on a white background, oil on canvas",
+            "an red circle on a white background",
+            "a red cat on a white background",
+            "a red circle on a mauve background",
+            "a red circle below a blue star on a white background",
+            "a red circle above a red circle on a white background",
+            "a red circle on a red background",
+        ] {
+            assert_eq!(Scene::of_caption(caption), None, "{caption}");
+        }
+    }
 
     #[test]
     fn classes_of_scenes_hold_the_pairs_they_name() {

