@@ -197,3 +197,71 @@ pub(crate) fn verdicts(
     )?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::data::Batch;
+
+    fn judge(threshold: f64) -> Judge {
+        let workshop = Workshop {
+            root: Path::new(env!("CARGO_MANIFEST_DIR")).join("miniature"),
+            device: Device::flex(),
+            seed: 0,
+        };
+        let weight = 2.0;
+        Judge::load(&workshop, ClipRecipe { weight, threshold }).unwrap()
+    }
+
+    #[test]
+    fn the_gradient_is_clipped_by_image_and_lowers_the_loss_until_the_threshold() {
+        const COUNT: usize = 4;
+        let judge_all = judge(1.0);
+        let batch = Batch::new(5, 0, COUNT);
+        let latents = judge_all
+            .decoder
+            .encode(batch.images(&Device::flex()))
+            .mode();
+        let mut wrong = batch.captions();
+        wrong.rotate_left(1);
+        let gradient = |judge: &Judge, latents: &Tensor<4>| {
+            let leaf = latents.clone().autodiff().require_grad();
+            let loss = judge.loss(leaf.clone(), &wrong);
+            let grad = leaf.grad_remove(&mut loss.clone().backward()).unwrap();
+            (loss.into_data().iter::<f64>().sum::<f64>(), grad)
+        };
+        let (before, grad) = gradient(&judge_all, &latents);
+        let most = LARGEST_NORM / COUNT as f64;
+        let norms = grad.clone().powi_scalar(2).reshape([COUNT as i32, -1]);
+        let norms = norms.sum_dim(1).sqrt().into_data();
+        assert!(
+            norms
+                .iter::<f64>()
+                .all(|norm| norm > 0.0 && norm < most * 1.001),
+            "{norms:?}, at most {most}"
+        );
+        let (after, _) = gradient(&judge_all, &(latents.clone() - grad * 20.0));
+        assert!(after < before, "{after} after {before}");
+        let (loss, grad) = gradient(&judge(-1.0), &latents);
+        assert_eq!((loss, grad.abs().max().into_scalar::<f32>()), (0.0, 0.0));
+    }
+
+    #[test]
+    fn the_weight_is_constant_and_settings_are_told_apart() {
+        let [first, other] = [0.9, 0.8].map(judge);
+        assert_eq!([0, 5, 9].map(|step| first.weight(step, 10)), [2.0; 3]);
+        assert_ne!(first.hash(), other.hash());
+    }
+
+    #[test]
+    fn larger_gradients_keep_their_direction() {
+        let grad = Tensor::<4>::from_data([[[[3.0, 4.0]]], [[[0.3, 0.4]]]], &Device::flex());
+        let expected = Tensor::<4>::from_data([[[[0.6, 0.8]]], [[[0.3, 0.4]]]], &Device::flex());
+        clipped(grad, 1.0).into_data().assert_approx_eq::<f32>(
+            &expected.into_data(),
+            burn::tensor::Tolerance::absolute(1e-6),
+        );
+    }
+}

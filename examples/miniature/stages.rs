@@ -19,7 +19,7 @@ use crate::{merge, teacher};
 /// Default steps of each stage: the totals of the shipped model.
 pub(crate) mod steps {
     pub(crate) const AUTOENCODER: u64 = 4500;
-    pub(crate) const CLIP: u64 = 1200;
+    pub(crate) const CLIP: u64 = 4000;
     pub(crate) const TEACHER: u64 = 33_000;
     pub(crate) const START: u64 = 14_500;
     pub(crate) const DECODER: u64 = 13_000;
