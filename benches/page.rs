@@ -33,7 +33,8 @@ const FILES: [&str; 11] = [
 
 fn main() -> Result<(), Box<dyn Error>> {
     let count = std::env::args().nth(1).unwrap_or("50".to_owned());
-    let count = count.parse::<NonZeroU64>()?.get();
+    let count = count.parse::<NonZeroU64>();
+    let count = count.map_err(|error| format!("COUNT: {error}"))?.get();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/miniature/model");
     let mut files = Vec::new();
     for path in FILES {
