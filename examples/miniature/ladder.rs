@@ -28,7 +28,9 @@ struct Rung {
 
 /// In order of what they decide, so that an unfinished ladder answers the most. A and B differ in seed, so that their
 /// errors are independent; the variants of B share its seeds, so that their differences are paired.
-const RUNGS: [Rung; 8] = [
+const RUNGS: [Rung; 10] = [
+    Rung::new("b_full_taught", "b_full", "start", PromptSet::Taught, 20),
+    Rung::new("b_full", "b_full", "start", PromptSet::Known, 20),
     Rung::new("b_taught", "b", "start", PromptSet::Taught, 20),
     Rung::new("b", "b", "start", PromptSet::Known, 20),
     Rung::new("a", "a", "start", PromptSet::Known, 10),
@@ -224,6 +226,10 @@ mod tests {
         assert_eq!(unclamped.clip.as_ref().unwrap().threshold, 1.0);
         unclamped.clip = b.clip.clone();
         assert_eq!(unclamped, b);
+        let mut full = recipe("b_full");
+        assert!(full.student_lora.is_none() && full.learning_rate < b.learning_rate);
+        (full.student_lora, full.learning_rate) = (b.student_lora.clone(), b.learning_rate);
+        assert_eq!(full, b);
         let mut without = recipe("b_without_clip");
         assert!(without.clip.is_none());
         without.clip = b.clip.clone();
