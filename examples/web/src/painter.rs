@@ -326,13 +326,17 @@ fn check_size(model: &Model, loader: &Loader, limit: Limit) -> Result<(), Error>
 
 const MEGABYTE: u64 = 1_000_000;
 
-/// Compares an estimate of the peak memory with a limit: activations, the denoiser's weights as they are stored, and those of
-/// the other networks in f32 or int8.
+/// Compares an estimate of the peak memory with a limit: activations, the denoiser's weights as they are stored, those of the text
+/// encoder's layers in f32 or int8, and all others in f32.
 fn check_total(model: &Model, loader: &Loader, limit: u64) -> Result<(), Error> {
     let mut needed = loader.memory(&Request::new([""]).with_method(Method::OneStep))?;
     for component in ["unet", "text_encoder", "vae"] {
-        for (_, count, size) in tensors(model, component)? {
-            let is_as_stored = component == "unet" || size == 1;
+        for (name, count, size) in tensors(model, component)? {
+            let is_as_stored = match component {
+                "unet" => true,
+                "text_encoder" => size == 1 && !name.ends_with("token_embedding.weight"),
+                _ => false,
+            };
             needed += count * if is_as_stored { size } else { 4 };
         }
     }
