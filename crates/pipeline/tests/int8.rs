@@ -67,7 +67,8 @@ fn a_model_is_quantised_on_loading_and_nearly_so_from_its_folder() {
             "nothing is quantised"
         );
         loader(golden(name)).quantize(&output).unwrap();
-        // The embeddings of a folder are rounded, and its other weights are in f16, as this model's are or are not.
+        assert_stored(&loader(&output), &option);
+        // With embeddings that are not rounded, the model in f16 is the same.
         let is_f16 = name == MODELS[1];
         let stored = latents(&loader(&output).load().unwrap());
         assert_close(stored.clone(), expected.clone(), 0.02);
@@ -205,15 +206,15 @@ fn first_last_and_time_layers_stay_in_f32() {
     );
 }
 
-/// The parameters in floating point.
+/// The values of parameters in floating point, and the codes of those in int8.
 #[derive(Default)]
 struct Values(BTreeMap<String, TensorData>);
 
 impl NamedVisitor for Values {
     fn float<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
-        if !is_int8(&param.base()) {
-            self.0.insert(name.to_owned(), read(param.base()));
-        }
+        let weight = Int8Weight::of_tensor(&param.base());
+        let values = weight.map_or_else(|| read(param.base()), |weight| weight.codes().clone());
+        self.0.insert(name.to_owned(), values);
     }
 }
 
@@ -240,6 +241,29 @@ impl NamedVisitor for Names {
     }
 }
 
+/// Asserts that a folder has the codes of a model that is quantised while loading; its matrices in floating point are in f16, and
+/// its token embeddings in int8.
+fn assert_stored(folder: &Loader, option: &Loader) {
+    let values = |loader: &Loader| {
+        let mut values = Values::default();
+        visit_named(&loader.unet().unwrap(), &mut values);
+        visit_named(&loader.text_encoder().unwrap(), &mut values);
+        values.0
+    };
+    let (found, exact) = (values(folder), values(option));
+    assert!(found.keys().eq(exact.keys()));
+    for (name, data) in exact {
+        let expected = match (data.dtype(), data.shape().num_dims()) {
+            _ if name.ends_with("token_embedding.weight") => {
+                Int8Weight::quantize(&data).unwrap().dequantize()
+            }
+            (DType::F32, 2..) => data.convert_dtype(DType::F16).convert_dtype(DType::F32),
+            _ => data,
+        };
+        assert_eq!(found[&name], expected, "{name}");
+    }
+}
+
 #[test]
 fn adapters_are_merged_before_and_rejected_afterwards() {
     let folder = tempfile::tempdir().unwrap();
@@ -248,8 +272,9 @@ fn adapters_are_merged_before_and_rejected_afterwards() {
     let expected = latents(&adapted.clone().with_int8().load().unwrap());
     assert_close(expected.clone(), latents(&adapted.load().unwrap()), 0.1);
     adapted.quantize(&output).unwrap();
-    // Without the adapter the difference is several times the bound.
+    // Codes are those of the merged weights; matrices in floating point are in f16, and the token embeddings are rounded.
     assert_close(latents(&loader(&output).load().unwrap()), expected, 0.02);
+    assert_stored(&loader(&output), &adapted.with_int8());
     let later = loader(&output).load().unwrap();
     for error in [
         message(loader(&output).with_adapter(adapter(), 1.0).load()),
