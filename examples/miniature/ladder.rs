@@ -2,21 +2,22 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use swiftbrush_checkpoint::{read_json, write_json};
 use swiftbrush_trainer::{PromptSource, Prompts, Recipe};
 
 use crate::model::Workshop;
-use crate::protocol::{is_measured, measure};
+use crate::protocol::{SEEN, SETS, is_measured, measure};
 use crate::stages::steps;
 use crate::students::{self, PromptSet};
 
 /// Training seeds of each student.
 const SEEDS: u64 = 3;
 /// Weights of student A in the averages, in percent.
-const LAMBDAS: [u32; 5] = [0, 25, 50, 75, 100];
+const LAMBDAS: [u32; 3] = [25, 50, 75];
 
-/// A kind of student: its recipe, the weights it starts from, its prompts and its first seed.
+/// A kind of student: its recipe, the weights it starts from (another kind's, of the same run, if there is one of that name), its
+/// prompts and its first seed.
 #[derive(Clone, Copy, Debug)]
 struct Rung {
     name: &'static str,
@@ -26,14 +27,20 @@ struct Rung {
     first_seed: u64,
 }
 
-/// In order of what they decide, so that an unfinished ladder answers the most. A and B differ in seed, so that their
-/// errors are independent; the variants of B share its seeds, so that their differences are paired.
-const RUNGS: [Rung; 10] = [
-    Rung::new("b_full_taught", "b_full", "start", PromptSet::Taught, 20),
-    Rung::new("b_full", "b_full", "start", PromptSet::Known, 20),
+/// A and B differ in seed, so that their errors are independent; the variants of B share its seeds, so that their differences
+/// are paired.
+const RUNGS: [Rung; 7] = [
     Rung::new("b_taught", "b", "start", PromptSet::Taught, 20),
+    Rung::new("b_full_taught", "b_full", "b_taught", PromptSet::Taught, 30),
+    Rung::new("a_taught", "a", "start", PromptSet::Taught, 10),
+    Rung::new(
+        "b_taught_unclamped",
+        "b_unclamped",
+        "start",
+        PromptSet::Taught,
+        20,
+    ),
     Rung::new("b", "b", "start", PromptSet::Known, 20),
-    Rung::new("a", "a", "start", PromptSet::Known, 10),
     Rung::new(
         "b_taught_without_clip",
         "b_without_clip",
@@ -41,17 +48,20 @@ const RUNGS: [Rung; 10] = [
         PromptSet::Taught,
         20,
     ),
-    Rung::new("b_unclamped", "b_unclamped", "start", PromptSet::Known, 20),
     Rung::new(
-        "b_without_clip",
-        "b_without_clip",
-        "start",
-        PromptSet::Known,
-        20,
+        "a_taught_from_teacher",
+        "a",
+        "teacher",
+        PromptSet::Taught,
+        10,
     ),
-    Rung::new("a_taught", "a", "start", PromptSet::Taught, 10),
-    Rung::new("a_from_teacher", "a", "teacher", PromptSet::Known, 10),
 ];
+
+/// Number of kinds at the beginning that are trained with every seed before the others.
+const MAIN: usize = 3;
+
+/// Students whose averages λ·A + (1−λ)·B are measured: A, then B.
+const AVERAGED: [&str; 2] = ["a_taught", "b_full_taught"];
 
 impl Rung {
     const fn new(
@@ -96,17 +106,34 @@ pub(crate) fn climb(workshop: &Workshop) -> Result<()> {
     if !is_finished(workshop, "start") {
         students::train_start(workshop, steps::START, "teacher")?;
     }
-    // All kinds for the first seed come first, so that an unfinished ladder can still compare them.
+    // All seeds of A and B come first, then all variants for the first seed.
+    let (main, variants) = RUNGS.split_at(MAIN);
+    reach_all(workshop, main)?;
+    average_means(workshop)?;
+    reach_all(workshop, variants)
+}
+
+fn reach_all(workshop: &Workshop, rungs: &[Rung]) -> Result<()> {
     for run in 0..SEEDS {
-        for rung in &RUNGS {
-            train(workshop, rung, run)?;
-            measure(workshop, &[rung.student(run).parse()?])?;
-            if rung.name == "a" {
-                average(workshop, run)?; // B comes before A
-            }
+        for rung in rungs {
+            reach(workshop, rung, run)?;
         }
     }
     Ok(())
+}
+
+/// Trains and measures a student, and its averages if it is A, which comes after B.
+fn reach(workshop: &Workshop, rung: &Rung, run: u64) -> Result<()> {
+    let student = rung.student(run);
+    let system = [student.parse()?];
+    if !is_measured(&system[0], &SETS, workshop) {
+        train(workshop, rung, run)?;
+    }
+    measure(workshop, &system, &SETS)?;
+    match rung.name == AVERAGED[0] {
+        true => average(workshop, run),
+        false => Ok(()),
+    }
 }
 
 fn is_finished(workshop: &Workshop, denoiser: &str) -> bool {
@@ -118,32 +145,89 @@ fn is_finished(workshop: &Workshop, denoiser: &str) -> bool {
 
 fn train(workshop: &Workshop, rung: &Rung, run: u64) -> Result<()> {
     let student = rung.student(run);
-    if is_finished(workshop, &student) || is_measured(&student.parse()?, workshop) {
+    if is_finished(workshop, &student) {
         return Ok(());
+    }
+    let mut from = rung.from.to_owned();
+    if let Some(first) = RUNGS.iter().find(|other| other.name == rung.from) {
+        train(workshop, first, run)?;
+        from = first.student(run);
     }
     let mut recipe = rung.recipe(run)?;
     if recipe.clip.is_some() {
         let weight = clip_weight(workshop)?;
         recipe.clip.iter_mut().for_each(|clip| clip.weight = weight);
     }
-    students::distill(workshop, &student, rung.from, recipe, rung.prompts)
+    students::distill(workshop, &student, &from, recipe, rung.prompts)
 }
 
 fn average_name(lambda: u32, run: u64) -> String {
     format!("average-{lambda:03}-{run}")
 }
 
-/// Averages λ·A + (1−λ)·B of the students of a run, and measures them.
+/// Averages the students of a run, and measures the averages.
 fn average(workshop: &Workshop, run: u64) -> Result<()> {
     for lambda in LAMBDAS {
         let name = average_name(lambda, run);
-        if !is_finished(workshop, &name) && !is_measured(&name.parse()?, workshop) {
-            let [a, b] = ["a", "b"].map(|kind| format!("{kind}-{run}"));
+        let system = [name.parse()?];
+        if !is_finished(workshop, &name) && !is_measured(&system[0], &SEEN, workshop) {
+            let [a, b] = AVERAGED.map(|name| rung(name).student(run));
+            for name in AVERAGED {
+                train(workshop, rung(name), run)?; // measured, but without weights
+            }
             crate::merge(workshop, f64::from(lambda) / 100.0, &a, &b, &name)?;
         }
-        measure(workshop, &[name.parse()?])?;
+        measure(workshop, &system, &SEEN)?;
     }
     Ok(())
+}
+
+/// Averages A and B over all runs, and measures these means and their averages.
+fn average_means(workshop: &Workshop) -> Result<()> {
+    let [a, b] = AVERAGED.map(|kind| format!("{kind}-mean"));
+    for (kind, mean) in AVERAGED.iter().zip([&a, &b]) {
+        if !is_finished(workshop, mean) {
+            average_runs(workshop, rung(kind), mean)?;
+        }
+    }
+    measure(workshop, &[a.parse()?, b.parse()?], &SETS)?;
+    for lambda in LAMBDAS {
+        let name = format!("average-{lambda:03}-mean");
+        if !is_finished(workshop, &name) {
+            crate::merge(workshop, f64::from(lambda) / 100.0, &a, &b, &name)?;
+        }
+        measure(workshop, &[name.parse()?], &SETS)?;
+    }
+    Ok(())
+}
+
+/// Averages the weights of a student over all runs.
+fn average_runs(workshop: &Workshop, rung: &Rung, mean: &str) -> Result<()> {
+    let students: Vec<_> = (0..SEEDS).map(|run| rung.student(run)).collect();
+    for run in 0..SEEDS {
+        train(workshop, rung, run)?; // measured, but without weights
+    }
+    let mut sum = students[0].clone();
+    for (count, student) in students.iter().enumerate().skip(1) {
+        let output = match count + 1 == students.len() {
+            true => mean.to_owned(),
+            false => format!("{mean}-of-{}", count + 1),
+        };
+        let share = count as f64 / (count + 1) as f64;
+        crate::merge(workshop, share, &sum, student, &output)?;
+        sum = output;
+    }
+    Ok(())
+}
+
+/// A kind of student.
+///
+/// # Panics
+///
+/// If the ladder has none of this name.
+fn rung(name: &str) -> &'static Rung {
+    let found = RUNGS.iter().find(|rung| rung.name == name);
+    found.expect("the ladder has this kind of student")
 }
 
 /// The norm of the CLIP gradient over that of the distillation gradient. At 1, the student settles halfway between what CLIP
@@ -157,10 +241,7 @@ fn clip_weight(workshop: &Workshop) -> Result<f64> {
     if path.is_file() {
         return Ok(read_json(&path)?);
     }
-    let of_b = RUNGS
-        .iter()
-        .find(|rung| rung.name == "b")
-        .context("the ladder has no B")?;
+    let of_b = rung("b");
     let mut recipe = of_b.recipe(0)?;
     recipe.student_every = 1;
     let clip = recipe.clip.take();
@@ -213,27 +294,39 @@ mod tests {
 
     #[test]
     fn recipes_open_and_differ_in_what_their_names_say() {
-        let recipe = |name: &str| {
-            let rung = RUNGS.iter().find(|rung| rung.name == name).unwrap();
-            rung.recipe(1).unwrap()
-        };
-        let (a, b) = (recipe("a"), recipe("b"));
+        let recipe = |name: &str| rung(name).recipe(1).unwrap();
+        let (a, b) = (recipe("a_taught"), recipe("b_taught"));
         assert!(a.student_lora.is_none() && a.clip.is_none());
-        assert!(a.fake_guidance.is_none(), "both teachers are guided");
+        assert_eq!(a.fake_guidance, Some(1.0), "it follows the guided teacher");
+        assert!(b.fake_guidance.is_none(), "both teachers are guided");
         assert_ne!(a.seed, b.seed, "A and B must not share their noise");
-        let mut unclamped = recipe("b_unclamped");
+        assert_eq!(recipe("b"), b);
+        assert_eq!(recipe("a_taught_from_teacher"), a);
+        let mut unclamped = recipe("b_taught_unclamped");
         assert_eq!(unclamped.seed, b.seed);
         assert_eq!(unclamped.clip.as_ref().unwrap().threshold, 1.0);
         unclamped.clip = b.clip.clone();
         assert_eq!(unclamped, b);
-        let mut full = recipe("b_full");
-        assert!(full.student_lora.is_none() && full.learning_rate < b.learning_rate);
-        (full.student_lora, full.learning_rate) = (b.student_lora.clone(), b.learning_rate);
-        assert_eq!(full, b);
-        let mut without = recipe("b_without_clip");
+        let mut without = recipe("b_taught_without_clip");
         assert!(without.clip.is_none());
         without.clip = b.clip.clone();
         assert_eq!(without, b);
+        let full = recipe("b_full_taught");
+        assert!(full.student_lora.is_none() && full.learning_rate < b.learning_rate);
+        let mut without = recipe("b_full_taught");
+        without.clip = None;
+        (without.seed, without.learning_rate) = (a.seed, a.learning_rate);
+        without.fake_guidance = a.fake_guidance;
+        assert_eq!(without, a);
+    }
+
+    #[test]
+    fn a_student_starts_from_an_earlier_kind_or_from_no_student() {
+        for (place, rung) in RUNGS.iter().enumerate() {
+            let first = RUNGS.iter().position(|other| other.name == rung.from);
+            assert!(first.is_none_or(|first| first < place), "{rung:?}");
+        }
+        assert_eq!(rung("b_full_taught").from, "b_taught");
     }
 
     #[test]

@@ -82,8 +82,12 @@ pub(crate) enum Command {
     },
 }
 
+/// Caption sets on which averages are chosen and reported.
+pub(crate) const SEEN: [(Set, HeldOut); 2] =
+    [(Set::Choose, HeldOut::None), (Set::Report, HeldOut::None)];
+
 /// Caption sets of the comparison.
-const SETS: [(Set, HeldOut); 5] = [
+pub(crate) const SETS: [(Set, HeldOut); 5] = [
     (Set::Choose, HeldOut::None),
     (Set::Choose, HeldOut::First),
     (Set::Report, HeldOut::None),
@@ -91,17 +95,21 @@ const SETS: [(Set, HeldOut); 5] = [
     (Set::Report, HeldOut::Second),
 ];
 
-/// Returns whether all measures of the comparison are stored.
-pub(crate) fn is_measured(system: &System, workshop: &Workshop) -> bool {
-    SETS.into_iter().all(|(set, class)| {
+/// Returns whether a system's measures on all of some caption sets are stored.
+pub(crate) fn is_measured(system: &System, sets: &[(Set, HeldOut)], workshop: &Workshop) -> bool {
+    sets.iter().all(|&(set, class)| {
         let folder = system.folder(workshop, Captions { set, class });
         folder.join("measures.json").is_file()
     })
 }
 
-/// Measures finished systems on the caption sets of the comparison, so that the measures outlive the weights.
-pub(crate) fn measure(workshop: &Workshop, systems: &[System]) -> Result<()> {
-    for (set, class) in SETS {
+/// Measures finished systems on caption sets, so that the measures outlive the weights.
+pub(crate) fn measure(
+    workshop: &Workshop,
+    systems: &[System],
+    sets: &[(Set, HeldOut)],
+) -> Result<()> {
+    for &(set, class) in sets {
         let bench = Bench::new(workshop, Captions { set, class })?;
         for system in systems {
             let measures = bench.measures(system)?;

@@ -10,5 +10,5 @@ mod statistics;
 mod system;
 
 pub(crate) use captions::{Captions, Set};
-pub(crate) use command::{Command, is_measured, measure};
+pub(crate) use command::{Command, SEEN, SETS, is_measured, measure};
 pub(crate) use statistics::{Interval, Paired};
