@@ -123,24 +123,61 @@ pub(crate) fn draw(curve: &Curve) -> Result<String> {
         "<polyline points=\"{}\" fill=\"none\" stroke=\"{TEACHER}\" stroke-width=\"1.5\"/>",
         line.join(" ")
     )?;
-    for (points, color, prefix) in [
-        (&curve.teacher, TEACHER, "guidance "),
-        (&curve.students, STUDENT, ""),
-    ] {
-        for (label, x, y) in points {
+    for (points, color) in [(&curve.teacher, TEACHER), (&curve.students, STUDENT)] {
+        for (_, x, y) in points {
             let (cx, cy) = (px(*x), py(y.mean));
             let (high, low) = (py(y.mean + y.half), py(y.mean - y.half));
             writeln!(
                 svg,
-                "<path d=\"M{cx:.1} {high:.1}V{low:.1}\" stroke=\"{color}\"/><circle cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"4\" fill=\"{color}\"/><text x=\"{:.1}\" y=\"{:.1}\" fill=\"{color}\">{prefix}{}</text>",
-                cx + 7.0,
-                cy - 6.0,
-                escaped(label)
+                "<path d=\"M{cx:.1} {high:.1}V{low:.1}\" stroke=\"{color}\"/><circle cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"4\" fill=\"{color}\"/>"
             )?;
         }
     }
+    for (index, (label, x, y)) in curve.teacher.iter().enumerate() {
+        let (x, y) = (px(*x), py(y.mean - y.half) + 15.0);
+        let name = if index == 0 { "guidance " } else { "" };
+        let label = escaped(label);
+        writeln!(
+            svg,
+            "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\" fill=\"{TEACHER}\">{name}{label}</text>"
+        )?;
+    }
+    let points = curve.students.iter();
+    let points: Vec<_> = points.map(|(_, x, y)| (px(*x), py(y.mean))).collect();
+    for ((label, ..), (place, y)) in curve
+        .students
+        .iter()
+        .zip(points.iter().zip(baselines(&points)))
+    {
+        let (x, anchor) = match place.0 > (left + WIDTH - right) / 2.0 {
+            true => (place.0 - 8.0, "end"),
+            false => (place.0 + 8.0, "start"),
+        };
+        let label = escaped(label);
+        writeln!(
+            svg,
+            "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" fill=\"{STUDENT}\">{label}</text>"
+        )?;
+    }
     svg.push_str("</svg>\n");
     Ok(svg)
+}
+
+/// Baselines of labels beside points, from top to bottom at least a line apart where points are less than a label apart.
+fn baselines(points: &[(f64, f64)]) -> Vec<f64> {
+    const LINE: f64 = 15.0;
+    const LABEL: f64 = 160.0;
+    let mut order: Vec<_> = (0..points.len()).collect();
+    order.sort_by(|&a, &b| points[a].1.total_cmp(&points[b].1));
+    let mut found = vec![f64::NEG_INFINITY; points.len()];
+    for (rank, &index) in order.iter().enumerate() {
+        let (x, y) = points[index];
+        let above = order[..rank].iter().copied();
+        let near = above.filter(|&other| (points[other].0 - x).abs() < LABEL);
+        let lowest = near.map(|other| found[other] + LINE);
+        found[index] = lowest.fold(y + 4.0, f64::max);
+    }
+    found
 }
 
 fn escaped(text: &str) -> String {
@@ -178,7 +215,13 @@ mod tests {
         assert!(student.1 < strong.1 && strong.1 < weak.1, "up is better");
         let slope = (weak.1 - strong.1) / 0.12;
         assert!(((strong.1 - student.1) / 0.03 - slope).abs() < 0.02 * slope);
-        assert!(svg.contains("guidance 3") && svg.contains("a&lt;b"));
+        assert!(svg.contains("guidance 1<") && svg.contains(">3<") && svg.contains("a&lt;b"));
+    }
+
+    #[test]
+    fn labels_of_near_points_are_a_line_apart() {
+        let found = baselines(&[(10.0, 50.0), (12.0, 48.0), (400.0, 49.0), (11.0, 100.0)]);
+        assert_eq!(found, [67.0, 52.0, 53.0, 104.0]);
     }
 
     #[test]
