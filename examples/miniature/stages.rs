@@ -3,7 +3,6 @@
 use anyhow::Result;
 use burn::tensor::DType;
 use swiftbrush_clip::{Clip, Tokenizer};
-use swiftbrush_trainer::Recipe;
 use swiftbrush_vae::{AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, AutoencoderTinyConfig};
 
 use crate::autoencoders::{
@@ -13,8 +12,7 @@ use crate::autoencoders::{
 use crate::contrastive::{clip_config, train_clip};
 use crate::data::write_tokenizer;
 use crate::model::{Workshop, write_component};
-use crate::students::{self, PromptSet};
-use crate::{merge, teacher};
+use crate::{ladder, students, teacher};
 
 /// Default steps of each stage: the totals of the shipped model.
 pub(crate) mod steps {
@@ -36,11 +34,7 @@ pub(crate) fn make_all(workshop: &Workshop) -> Result<()> {
     students::train_start(workshop, steps::START, "teacher")?;
     make_tiny(workshop, steps::TINY)?;
     make_tiny_decoder(workshop, steps::TINY_DECODER)?;
-    for name in ["student_a", "student_b", "student_b_unclamped"] {
-        let recipe = Recipe::open(students::recipe_path(name))?;
-        students::distill(workshop, name, "start", recipe, PromptSet::Known)?;
-    }
-    merge(workshop, 0.5, "student_a", "student_b", "merged")
+    ladder::train_shipped(workshop)
 }
 
 pub(crate) fn make_autoencoder(workshop: &Workshop, steps: u64) -> Result<()> {
