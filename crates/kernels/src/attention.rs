@@ -51,6 +51,32 @@ pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, mask: Mask)
     ))
 }
 
+/// [`attention`] in 8 bits, without a mask; for networks with weights in [int8](crate::Int8Weight).
+///
+/// Queries and keys, less their mean, have a scale per token, values one per channel, and the weights of each query one for
+/// about 96 keys (SageAttention, arXiv 2410.02367, quantises the first two likewise). Sums of products are exact. A NaN or an
+/// infinity makes the outputs that depend on it NaN.
+///
+/// # Shapes
+///
+/// Those of [`attention`].
+///
+/// # Panics
+///
+/// If the shapes do not match, a tensor is empty or not f32, or the device is not the CPU without autodiff.
+#[track_caller]
+pub fn int8_attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>) -> Tensor<4> {
+    let [batch, heads, _, width] = query.dims();
+    let [_, _, keys, _] = key.dims();
+    assert_shape!(key, [batch, heads, keys, width]);
+    assert_shape!(value, [batch, heads, keys, width]);
+    Tensor::from_dispatch(<Dispatch as Kernels>::int8_attention(
+        query.into_dispatch(),
+        key.into_dispatch(),
+        value.into_dispatch(),
+    ))
+}
+
 /// Softmax along the last axis, `eˣ` over the sum of `eˣ`.
 ///
 /// # Shapes
@@ -68,7 +94,7 @@ pub fn softmax<const D: usize>(input: Tensor<D>) -> Tensor<D> {
 #[cfg(test)]
 mod tests {
     use burn::tensor::activation;
-    use swiftbrush_testing::{assert_close, device, random};
+    use swiftbrush_testing::{assert_close, device, random, values};
     #[cfg(target_arch = "wasm32")]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -92,6 +118,108 @@ mod tests {
             }
         };
         activation::softmax(scores, 3).matmul(value)
+    }
+
+    /// Root mean square of a difference, relative to that of the expected values.
+    fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
+        let squares = |values: &mut dyn Iterator<Item = f32>| -> f64 {
+            values.map(|x| f64::from(x).powi(2)).sum()
+        };
+        let mut differences = found.iter().zip(expected).map(|(x, y)| x - y);
+        (squares(&mut differences) / squares(&mut expected.iter().copied())).sqrt()
+    }
+
+    #[test]
+    fn int8_attention_is_close() {
+        let device = device();
+        for (queries, keys, width) in [
+            (1, 1, 1),
+            (5, 3, 7),
+            (64, 96, 64),
+            (70, 77, 64),
+            (9, 98, 8),
+            (130, 500, 40),
+        ] {
+            // The text encoder's and the denoiser's heads are views like these.
+            let draw = |tokens, seed| {
+                random([2, tokens, 3, width], seed, &device).swap_dims(1, 2) * 1.5
+            };
+            let (query, key, value) = (draw(queries, 0), draw(keys, 1), draw(keys, 2));
+            let expected = attention(query.clone(), key.clone(), value.clone(), Mask::None);
+            let expected = values(expected);
+            let check = |query: &Tensor<4>, key: Tensor<4>, bound: f64| {
+                let found = int8_attention(query.clone(), key, value.clone());
+                assert_eq!(found.dims(), [2, 3, queries, width]);
+                let error = relative_error(&values(found), &expected);
+                assert!(error < bound, "{queries}×{keys}×{width}: {error}");
+            };
+            check(&query, key.clone(), 0.03);
+            // What all keys have in common takes no part of their codes.
+            check(&query, key + 50.0, 0.03);
+        }
+    }
+
+    #[test]
+    fn a_dominant_key_in_int8_does_not_erase_the_others() {
+        let device = device();
+        let (keys, width) = (400, 16);
+        // Each other key has 1/600 of the weight of key 0: 399 / (399 + 600) together.
+        let first = Tensor::<4>::full([1, 1, 1, width], 600.0f32.ln() / 4.0, &device);
+        let others = Tensor::zeros([1, 1, keys - 1, width], &device);
+        let key = Tensor::cat(vec![first, others], 2);
+        let value = Tensor::cat(
+            vec![
+                Tensor::<4>::zeros([1, 1, 1, width], &device),
+                Tensor::ones([1, 1, keys - 1, width], &device),
+            ],
+            2,
+        );
+        let query = Tensor::ones([1, 1, 2, width], &device);
+        let found = values(int8_attention(query, key, value));
+        // Only the 79 in its block are lost: 320 / (320 + 600). One scale for all keys would leave nothing.
+        for x in found {
+            assert!((0.34..0.36).contains(&x), "{x}");
+        }
+    }
+
+    #[test]
+    fn a_nan_reaches_what_depends_on_it_in_int8() {
+        let device = device();
+        let draw = |tokens, seed| random([1, 2, tokens, 8], seed, &device);
+        let spoil = |x: Tensor<4>, value: f32| {
+            let spoiled = Tensor::full([1, 1, 1, 1], value, &device);
+            x.slice_assign([0..1, 1..2, 2..3, 3..4], spoiled)
+        };
+        let (query, key, value) = (draw(5, 0), draw(100, 1), draw(100, 2));
+        for bad in [f32::NAN, f32::INFINITY] {
+            let check = |[query, key, value]: [Tensor<4>; 3], depends: &dyn Fn(usize) -> bool| {
+                let found = values(int8_attention(query, key, value));
+                for (place, x) in found.iter().enumerate() {
+                    assert_eq!(x.is_nan(), depends(place), "{place}: {x}");
+                }
+            };
+            let inputs = [query.clone(), key.clone(), value.clone()];
+            let [q, k, v] = inputs.each_ref().map(|input| spoil(input.clone(), bad));
+            check([q, key.clone(), value.clone()], &|place| place / 8 == 5 + 2);
+            check([query.clone(), k, value.clone()], &|place| place >= 5 * 8);
+            check([query.clone(), key.clone(), v], &|place| {
+                place >= 5 * 8 && place % 8 == 3
+            });
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "int8 is computed from values in f32, of at least one; found F16")]
+    fn int8_attention_rejects_half_precision() {
+        let tensor = Tensor::<4>::zeros([1, 1, 2, 4], &device()).cast(burn::tensor::FloatDType::F16);
+        int8_attention(tensor.clone(), tensor.clone(), tensor);
+    }
+
+    #[test]
+    #[should_panic(expected = "int8 needs burn's CPU backend, without autodiff")]
+    fn int8_attention_rejects_autodiff() {
+        let tensor = Tensor::<4>::zeros([1, 1, 2, 4], &device().autodiff());
+        int8_attention(tensor.clone(), tensor.clone(), tensor);
     }
 
     fn check(queries: usize, keys: usize, mask: Mask) {

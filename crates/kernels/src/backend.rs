@@ -9,7 +9,7 @@ use crate::options::{AdamWUpdate, Extras, GroupNormOptions, Mask, Window};
 
 /// The reason why int8 has no composed operations: integer products on burn's GPU backends are no faster than
 /// floating-point ones, and autodiff would drop the gradient of the input.
-const NO_INT8: &str = "weights in int8 need burn's CPU backend, without autodiff";
+const NO_INT8: &str = "int8 needs burn's CPU backend, without autodiff";
 
 /// The operations. Every method has a default body that works on all backends. Arithmetic is in the element type of the
 /// input; weights of linear layers and convolutions may have another one.
@@ -196,6 +196,17 @@ pub(crate) trait Kernels: Backend {
         relu: bool,
     ) -> FloatTensor<Self> {
         let _ = (input, weight, extras, window, relu);
+        panic!("{NO_INT8}")
+    }
+
+    /// See [`crate::int8_attention()`].
+    #[fusion(default)]
+    fn int8_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let _ = (query, key, value);
         panic!("{NO_INT8}")
     }
 

@@ -11,7 +11,7 @@
 //! | backend | native kernels | composed of burn's operations |
 //! |---|---|---|
 //! | CPU (`flex`), f32, weights in f32, f16 or bf16 | all | – |
-//! | CPU (`flex`), f32, weights in [int8](Int8Weight) | linear layers, convolutions | – |
+//! | CPU (`flex`), f32, weights in [int8](Int8Weight) | linear layers, convolutions, attention | – |
 //! | CPU, other element types | – | all |
 //! | GPU (CubeCL) | normalisation; memory layouts between convolutions | the rest, which burn's fusion merges |
 //!
@@ -75,7 +75,7 @@ mod quantized;
 mod update;
 
 pub use activation::{gated_gelu, gelu, silu};
-pub use attention::{attention, softmax};
+pub use attention::{attention, int8_attention, softmax};
 pub use cache::keep_compiled_kernels;
 pub use checkpoints::{Checkpoints, input_grad};
 pub use convolution::{

@@ -1,11 +1,11 @@
-//! Layers with weights in int8 against integer arithmetic, bit for bit; the file is written by `golden/int8.py`.
+//! Layers with weights in int8, and attention, against integer arithmetic, bit for bit; the file is written by `golden/int8.py`.
 #![cfg(feature = "flex")]
 
 use burn::module::{Module, ParamId};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use swiftbrush_kernels::{
     Conv2d, Conv2dConfig, Epilogue, Int8Error, Int8Weight, Linear, LinearConfig, Window, conv2d,
-    is_int8, linear, upsample_nearest_2x,
+    int8_attention, is_int8, linear, upsample_nearest_2x,
 };
 use swiftbrush_testing::{Golden, assert_close, device, random, values};
 #[cfg(target_arch = "wasm32")]
@@ -95,6 +95,17 @@ fn convolutions_are_bit_identical_to_integers() {
             golden.data(&format!("{name}.out")),
             "{name}"
         );
+    }
+}
+
+#[test]
+fn attention_is_bit_identical_to_integers() {
+    let (golden, device) = (golden(), cpu());
+    for name in ["one", "odd", "text", "long"] {
+        let get = |part: &str| golden.tensor::<4>(&format!("attention.{name}.{part}"), &device);
+        let found = int8_attention(get("query"), get("key"), get("value"));
+        let expected = golden.data(&format!("attention.{name}.out"));
+        assert_eq!(found.into_data(), expected, "{name}");
     }
 }
 
@@ -229,7 +240,7 @@ fn other_devices_are_rejected() {
 }
 
 #[test]
-#[should_panic(expected = "compute in f32")]
+#[should_panic(expected = "computed from values in f32")]
 fn inputs_in_half_precision_are_rejected() {
     let device = cpu();
     let weight = Int8Weight::quantize(&TensorData::from([[1.0f32, 2.0]])).unwrap();

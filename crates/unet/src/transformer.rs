@@ -3,7 +3,7 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, FloatDType, Tensor};
 use swiftbrush_kernels::{
     Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig, Linear,
-    LinearConfig, Mask, attention, gated_gelu,
+    LinearConfig, Mask, attention, gated_gelu, int8_attention, is_int8,
 };
 
 use crate::{Context, UNetConfig};
@@ -178,7 +178,10 @@ impl Attention {
         };
         let key = split(self.to_k.forward(context.clone()));
         let value = split(self.to_v.forward(context));
-        let mixed = attention(split(query), key, value, Mask::None);
+        let mixed = match is_int8(&self.to_q.weight.val()) {
+            true => int8_attention(split(query), key, value),
+            false => attention(split(query), key, value, Mask::None),
+        };
         mixed.swap_dims(1, 2).reshape([batch, length, channels])
     }
 }
@@ -230,6 +233,7 @@ impl GatedGelu {
 mod tests {
     use burn::module::{ModuleMapper, Param};
     use burn::tensor::DType;
+    use swiftbrush_kernels::Int8Weight;
     use swiftbrush_testing::{assert_close, device, random};
 
     use super::*;
@@ -259,5 +263,34 @@ mod tests {
         let half = tokens.cast(FloatDType::F16);
         let found = attention.forward(half.clone(), &half.clone().into(), half);
         assert_close(found.cast(FloatDType::F32), expected, 2e-3);
+    }
+
+    /// Quantises all matrices.
+    struct InInt8;
+
+    impl ModuleMapper for InInt8 {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if D != 2 {
+                return param;
+            }
+            let (id, device) = (param.id, param.val().device());
+            let weight = Int8Weight::quantize(&param.val().into_data()).unwrap();
+            param.transform_for_load(weight.to_tensor(&device).unwrap(), id)
+        }
+    }
+
+    #[test]
+    fn attention_is_in_int8_with_its_projections() {
+        let device = Device::flex();
+        let config = UNetConfig::tiny();
+        let layer = Attention::new(&config, 16, 16, 2, &device).map(&mut InInt8);
+        let tokens = random([1, 5, 16], 3, &device);
+        let heads =
+            |linear: &Linear| linear.forward(tokens.clone()).reshape([1, 5, 2, 8]).swap_dims(1, 2);
+        let [query, key, value] = [&layer.to_q, &layer.to_k, &layer.to_v].map(heads);
+        let expected = int8_attention(query, key, value);
+        let expected = expected.swap_dims(1, 2).reshape([1, 5, 16]);
+        let query = layer.to_q.forward(tokens.clone());
+        assert_close(layer.attend(query, tokens), expected, 0.0);
     }
 }

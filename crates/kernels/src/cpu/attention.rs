@@ -52,12 +52,12 @@ impl Heads {
         })
     }
 
-    fn dims(&self) -> [usize; 4] {
+    pub(crate) fn dims(&self) -> [usize; 4] {
         self.0.layout().shape().dims()
     }
 
     /// `count` rows of one head of one image, from row `first` on.
-    fn rows(&self, head: usize, first: usize, count: usize) -> Matrix<'_> {
+    pub(crate) fn rows(&self, head: usize, first: usize, count: usize) -> Matrix<'_> {
         let [_, heads, _, width] = self.dims();
         let layout = self.0.layout();
         let stride = |axis: usize| layout.strides()[axis].unsigned_abs();

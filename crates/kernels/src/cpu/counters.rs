@@ -11,6 +11,7 @@ pub(crate) enum Kernel {
     Int8Linear,
     Int8Convolution,
     Attention,
+    Int8Attention,
     GroupNorm,
     LayerNorm,
     Pointwise,
@@ -18,13 +19,14 @@ pub(crate) enum Kernel {
     Burn,
 }
 
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "convolution by Winograd's F(4x4, 3x3)",
     "convolution of unfolded patches",
     "linear layer",
     "linear layer in int8",
     "convolution in int8",
     "attention",
+    "attention in int8",
     "group normalisation",
     "layer normalisation",
     "activation or upsampling",

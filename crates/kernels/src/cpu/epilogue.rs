@@ -6,6 +6,7 @@
 
 use burn::backend::Flex;
 
+use crate::cpu::int8::GROUP;
 use crate::cpu::loops::vectorized;
 use crate::cpu::tensor::F32;
 use crate::options::Extras;
@@ -86,6 +87,70 @@ impl Epilogue<'_> {
             match self.residual {
                 Some(residual) => add(sums, &residual[at..][..sums.len()], to, bias, least),
                 None => shift(sums, to, bias, least),
+            }
+        }
+    }
+
+    /// Writes finished sums of some rows, each of the same consecutive outputs. The first is of output `output` and element `at` of
+    /// the layer's output, whose rows are `line` apart.
+    ///
+    /// # Safety
+    ///
+    /// The sums' places from `to` on are valid for writing, and no other thread accesses them during the call.
+    ///
+    /// # Panics
+    ///
+    /// If bias or residual end before the last sum.
+    pub(crate) unsafe fn finish_rows(
+        &self,
+        sums: &[f32],
+        width: usize,
+        [output, at, line]: [usize; 3],
+        to: *mut f32,
+    ) {
+        let bias = match self.bias {
+            Some(bias) => &bias[output..][..width],
+            None => &[0.0; GROUP][..width],
+        };
+        // SAFETY: guaranteed by the caller.
+        unsafe {
+            match self.residual {
+                Some(residual) => add_rows(sums, bias, &residual[at..], line, to),
+                None => shift_rows(sums, bias, line, to),
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// Writes `bias + sum` of each row.
+    ///
+    /// # Safety
+    ///
+    /// The places of the sums are valid for writing.
+    unsafe fn shift_rows(sums: &[f32], bias: &[f32], line: usize, to: *mut f32) {
+        for (row, sums) in sums.chunks_exact(bias.len()).enumerate() {
+            for (column, (sum, bias)) in sums.iter().zip(bias).enumerate() {
+                // SAFETY: guaranteed by the caller.
+                unsafe { to.add(row * line + column).write(bias + sum) };
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// Writes `(bias + residual) + sum` of each row.
+    ///
+    /// # Safety
+    ///
+    /// The places of the sums are valid for writing.
+    unsafe fn add_rows(sums: &[f32], bias: &[f32], residual: &[f32], line: usize, to: *mut f32) {
+        for (row, sums) in sums.chunks_exact(bias.len()).enumerate() {
+            let residual = &residual[row * line..][..bias.len()];
+            let pairs = sums.iter().zip(bias).zip(residual);
+            for (column, ((sum, bias), residual)) in pairs.enumerate() {
+                // SAFETY: guaranteed by the caller.
+                unsafe { to.add(row * line + column).write((bias + residual) + sum) };
             }
         }
     }

@@ -225,6 +225,15 @@ impl Kernels for Flex {
         )
     }
 
+    fn int8_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let [query, key, value] = [query, key, value].map(int8::heads);
+        int8::attention(&query, &key, &value)
+    }
+
     fn lerp(start: FloatTensor<Self>, end: FloatTensor<Self>, factor: f64) -> FloatTensor<Self> {
         update::lerp(start, end, factor)
     }

@@ -1,4 +1,4 @@
-"""Writes int8.safetensors: linear layers and convolutions with weights in int8, in integers and single f32 operations.
+"""Writes int8.safetensors: linear layers, convolutions and attention in int8, in integers and single f32 operations.
 
 Sums are exact (int64); every f32 operation is rounded once, in the order in which the kernels do it, so results must be
 bit-identical. Run with numpy 2 and safetensors: python int8.py
@@ -56,6 +56,49 @@ def convolution(x, weight, bias, residual, stride, padding, relu):
     return np.maximum(out, 0) if relu else out, w, sw[:, 0]
 
 
+def power_of_two(x):
+    """2**x for x <= 0, by the operations of the kernel."""
+    x = np.maximum(x, np.float32(-126))
+    n = np.rint(x)
+    r = x - n
+    p = np.float32(0.00956051) * r + np.float32(0.05591704)
+    for c in (0.24024981, 0.69312197, 0.99999919):
+        p = p * r + np.float32(c)
+    return np.ldexp(p, n.astype(np.int32))
+
+
+def attention(query, key, value):
+    """A head, in blocks of at most 96 keys, four of which share the largest score so far."""
+    keys, width = key.shape
+    block = -(-keys // -(-keys // 96))
+    block = -(-block // 4) * 4
+    means = np.zeros(width, np.float32)
+    for row in key:
+        means = means + row
+    means = means / np.float32(keys)
+    (q, sq), (k, sk), (v, sv) = quantize(query, 1), quantize(key - means, 1), quantize(value, 0)
+    unit = np.log2(np.e).astype(np.float32) / np.sqrt(np.float32(width))
+    largest = np.full(len(q), -np.inf, np.float32)
+    total, out = np.zeros(len(q), np.float32), np.zeros((width, len(q)), np.float32)
+    for first in range(0, keys, 4 * block):
+        found = []
+        for begin in range(first, min(first + 4 * block, keys), block):
+            part = slice(begin, min(begin + block, keys))
+            scores = (k[part] @ q.T).astype(np.float32) * (sq[:, 0] * unit) * sk[part]
+            peak = scores.max(0)
+            codes = np.rint(power_of_two(scores - peak) * np.float32(255)).astype(np.int64)
+            found.append((part, peak, codes))
+        before, largest = largest, np.max([largest] + [peak for _, peak, _ in found], 0)
+        factor = power_of_two(before - largest)
+        total, mixed = total * factor, np.zeros_like(out)
+        for part, peak, codes in found:
+            worth = power_of_two(peak - largest)
+            total = total + worth * codes.sum(0).astype(np.float32)
+            mixed = mixed + (v[part].T @ codes).astype(np.float32) * worth
+        out = out * factor + mixed * sv.T
+    return (out * (np.float32(1) / total)).T
+
+
 tensors = {}
 
 
@@ -93,5 +136,15 @@ for name, (batch, inputs, outputs, size, kernel, stride, padding, relu) in {
     residual = draw(batch, outputs, *out)
     out, codes, scales = convolution(x, weight, bias, residual, stride, padding, relu)
     store(f"convolution.{name}", input=x, weight=weight, bias=bias, residual=residual, codes=codes, scales=scales, out=out)
+
+for name, (batch, heads, queries, keys, width) in {
+    "one": (1, 1, 1, 1, 1), "odd": (2, 3, 5, 7, 6), "text": (1, 2, 70, 77, 64), "long": (1, 2, 65, 500, 8),
+}.items():
+    query, key, value = draw(batch, heads, queries, width), draw(batch, heads, keys, width, outlier=True), draw(batch, heads, keys, width)
+    if keys > 1:
+        query[0, 0, 1] = 0
+        value[0, 0, :, 2] = 0
+    out = np.array([[attention(*head) for head in zip(*image)] for image in zip(query, key, value)])
+    store(f"attention.{name}", query=query, key=key, value=value, out=out)
 
 save_file(tensors, HERE / "int8.safetensors")

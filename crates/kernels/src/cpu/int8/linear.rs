@@ -13,7 +13,6 @@ use crate::cpu::int8::product::{Group, STRIDE, multiply};
 use crate::cpu::int8::rows::{Packed, pack};
 use crate::cpu::int8::weight::Int8;
 use crate::cpu::int8::{GROUP, STRIP, STRIPS};
-use crate::cpu::loops::vectorized;
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::target::Target;
 use crate::cpu::tensor::{F32, tensor};
@@ -62,7 +61,7 @@ impl Layer<'_> {
     /// The target is the output, and no other thread accesses these outputs of these rows during the call.
     unsafe fn task(&self, first: usize, rows: Range<usize>, target: Target) {
         with_scratch(|[padded, sums, transposed]| {
-            let group = Group::new(&self.weight, first, padded);
+            let group = Group::new(&self.weight, self.weight.group(first), padded);
             let width = group.rows();
             let sums = sums.values(width * STRIDE);
             let transposed = transposed.values(width * STRIP);
@@ -70,32 +69,11 @@ impl Layer<'_> {
                 let count = STRIP.min(rows.end - row);
                 multiply(&group, self.packed, &[0], row..row + count, sums);
                 transpose(sums, STRIDE, [width, count], transposed, width);
-                for (row, sums) in (row..).zip(transposed.chunks_exact(width).take(count)) {
-                    // SAFETY: guaranteed by the caller.
-                    unsafe { self.finish(row, first, sums, target) };
-                }
+                let at = row * self.outputs + first;
+                let sums = &transposed[..count * width];
+                // SAFETY: guaranteed by the caller.
+                unsafe { self.epilogue.finish_rows(sums, width, [first, at, self.outputs], target.at(at)) };
             }
         });
-    }
-
-    /// Adds bias and residual to sums of a row, and writes them.
-    ///
-    /// # Safety
-    ///
-    /// Same as [`task`](Self::task).
-    unsafe fn finish(&self, row: usize, first: usize, sums: &[f32], target: Target) {
-        let at = row * self.outputs + first;
-        let mut start = [0.0; GROUP];
-        let start = &mut start[..sums.len()];
-        self.epilogue.start(start, first, at);
-        add(start, sums);
-        // SAFETY: guaranteed by the caller.
-        unsafe { target.write(at, start) };
-    }
-}
-
-vectorized! {
-    fn add(values: &mut [f32], others: &[f32]) {
-        values.iter_mut().zip(others).for_each(|(value, other)| *value += other);
     }
 }

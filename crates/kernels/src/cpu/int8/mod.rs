@@ -1,4 +1,4 @@
-//! Linear layers and convolutions with weights in int8.
+//! Linear layers and convolutions with weights in int8, and [attention] between them.
 //!
 //! ```text
 //!              codes of the input, packed: inputs / 4 × columns;      scale of each column
@@ -20,6 +20,7 @@
 //! A convolution is a product for each tap of its kernel, because the pixels under it have different scales. The quantised
 //! image has a frame of zeros, so that a tap is an offset in it; see [`pixels`].
 
+mod attention;
 mod convolution;
 mod linear;
 mod pixels;
@@ -31,14 +32,16 @@ mod weight;
 use burn::backend::TensorMetadata;
 use burn::backend::flex::FlexTensor;
 
+use crate::cpu::attention::Heads;
 use crate::cpu::tensor::F32;
 
+pub(crate) use attention::forward as attention;
 pub(crate) use convolution::forward as convolution;
 pub(crate) use linear::forward as linear;
 pub(crate) use weight::{new, parts};
 
 /// Outputs per task: whole tiles of 4, 6, 8, 12 and 16 rows. With 1280 inputs, their codes take 60 KiB of the L2 cache.
-const GROUP: usize = 48;
+pub(crate) const GROUP: usize = 48;
 /// Columns of a strip: four AVX-512 vectors, whole tiles of [`product`] at any vector length.
 const STRIP: usize = 64;
 /// Strips per task.
@@ -50,11 +53,25 @@ const STRIPS: usize = 8;
 ///
 /// If it is not f32, or empty.
 pub(crate) fn input(tensor: FlexTensor) -> F32 {
+    check(&tensor);
+    F32::contiguous(tensor)
+}
+
+/// Queries, keys or values.
+///
+/// # Panics
+///
+/// If they are not f32, or empty.
+pub(crate) fn heads(tensor: FlexTensor) -> Heads {
+    check(&tensor);
+    Heads::new(tensor)
+}
+
+fn check(tensor: &FlexTensor) {
     assert!(
-        F32::is_supported(&tensor),
-        "layers with weights in int8 compute in f32, of at least one value; found {:?} of shape {:?}",
+        F32::is_supported(tensor),
+        "int8 is computed from values in f32, of at least one; found {:?} of shape {:?}",
         tensor.dtype(),
         tensor.shape()
     );
-    F32::contiguous(tensor)
 }

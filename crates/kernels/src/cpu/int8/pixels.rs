@@ -130,15 +130,17 @@ impl Frames {
             gather(input, plane, count, pixels, &mut largest);
             let found = largest.map(Scale::new);
             interleave(pixels, &found.map(|scale| scale.factor), codes);
-            for (index, &column) in columns[..count].iter().enumerate() {
+            let found = found.map(|scale| scale.scale);
+            let mut first = 0;
+            for columns in columns[..count].chunk_by(|left, right| left + 1 == *right) {
+                let (pixels, column) = (first..first + columns.len(), columns[0]);
                 // SAFETY: guaranteed by the caller.
-                unsafe { scales.write(column, &[found[index].scale]) };
-            }
-            for (depth, codes) in codes.chunks_exact(RUN).enumerate() {
-                for (&column, &word) in columns[..count].iter().zip(codes) {
-                    // SAFETY: guaranteed by the caller.
-                    unsafe { words.write(depth * line + column, &[word]) };
+                unsafe { scales.write(column, &found[pixels.clone()]) };
+                for (depth, codes) in codes.chunks_exact(RUN).enumerate() {
+                    // SAFETY: as above.
+                    unsafe { words.write(depth * line + column, &codes[pixels.clone()]) };
                 }
+                first = pixels.end;
             }
         });
     }

@@ -42,7 +42,7 @@ pub(super) fn pack<'a>(
     scales[rows..].fill(0.0);
     let outputs = codes.par_chunks_mut(depth).zip(&mut scales[..rows]);
     let rows_and_outputs = input.par_chunks(inputs).zip(outputs);
-    rows_and_outputs.for_each(|(row, (codes, scale))| *scale = quantize(row, bytes(codes)));
+    rows_and_outputs.for_each(|(row, (codes, scale))| *scale = quantize(row, as_bytes(codes)));
     let words = words.values(depth * line);
     let strips = words.par_chunks_mut(LINES * line).enumerate();
     strips.for_each(|(strip, lines)| {
@@ -57,10 +57,19 @@ pub(super) fn pack<'a>(
 }
 
 /// The bytes of words.
-fn bytes(words: &mut [f32]) -> &mut [u8] {
+pub(super) fn as_bytes(words: &mut [f32]) -> &mut [u8] {
     #[allow(unsafe_code, reason = "words are bytes without gaps")]
     // SAFETY: an f32 is exactly four bytes without padding, and any bytes are an f32.
     unsafe {
         std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), size_of_val(words))
+    }
+}
+
+/// The codes in words.
+pub(super) fn as_codes(words: &[f32]) -> &[i8] {
+    #[allow(unsafe_code, reason = "words are codes without gaps")]
+    // SAFETY: an f32 is exactly four bytes without padding, and any byte is an i8.
+    unsafe {
+        std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words))
     }
 }

@@ -23,3 +23,21 @@ vectorized! {
         scale
     }
 }
+
+vectorized! {
+    /// Writes the codes of a row less `means`, as the bytes of i8, and zeros after its end; returns its scale and the sum of its
+    /// codes.
+    pub(super) fn quantize_centered(row: &[f32], means: &[f32], codes: &mut [u8]) -> (f32, f32) {
+        let pairs = row.iter().zip(means);
+        let largest = pairs.clone().fold(0, |largest, (x, mean)| magnitude(x - mean).max(largest));
+        let Scale { scale, factor } = Scale::new(largest);
+        let (codes, rest) = codes.split_at_mut(row.len());
+        let mut sum = 0;
+        for (code, (x, mean)) in codes.iter_mut().zip(pairs) {
+            *code = nearest(x - mean, factor);
+            sum += i32::from(code.cast_signed());
+        }
+        rest.fill(0);
+        (scale, sum as f32)
+    }
+}

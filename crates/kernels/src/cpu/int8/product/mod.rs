@@ -24,9 +24,9 @@ mod x86;
 
 use std::ops::Range;
 
-use crate::cpu::int8::rows::{CODES, Packed};
+use crate::cpu::int8::rows::{CODES, Packed, as_codes};
 use crate::cpu::int8::weight::Int8;
-use crate::cpu::int8::{GROUP, STRIP};
+use crate::cpu::int8::STRIP;
 use crate::cpu::scratch::Scratch;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use crate::cpu::vectors::{Vectors, vectors};
@@ -50,10 +50,10 @@ pub(super) struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
-    /// Up to [`GROUP`] rows of a weight, read in place if the inputs fill whole words; otherwise padded with zeros.
-    pub(super) fn new(weight: &Int8<'a>, first: usize, padded: &'a mut Scratch) -> Self {
+    /// Some rows of a weight, read in place if the inputs fill whole words; otherwise padded with zeros.
+    pub(super) fn new(weight: &Int8<'a>, rows: Range<usize>, padded: &'a mut Scratch) -> Self {
         let Int8 { inputs, taps, .. } = *weight;
-        let rows = GROUP.min(weight.outputs() - first);
+        let (first, rows) = (rows.start, rows.len());
         let (line, depth) = (taps * inputs, inputs.div_ceil(CODES));
         let codes = &weight.codes[first * line..][..rows * line];
         let sums = &weight.sums[first * taps..][..rows * taps];
@@ -93,8 +93,7 @@ fn with_whole_words<'a>(
             *word = f32::from_ne_bytes(bytes);
         }
     }
-    // SAFETY: an f32 is exactly four bytes without padding, and any byte is an i8.
-    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
+    as_codes(words)
 }
 
 /// Computes rows of a group times `count` columns, with `taps` offsets in columns, into rows of sums that are [`STRIDE`] apart.

@@ -87,7 +87,7 @@ fn check(rows: usize, inputs: usize, taps: &[usize], count: usize, extreme: bool
         *expected *= scales[row];
     }
     let mut padded = Scratch::default();
-    let group = Group::new(&int8, 0, &mut padded);
+    let group = Group::new(&int8, 0..rows, &mut padded);
     for kind in kinds() {
         let mut found = vec![0.0; rows * STRIDE];
         let product = Product::new(&group, packed, taps, column..column + count, &mut found);
