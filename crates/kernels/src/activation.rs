@@ -38,13 +38,18 @@ pub fn silu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
 #[track_caller]
 pub fn gated_gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
     let mut dims = input.dims();
-    assert!(
-        dims[D - 1].is_multiple_of(2),
-        "half of the last axis gates the other"
-    );
+    check_halves(dims[D - 1]);
     let rows = input.reshape([-1, dims[D - 1] as i32]).into_dispatch();
     dims[D - 1] /= 2;
     Tensor::<2>::from_dispatch(<Dispatch as Kernels>::gated_gelu(rows)).reshape(dims)
+}
+
+#[track_caller]
+pub(crate) fn check_halves(width: usize) {
+    assert!(
+        width.is_multiple_of(2),
+        "half of the last axis gates the other; found {width} values"
+    );
 }
 
 #[cfg(test)]

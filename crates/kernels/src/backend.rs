@@ -186,6 +186,17 @@ pub(crate) trait Kernels: Backend {
         panic!("{NO_INT8}")
     }
 
+    /// [`gated_gelu`](Self::gated_gelu) of [`int8_linear`](Self::int8_linear), without a residual.
+    #[fusion(default)]
+    fn int8_gated_gelu(
+        input: FloatTensor<Self>,
+        weight: QuantizedTensor<Self>,
+        #[extension_type] extras: Extras<Self>,
+    ) -> FloatTensor<Self> {
+        let _ = (input, weight, extras);
+        panic!("{NO_INT8}")
+    }
+
     /// [`convolution`](Self::convolution) with a weight in int8.
     #[fusion(default)]
     fn int8_convolution(

@@ -5,6 +5,7 @@ use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
+use crate::activation::{check_halves, gated_gelu};
 use crate::backend::Kernels;
 use crate::int8::is_int8;
 use crate::options::Extras;
@@ -89,6 +90,31 @@ impl Linear {
         residual: Tensor<D>,
     ) -> Tensor<D> {
         self.compute(input, Some(residual))
+    }
+
+    /// [`gated_gelu`](crate::gated_gelu) of the layer's output: `[…, inputs]` → `[…, outputs / 2]`. With a weight in int8, the
+    /// output is gated before it is stored.
+    ///
+    /// # Panics
+    ///
+    /// If the last axis has another size, or the number of outputs is odd.
+    #[track_caller]
+    pub fn forward_gated_gelu<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        let weight = self.weight.base();
+        if !is_int8(&weight) || self.weight.adapter().is_some() {
+            return gated_gelu(self.forward(input));
+        }
+        let mut dims = input.dims();
+        let [outputs, inputs] = weight.dims();
+        check_inputs(dims[D - 1], inputs);
+        check_halves(outputs);
+        dims[D - 1] = outputs / 2;
+        let rows = input.reshape([-1, inputs as i32]);
+        let bias = self.bias.as_ref().map(|bias| value(bias, rows.dtype()));
+        let extras = Extras::new(bias.map(Tensor::into_dispatch), None);
+        let (rows, weight) = (rows.into_dispatch(), weight.into_dispatch());
+        let rows = <Dispatch as Kernels>::int8_gated_gelu(rows, weight, extras);
+        Tensor::<2>::from_dispatch(rows).reshape(dims)
     }
 
     fn compute<const D: usize>(&self, input: Tensor<D>, residual: Option<Tensor<D>>) -> Tensor<D> {

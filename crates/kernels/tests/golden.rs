@@ -5,7 +5,7 @@ use burn::module::{Module, ParamId};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use swiftbrush_kernels::{
     Conv2d, Conv2dConfig, Epilogue, Int8Error, Int8Weight, Linear, LinearConfig, Window, conv2d,
-    int8_attention, is_int8, linear, upsample_nearest_2x,
+    gated_gelu, int8_attention, is_int8, linear, upsample_nearest_2x,
 };
 use swiftbrush_testing::{Golden, assert_close, device, random, values};
 #[cfg(target_arch = "wasm32")]
@@ -95,6 +95,24 @@ fn convolutions_are_bit_identical_to_integers() {
             golden.data(&format!("{name}.out")),
             "{name}"
         );
+    }
+}
+
+#[test]
+fn gated_layers_are_those_of_separate_steps() {
+    let device = cpu();
+    for (rows, inputs, outputs) in [(1, 3, 2), (70, 20, 14), (600, 33, 130)] {
+        for has_bias in [false, true] {
+            let config = LinearConfig::new(inputs, outputs).with_bias(has_bias);
+            let plain = config.init(&device);
+            let weight = Int8Weight::quantize(&plain.weight.val().into_data()).unwrap();
+            let input = random([1, rows, inputs], 1, &device) * 3.0;
+            for layer in [with_weight(plain.clone(), &weight, &device), plain] {
+                let found = layer.forward_gated_gelu(input.clone());
+                assert_eq!(found.dims(), [1, rows, outputs / 2]);
+                assert_close(found, gated_gelu(layer.forward(input.clone())), 0.0);
+            }
+        }
     }
 }
 

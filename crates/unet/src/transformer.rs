@@ -3,7 +3,7 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, FloatDType, Tensor};
 use swiftbrush_kernels::{
     Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig, Linear,
-    LinearConfig, Mask, attention, gated_gelu, int8_attention, is_int8,
+    LinearConfig, Mask, attention, int8_attention, is_int8,
 };
 
 use crate::{Context, UNetConfig};
@@ -225,7 +225,7 @@ struct GatedGelu {
 
 impl GatedGelu {
     fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
-        gated_gelu(self.proj.forward(tokens))
+        self.proj.forward_gated_gelu(tokens)
     }
 }
 

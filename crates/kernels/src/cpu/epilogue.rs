@@ -7,7 +7,7 @@
 use burn::backend::Flex;
 
 use crate::cpu::int8::GROUP;
-use crate::cpu::loops::vectorized;
+use crate::cpu::loops::{exact_gelu, vectorized};
 use crate::cpu::tensor::F32;
 use crate::options::Extras;
 
@@ -117,6 +117,52 @@ impl Epilogue<'_> {
             match self.residual {
                 Some(residual) => add_rows(sums, bias, &residual[at..], line, to),
                 None => shift_rows(sums, bias, line, to),
+            }
+        }
+    }
+
+    /// Writes values times the GELU of their gates, both finished sums of the same rows. The first is of output `output` of
+    /// `outputs`.
+    ///
+    /// # Safety
+    ///
+    /// Same as [`finish_rows`](Self::finish_rows).
+    ///
+    /// # Panics
+    ///
+    /// If the bias ends before the last gate.
+    pub(crate) unsafe fn gate_rows(
+        &self,
+        [values, gates]: [&[f32]; 2],
+        output: usize,
+        outputs: usize,
+        to: *mut f32,
+    ) {
+        let width = GROUP.min(outputs - output);
+        let biases = match self.bias {
+            Some(bias) => [output, outputs + output].map(|first| &bias[first..][..width]),
+            None => [&[0.0; GROUP][..width]; 2],
+        };
+        // SAFETY: guaranteed by the caller.
+        unsafe { gate_rows(values, gates, biases, outputs, to) };
+    }
+}
+
+vectorized! {
+    /// Writes `(bias + value) · gelu(bias + gate)` of each row.
+    ///
+    /// # Safety
+    ///
+    /// The places of the values are valid for writing.
+    unsafe fn gate_rows(values: &[f32], gates: &[f32], biases: [&[f32]; 2], line: usize, to: *mut f32) {
+        let width = biases[0].len();
+        let rows = values.chunks_exact(width).zip(gates.chunks_exact(width));
+        for (row, (values, gates)) in rows.enumerate() {
+            let values = values.iter().zip(biases[0]).map(|(value, bias)| bias + value);
+            let gates = gates.iter().zip(biases[1]).map(|(gate, bias)| bias + gate);
+            for (column, (value, gate)) in values.zip(gates).enumerate() {
+                // SAFETY: guaranteed by the caller.
+                unsafe { to.add(row * line + column).write(value * exact_gelu(gate)) };
             }
         }
     }

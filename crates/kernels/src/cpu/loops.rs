@@ -314,9 +314,15 @@ vectorized! {
     pub(crate) fn gated_gelu_values(output: &mut [MaybeUninit<f32>], values: &[f32], gates: &[f32]) {
         assert_eq!([output.len(); 2], [values.len(), gates.len()], "every element is written");
         for ((output, value), &x) in output.iter_mut().zip(values).zip(gates) {
-            output.write(value * (x * normal_cdf(x, exp(-0.5 * x * x))));
+            output.write(value * exact_gelu(x));
         }
     }
+}
+
+/// `x·Φ(x)`
+#[inline(always)]
+pub(crate) fn exact_gelu(x: f32) -> f32 {
+    x * normal_cdf(x, exp(-0.5 * x * x))
 }
 
 vectorized! {

@@ -210,6 +210,14 @@ impl Kernels for Flex {
         int8::linear(&int8::input(input), &weight, &Added::new(extras, false))
     }
 
+    fn int8_gated_gelu(
+        input: FloatTensor<Self>,
+        weight: QuantizedTensor<Self>,
+        extras: Extras<Self>,
+    ) -> FloatTensor<Self> {
+        int8::gated_gelu(&int8::input(input), &weight, &Added::new(extras, false))
+    }
+
     fn int8_convolution(
         input: FloatTensor<Self>,
         weight: QuantizedTensor<Self>,

@@ -78,7 +78,8 @@ impl Layer<'_> {
     /// The target is the output, and no other thread accesses these outputs at these strips during the call.
     unsafe fn task(&self, first: usize, strips: &[(usize, usize, usize)], target: Target) {
         with_scratch(|[padded, sums]| {
-            let group = Group::new(&self.weight, self.weight.group(first), padded);
+            let outputs = first..(first + GROUP).min(self.geometry.outputs);
+            let group = Group::new(&self.weight, outputs, padded);
             let sums = sums.values(group.rows() * STRIDE);
             for &(image, start, count) in strips {
                 let column = self.frames.start(image) + start;

@@ -10,35 +10,59 @@ use rayon::prelude::*;
 use crate::cpu::counters::Kernel;
 use crate::cpu::epilogue::{Added, Epilogue};
 use crate::cpu::int8::product::{Group, STRIDE, multiply};
-use crate::cpu::int8::rows::{Packed, pack};
+use crate::cpu::int8::rows::{Strips, pack};
 use crate::cpu::int8::weight::Int8;
 use crate::cpu::int8::{GROUP, STRIP, STRIPS};
-use crate::cpu::scratch::with_scratch;
+use crate::cpu::scratch::{Scratch, with_scratch};
 use crate::cpu::target::Target;
 use crate::cpu::tensor::{F32, tensor};
 use crate::cpu::transpose::transpose;
 
 /// `[rows, inputs]` with a weight `[outputs, inputs]` → `[rows, outputs]`.
 pub(crate) fn forward(input: &F32, weight: &FlexQTensor, added: &Added) -> FlexTensor {
-    Kernel::Int8Linear.count();
     let weight = Int8::new(weight);
-    let [rows, inputs] = input.shape().dims();
     let outputs = weight.outputs();
+    compute(input, weight, added, outputs, |layer, first, rows, target| {
+        // SAFETY: guaranteed by `compute`.
+        unsafe { layer.task(first, rows, target) };
+    })
+}
+
+/// [`forward`], the second half of whose outputs gates the first: `[rows, inputs]` with a weight `[2·outputs, inputs]` →
+/// `[rows, outputs]`.
+pub(crate) fn gated_gelu(input: &F32, weight: &FlexQTensor, added: &Added) -> FlexTensor {
+    let weight = Int8::new(weight);
+    let outputs = weight.outputs() / 2;
+    compute(input, weight, added, outputs, |layer, first, rows, target| {
+        // SAFETY: guaranteed by `compute`.
+        unsafe { layer.gated_task(first, rows, target) };
+    })
+}
+
+/// Calls `task` for each group of outputs of each chunk of rows, which it writes to the target; no other task accesses these.
+fn compute(
+    input: &F32,
+    weight: Int8<'_>,
+    added: &Added,
+    outputs: usize,
+    task: impl Fn(&Layer<'_>, usize, Range<usize>, Target) + Sync,
+) -> FlexTensor {
+    Kernel::Int8Linear.count();
+    let [rows, inputs] = input.shape().dims();
     let mut output = Vec::with_capacity(rows * outputs);
     let target = Target::of(&mut output);
     with_scratch(|[words, scales, codes]| {
         let layer = Layer {
-            packed: pack(input.values(), inputs, [words, scales, codes]),
+            strips: pack(input.values(), inputs, [words, scales, codes]),
             weight,
             outputs,
             epilogue: added.epilogue(),
         };
         let (groups, chunks) = (outputs.div_ceil(GROUP), rows.div_ceil(STRIP * STRIPS));
-        (0..groups * chunks).into_par_iter().for_each(|task| {
-            let first = task / groups * STRIP * STRIPS;
+        (0..groups * chunks).into_par_iter().for_each(|index| {
+            let first = index / groups * STRIP * STRIPS;
             let rows = first..(first + STRIP * STRIPS).min(rows);
-            // SAFETY: each group of each chunk of rows is written by one task.
-            unsafe { layer.task(task % groups * GROUP, rows, target) };
+            task(&layer, index % groups * GROUP, rows, target);
         });
     });
     // SAFETY: the capacity suffices, and every group of every row was written.
@@ -47,8 +71,9 @@ pub(crate) fn forward(input: &F32, weight: &FlexQTensor, added: &Added) -> FlexT
 }
 
 struct Layer<'a> {
-    packed: Packed<'a>,
+    strips: Strips<'a>,
     weight: Int8<'a>,
+    /// Outputs after gating.
     outputs: usize,
     epilogue: Epilogue<'a>,
 }
@@ -60,20 +85,62 @@ impl Layer<'_> {
     ///
     /// The target is the output, and no other thread accesses these outputs of these rows during the call.
     unsafe fn task(&self, first: usize, rows: Range<usize>, target: Target) {
-        with_scratch(|[padded, sums, transposed]| {
-            let group = Group::new(&self.weight, self.weight.group(first), padded);
-            let width = group.rows();
-            let sums = sums.values(width * STRIDE);
-            let transposed = transposed.values(width * STRIP);
+        with_scratch(|[padded, scratch]| {
+            let outputs = self.group(first);
+            let group = Group::new(&self.weight, outputs.clone(), padded);
             for row in rows.clone().step_by(STRIP) {
                 let count = STRIP.min(rows.end - row);
-                multiply(&group, self.packed, &[0], row..row + count, sums);
-                transpose(sums, STRIDE, [width, count], transposed, width);
+                let sums = self.sums(&group, row, count, scratch);
                 let at = row * self.outputs + first;
-                let sums = &transposed[..count * width];
+                let places = [first, at, self.outputs];
                 // SAFETY: guaranteed by the caller.
-                unsafe { self.epilogue.finish_rows(sums, width, [first, at, self.outputs], target.at(at)) };
+                unsafe {
+                    let to = target.at(at);
+                    self.epilogue.finish_rows(sums, outputs.len(), places, to);
+                }
             }
         });
+    }
+
+    /// Computes a group of gated outputs of some rows.
+    ///
+    /// # Safety
+    ///
+    /// Same as [`task`](Self::task).
+    unsafe fn gated_task(&self, first: usize, rows: Range<usize>, target: Target) {
+        with_scratch(|[padded, padded_gates, scratch, scratch_of_gates]| {
+            let values = self.group(first);
+            let gates = values.start + self.outputs..values.end + self.outputs;
+            let group = Group::new(&self.weight, values.clone(), padded);
+            let group_of_gates = Group::new(&self.weight, gates.clone(), padded_gates);
+            for row in rows.clone().step_by(STRIP) {
+                let count = STRIP.min(rows.end - row);
+                let values = self.sums(&group, row, count, scratch);
+                let gates = self.sums(&group_of_gates, row, count, scratch_of_gates);
+                let to = target.at(row * self.outputs + first);
+                // SAFETY: guaranteed by the caller.
+                unsafe { self.epilogue.gate_rows([values, gates], first, self.outputs, to) };
+            }
+        });
+    }
+
+    /// The outputs of a task: up to [`GROUP`], from `first` on.
+    fn group(&self, first: usize) -> Range<usize> {
+        first..(first + GROUP).min(self.outputs)
+    }
+
+    /// Sums of a group in some rows of a strip, `[count, group]`.
+    fn sums<'a>(
+        &self,
+        group: &Group<'_>,
+        row: usize,
+        count: usize,
+        scratch: &'a mut Scratch,
+    ) -> &'a [f32] {
+        let size = group.rows() * STRIP;
+        let (sums, transposed) = scratch.values(2 * size).split_at_mut(size);
+        multiply(group, self.strips.get(row / STRIP), &[0], 0..count, sums);
+        transpose(sums, STRIDE, [group.rows(), count], transposed, group.rows());
+        &transposed[..count * group.rows()]
     }
 }

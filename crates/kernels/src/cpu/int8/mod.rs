@@ -37,7 +37,7 @@ use crate::cpu::tensor::F32;
 
 pub(crate) use attention::forward as attention;
 pub(crate) use convolution::forward as convolution;
-pub(crate) use linear::forward as linear;
+pub(crate) use linear::{forward as linear, gated_gelu};
 pub(crate) use weight::{new, parts};
 
 /// Outputs per task: whole tiles of 4, 6, 8, 12 and 16 rows. With 1280 inputs, their codes take 60 KiB of the L2 cache.

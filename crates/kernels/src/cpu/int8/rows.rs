@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::cpu::int8::STRIP;
 use crate::cpu::int8::scale::quantize;
 use crate::cpu::scratch::Scratch;
 use crate::cpu::transpose::transpose;
@@ -10,8 +11,6 @@ use crate::cpu::transpose::transpose;
 pub(super) const CODES: usize = 4;
 /// Values of a cache line, and of the longest vector.
 const LINE: usize = 16;
-/// Lines transposed per task.
-const LINES: usize = 48;
 
 /// Codes of an input, 128 added.
 #[derive(Clone, Copy)]
@@ -30,29 +29,50 @@ pub(super) fn line_of(columns: usize) -> usize {
     columns.next_multiple_of(LINE) | LINE
 }
 
-/// Quantises and packs rows of `inputs` values, which become columns.
+/// Quantised rows, which become columns: strips of [`STRIP`], one after the other, so that a strip is read in sequence.
+pub(super) struct Strips<'a> {
+    /// `[strips, depth, STRIP]`
+    words: &'a [f32],
+    /// `[strips, STRIP]`
+    scales: &'a [f32],
+    depth: usize,
+}
+
+impl Strips<'_> {
+    pub(super) fn get(&self, index: usize) -> Packed<'_> {
+        let size = self.depth * STRIP;
+        Packed {
+            words: &self.words[index * size..][..size],
+            scales: &self.scales[index * STRIP..][..STRIP],
+            line: STRIP,
+        }
+    }
+}
+
+/// Quantises and packs rows of `inputs` values.
 pub(super) fn pack<'a>(
     input: &[f32],
     inputs: usize,
     [words, scales, codes]: [&'a mut Scratch; 3],
-) -> Packed<'a> {
+) -> Strips<'a> {
     let (rows, depth) = (input.len() / inputs, inputs.div_ceil(CODES));
-    let line = line_of(rows);
-    let (codes, scales) = (codes.values(rows * depth), scales.values(line));
+    let strips = rows.div_ceil(STRIP);
+    let (codes, scales) = (codes.values(rows * depth), scales.values(strips * STRIP));
     scales[rows..].fill(0.0);
     let outputs = codes.par_chunks_mut(depth).zip(&mut scales[..rows]);
     let rows_and_outputs = input.par_chunks(inputs).zip(outputs);
     rows_and_outputs.for_each(|(row, (codes, scale))| *scale = quantize(row, as_bytes(codes)));
-    let words = words.values(depth * line);
-    let strips = words.par_chunks_mut(LINES * line).enumerate();
-    strips.for_each(|(strip, lines)| {
-        let size = [rows, lines.len() / line];
-        transpose(&codes[strip * LINES..], depth, size, lines, line);
+    let words = words.values(strips * depth * STRIP);
+    let strips = words.par_chunks_mut(depth * STRIP).enumerate();
+    strips.for_each(|(strip, words)| {
+        let first = strip * STRIP;
+        let size = [STRIP.min(rows - first), depth];
+        transpose(&codes[first * depth..], depth, size, words, STRIP);
     });
-    Packed {
+    Strips {
         words,
         scales,
-        line,
+        depth,
     }
 }
 

@@ -3,15 +3,12 @@
 //! The codes are an i8 tensor of the weight's shape, in the order outputs, kernel rows, kernel columns, inputs. The scales of
 //! the outputs are followed by the sums of the codes at each tap, which are integers below 2²⁴ and therefore exact in f32.
 
-use std::ops::Range;
-
 use burn::backend::TensorMetadata;
 use burn::backend::flex::{FlexQTensor, FlexTensor, Layout};
 use burn::tensor::quantization::{QuantScheme, QuantStore, QuantValue, ScaleDtype};
 use burn::tensor::{Bytes, DType, Shape};
 use rayon::prelude::*;
 
-use crate::cpu::int8::GROUP;
 use crate::cpu::tensor::{F32, tensor};
 
 /// Marks the weights of this module. burn has no scheme with a scale per row: its blocks have at most 255 values. Its
@@ -120,10 +117,5 @@ impl<'a> Int8<'a> {
 
     pub(super) fn outputs(&self) -> usize {
         self.scales.len()
-    }
-
-    /// The rows of a task: up to [`GROUP`], from `first` on.
-    pub(super) fn group(&self, first: usize) -> Range<usize> {
-        first..(first + GROUP).min(self.outputs())
     }
 }
