@@ -141,9 +141,8 @@ mod tests {
             (130, 500, 40),
         ] {
             // The text encoder's and the denoiser's heads are views like these.
-            let draw = |tokens, seed| {
-                random([2, tokens, 3, width], seed, &device).swap_dims(1, 2) * 1.5
-            };
+            let draw =
+                |tokens, seed| random([2, tokens, 3, width], seed, &device).swap_dims(1, 2) * 1.5;
             let (query, key, value) = (draw(queries, 0), draw(keys, 1), draw(keys, 2));
             let expected = attention(query.clone(), key.clone(), value.clone(), Mask::None);
             let expected = values(expected);
@@ -211,7 +210,8 @@ mod tests {
     #[test]
     #[should_panic(expected = "int8 is computed from values in f32, of at least one; found F16")]
     fn int8_attention_rejects_half_precision() {
-        let tensor = Tensor::<4>::zeros([1, 1, 2, 4], &device()).cast(burn::tensor::FloatDType::F16);
+        let tensor =
+            Tensor::<4>::zeros([1, 1, 2, 4], &device()).cast(burn::tensor::FloatDType::F16);
         int8_attention(tensor.clone(), tensor.clone(), tensor);
     }
 

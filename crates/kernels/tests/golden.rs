@@ -72,6 +72,8 @@ fn convolutions_are_bit_identical_to_integers() {
         ("odd", 1, (1, 1), true),
         ("wide", 1, (1, 1), false),
         ("strided", 2, (1, 1), false),
+        ("whole", 1, (1, 1), false),
+        ("whole-strided", 2, (0, 1), true),
         ("uneven", 2, (0, 1), true),
         ("pointwise", 1, (0, 0), false),
         ("skipping", 2, (0, 0), false),

@@ -285,8 +285,12 @@ mod tests {
         let config = UNetConfig::tiny();
         let layer = Attention::new(&config, 16, 16, 2, &device).map(&mut InInt8);
         let tokens = random([1, 5, 16], 3, &device);
-        let heads =
-            |linear: &Linear| linear.forward(tokens.clone()).reshape([1, 5, 2, 8]).swap_dims(1, 2);
+        let heads = |linear: &Linear| {
+            linear
+                .forward(tokens.clone())
+                .reshape([1, 5, 2, 8])
+                .swap_dims(1, 2)
+        };
         let [query, key, value] = [&layer.to_q, &layer.to_k, &layer.to_v].map(heads);
         let expected = int8_attention(query, key, value);
         let expected = expected.swap_dims(1, 2).reshape([1, 5, 16]);

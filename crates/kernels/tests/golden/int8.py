@@ -56,15 +56,19 @@ def convolution(x, weight, bias, residual, stride, padding, relu):
     return np.maximum(out, 0) if relu else out, w, sw[:, 0]
 
 
-def power_of_two(x):
+def power_of_two(x, coefficients=(0.00956051, 0.05591704, 0.24024981, 0.69312197, 0.99999919), least=-126):
     """2**x for x <= 0, by the operations of the kernel."""
-    x = np.maximum(x, np.float32(-126))
+    x = np.maximum(x, np.float32(least))
     n = np.rint(x)
     r = x - n
-    p = np.float32(0.00956051) * r + np.float32(0.05591704)
-    for c in (0.24024981, 0.69312197, 0.99999919):
+    p = np.full_like(x, np.float32(coefficients[0]))
+    for c in coefficients[1:]:
         p = p * r + np.float32(c)
     return np.ldexp(p, n.astype(np.int32))
+
+
+def weight_codes(x):
+    return np.rint(power_of_two(x, (14.047613, 61.86403, 176.78544, 254.98188), -16)).astype(np.int64)
 
 
 def attention(query, key, value):
@@ -86,7 +90,7 @@ def attention(query, key, value):
             part = slice(begin, min(begin + block, keys))
             scores = (k[part] @ q.T).astype(np.float32) * (sq[:, 0] * unit) * sk[part]
             peak = scores.max(0)
-            codes = np.rint(power_of_two(scores - peak) * np.float32(255)).astype(np.int64)
+            codes = weight_codes(scores - peak)
             found.append((part, peak, codes))
         before, largest = largest, np.max([largest] + [peak for _, peak, _ in found], 0)
         factor = power_of_two(before - largest)
@@ -124,6 +128,8 @@ for name, (batch, inputs, outputs, size, kernel, stride, padding, relu) in {
     "odd": (2, 5, 7, (9, 6), 3, 1, (1, 1), True),
     "wide": (1, 8, 50, (12, 70), 3, 1, (1, 1), False),
     "strided": (2, 12, 5, (13, 10), 3, 2, (1, 1), False),
+    "whole": (2, 5, 6, (9, 48), 3, 1, (1, 1), False),
+    "whole-strided": (1, 5, 6, (8, 32), 3, 2, (0, 1), True),
     "uneven": (1, 6, 9, (8, 8), 3, 2, (0, 1), True),
     "pointwise": (2, 17, 20, (7, 5), 1, 1, (0, 0), False),
     "skipping": (1, 4, 3, (7, 9), 1, 2, (0, 0), False),

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::cpu::counters::Kernel;
 use crate::cpu::epilogue::{Added, Epilogue};
 use crate::cpu::int8::GROUP;
-use crate::cpu::int8::pixels::Frames;
+use crate::cpu::int8::pixels::{Frames, Strip};
 use crate::cpu::int8::product::{Group, STRIDE, multiply};
 use crate::cpu::int8::rows::Packed;
 use crate::cpu::int8::weight::Int8;
@@ -76,19 +76,18 @@ impl Layer<'_> {
     /// # Safety
     ///
     /// The target is the output, and no other thread accesses these outputs at these strips during the call.
-    unsafe fn task(&self, first: usize, strips: &[(usize, usize, usize)], target: Target) {
+    unsafe fn task(&self, first: usize, strips: &[Strip], target: Target) {
         with_scratch(|[padded, sums]| {
             let outputs = first..(first + GROUP).min(self.geometry.outputs);
             let group = Group::new(&self.weight, outputs, padded);
             let sums = sums.values(group.rows() * STRIDE);
-            for &(image, start, count) in strips {
-                let column = self.frames.start(image) + start;
-                let columns = column..column + count;
+            for &strip in strips {
+                let columns = self.frames.columns(strip);
                 multiply(&group, self.packed, &self.taps, columns, sums);
                 for (output, sums) in (first..).zip(sums.chunks_exact(STRIDE)) {
-                    let plane = image * self.geometry.outputs + output;
+                    let plane = strip.image * self.geometry.outputs + output;
                     // SAFETY: guaranteed by the caller.
-                    unsafe { self.finish(plane, start, &sums[..count], target) };
+                    unsafe { self.finish(plane, strip.first, &sums[..strip.count], target) };
                 }
             }
         });
@@ -105,13 +104,16 @@ impl Layer<'_> {
             out_width,
             ..
         } = self.geometry;
+        if self.frames.is_gapless() {
+            let at = plane * out_height * out_width + start;
+            // SAFETY: guaranteed by the caller.
+            return unsafe { self.epilogue.finish(sums, target.at(at), plane, at) };
+        }
+        let row = self.frames.row();
         let mut done = 0;
         while done < sums.len() {
-            let (y, x) = (
-                (start + done) / self.frames.width,
-                (start + done) % self.frames.width,
-            );
-            let rest = (self.frames.width - x).min(sums.len() - done);
+            let (y, x) = ((start + done) / row, (start + done) % row);
+            let rest = (row - x).min(sums.len() - done);
             let count = rest.min(out_width.saturating_sub(x));
             let at = (plane * out_height + y) * out_width + x;
             if count > 0 {

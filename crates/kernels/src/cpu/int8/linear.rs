@@ -22,10 +22,16 @@ use crate::cpu::transpose::transpose;
 pub(crate) fn forward(input: &F32, weight: &FlexQTensor, added: &Added) -> FlexTensor {
     let weight = Int8::new(weight);
     let outputs = weight.outputs();
-    compute(input, weight, added, outputs, |layer, first, rows, target| {
-        // SAFETY: guaranteed by `compute`.
-        unsafe { layer.task(first, rows, target) };
-    })
+    compute(
+        input,
+        weight,
+        added,
+        outputs,
+        |layer, first, rows, target| {
+            // SAFETY: guaranteed by `compute`.
+            unsafe { layer.task(first, rows, target) };
+        },
+    )
 }
 
 /// [`forward`], the second half of whose outputs gates the first: `[rows, inputs]` with a weight `[2·outputs, inputs]` →
@@ -33,10 +39,16 @@ pub(crate) fn forward(input: &F32, weight: &FlexQTensor, added: &Added) -> FlexT
 pub(crate) fn gated_gelu(input: &F32, weight: &FlexQTensor, added: &Added) -> FlexTensor {
     let weight = Int8::new(weight);
     let outputs = weight.outputs() / 2;
-    compute(input, weight, added, outputs, |layer, first, rows, target| {
-        // SAFETY: guaranteed by `compute`.
-        unsafe { layer.gated_task(first, rows, target) };
-    })
+    compute(
+        input,
+        weight,
+        added,
+        outputs,
+        |layer, first, rows, target| {
+            // SAFETY: guaranteed by `compute`.
+            unsafe { layer.gated_task(first, rows, target) };
+        },
+    )
 }
 
 /// Calls `task` for each group of outputs of each chunk of rows, which it writes to the target; no other task accesses these.
@@ -119,7 +131,10 @@ impl Layer<'_> {
                 let gates = self.sums(&group_of_gates, row, count, scratch_of_gates);
                 let to = target.at(row * self.outputs + first);
                 // SAFETY: guaranteed by the caller.
-                unsafe { self.epilogue.gate_rows([values, gates], first, self.outputs, to) };
+                unsafe {
+                    self.epilogue
+                        .gate_rows([values, gates], first, self.outputs, to)
+                };
             }
         });
     }
@@ -140,7 +155,13 @@ impl Layer<'_> {
         let size = group.rows() * STRIP;
         let (sums, transposed) = scratch.values(2 * size).split_at_mut(size);
         multiply(group, self.strips.get(row / STRIP), &[0], 0..count, sums);
-        transpose(sums, STRIDE, [group.rows(), count], transposed, group.rows());
+        transpose(
+            sums,
+            STRIDE,
+            [group.rows(), count],
+            transposed,
+            group.rows(),
+        );
         &transposed[..count * group.rows()]
     }
 }

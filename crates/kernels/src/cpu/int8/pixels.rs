@@ -9,12 +9,14 @@
 //!  │ 0 │         │ │   tap (1, 2) at column 1·width + 2
 //! ```
 //!
-//! Output (y, x) is column y·width + x of the padded image, so that the sums of a row run into columns under the frame, which
-//! are computed and dropped. The frame has the scale 0, and its codes are not written.
+//! Output (y, x) is column y·width + x of the padded image. If the rows of the output consist of whole vectors, each vector has its
+//! place; otherwise, the sums of a row run into columns under the frame, which are computed and dropped. The frame has the
+//! scale 0, and its codes are not written.
 #![allow(unsafe_code, reason = "threads write disjoint columns of one image")]
 
 use rayon::prelude::*;
 
+use crate::cpu::int8::product::{Columns, LANES};
 use crate::cpu::int8::rows::{CODES, Packed, line_of};
 use crate::cpu::int8::scale::code;
 use crate::cpu::int8::{STRIP, STRIPS};
@@ -33,7 +35,7 @@ pub(super) struct Frames {
     geometry: Geometry,
     /// Height and width of a phase of the padded image.
     height: usize,
-    pub(super) width: usize,
+    width: usize,
 }
 
 impl Frames {
@@ -54,21 +56,11 @@ impl Frames {
         ((phase * batch + image) * self.height + y / stride) * self.width + x / stride
     }
 
-    /// The column of the first output of an image.
-    pub(super) fn start(&self, image: usize) -> usize {
-        self.column(image, 0, 0)
-    }
-
     /// The offset of each tap.
     pub(super) fn taps(&self) -> Vec<usize> {
         let (rows, columns) = self.geometry.kernel;
         let taps = (0..rows).flat_map(|y| (0..columns).map(move |x| (y, x)));
         taps.map(|(y, x)| self.column(0, y, x)).collect()
-    }
-
-    /// Number of columns from an image's first output to its last.
-    pub(super) fn columns(&self) -> usize {
-        (self.geometry.out_height - 1) * self.width + self.geometry.out_width
     }
 
     /// Length of a line. A strip may end up to a vector after the last phase.
@@ -155,16 +147,58 @@ impl Frames {
         columns
     }
 
-    /// The strips of all images, in groups of a task: image, first column within it, number of columns.
-    pub(super) fn strips(&self) -> Vec<Vec<(usize, usize, usize)>> {
-        let columns = self.columns();
-        let strips = (0..self.geometry.batch).flat_map(|image| {
-            let firsts = (0..columns).step_by(STRIP);
-            firsts.map(move |first| (image, first, STRIP.min(columns - first)))
+    /// Whether rows of the output consist of whole vectors, which then never run into the frame.
+    pub(super) fn is_gapless(&self) -> bool {
+        self.geometry.out_width.is_multiple_of(LANES)
+    }
+
+    /// Length of a row of sums: an output's row, with the columns under the frame unless they are left out.
+    pub(super) fn row(&self) -> usize {
+        match self.is_gapless() {
+            true => self.geometry.out_width,
+            false => self.width,
+        }
+    }
+
+    /// The columns of a strip.
+    pub(super) fn columns(&self, strip: Strip) -> Columns {
+        let (y, x) = (strip.first / self.row(), strip.first % self.row());
+        Columns {
+            start: self.column(strip.image, 0, 0) + y * self.width,
+            x,
+            width: self.row(),
+            skip: self.width - self.row(),
+            count: strip.count,
+        }
+    }
+
+    /// The strips of all images, in groups of a task.
+    pub(super) fn strips(&self) -> Vec<Vec<Strip>> {
+        let Geometry {
+            batch,
+            out_height,
+            out_width,
+            ..
+        } = self.geometry;
+        let end = (out_height - 1) * self.row() + out_width;
+        let strips = (0..batch).flat_map(|image| {
+            (0..end).step_by(STRIP).map(move |first| Strip {
+                image,
+                first,
+                count: STRIP.min(end - first),
+            })
         });
         let strips: Vec<_> = strips.collect();
         strips.chunks(STRIPS).map(<[_]>::to_vec).collect()
     }
+}
+
+/// Consecutive sums of an image, in [rows](Frames::row).
+#[derive(Clone, Copy)]
+pub(super) struct Strip {
+    pub(super) image: usize,
+    pub(super) first: usize,
+    pub(super) count: usize,
 }
 
 vectorized! {

@@ -24,9 +24,9 @@ mod x86;
 
 use std::ops::Range;
 
+use crate::cpu::int8::STRIP;
 use crate::cpu::int8::rows::{CODES, Packed, as_codes};
 use crate::cpu::int8::weight::Int8;
-use crate::cpu::int8::STRIP;
 use crate::cpu::scratch::Scratch;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use crate::cpu::vectors::{Vectors, vectors};
@@ -36,7 +36,7 @@ pub(super) const STRIDE: usize = STRIP;
 /// Added to the codes of the input.
 const SHIFT: i32 = 128;
 /// Sums of the longest vector.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// Consecutive rows of a weight.
 pub(super) struct Group<'a> {
@@ -96,19 +96,52 @@ fn with_whole_words<'a>(
     as_codes(words)
 }
 
-/// Computes rows of a group times `count` columns, with `taps` offsets in columns, into rows of sums that are [`STRIDE`] apart.
+/// Columns of a product: those from `x` on in lines of `width` columns, between which `skip` columns are left out. The first line
+/// begins at column `start` of the operand.
+#[derive(Clone, Copy)]
+pub(super) struct Columns {
+    pub(super) start: usize,
+    pub(super) x: usize,
+    pub(super) width: usize,
+    pub(super) skip: usize,
+    pub(super) count: usize,
+}
+
+impl Columns {
+    /// The place of a column, relative to the start.
+    #[inline(always)]
+    fn place(&self, column: usize) -> usize {
+        let at = self.x + column;
+        at + at / self.width * self.skip
+    }
+}
+
+/// Adjacent columns.
+impl From<Range<usize>> for Columns {
+    fn from(columns: Range<usize>) -> Self {
+        Self {
+            start: columns.start,
+            x: 0,
+            width: usize::MAX,
+            skip: 0,
+            count: columns.len(),
+        }
+    }
+}
+
+/// Computes rows of a group times some columns, with `taps` offsets in columns, into rows of sums that are [`STRIDE`] apart.
 ///
 /// # Panics
 ///
-/// If there are more than [`STRIP`] columns, or the operands do not match.
+/// If there are more than [`STRIP`] columns, a line does not consist of whole vectors, or the operands do not match.
 pub(super) fn multiply(
     group: &Group<'_>,
     packed: Packed<'_>,
     taps: &[usize],
-    columns: Range<usize>,
+    columns: impl Into<Columns>,
     sums: &mut [f32],
 ) {
-    let product = Product::new(group, packed, taps, columns, sums);
+    let product = Product::new(group, packed, taps, columns.into(), sums);
     // SAFETY: the sizes have been checked.
     unsafe { product.dispatch() };
 }
@@ -125,7 +158,7 @@ struct Product<'a> {
     column_scales: *const f32,
     line: usize,
     taps: &'a [usize],
-    count: usize,
+    columns: Columns,
     sums: *mut f32,
 }
 
@@ -163,12 +196,18 @@ impl<'a> Product<'a> {
         group: &Group<'a>,
         packed: Packed<'a>,
         taps: &'a [usize],
-        columns: Range<usize>,
+        columns: Columns,
         sums: &mut [f32],
     ) -> Self {
-        let (column, count) = (columns.start, columns.len());
-        let whole = count.next_multiple_of(LANES);
-        let last = taps.iter().max().map_or(0, |tap| tap + column + whole);
+        let Columns {
+            start, x, width, ..
+        } = columns;
+        let whole = columns.count.next_multiple_of(LANES);
+        assert!(columns.skip == 0 || (x % LANES == 0 && width % LANES == 0));
+        let after = whole
+            .checked_sub(1)
+            .map_or(0, |last| columns.place(last) + 1);
+        let last = taps.iter().max().map_or(0, |tap| tap + start + after);
         assert!(whole <= STRIDE && last <= packed.line && packed.scales.len() >= packed.line);
         assert!(group.depth * packed.line <= packed.words.len());
         assert!(group.rows() * STRIDE <= sums.len() && group.taps == taps.len());
@@ -180,11 +219,11 @@ impl<'a> Product<'a> {
             row_scales: group.scales.as_ptr(),
             rows: group.rows(),
             depth: group.depth,
-            words: packed.words[column..].as_ptr(),
-            column_scales: packed.scales[column..].as_ptr(),
+            words: packed.words[start..].as_ptr(),
+            column_scales: packed.scales[start..].as_ptr(),
             line: packed.line,
             taps,
-            count,
+            columns,
             sums: sums.as_mut_ptr(),
         }
     }
@@ -243,8 +282,8 @@ impl<'a> Product<'a> {
         self,
     ) {
         let mut column = 0;
-        while column < self.count {
-            let left = (self.count - column).div_ceil(V::LANES);
+        while column < self.columns.count {
+            let left = (self.columns.count - column).div_ceil(V::LANES);
             // SAFETY: the strip begins within the columns; the rest is guaranteed by the caller.
             column += V::LANES
                 * unsafe {
@@ -288,6 +327,8 @@ impl<'a> Product<'a> {
         column: usize,
     ) {
         let rows: [usize; ROWS] = std::array::from_fn(|i| (row + i).min(self.rows - 1));
+        let places: [usize; VECTORS] =
+            std::array::from_fn(|j| self.columns.place(column + j * V::LANES));
         let taps = self.taps.len();
         // SAFETY: all addresses are of existing rows, taps and columns.
         unsafe {
@@ -298,11 +339,9 @@ impl<'a> Product<'a> {
                     self.codes.add(place).cast::<i32>()
                 });
                 let starts = rows.map(|row| *self.starts.add(row * taps + tap));
-                let place = column + offset;
-                let sums = self.tap::<V, ROWS, VECTORS>(codes, starts, self.words.add(place));
-                let scales: [V::Floats; VECTORS] = std::array::from_fn(|j| {
-                    V::floats(self.column_scales.add(place + j * V::LANES))
-                });
+                let words = places.map(|place| self.words.add(place + offset));
+                let sums = self.tap::<V, ROWS, VECTORS>(codes, starts, words);
+                let scales = places.map(|place| V::floats(self.column_scales.add(place + offset)));
                 for (totals, sums) in totals.iter_mut().zip(sums) {
                     for ((total, sum), scale) in totals.iter_mut().zip(sums).zip(scales) {
                         *total = sum.add_scaled(*total, scale);
@@ -329,15 +368,13 @@ impl<'a> Product<'a> {
         &self,
         codes: [*const i32; ROWS],
         starts: [i32; ROWS],
-        words: *const f32,
+        words: [*const f32; VECTORS],
     ) -> [[V; VECTORS]; ROWS] {
         // SAFETY: guaranteed by the caller.
         unsafe {
             let mut sums = starts.map(|start| [V::splat(start); VECTORS]);
             for k in 0..self.depth {
-                let words = words.add(k * self.line);
-                let words: [V::Words; VECTORS] =
-                    std::array::from_fn(|j| V::words(words.add(j * V::LANES)));
+                let words = words.map(|words| V::words(words.add(k * self.line)));
                 for (sums, codes) in sums.iter_mut().zip(codes) {
                     let weight = V::weight(codes.add(k).read_unaligned());
                     for (sum, words) in sums.iter_mut().zip(words) {

@@ -90,7 +90,13 @@ fn check(rows: usize, inputs: usize, taps: &[usize], count: usize, extreme: bool
     let group = Group::new(&int8, 0..rows, &mut padded);
     for kind in kinds() {
         let mut found = vec![0.0; rows * STRIDE];
-        let product = Product::new(&group, packed, taps, column..column + count, &mut found);
+        let product = Product::new(
+            &group,
+            packed,
+            taps,
+            (column..column + count).into(),
+            &mut found,
+        );
         // SAFETY: the sizes have been checked, and the CPU has the features of the kind.
         unsafe { kind(product) };
         for (found, expected) in found.chunks(STRIDE).zip(expected.chunks(STRIDE)) {
