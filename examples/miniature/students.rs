@@ -296,10 +296,15 @@ mod tests {
         let share = |class| -> Result<f64> {
             Ok(painter.tally(&captions(77, 128, class))?.share(Score::all))
         };
-        // 0.89, 0.45 and 0.93 of 4096 or more.
-        let (taught, others) = (share(HeldOut::First)?, share(HeldOut::Second)?);
-        assert!(taught > 0.75 && others < 0.65, "{taught} and {others}");
-        assert!(share(HeldOut::None)? > 0.85);
+        // 0.97, 0.92 and 0.98 of 4096 or more.
+        for (class, least) in [
+            (HeldOut::First, 0.92),
+            (HeldOut::Second, 0.83),
+            (HeldOut::None, 0.93),
+        ] {
+            let share = share(class)?;
+            assert!(share > least, "{class:?}: {share}");
+        }
         Ok(())
     }
 
