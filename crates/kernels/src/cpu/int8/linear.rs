@@ -133,7 +133,7 @@ impl Layer<'_> {
                 // SAFETY: guaranteed by the caller.
                 unsafe {
                     self.epilogue
-                        .gate_rows([values, gates], first, self.outputs, to)
+                        .gate_rows([values, gates], first, self.outputs, to);
                 };
             }
         });
