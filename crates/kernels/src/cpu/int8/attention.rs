@@ -92,7 +92,7 @@ pub(crate) fn forward(query: &Heads, key: &Heads, value: &Heads) -> FlexTensor {
     tensor(output, Shape::new([batch, queries, heads, width])).transpose(1, 2)
 }
 
-/// How the keys of a head are divided. Buffers are in words, kept in the bits of f32 values.
+/// The division of the keys of a head. Buffers are in words, kept in the bits of f32 values.
 #[derive(Clone, Copy)]
 struct Sizes {
     keys: usize,

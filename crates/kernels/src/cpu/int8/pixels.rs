@@ -147,7 +147,7 @@ impl Frames {
         columns
     }
 
-    /// Whether rows of the output consist of whole vectors, which then never run into the frame.
+    /// Returns true if rows of the output consist of whole vectors, which then never run into the frame.
     pub(super) fn is_gapless(&self) -> bool {
         self.geometry.out_width.is_multiple_of(LANES)
     }
