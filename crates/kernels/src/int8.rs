@@ -288,7 +288,7 @@ fn quantize_row(values: &[f32], codes: &mut [i8]) -> f32 {
 /// The largest code; −128 is never used, so that codes are symmetric.
 const LARGEST: f32 = 127.0;
 /// Added to a value below 2²², it leaves the nearest integer, ties to even, in the lowest bits: 1.5 · 2²³.
-const ROUNDER: f32 = 12_582_912.0;
+pub(crate) const ROUNDER: f32 = 12_582_912.0;
 /// Largest magnitude that counts as zero: above it, the scale is a normal number and its reciprocal is finite.
 const NEGLIGIBLE: f32 = LARGEST * f32::MIN_POSITIVE;
 

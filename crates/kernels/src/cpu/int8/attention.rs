@@ -37,7 +37,7 @@ use crate::cpu::scratch::with_scratch;
 use crate::cpu::target::Target;
 use crate::cpu::tensor::tensor;
 use crate::cpu::transpose::transpose;
-use crate::int8::{Scale, magnitude, nearest};
+use crate::int8::{ROUNDER, Scale, magnitude, nearest};
 
 /// Maximum number of keys in a block: their scores, 24 KiB, stay in the L1 cache.
 const BLOCK: usize = 96;
@@ -358,20 +358,17 @@ fn weight_code(x: f32) -> u32 {
     let (n, r) = split(x);
     let p = 14.047_613 * r + 61.864_03;
     let p = p * r + 176.785_44;
-    (scaled(p * r + 254.981_88, n) + ROUND).to_bits() & 0xff
+    (scaled(p * r + 254.981_88, n) + ROUNDER).to_bits() & 0xff
 }
 
-/// Added to a value, it rounds it to an integer, which is in the lowest bits of the sum: 1.5·2²³.
-const ROUND: f32 = 12_582_912.0;
-
-/// The bits of the nearest integer plus [`ROUND`], and the rest.
+/// The bits of the nearest integer plus [`ROUNDER`], and the rest.
 #[inline(always)]
 fn split(x: f32) -> (u32, f32) {
-    let shifted = x + ROUND;
-    (shifted.to_bits(), x - (shifted - ROUND))
+    let shifted = x + ROUNDER;
+    (shifted.to_bits(), x - (shifted - ROUNDER))
 }
 
-/// `value · 2ⁿ`; all bits of `n` but the lowest nine are lost, and those of [`ROUND`] are zero.
+/// `value · 2ⁿ`; all bits of `n` but the lowest nine are lost, and those of [`ROUNDER`] are zero.
 #[inline(always)]
 fn scaled(value: f32, n: u32) -> f32 {
     f32::from_bits(value.to_bits().wrapping_add(n << 23))

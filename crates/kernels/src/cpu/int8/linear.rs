@@ -20,46 +20,22 @@ use crate::cpu::transpose::transpose;
 
 /// `[rows, inputs]` with a weight `[outputs, inputs]` → `[rows, outputs]`.
 pub(crate) fn forward(input: &F32, weight: &FlexQTensor, added: &Added) -> FlexTensor {
-    let weight = Int8::new(weight);
-    let outputs = weight.outputs();
-    compute(
-        input,
-        weight,
-        added,
-        outputs,
-        |layer, first, rows, target| {
-            // SAFETY: guaranteed by `compute`.
-            unsafe { layer.task(first, rows, target) };
-        },
-    )
+    compute(input, weight, added, false)
 }
 
 /// [`forward`], the second half of whose outputs gates the first: `[rows, inputs]` with a weight `[2·outputs, inputs]` →
 /// `[rows, outputs]`.
 pub(crate) fn gated_gelu(input: &F32, weight: &FlexQTensor, added: &Added) -> FlexTensor {
-    let weight = Int8::new(weight);
-    let outputs = weight.outputs() / 2;
-    compute(
-        input,
-        weight,
-        added,
-        outputs,
-        |layer, first, rows, target| {
-            // SAFETY: guaranteed by `compute`.
-            unsafe { layer.gated_task(first, rows, target) };
-        },
-    )
+    compute(input, weight, added, true)
 }
 
-/// Calls `task` for each group of outputs of each chunk of rows, which it writes to the target; no other task accesses these.
-fn compute(
-    input: &F32,
-    weight: Int8<'_>,
-    added: &Added,
-    outputs: usize,
-    task: impl Fn(&Layer<'_>, usize, Range<usize>, Target) + Sync,
-) -> FlexTensor {
+fn compute(input: &F32, weight: &FlexQTensor, added: &Added, is_gated: bool) -> FlexTensor {
     Kernel::Int8Linear.count();
+    let weight = Int8::new(weight);
+    let outputs = match is_gated {
+        true => weight.outputs() / 2,
+        false => weight.outputs(),
+    };
     let [rows, inputs] = input.shape().dims();
     let mut output = Vec::with_capacity(rows * outputs);
     let target = Target::of(&mut output);
@@ -74,7 +50,13 @@ fn compute(
         (0..groups * chunks).into_par_iter().for_each(|index| {
             let first = index / groups * STRIP * STRIPS;
             let rows = first..(first + STRIP * STRIPS).min(rows);
-            task(&layer, index % groups * GROUP, rows, target);
+            // SAFETY: each group of each chunk of rows is written by one task.
+            unsafe {
+                match is_gated {
+                    true => layer.gated_task(index % groups * GROUP, rows, target),
+                    false => layer.task(index % groups * GROUP, rows, target),
+                }
+            };
         });
     });
     // SAFETY: the capacity suffices, and every group of every row was written.
