@@ -10,7 +10,7 @@ use swiftbrush_checkpoint::{
     write_tensors,
 };
 use swiftbrush_kernels::{Conv2d, Conv2dConfig, Int8Weight, Linear, LinearConfig, is_int8};
-use swiftbrush_testing::random;
+use swiftbrush_testing::{cpu, random};
 
 #[derive(Module, Debug)]
 struct Network {
@@ -34,7 +34,7 @@ fn rule(name: &str, shape: &[usize]) -> bool {
 
 fn values(seed: u64, shape: &[usize]) -> TensorData {
     let count = shape.iter().product();
-    let data = random([count], seed, &Device::flex()).into_data();
+    let data = random([count], seed, &cpu()).into_data();
     TensorData::from_bytes_vec(data.as_bytes().to_vec(), shape.to_vec(), DType::F32)
 }
 
@@ -73,7 +73,7 @@ fn codes(network: &Network) -> [Option<TensorData>; 3] {
 #[test]
 fn weights_are_quantised_while_loading_as_afterwards() {
     let folder = tempfile::tempdir().unwrap();
-    let device = Device::flex();
+    let device = cpu();
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         let narrow = tensors().into_iter();
         let narrow = narrow.map(|(name, data)| (name, data.convert_dtype(dtype)));
@@ -95,7 +95,7 @@ fn weights_are_quantised_while_loading_as_afterwards() {
 
 #[test]
 fn files_are_read_as_they_were_written() {
-    let (folder, device) = (tempfile::tempdir().unwrap(), Device::flex());
+    let (folder, device) = (tempfile::tempdir().unwrap(), cpu());
     let [plain, path] = ["f32", "int8"].map(|name| folder.path().join(name));
     let weights = write(&plain, &tensors(), None);
     let network_int8 = load_int8(network(&device), &weights, rule).unwrap();
@@ -124,7 +124,7 @@ fn files_are_read_as_they_were_written() {
 
 #[test]
 fn stored_weights_are_widened() {
-    let (folder, device) = (tempfile::tempdir().unwrap(), Device::flex());
+    let (folder, device) = (tempfile::tempdir().unwrap(), cpu());
     let [plain, path] = ["f32", "stored"].map(|name| folder.path().join(name));
     let mut tensors = tensors();
     tensors[4].1 = values(5, &[2, 5]);
@@ -161,7 +161,7 @@ fn stored_weights_are_widened() {
 
 #[test]
 fn matrices_outside_the_range_of_f16_stay_in_f32() {
-    let (folder, device) = (tempfile::tempdir().unwrap(), Device::flex());
+    let (folder, device) = (tempfile::tempdir().unwrap(), cpu());
     let path = folder.path().join("other");
     for (value, dtype) in [
         (0.3, DType::F16),
@@ -179,7 +179,7 @@ fn matrices_outside_the_range_of_f16_stay_in_f32() {
 
 #[test]
 fn a_stored_weight_must_be_finite() {
-    let (folder, device) = (tempfile::tempdir().unwrap(), Device::flex());
+    let (folder, device) = (tempfile::tempdir().unwrap(), cpu());
     let mut network = network(&device);
     let bad = Tensor::<2>::full([2, 5], f32::NAN, &device);
     network.last.weight = Param::from_tensor(bad);
@@ -192,7 +192,7 @@ fn a_stored_weight_must_be_finite() {
 
 /// An int8 file whose tensors are changed by `edit`.
 fn edited(folder: &Path, edit: impl Fn(&mut Vec<(&str, TensorData)>)) -> (PathBuf, Weights) {
-    let device = Device::flex();
+    let device = cpu();
     let [plain, path] = ["f32", "edited"].map(|name| folder.join(name));
     let weights = write(&plain, &tensors(), None);
     let network = load_int8(network(&device), &weights, rule).unwrap();
@@ -214,7 +214,7 @@ fn edited(folder: &Path, edit: impl Fn(&mut Vec<(&str, TensorData)>)) -> (PathBu
 
 #[test]
 fn mixtures_are_rejected_by_name() {
-    let (folder, device) = (tempfile::tempdir().unwrap(), Device::flex());
+    let (folder, device) = (tempfile::tempdir().unwrap(), cpu());
     let folder = folder.path();
     let rejected = |weights: &Weights, expected: &str| {
         let error = load_int8(network(&device), weights, rule)
@@ -284,7 +284,7 @@ fn mixtures_are_rejected_by_name() {
 
 #[test]
 fn int8_is_not_loaded_as_something_else_nor_on_other_devices() {
-    let (folder, device) = (tempfile::tempdir().unwrap(), Device::flex());
+    let (folder, device) = (tempfile::tempdir().unwrap(), cpu());
     let (_, weights) = edited(folder.path(), |_| {});
     for dtype in [None, Some(DType::F32), Some(DType::F16)] {
         let error = load(network(&device), &weights, dtype)
@@ -292,7 +292,7 @@ fn int8_is_not_loaded_as_something_else_nor_on_other_devices() {
             .to_string();
         assert!(error.contains("in int8"), "{error}");
     }
-    let autodiff = Device::flex().autodiff();
+    let autodiff = cpu().autodiff();
     let error = load_int8(network(&autodiff), &weights, rule)
         .unwrap_err()
         .to_string();
@@ -309,7 +309,7 @@ fn int8_is_not_loaded_as_something_else_nor_on_other_devices() {
 
 #[test]
 fn a_parameter_is_quantised_once() {
-    let device = Device::flex();
+    let device = cpu();
     let once = quantize(network(&device), rule, Path::new("random")).unwrap();
     let twice = quantize(once.clone(), rule, Path::new("random")).unwrap();
     assert_eq!(codes(&once), codes(&twice));

@@ -94,7 +94,7 @@ pub fn softmax<const D: usize>(input: Tensor<D>) -> Tensor<D> {
 #[cfg(test)]
 mod tests {
     use burn::tensor::activation;
-    use swiftbrush_testing::{assert_close, device, random, values};
+    use swiftbrush_testing::{assert_close, cpu, device, random, values};
     #[cfg(target_arch = "wasm32")]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn int8_attention_is_close() {
-        let device = device();
+        let device = cpu();
         for (queries, keys, width) in [
             (1, 1, 1),
             (5, 3, 7),
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_dominant_key_in_int8_does_not_erase_the_others() {
-        let device = device();
+        let device = cpu();
         let (keys, width) = (400, 16);
         // Each other key has 1/600 of the weight of key 0: 399 / (399 + 600) together.
         let first = Tensor::<4>::full([1, 1, 1, width], 600.0f32.ln() / 4.0, &device);
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_nan_reaches_what_depends_on_it_in_int8() {
-        let device = device();
+        let device = cpu();
         let draw = |tokens, seed| random([1, 2, tokens, 8], seed, &device);
         let spoil = |x: Tensor<4>, value: f32| {
             let spoiled = Tensor::full([1, 1, 1, 1], value, &device);
@@ -210,15 +210,14 @@ mod tests {
     #[test]
     #[should_panic(expected = "int8 is computed from values in f32, of at least one; found F16")]
     fn int8_attention_rejects_half_precision() {
-        let tensor =
-            Tensor::<4>::zeros([1, 1, 2, 4], &device()).cast(burn::tensor::FloatDType::F16);
+        let tensor = Tensor::<4>::zeros([1, 1, 2, 4], &cpu()).cast(burn::tensor::FloatDType::F16);
         int8_attention(tensor.clone(), tensor.clone(), tensor);
     }
 
     #[test]
     #[should_panic(expected = "int8 needs burn's CPU backend, without autodiff")]
     fn int8_attention_rejects_autodiff() {
-        let tensor = Tensor::<4>::zeros([1, 1, 2, 4], &device().autodiff());
+        let tensor = Tensor::<4>::zeros([1, 1, 2, 4], &cpu().autodiff());
         int8_attention(tensor.clone(), tensor.clone(), tensor);
     }
 

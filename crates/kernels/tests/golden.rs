@@ -7,15 +7,9 @@ use swiftbrush_kernels::{
     Conv2d, Conv2dConfig, Epilogue, Int8Error, Int8Weight, Linear, LinearConfig, Window, conv2d,
     gated_gelu, int8_attention, is_int8, linear, upsample_nearest_2x,
 };
-use swiftbrush_testing::{Golden, assert_close, device, random, values};
+use swiftbrush_testing::{Golden, assert_close, cpu, random, values};
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
-
-/// The CPU, whatever device is tested: others do not have int8.
-fn cpu() -> Device {
-    device();
-    Device::flex()
-}
 
 fn golden() -> Golden {
     Golden::open(env!("CARGO_MANIFEST_DIR"), "int8")
@@ -253,9 +247,7 @@ fn weights_are_read_back_and_shared_by_clones() {
 #[test]
 fn other_devices_are_rejected() {
     let weight = Int8Weight::quantize(&TensorData::from([[1.0f32, 2.0]])).unwrap();
-    let error = weight
-        .to_tensor::<2>(&Device::flex().autodiff())
-        .unwrap_err();
+    let error = weight.to_tensor::<2>(&cpu().autodiff()).unwrap_err();
     assert!(matches!(error, Int8Error::Device(_)), "{error}");
 }
 

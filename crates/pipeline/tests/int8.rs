@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use swiftbrush_checkpoint::{Archive, NamedVisitor, read, read_json, sha256, visit_named};
 use swiftbrush_clip::TextEncoder;
 use swiftbrush_kernels::{Int8Weight, is_int8};
 use swiftbrush_lora::AdapterFile;
 use swiftbrush_pipeline::{Error, Loader, Model, Rng, Seeds, TextToImage};
-use swiftbrush_testing::{assert_close, device};
+use swiftbrush_testing::{assert_close, cpu};
 use swiftbrush_vae::AutoencoderKl;
 
 fn golden(name: &str) -> PathBuf {
@@ -21,12 +21,6 @@ fn golden(name: &str) -> PathBuf {
 
 /// A model in f32 with convolutional projections, and one in f16.
 const MODELS: [&str; 2] = ["model", "twins/sd15"];
-
-/// The CPU, whatever device is tested: others do not have int8.
-fn cpu() -> Device {
-    device();
-    Device::flex()
-}
 
 fn loader(path: impl AsRef<Path>) -> Loader {
     Loader::new(Model::open(path).unwrap(), &cpu())
@@ -303,7 +297,7 @@ fn contradictions_are_rejected() {
         loader(&output).with_storage(DType::BF16),
         "found the element type BF16",
     );
-    let autodiff = Device::flex().autodiff();
+    let autodiff = cpu().autodiff();
     let elsewhere = Loader::new(Model::open(&output).unwrap(), &autodiff);
     check(elsewhere, "weights in int8 are not supported on");
     assert!(Int8Weight::check_device(&autodiff).is_err());

@@ -45,6 +45,16 @@ pub fn device() -> Device {
     }
 }
 
+/// The CPU, whichever device [`device`] selects: for what other devices do not have, such as int8.
+///
+/// # Panics
+///
+/// If the feature `flex` is off.
+pub fn cpu() -> Device {
+    limit_vectors();
+    Device::flex()
+}
+
 /// Limits the CPU kernels to the vectors that `SWIFTBRUSH_VECTORS` names (`avx2` or `portable`), once per process.
 fn limit_vectors() {
     #[cfg(feature = "flex")]

@@ -234,7 +234,7 @@ mod tests {
     use burn::module::{ModuleMapper, Param};
     use burn::tensor::DType;
     use swiftbrush_kernels::Int8Weight;
-    use swiftbrush_testing::{assert_close, device, random};
+    use swiftbrush_testing::{assert_close, cpu, device, random};
 
     use super::*;
 
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn attention_is_in_int8_with_its_projections() {
-        let device = Device::flex();
+        let device = cpu();
         let config = UNetConfig::tiny();
         let layer = Attention::new(&config, 16, 16, 2, &device).map(&mut InInt8);
         let tokens = random([1, 5, 16], 3, &device);
