@@ -1,8 +1,10 @@
-"""Compares the example `generate` with diffusers: loads a model and generates an image with each, alternating.
+"""Compares the example `generate` with diffusers, or with itself on another folder (--against, such as one in int8): loads a model
+and generates an image with each, alternating.
 
     cargo build --release --example generate
     python compare.py FOLDER [--runs 5] [--dtype f32] [--device cpu|cuda] [--binary target/release/examples/generate] [--tiny]
-                      [--cold] [--steps N] [--guidance G] [--image FILE --strength S] [--warm-up 1] [--json FILE]
+                      [--cold] [--steps N] [--guidance G] [--image FILE --strength S] [--warm-up 1] [--against FOLDER]
+                      [--json FILE]
                       [-- options of generate]
 
 Each run is a separate process on the same files. The first, which warm the page cache, are not counted (--warm-up); --cold
@@ -25,9 +27,12 @@ parser.add_argument("--guidance", type=float)
 parser.add_argument("--image")
 parser.add_argument("--strength", type=float)
 parser.add_argument("--warm-up", type=int, default=1)
+parser.add_argument("--against")
 parser.add_argument("--json")
-parser.add_argument("options", nargs="*")
-args = parser.parse_args()
+# argparse consumes a positional with `*` together with the folder, before the options between them.
+end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+args = parser.parse_args(sys.argv[1:end])
+OPTIONS = sys.argv[end + 1 :]
 
 SHARED = [text for name in ("steps", "guidance", "image", "strength") if (value := getattr(args, name)) is not None
           for text in (f"--{name}", str(value))]
@@ -46,11 +51,11 @@ def run(command):
         sys.exit(f"{command} failed:\n{text}")
     return dict(text=text, all=time.perf_counter() - begun, peak=usage.ru_maxrss / 2**20)
 
-def ours():
+def ours(model=args.folder):
     with tempfile.TemporaryDirectory() as folder:
         device = ["--device", args.device] if args.device != "cpu" else []
-        result = run([args.binary, "--model", args.folder, "--rng", "cpu", "--dtype", args.dtype, "--no-hashes", *device,
-                      "--output", f"{folder}/picture.png", *(["--vae", "tiny"] if args.tiny else []), *SHARED, *args.options,
+        result = run([args.binary, "--model", model, "--rng", "cpu", "--dtype", args.dtype, "--no-hashes", *device,
+                      "--output", f"{folder}/picture.png", *(["--vae", "tiny"] if args.tiny else []), *SHARED, *OPTIONS,
                       "a photo of a cat"])
     result["load"] = float(re.search(r"loaded in ([\d.]+) s", result["text"])[1])
     result["generate"] = float(re.search(r"pictures, ([\d.]+) s", result["text"])[1])
@@ -63,13 +68,14 @@ def diffusers():
     result["generate"] = float(re.search(r"generated in ([\d.]+) s", result["text"])[1])
     return result
 
-runs = [(ours(), diffusers()) for _ in range(args.warm_up + args.runs)][args.warm_up:]
-report = dict(machine=platform.processor() or platform.machine(), folder=args.folder, dtype=args.dtype, runs=args.runs)
+peer, other = (args.against, lambda: ours(args.against)) if args.against else ("diffusers", diffusers)
+runs = [(ours(), other()) for _ in range(args.warm_up + args.runs)][args.warm_up:]
+report = dict(machine=platform.processor() or platform.machine(), folder=args.folder, dtype=args.dtype, peer=peer, runs=args.runs)
 for name, unit in [("load", "s"), ("generate", "s"), ("all", "s"), ("peak", "GiB")]:
     a, b = ([pair[i][name] for pair in runs] for i in (0, 1))
     ratios = [x / y for x, y in zip(a, b)]
     line = lambda values: f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
-    print(f"{name:8} {unit:3}  ours {line(a)}  diffusers {line(b)}  ratio {line(ratios)}", flush=True)
-    report[name] = dict(ours=a, diffusers=b, ratio=statistics.median(ratios))
+    print(f"{name:8} {unit:3}  ours {line(a)}  {peer} {line(b)}  ratio {line(ratios)}", flush=True)
+    report[name] = dict(ours=a, peer=b, ratio=statistics.median(ratios))
 if args.json:
     pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + "\n")

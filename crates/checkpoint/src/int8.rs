@@ -82,19 +82,19 @@ pub fn load_int8<M: Module>(
         false => read_wide(weights, name).map(Values::Plain),
     };
     let convert = |name: &str, data: TensorData| {
-        let is_copied = data.dtype() != DType::F32;
         let data = converted(data, DType::F32);
-        let is_quantized = !is_stored && selects(name);
-        let values = match is_quantized {
-            true => Values::Int8(quantized(weights.path(), name, &data)?),
-            false => Values::Plain(data),
-        };
-        if is_copied || is_quantized {
+        if !is_stored && selects(name) {
+            return quantized(weights.path(), name, &data).map(Values::Int8);
+        }
+        if weights.dtype(name)? != DType::F32 {
             weights.release(name);
         }
-        Ok(values)
+        Ok(Values::Plain(data))
     };
-    fill(module, weights.path(), parameters(weights), read, convert)
+    // Linear layers use the codes in place; their pages are read again from the system's cache when they are first used.
+    let release = |name: &str| weights.release(name);
+    let names = parameters(weights);
+    fill(module, weights.path(), names, read, convert, release)
 }
 
 /// Like [`load`](crate::load), but also reads a file written by [`save_int8`], whose tensors in int8 are widened.
@@ -119,7 +119,8 @@ pub fn load_widened<M: Module>(
         weights.release(name);
         Ok(Values::Plain(data))
     };
-    fill(module, weights.path(), parameters(weights), read, convert)
+    let names = parameters(weights);
+    fill(module, weights.path(), names, read, convert, |_| {})
 }
 
 /// The names of a file's tensors, without buffers and without the scales of tensors in int8.

@@ -74,7 +74,7 @@ pub fn load<M: Module>(module: M, weights: &Weights, dtype: Option<DType>) -> Re
         _ => Ok(Values::Plain(data)),
     };
     let read = |name: &str| weights.read(name).map(Values::Plain);
-    fill(module, weights.path(), names, read, convert)
+    fill(module, weights.path(), names, read, convert, |_| {})
 }
 
 /// Replaces all parameters of a module with the tensors of those names.
@@ -90,9 +90,8 @@ pub fn with_tensors<M: Module>(
     let source = source.as_ref();
     let names = tensors.keys().cloned().collect();
     let read = |name: &str| Ok(Values::Plain(tensors[name].clone()));
-    fill(module, source, names, read, |_, data| {
-        Ok(Values::Plain(data))
-    })
+    let convert = |_: &str, data| Ok(Values::Plain(data));
+    fill(module, source, names, read, convert, |_| {})
 }
 
 /// Returns whether a tensor is a buffer, judging by the end of its name. Modules compute buffers themselves, and only some
@@ -134,12 +133,15 @@ pub(crate) enum Values {
     Int8(Int8Weight),
 }
 
+/// Replaces all parameters of a module with the tensors of those names: `convert` is applied to plain ones that fit, `release` is
+/// called with the name of a weight in int8 after its codes have been brought into the layout of the kernels.
 pub(crate) fn fill<M: Module>(
     module: M,
     path: &Path,
     unused: BTreeSet<String>,
     read: impl Fn(&str) -> Result<Values, Error>,
     convert: impl Fn(&str, TensorData) -> Result<Values, Error>,
+    release: impl Fn(&str),
 ) -> Result<M, Error> {
     let mut filler = Filler {
         path,
@@ -147,6 +149,7 @@ pub(crate) fn fill<M: Module>(
         seen: BTreeSet::new(),
         read,
         convert,
+        release,
         mismatch: Mismatch::default(),
         error: None,
     };
@@ -166,22 +169,23 @@ pub(crate) fn fill<M: Module>(
     }
 }
 
-struct Filler<'a, R, C> {
+struct Filler<'a, R, C, L> {
     path: &'a Path,
     unused: BTreeSet<String>,
     /// Names of the module's parameters seen so far.
     seen: BTreeSet<String>,
     read: R,
-    /// Applied to tensors that fit.
     convert: C,
+    release: L,
     mismatch: Mismatch,
     error: Option<Error>,
 }
 
-impl<R, C> NamedMapper for Filler<'_, R, C>
+impl<R, C, L> NamedMapper for Filler<'_, R, C, L>
 where
     R: Fn(&str) -> Result<Values, Error>,
     C: Fn(&str, TensorData) -> Result<Values, Error>,
+    L: Fn(&str),
 {
     fn float<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if self.error.is_some() {
@@ -206,10 +210,11 @@ where
     }
 }
 
-impl<R, C> Filler<'_, R, C>
+impl<R, C, L> Filler<'_, R, C, L>
 where
     R: Fn(&str) -> Result<Values, Error>,
     C: Fn(&str, TensorData) -> Result<Values, Error>,
+    L: Fn(&str),
 {
     /// Reads a parameter's tensor, or records a mismatch.
     fn tensor<const D: usize>(
@@ -234,12 +239,12 @@ where
                 to_conv_layout(Tensor::from_data(data, (&device, dtype)))
             }
             Values::Int8(weight) => {
-                weight
-                    .to_tensor(&device)
-                    .map_err(|error| Error::Quantized {
-                        path: self.path.to_owned(),
-                        reason: format!("{name}: {error}"),
-                    })?
+                let tensor = weight.to_tensor(&device);
+                (self.release)(name);
+                tensor.map_err(|error| Error::Quantized {
+                    path: self.path.to_owned(),
+                    reason: format!("{name}: {error}"),
+                })?
             }
         }))
     }

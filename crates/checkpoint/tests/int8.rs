@@ -307,6 +307,40 @@ fn int8_is_not_loaded_as_something_else_nor_on_other_devices() {
     assert!(error.contains("first.weight"), "{error}");
 }
 
+/// Neither codes in place, nor reordered or widened ones keep the file in memory until they are used.
+#[cfg(target_os = "linux")]
+#[test]
+fn loaded_weights_are_not_resident() {
+    let device = cpu();
+    let large = Network {
+        first: LinearConfig::new(1024, 1024).init(&device),
+        conv: Conv2dConfig::same3x3(384, 384).init(&device),
+        last: LinearConfig::new(1024, 1024).init(&device),
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large");
+    let written = quantize(large.clone(), rule, &path).unwrap();
+    let stored = |name: &str, _: &[usize]| name == "last.weight";
+    save_int8(&written, &path, HashMap::new(), stored).unwrap();
+    let weights = Weights::open(&path).unwrap();
+    let resident = || {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let of_file = maps.split(path.to_str().unwrap()).nth(1).unwrap();
+        let mut lines = of_file.lines();
+        let line = lines.find(|line| line.starts_with("Rss:")).unwrap();
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    let loaded = load_int8(large.clone(), &weights, rule).unwrap();
+    // Each weight has at least 1024 KiB of codes. Reading the scales maps some pages around them.
+    let kib = resident();
+    assert!(kib < 768, "{kib} KiB");
+    assert_eq!(codes(&loaded), codes(&written));
+}
+
 #[test]
 fn a_parameter_is_quantised_once() {
     let device = cpu();

@@ -124,7 +124,7 @@ impl Int8Weight {
         if codes.dtype() != DType::I8 {
             return Err(Int8Error::Codes(codes.dtype()));
         }
-        if let Some(index) = codes.as_bytes().iter().position(|code| *code == 0x80) {
+        if let Some(index) = out_of_range(codes.as_bytes()) {
             return Err(Int8Error::CodeRange(index));
         }
         if scales.dtype() != DType::F32 || scales.shape().to_vec() != shape[..1] {
@@ -162,10 +162,14 @@ impl Int8Weight {
     pub fn dequantize(&self) -> TensorData {
         let shape = self.codes.shape().to_vec();
         let row = self.codes.num_elements() / shape[0];
-        let scales = self.scales.iter::<f32>();
-        let scales = scales.flat_map(|scale| std::iter::repeat_n(scale, row));
-        let values = self.codes.iter::<f32>().zip(scales);
-        let values: Vec<f32> = values.map(|(code, scale)| code * scale).collect();
+        let mut values = vec![0.0; self.codes.num_elements()];
+        let rows = self.codes.as_bytes().chunks(row);
+        let rows = rows.zip(values.chunks_mut(row));
+        for ((codes, values), scale) in rows.zip(self.scales.iter::<f32>()) {
+            for (value, code) in values.iter_mut().zip(codes) {
+                *value = f32::from(code.cast_signed()) * scale;
+            }
+        }
         TensorData::new(values, shape)
     }
 
@@ -237,6 +241,17 @@ fn check_shape(weight: &TensorData) -> Result<Vec<usize>, Int8Error> {
         true => Err(Int8Error::Shape(shape)),
         false => Ok(shape),
     }
+}
+
+/// The index of a code of −128. Chunks without one are passed over at the speed of memory.
+fn out_of_range(codes: &[u8]) -> Option<usize> {
+    const CHUNK: usize = 4096;
+    let is_bad = |code: &u8| *code == 0x80;
+    let has_bad = |codes: &[u8]| codes.iter().fold(false, |found, code| found | is_bad(code));
+    let mut chunks = codes.chunks(CHUNK).enumerate();
+    let (chunk, codes) = chunks.find(|(_, codes)| has_bad(codes))?;
+    let place = codes.iter().position(is_bad)?;
+    Some(chunk * CHUNK + place)
 }
 
 fn is_supported(device: &Device) -> bool {
@@ -409,6 +424,14 @@ mod tests {
         check([1, 2, 3, 4], &[1.0], "expected 2 scales in F32");
         check([1, 2, 3, 4], &[1.0, -0.5], "output 1 is -0.5");
         check([1, 2, 3, 4], &[f32::NAN, 0.5], "output 0 is NaN");
+        let mut many = vec![5i8; 10_000];
+        many[9000] = -128;
+        let parts = (
+            TensorData::new(many, [1, 10_000]),
+            TensorData::from([1.0f32]),
+        );
+        let found = Int8Weight::from_parts(parts.0, parts.1).unwrap_err();
+        assert_eq!(found, Int8Error::CodeRange(9000));
         let parts = (TensorData::from([[1u8]]), TensorData::from([1.0f32]));
         let found = Int8Weight::from_parts(parts.0, parts.1).unwrap_err();
         assert_eq!(found, Int8Error::Codes(DType::U8));
