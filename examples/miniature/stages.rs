@@ -14,13 +14,13 @@ use crate::data::write_tokenizer;
 use crate::model::{Workshop, write_component};
 use crate::{ladder, students, teacher};
 
-/// Default steps of each stage: the totals of the shipped model.
+/// Default steps of each stage.
 pub(crate) mod steps {
     pub(crate) const AUTOENCODER: u64 = 4500;
     pub(crate) const CLIP: u64 = 4000;
-    pub(crate) const TEACHER: u64 = 33_000;
-    pub(crate) const START: u64 = 14_500;
-    pub(crate) const DECODER: u64 = 13_000;
+    pub(crate) const TEACHER: u64 = 20_000;
+    pub(crate) const START: u64 = 8000;
+    pub(crate) const DECODER: u64 = 8000;
     pub(crate) const TINY: u64 = 4000;
     pub(crate) const TINY_DECODER: u64 = 6000;
 }
