@@ -402,6 +402,16 @@ mod tests {
     }
 
     #[test]
+    fn codes_are_widened_by_the_scale_of_their_output() {
+        let codes = TensorData::from([[1i8, -2], [3, 127]]);
+        let weight = Int8Weight::from_parts(codes, TensorData::from([0.5f32, 2.0])).unwrap();
+        assert_eq!(
+            weight.dequantize(),
+            TensorData::from([[0.5f32, -1.0], [6.0, 254.0]])
+        );
+    }
+
+    #[test]
     fn bad_values_are_named() {
         let data = |values: &[f32]| TensorData::new(values.to_vec(), [2, values.len() / 2]);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
