@@ -11,7 +11,7 @@ use swiftbrush_kernels::Int8Weight;
 
 use crate::convert::converted;
 use crate::error::{Error, abridged};
-use crate::module::{Values, check_float, fill, is_buffer, load, read};
+use crate::module::{Origin, Values, check_float, fill, is_buffer, load, read};
 use crate::named::{NamedMapper, NamedVisitor, map_named, visit_named};
 use crate::weights::Weights;
 use crate::write::{LazyTensor, write_tensors};
@@ -86,15 +86,10 @@ pub fn load_int8<M: Module>(
         if !is_stored && selects(name) {
             return quantized(weights.path(), name, &data).map(Values::Int8);
         }
-        if weights.dtype(name)? != DType::F32 {
-            weights.release(name);
-        }
         Ok(Values::Plain(data))
     };
-    // Linear layers use the codes in place; their pages are read again from the system's cache when they are first used.
-    let release = |name: &str| weights.release(name);
     let names = parameters(weights);
-    fill(module, weights.path(), names, read, convert, release)
+    fill(module, Origin::File(weights), names, read, convert)
 }
 
 /// Like [`load`](crate::load), but also reads a file written by [`save_int8`], whose tensors in int8 are widened.
@@ -114,13 +109,12 @@ pub fn load_widened<M: Module>(
         return load(module, weights, dtype);
     }
     let read = |name: &str| read_wide(weights, name).map(Values::Plain);
-    let convert = |name: &str, data: TensorData| {
+    let convert = |_: &str, data: TensorData| {
         let data = converted(data, dtype.unwrap_or(DType::F32));
-        weights.release(name);
         Ok(Values::Plain(data))
     };
     let names = parameters(weights);
-    fill(module, weights.path(), names, read, convert, |_| {})
+    fill(module, Origin::File(weights), names, read, convert)
 }
 
 /// The names of a file's tensors, without buffers and without the scales of tensors in int8.

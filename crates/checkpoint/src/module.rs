@@ -65,16 +65,12 @@ pub fn load<M: Module>(module: M, weights: &Weights, dtype: Option<DType>) -> Re
     }
     let names = weights.names().filter(|name| !is_buffer(name));
     let names = names.map(str::to_owned).collect();
-    let convert = |name: &str, data: TensorData| match dtype {
-        Some(dtype) if dtype != data.dtype() => {
-            let data = converted(data, dtype);
-            weights.release(name);
-            Ok(Values::Plain(data))
-        }
-        _ => Ok(Values::Plain(data)),
+    let convert = |_: &str, data: TensorData| match dtype {
+        Some(dtype) => Ok(Values::Plain(converted(data, dtype))),
+        None => Ok(Values::Plain(data)),
     };
     let read = |name: &str| weights.read(name).map(Values::Plain);
-    fill(module, weights.path(), names, read, convert, |_| {})
+    fill(module, Origin::File(weights), names, read, convert)
 }
 
 /// Replaces all parameters of a module with the tensors of those names.
@@ -91,7 +87,7 @@ pub fn with_tensors<M: Module>(
     let names = tensors.keys().cloned().collect();
     let read = |name: &str| Ok(Values::Plain(tensors[name].clone()));
     let convert = |_: &str, data| Ok(Values::Plain(data));
-    fill(module, source, names, read, convert, |_| {})
+    fill(module, Origin::Memory(source), names, read, convert)
 }
 
 /// Returns whether a tensor is a buffer, judging by the end of its name. Modules compute buffers themselves, and only some
@@ -133,23 +129,53 @@ pub(crate) enum Values {
     Int8(Int8Weight),
 }
 
-/// Replaces all parameters of a module with the tensors of those names: `convert` is applied to plain ones that fit, `release` is
-/// called with the name of a weight in int8 after its codes have been brought into the layout of the kernels.
+/// Where the tensors of a module come from.
+#[derive(Clone, Copy)]
+pub(crate) enum Origin<'a> {
+    File(&'a Weights),
+    /// Tensors in memory, and the path to name in errors.
+    Memory(&'a Path),
+}
+
+impl Origin<'_> {
+    fn path(&self) -> &Path {
+        match self {
+            Self::File(weights) => weights.path(),
+            Self::Memory(path) => path,
+        }
+    }
+
+    /// The element type in a file.
+    fn dtype(&self, name: &str) -> Option<DType> {
+        match self {
+            Self::File(weights) => weights.dtype(name).ok(),
+            Self::Memory(_) => None,
+        }
+    }
+
+    fn release(&self, name: &str) {
+        if let Self::File(weights) = self {
+            weights.release(name);
+        }
+    }
+}
+
+/// Replaces all parameters of a module with the tensors named in `unused`. `convert` is applied to plain tensors that fit.
+///
+/// Pages of a file stay resident only for tensors whose values are used as they are.
 pub(crate) fn fill<M: Module>(
     module: M,
-    path: &Path,
+    origin: Origin<'_>,
     unused: BTreeSet<String>,
     read: impl Fn(&str) -> Result<Values, Error>,
     convert: impl Fn(&str, TensorData) -> Result<Values, Error>,
-    release: impl Fn(&str),
 ) -> Result<M, Error> {
     let mut filler = Filler {
-        path,
+        origin,
         unused,
         seen: BTreeSet::new(),
         read,
         convert,
-        release,
         mismatch: Mismatch::default(),
         error: None,
     };
@@ -163,29 +189,27 @@ pub(crate) fn fill<M: Module>(
         Ok(module)
     } else {
         Err(Error::Mismatch {
-            path: path.to_owned(),
+            path: origin.path().to_owned(),
             mismatch: Box::new(mismatch),
         })
     }
 }
 
-struct Filler<'a, R, C, L> {
-    path: &'a Path,
+struct Filler<'a, R, C> {
+    origin: Origin<'a>,
     unused: BTreeSet<String>,
     /// Names of the module's parameters seen so far.
     seen: BTreeSet<String>,
     read: R,
     convert: C,
-    release: L,
     mismatch: Mismatch,
     error: Option<Error>,
 }
 
-impl<R, C, L> NamedMapper for Filler<'_, R, C, L>
+impl<R, C> NamedMapper for Filler<'_, R, C>
 where
     R: Fn(&str) -> Result<Values, Error>,
     C: Fn(&str, TensorData) -> Result<Values, Error>,
-    L: Fn(&str),
 {
     fn float<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if self.error.is_some() {
@@ -210,11 +234,10 @@ where
     }
 }
 
-impl<R, C, L> Filler<'_, R, C, L>
+impl<R, C> Filler<'_, R, C>
 where
     R: Fn(&str) -> Result<Values, Error>,
     C: Fn(&str, TensorData) -> Result<Values, Error>,
-    L: Fn(&str),
 {
     /// Reads a parameter's tensor, or records a mismatch.
     fn tensor<const D: usize>(
@@ -236,13 +259,17 @@ where
         Ok(Some(match values {
             Values::Plain(data) => {
                 let dtype = data.dtype();
-                to_conv_layout(Tensor::from_data(data, (&device, dtype)))
+                let tensor = to_conv_layout(Tensor::from_data(data, (&device, dtype)));
+                if self.origin.dtype(name) != Some(dtype) {
+                    self.origin.release(name);
+                }
+                tensor
             }
             Values::Int8(weight) => {
                 let tensor = weight.to_tensor(&device);
-                (self.release)(name);
+                self.origin.release(name);
                 tensor.map_err(|error| Error::Quantized {
-                    path: self.path.to_owned(),
+                    path: self.origin.path().to_owned(),
                     reason: format!("{name}: {error}"),
                 })?
             }
