@@ -23,6 +23,7 @@ type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
     swiftbrush_kernels::keep_freed_memory();
+    swiftbrush_kernels::use_current_thread();
     let folder = std::env::args()
         .nth(1)
         .ok_or("expected the folder of a model")?;

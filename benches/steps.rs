@@ -19,6 +19,7 @@ type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
     swiftbrush_kernels::keep_freed_memory();
+    swiftbrush_kernels::use_current_thread();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [folder, scheme, batch, precision, checkpointing, frozen] = &arguments[..] else {
         return Err("expected FOLDER a|b BATCH f32|bf16 checkpointed|plain f32|f16".into());

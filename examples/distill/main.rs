@@ -136,6 +136,7 @@ static STOP: AtomicBool = AtomicBool::new(false);
 
 fn main() -> Result<()> {
     swiftbrush_kernels::keep_freed_memory();
+    swiftbrush_kernels::use_current_thread();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .init();

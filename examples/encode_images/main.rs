@@ -45,6 +45,7 @@ struct Args {
 
 fn main() -> Result<()> {
     swiftbrush_kernels::keep_freed_memory();
+    swiftbrush_kernels::use_current_thread();
     examples_common::print_warnings();
     encode(&Args::parse())
 }

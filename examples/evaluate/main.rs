@@ -123,6 +123,7 @@ static STOP: AtomicBool = AtomicBool::new(false);
 
 fn main() -> Result<()> {
     swiftbrush_kernels::keep_freed_memory();
+    swiftbrush_kernels::use_current_thread();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_max_level(tracing::Level::WARN)

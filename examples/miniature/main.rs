@@ -214,6 +214,7 @@ enum Command {
 
 fn main() -> Result<()> {
     swiftbrush_kernels::keep_freed_memory();
+    swiftbrush_kernels::use_current_thread();
     let args = Args::parse();
     let workshop = Workshop {
         root: args.root,

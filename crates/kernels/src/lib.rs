@@ -15,8 +15,8 @@
 //! | CPU, other element types | – | all |
 //! | GPU (CubeCL) | normalisation; memory layouts between convolutions | the rest, which burn's fusion merges |
 //!
-//! Programs should first call [`keep_freed_memory`] on a CPU and [`keep_compiled_kernels`] on a GPU. [`supports`] checks
-//! whether this crate was compiled with the backend of a device.
+//! Programs should first call [`keep_freed_memory`] and [`use_current_thread`] on a CPU, and [`keep_compiled_kernels`] on a
+//! GPU. [`supports`] checks whether this crate was compiled with the backend of a device.
 //!
 //! # Features
 //!
@@ -72,6 +72,7 @@ mod memory;
 mod options;
 mod params;
 mod quantized;
+mod threads;
 mod update;
 
 pub use activation::{gated_gelu, gelu, silu};
@@ -93,6 +94,7 @@ pub use mapped::{Access, MappedFile, WeightFile, release_mapped_weights};
 pub use memory::keep_freed_memory;
 pub use options::{Activation, AdamWUpdate, Mask, Window};
 pub use quantized::Quantized;
+pub use threads::use_current_thread;
 pub use update::{adamw, lerp, sum_of_squares};
 
 #[cfg(doctest)]

@@ -130,6 +130,7 @@ fn share(text: &str) -> Result<f64, String> {
 
 fn main() -> Result<()> {
     swiftbrush_kernels::keep_freed_memory();
+    swiftbrush_kernels::use_current_thread();
     examples_common::print_warnings();
     paint(&Args::parse())
 }
