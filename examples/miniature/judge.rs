@@ -34,11 +34,11 @@ pub(crate) struct Judge {
     device: Device,
 }
 
-/// The largest norm of the gradient of an image's cosine by its latents. Half of the wrong images are below it; those near the
+/// Maximum norm of the gradient of an image's cosine with respect to its latents. Half of the wrong images are below it; those near the
 /// boundary between two shapes have up to ten times as much, and would decide the direction of a whole step.
 const LARGEST_NORM: f64 = 0.05;
 
-/// The gradients of images, each scaled to at most a norm.
+/// Clips the gradient of each image to the norm `most`.
 fn clipped(grad: Tensor<4>, most: f64) -> Tensor<4> {
     let squares = grad.clone().powi_scalar(2);
     let norms = squares.sum_dim(1).sum_dim(2).sum_dim(3).sqrt();

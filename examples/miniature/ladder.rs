@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use serde_json::json;
 use swiftbrush_checkpoint::{read_json, write_json};
 use swiftbrush_trainer::{PromptSource, Prompts, Recipe};
 
-use crate::model::Workshop;
+use crate::model::{Workshop, keep_settings};
 use crate::protocol::{SEEN, SETS, is_measured, measure};
 use crate::stages::steps;
 use crate::students::{self, PromptSet};
@@ -257,11 +258,16 @@ const RATIO: f64 = 5.0;
 /// Weight that gives the CLIP gradient [`RATIO`] times the norm of the distillation gradient in the first updates of student B;
 /// measured once and stored in `clip_weight.json`.
 fn clip_weight(workshop: &Workshop) -> Result<f64> {
+    let of_b = rung("b");
+    let settings = json!({
+        "seed": workshop.seed,
+        "networks": workshop.hashes(&["clip", "vae", "text_encoder", "teacher", of_b.from])?,
+    });
+    keep_settings(&workshop.root.join("clip_weight.settings.json"), &settings)?;
     let path = workshop.root.join("clip_weight.json");
     if path.is_file() {
         return Ok(read_json(&path)?);
     }
-    let of_b = rung("b");
     let mut recipe = of_b.recipe(0)?;
     recipe.student_every = 1;
     let clip = recipe.clip.take();

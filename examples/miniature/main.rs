@@ -42,6 +42,8 @@ use examples_common::read_image;
 use image::RgbImage;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
+use swiftbrush_checkpoint::{read_json, write_json};
 use swiftbrush_clip::{Clip, Tokenizer};
 use swiftbrush_pipeline::{Method, Record};
 use swiftbrush_scheduler::SamplerKind;
@@ -378,11 +380,10 @@ fn merge(workshop: &Workshop, lambda: f64, a: &str, b: &str, output: &str) -> Re
             .path(name)
             .join("diffusion_pytorch_model.safetensors")
     };
+    // The configuration first: a student is finished once its weights are there.
+    let config: Value = read_json(workshop.path(a).join("config.json"))?;
+    write_json(workshop.path(output).join("config.json"), &config)?;
     interpolate_files(file(a), file(b), lambda, file(output))?;
-    std::fs::copy(
-        workshop.path(a).join("config.json"),
-        workshop.path(output).join("config.json"),
-    )?;
     Ok(())
 }
 

@@ -1,14 +1,16 @@
 //! Configurations and the model folder, in diffusers' layout.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use burn::module::Module;
 use burn::tensor::{DType, Device, Shape, TensorData};
 use serde::Serialize;
 use serde_json::{Value, json};
-use swiftbrush_checkpoint::{LazyTensor, Model, named_tensors, write_json, write_tensors};
+use swiftbrush_checkpoint::{
+    LazyTensor, Model, named_tensors, read_json, sha256, write_json, write_tensors,
+};
 use swiftbrush_pipeline::{Loader, TextToImage};
 use swiftbrush_scheduler::SchedulerConfig;
 use swiftbrush_unet::{BlockType, OneOrMany, UNetConfig};
@@ -83,6 +85,20 @@ fn without_axes(data: TensorData) -> TensorData {
     TensorData::from_bytes(bytes, Shape::new([]), dtype)
 }
 
+/// Writes the settings that cached results beside `path` depend on, or checks them against those of the results.
+pub(crate) fn keep_settings(path: &Path, settings: &Value) -> Result<()> {
+    if !path.is_file() {
+        return Ok(write_json(path, settings)?);
+    }
+    let found: Value = read_json(path)?;
+    ensure!(
+        found == *settings,
+        "{}: the results in this folder belong to other weights or another seed; move them away, or use another root\nexpected {settings}\nfound {found}",
+        path.display()
+    );
+    Ok(())
+}
+
 /// The training folder: stages with snapshots and logs, and the model.
 pub(crate) struct Workshop {
     pub(crate) root: PathBuf,
@@ -112,6 +128,18 @@ impl Workshop {
     pub(crate) fn write_scheduler(&self, class_name: &str) -> Result<()> {
         let path = self.path("scheduler").join("scheduler_config.json");
         Ok(write_json(&path, &scheduler(class_name))?)
+    }
+
+    /// The SHA-256 of the weights of components, by name.
+    pub(crate) fn hashes(&self, components: &[&str]) -> Result<BTreeMap<String, String>> {
+        let model = self.model()?;
+        let mut hashes = BTreeMap::new();
+        for &component in components {
+            let files = model.weights(component)?.files();
+            let of_files: Result<Vec<_>, _> = files.iter().map(sha256).collect();
+            hashes.insert(component.to_owned(), of_files?.concat());
+        }
+        Ok(hashes)
     }
 
     /// The model folder with one of its denoisers.

@@ -139,7 +139,7 @@ pub(crate) fn make_clip(workshop: &Workshop, steps: u64, from: Option<&str>) -> 
     )?;
     // CLIP may be trained again; a teacher needs the text encoder that it was trained with.
     let path = workshop.path("text_encoder");
-    if path.is_dir() {
+    if path.join("model.safetensors").is_file() {
         return Ok(());
     }
     let text_encoder = clip.into_text_encoder();

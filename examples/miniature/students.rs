@@ -9,6 +9,7 @@ use anyhow::Result;
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData};
 use indicatif::ProgressBar;
+use serde_json::json;
 use swiftbrush_checkpoint::{Archive, LazyTensor, write_atomically, write_tensors};
 use swiftbrush_clip::{TextEncoder, Tokenizer};
 use swiftbrush_lora::{AdapterFile, Adapters, Layout};
@@ -20,7 +21,7 @@ use swiftbrush_trainer::{
 use swiftbrush_unet::UNet;
 
 use crate::judge::Judge;
-use crate::model::{Workshop, scheduler, unet_config, write_component};
+use crate::model::{Workshop, keep_settings, scheduler, unet_config, write_component};
 use crate::painter::{Painter, Tally, captions};
 use crate::teacher::GUIDANCE;
 use crate::training::{PARTS, Schedule, progress_bar, train};
@@ -102,6 +103,11 @@ pub(crate) fn train_start(workshop: &Workshop, steps: u64, from: &str) -> Result
 
 /// Noise and the teacher's latents for it, for these scenes, cached in files.
 fn pairs(workshop: &Workshop, scenes: &[Scene]) -> Result<(Tensor<4>, Tensor<4>)> {
+    let settings = json!({
+        "seed": workshop.seed,
+        "networks": workshop.hashes(&["teacher", "text_encoder"])?,
+    });
+    keep_settings(&workshop.stage("start").join("settings.json"), &settings)?;
     let bar = progress_bar("pairs", scenes.len() as u64, 0);
     let mut parts = [vec![], vec![]];
     for (index, scenes) in scenes.chunks(PAIRS_PER_FILE).enumerate() {
@@ -258,20 +264,18 @@ impl PromptSet {
     }
 }
 
-/// Writes the prompts of a distillation, one per line, unless they already exist. [`Prompts`] shuffles them.
+/// Writes the prompts of a distillation, one per line. [`Prompts`] shuffles them.
 pub(crate) fn prompts(workshop: &Workshop, set: PromptSet) -> Result<PathBuf> {
     let name = match set {
         PromptSet::Known => "prompts.txt",
         PromptSet::Taught => "prompts-taught.txt",
     };
     let path = workshop.root.join(name);
-    if !path.is_file() {
-        let mut text = String::new();
-        for scene in set.scenes(workshop.seed) {
-            writeln!(text, "{}", scene.caption())?;
-        }
-        write_atomically(&path, |file| file.write_all(text.as_bytes()))?;
+    let mut text = String::new();
+    for scene in set.scenes(workshop.seed) {
+        writeln!(text, "{}", scene.caption())?;
     }
+    write_atomically(&path, |file| file.write_all(text.as_bytes()))?;
     Ok(path)
 }
 

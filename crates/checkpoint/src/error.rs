@@ -171,6 +171,8 @@ pub struct Mismatch {
     pub not_float: Vec<(String, String)>,
     /// Tensors that contain a NaN or an infinity.
     pub not_finite: Vec<String>,
+    /// Name of tensors with values beyond the range of the element type that they are loaded in, and that type.
+    pub out_of_range: Vec<(String, String)>,
 }
 
 impl Mismatch {
@@ -181,6 +183,7 @@ impl Mismatch {
             && self.misshapen.is_empty()
             && self.not_float.is_empty()
             && self.not_finite.is_empty()
+            && self.out_of_range.is_empty()
     }
 }
 
@@ -201,7 +204,16 @@ impl Display for Mismatch {
             "without floating-point values",
             &not_float.collect::<Vec<_>>(),
         )?;
-        line(f, "with a NaN or an infinity", &self.not_finite)
+        line(f, "with a NaN or an infinity", &self.not_finite)?;
+        let out_of_range = self
+            .out_of_range
+            .iter()
+            .map(|(name, dtype)| format!("{name} ({dtype})"));
+        line(
+            f,
+            "with values beyond the range of the element type to load",
+            &out_of_range.collect::<Vec<_>>(),
+        )
     }
 }
 

@@ -11,6 +11,7 @@ use swiftbrush_kernels::Int8Weight;
 
 use crate::convert::converted;
 use crate::error::{Error, abridged};
+use crate::finite::is_finite;
 use crate::module::{Origin, Values, check_float, fill, is_buffer, load, read};
 use crate::named::{NamedMapper, NamedVisitor, map_named, visit_named};
 use crate::weights::Weights;
@@ -219,9 +220,9 @@ pub fn quantize<M: Module>(
     }
 }
 
-/// Writes a module to a safetensors file, atomically, with its weights in int8 and those that `is_stored` selects by name and
-/// shape in int8. The latter are quantised only in the file; loading widens them, which makes the file smaller but not the
-/// module. Each becomes two tensors, `NAME` with the codes in I8 and the shape of the weight, and `NAME_scale` with the scale of
+/// Writes a module to a safetensors file, atomically. Weights already in int8, and those that `is_stored` selects by name and
+/// shape, are written in int8. The latter are quantised only in the file; loading widens them, which makes the file smaller but
+/// not the module. Each becomes two tensors, `NAME` with the codes in I8 and the shape of the weight, and `NAME_scale` with the scale of
 /// each output in F32; all other tensors are in f16 where that is exact, or nearly so in a matrix, otherwise in f32. The header
 /// names the layout.
 ///
@@ -265,7 +266,18 @@ pub fn save_int8<M: Module>(
                     let name = format!("{name}{SCALE}");
                     tensors.push(LazyTensor::ready(name, weight.scales().clone()));
                 }
-                Ok(None) => tensors.push(LazyTensor::ready(name, narrowed(read(param.base())))),
+                Ok(None) => {
+                    let data = read(param.base());
+                    if !is_finite(&data) {
+                        self.error.get_or_insert(Error::NotFinite {
+                            path: self.path.to_owned(),
+                            name: name.to_owned(),
+                            reason: "contains a NaN or an infinity".to_owned(),
+                        });
+                        return;
+                    }
+                    tensors.push(LazyTensor::ready(name, narrowed(data)));
+                }
                 Err(error) => {
                     self.error.get_or_insert(error);
                 }

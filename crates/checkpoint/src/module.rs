@@ -23,7 +23,8 @@ use crate::write::{LazyTensor, write_tensors};
 /// # Errors
 ///
 /// If the file cannot be read, lacks a parameter, or has other tensors, tensors of the wrong shape, tensors that are not
-/// floating point, or tensors with a NaN or an infinity. One error lists all of them.
+/// floating point, or tensors with a NaN, an infinity or a value beyond the range of `dtype`. One error lists all of
+/// them.
 ///
 /// # Examples
 ///
@@ -248,7 +249,7 @@ where
         let (expected, device) = (param.lazy_shape().to_vec(), param.lazy_device());
         let values = match (self.read)(name)? {
             Values::Plain(data) => match self.fitting(name, data, expected) {
-                Some(data) => (self.convert)(name, data)?,
+                Some(data) => self.converted(name, data)?,
                 None => return Ok(None),
             },
             Values::Int8(weight) if self.has_shape(name, weight.codes(), expected) => {
@@ -302,6 +303,20 @@ where
             return None;
         }
         Some(data)
+    }
+
+    /// Converts a tensor, and records values beyond the range of the new element type.
+    fn converted(&mut self, name: &str, data: TensorData) -> Result<Values, Error> {
+        let before = data.dtype();
+        let values = (self.convert)(name, data)?;
+        if let Values::Plain(data) = &values
+            && data.dtype().size() < before.size()
+            && !is_finite(data)
+        {
+            let beyond = format!("{:?}", data.dtype());
+            self.mismatch.out_of_range.push((name.to_owned(), beyond));
+        }
+        Ok(values)
     }
 
     /// Returns whether a tensor has a shape; otherwise records the mismatch.

@@ -29,9 +29,12 @@ pub(crate) fn read_index(files: &Files, path: &Path) -> Result<BTreeMap<String, 
         weight_map: BTreeMap<String, String>,
     }
     let index: Index = read_json_in(files, path)?;
-    // Shards are in the folder of their index. An untrusted index must not point outside of it.
-    let is_beside = |name: &str| Path::new(name).file_name() == Some(OsStr::new(name));
-    match index.weight_map.values().find(|name| !is_beside(name)) {
+    // Shards are in the folder of their index. An untrusted index must not point outside of it, nor to an index.
+    let is_shard = |name: &str| {
+        let path = Path::new(name);
+        path.file_name() == Some(OsStr::new(name)) && !is_index(path)
+    };
+    match index.weight_map.values().find(|name| !is_shard(name)) {
         None => Ok(index.weight_map),
         Some(name) => Err(Error::damaged(
             path,

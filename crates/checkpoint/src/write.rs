@@ -75,30 +75,25 @@ pub fn write_tensors(
     // Wide types first, so that all tensors are aligned.
     tensors.sort_by(|a, b| (b.dtype.size(), &a.name).cmp(&(a.dtype.size(), &b.name)));
     let header = header(path, &tensors, metadata)?;
-    let temporary = temporary_beside(path)?;
-    let mut writer = BufWriter::new(temporary.as_file());
-    let mut write = |bytes: &[u8]| {
-        let written = writer.write_all(bytes);
-        written.map_err(|error| Error::write(path, error))
-    };
-    write(&(header.len() as u64).to_le_bytes())?;
-    write(&header)?;
-    for tensor in &tensors {
-        let (data, name) = ((tensor.data)()?, &tensor.name);
-        assert_eq!(
-            data.shape().to_vec(),
-            tensor.shape,
-            "{name} changed its shape"
-        );
-        assert_eq!(data.dtype(), tensor.dtype, "{name} changed its type");
-        write(data.as_bytes())?;
-    }
-    writer
-        .flush()
-        .and_then(|()| temporary.as_file().sync_all())
-        .map_err(|error| Error::write(path, error))?;
-    drop(writer);
-    replace(temporary, path)
+    replace_with(path, |writer| {
+        let mut write = |bytes: &[u8]| {
+            let written = writer.write_all(bytes);
+            written.map_err(|error| Error::write(path, error))
+        };
+        write(&(header.len() as u64).to_le_bytes())?;
+        write(&header)?;
+        for tensor in &tensors {
+            let (data, name) = ((tensor.data)()?, &tensor.name);
+            assert_eq!(
+                data.shape().to_vec(),
+                tensor.shape,
+                "{name} changed its shape"
+            );
+            assert_eq!(data.dtype(), tensor.dtype, "{name} changed its type");
+            write(data.as_bytes())?;
+        }
+        Ok(())
+    })
 }
 
 /// Encodes the names, types, shapes and offsets of tensors as JSON, padded to a multiple of eight bytes.
@@ -155,14 +150,9 @@ pub fn write_atomically(
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), Error> {
     let path = path.as_ref();
-    let temporary = temporary_beside(path)?;
-    let mut writer = BufWriter::new(temporary.as_file());
-    write(&mut writer)
-        .and_then(|()| writer.flush())
-        .and_then(|()| temporary.as_file().sync_all())
-        .map_err(|error| Error::write(path, error))?;
-    drop(writer);
-    replace(temporary, path)
+    replace_with(path, |writer| {
+        write(writer).map_err(|error| Error::write(path, error))
+    })
 }
 
 /// Writes a value as indented JSON, atomically.
@@ -216,6 +206,22 @@ fn is_temporary(path: &Path) -> bool {
 /// Returns whether a process holds the lock of a temporary file; a process that was killed holds none.
 fn is_being_written(path: &Path) -> bool {
     File::open(path).is_ok_and(|file| file.try_lock().is_err())
+}
+
+/// Replaces a file with what `write` writes, once that is flushed to disk.
+fn replace_with(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let temporary = temporary_beside(path)?;
+    let mut writer = BufWriter::new(temporary.as_file());
+    write(&mut writer)?;
+    writer
+        .flush()
+        .and_then(|()| temporary.as_file().sync_all())
+        .map_err(|error| Error::write(path, error))?;
+    drop(writer);
+    replace(temporary, path)
 }
 
 /// Creates a temporary file in the same folder, so that renaming it is atomic. It is deleted unless it is persisted, and locked

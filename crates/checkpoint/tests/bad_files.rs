@@ -99,6 +99,21 @@ fn nan_and_infinity_are_errors_by_name() {
     }
 }
 
+#[test]
+fn values_beyond_the_element_type_are_errors_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let second = TensorData::new(vec![0.0f32, 70_000.0, 0.0, 0.0], [4]);
+    let path = file(
+        folder.path(),
+        &[("first", ones(&[2, 3])), ("second", second)],
+    );
+    let weights = Weights::open(&path).unwrap();
+    let error = load(pair(&device()), &weights, Some(DType::F16)).unwrap_err();
+    let expected = "1 with values beyond the range of the element type to load: second (F16)";
+    assert!(error.to_string().contains(expected), "{error}");
+    load(pair(&device()), &weights, Some(DType::F32)).unwrap();
+}
+
 /// Every truncation of a valid file, and every false header, is an error and not a panic.
 #[test]
 fn damaged_files_are_errors() {

@@ -35,10 +35,13 @@ fn git_hash(contents: &[u8]) -> String {
     hex(&Sha1::digest([header.as_bytes(), contents].concat()))
 }
 
-/// The responses of an honest server for a repository with one file.
-fn answers(headers: &str, file: &str, contents: &str, etag: &str) -> Vec<u8> {
-    let listing =
-        format!("{{\"sha\": \"{COMMIT}\", \"siblings\": [{{\"rfilename\": \"{file}\"}}]}}");
+/// The responses of an honest server for a repository with files of the same contents.
+fn answers(headers: &str, files: &[&str], contents: &str, etag: &str) -> Vec<u8> {
+    let files = files
+        .iter()
+        .map(|file| format!("{{\"rfilename\": \"{file}\"}}"));
+    let files = files.collect::<Vec<_>>().join(", ");
+    let listing = format!("{{\"sha\": \"{COMMIT}\", \"siblings\": [{files}]}}");
     let length = contents.len();
     let parts = [
         format!(
@@ -93,12 +96,13 @@ fn answers_of_the_hub() {
             let _ = serve(&stream, &shared);
         }
     });
-    let index = r#"{"weight_map": {"a": "model.safetensors.index.json"}}"#;
+    let index = r#"{"weight_map": {"a": "model-1.safetensors"}}"#;
+    let sharded = ["model.safetensors.index.json", "model-1.safetensors"];
     let weights = "weights";
     let seeds = [
-        answers("", "model.safetensors", weights, &hex(&Sha256::digest(weights))),
-        answers("", "model.safetensors.index.json", index, &git_hash(index.as_bytes())),
-        answers("X-Linked-Size: 7\r\nX-Linked-ETag: \"x\"\r\n", "pytorch_model.bin", weights, "y"),
+        answers("", &["model.safetensors"], weights, &hex(&Sha256::digest(weights))),
+        answers("", &sharded, index, &git_hash(index.as_bytes())),
+        answers("X-Linked-Size: 7\r\nX-Linked-ETag: \"x\"\r\n", &["pytorch_model.bin"], weights, "y"),
         b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /api/models/x\r\n\r\n\n--\nHTTP/1.1 302 Found\r\nLocation: /y\r\n\r\n".to_vec(),
         b"HTTP/1.1 404 Not Found\r\nX-Error-Code: RevisionNotFound\r\n\r\n".to_vec(),
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{\"s\r\n0\r\n\r\n".to_vec(),

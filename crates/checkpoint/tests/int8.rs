@@ -180,14 +180,18 @@ fn matrices_outside_the_range_of_f16_stay_in_f32() {
 #[test]
 fn a_stored_weight_must_be_finite() {
     let (folder, device) = (tempfile::tempdir().unwrap(), cpu());
-    let mut network = network(&device);
-    let bad = Tensor::<2>::full([2, 5], f32::NAN, &device);
-    network.last.weight = Param::from_tensor(bad);
     let path = folder.path().join("stored");
-    let last = |name: &str, _: &[usize]| name == "last.weight";
-    let error = save_int8(&network, &path, HashMap::new(), last).unwrap_err();
-    assert!(error.to_string().contains("last.weight"), "{error}");
-    assert!(!path.exists());
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut network = network(&device);
+        let weight = Tensor::<2>::full([2, 5], bad, &device);
+        network.last.weight = Param::from_tensor(weight);
+        for is_int8 in [true, false] {
+            let is_stored = |name: &str, _: &[usize]| is_int8 && name == "last.weight";
+            let error = save_int8(&network, &path, HashMap::new(), is_stored).unwrap_err();
+            assert!(error.to_string().contains("last.weight"), "{error}");
+            assert!(!path.exists());
+        }
+    }
 }
 
 /// An int8 file whose tensors are changed by `edit`.

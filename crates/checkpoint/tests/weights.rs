@@ -154,6 +154,10 @@ fn shards_are_one_model_and_their_index_is_checked() {
             "not the name of a shard",
         ),
         (r#"{"weight_map": {"a": ".."}}"#, "not the name of a shard"),
+        (
+            r#"{"weight_map": {"a": "model.safetensors.index.json"}}"#,
+            "not the name of a shard",
+        ),
         (r#"{"weight_map": 3}"#, "index.json"),
         ("", "index.json"),
     ] {

@@ -48,15 +48,18 @@ pub struct Int8Weight {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Int8Error {
-    /// The weight has no axis for inputs.
+    /// The weight has fewer than two axes, or is empty.
     #[error("expected a weight of at least two axes, none empty, found {0:?}")]
     Shape(Vec<usize>),
-    /// The weight is not floating point.
+    /// The element type is not f32, f16 or bf16.
     #[error("expected a weight in f32, f16 or bf16, found {0:?}")]
     NotFloat(DType),
     /// The weight has a NaN or an infinity.
     #[error("output {0} has a NaN or an infinity")]
     NotFinite(usize),
+    /// The weight has more than 65,536 inputs, whose sum would not fit an i32.
+    #[error("expected at most {MOST_INPUTS} inputs, found {0}")]
+    Inputs(usize),
     /// The codes are not i8.
     #[error("expected codes in I8, found {0:?}")]
     Codes(DType),
@@ -93,7 +96,7 @@ impl Int8Weight {
     ///
     /// # Errors
     ///
-    /// If the weight has fewer than two axes, is not floating point, or contains a NaN or an infinity.
+    /// If the weight has fewer than two axes, is empty, is not in f32, f16 or bf16, or contains a NaN or an infinity.
     pub fn quantize(weight: &TensorData) -> Result<Self, Int8Error> {
         let shape = check_shape(weight)?;
         if !matches!(weight.dtype(), DType::F32 | DType::F16 | DType::BF16) {
@@ -189,22 +192,22 @@ impl Int8Weight {
     ///
     /// # Errors
     ///
-    /// If the device is not the CPU, or tracks gradients.
+    /// If the device is not the CPU, or tracks gradients, or the weight has more than 65,536 inputs, whose sum would not fit an
+    /// i32.
     ///
     /// # Panics
     ///
-    /// If `D` is not the rank of the weight, 2 or 4, or a tap has more than 65,536 inputs, whose sum would not fit 32 bits.
+    /// If `D` is not the rank of the weight, 2 or 4.
     pub fn to_tensor<const D: usize>(&self, device: &Device) -> Result<Tensor<D>, Int8Error> {
         let found = self.codes.shape().num_dims();
         assert!(
             D == found && (D == 2 || D == 4),
             "expected a weight of {D} axes, 2 or 4, found {found}"
         );
-        assert!(
-            self.codes.shape()[1] <= MOST_INPUTS,
-            "expected at most {MOST_INPUTS} inputs, found {:?}",
-            self.codes.shape()
-        );
+        let inputs = self.codes.shape()[1];
+        if inputs > MOST_INPUTS {
+            return Err(Int8Error::Inputs(inputs));
+        }
         Self::check_device(device)?;
         let codes = Tensor::<D, Int>::from_data(self.codes.clone(), (device, DType::I8));
         let scales = Tensor::<1>::from_data(self.scales.clone(), (device, DType::F32));
@@ -266,8 +269,7 @@ fn is_supported(device: &Device) -> bool {
     }
 }
 
-/// Quantises rows on all threads, each with an equal share; the last one is the caller's, which is all where there are no
-/// threads.
+/// Quantises rows in parallel, in equal shares. The caller takes the last share, which is everything where there are no threads.
 fn quantize_rows(values: &[f32], row: usize, codes: &mut [i8], scales: &mut [f32]) {
     let n_threads = thread::available_parallelism().map_or(1, usize::from);
     let share = scales.len().div_ceil(n_threads);
@@ -434,6 +436,10 @@ mod tests {
         check([1, 2, 3, 4], &[1.0], "expected 2 scales in F32");
         check([1, 2, 3, 4], &[1.0, -0.5], "output 1 is -0.5");
         check([1, 2, 3, 4], &[f32::NAN, 0.5], "output 0 is NaN");
+        let wide = TensorData::zeros::<f32, _>([1, MOST_INPUTS + 1]);
+        let wide = Int8Weight::quantize(&wide).unwrap();
+        let found = wide.to_tensor::<2>(&swiftbrush_testing::cpu()).unwrap_err();
+        assert_eq!(found, Int8Error::Inputs(MOST_INPUTS + 1));
         let mut many = vec![5i8; 10_000];
         many[9000] = -128;
         let parts = (

@@ -18,7 +18,7 @@ static MAPPINGS: Mutex<Vec<Weak<Mmap>>> = Mutex::new(Vec::new());
 /// Advises the operating system that no mapped weight file of this process will be needed soon, so that their pages no longer
 /// count towards its memory.
 ///
-/// Networks that use their weights in place (in f32, f16 with [`Access::Mapped`], or int8) keep the pages of their files
+/// Networks that use their weights in place (in f32, f16 or int8, with [`Access::Mapped`]) keep the pages of their files
 /// resident once they have run. A program that generates one batch can call this before the denoiser and before the decoder: the
 /// networks of the previous stage are not needed any more. Weights that are needed again are read again, from the page cache or,
 /// if that has dropped them, from disk. Does nothing outside Unix.
@@ -85,8 +85,8 @@ impl MappedFile {
         assert!(range.end <= self.0.len(), "{range:?} is outside the file");
         #[cfg(unix)]
         {
-            // SAFETY: the mapping is private and never written to, so dropped pages are still in the file. A page
-            // shared with a neighbouring range is read again as well.
+            // SAFETY: the mapping is read-only and backed by the file, from which dropped pages are read again. A
+            // page shared with a neighbouring range is read again as well.
             let advised = unsafe {
                 self.0.unchecked_advise_range(
                     memmap2::UncheckedAdvice::DontNeed,

@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
-use swiftbrush_checkpoint::{Archive, NamedVisitor, read, read_json, sha256, visit_named};
+use swiftbrush_checkpoint::{
+    Archive, NamedVisitor, read, read_json, sha256, visit_named, write_json,
+};
 use swiftbrush_clip::TextEncoder;
 use swiftbrush_kernels::{Int8Weight, is_int8};
 use swiftbrush_lora::AdapterFile;
-use swiftbrush_pipeline::{Error, Loader, Model, Rng, Seeds, TextToImage};
+use swiftbrush_pipeline::{DecoderKind, Error, Loader, Model, Rng, Seeds, TextToImage};
+use swiftbrush_scheduler::{PredictionType, SchedulerConfig};
 use swiftbrush_testing::{assert_close, cpu};
 use swiftbrush_vae::AutoencoderKl;
 
@@ -164,6 +167,53 @@ fn a_folder_names_its_layout_and_origin() {
         assert_eq!(found, count, "{copied}");
     }
     assert!(output.join("model_index.json").is_file());
+}
+
+#[test]
+fn a_folder_has_the_scheduler_of_its_denoiser() {
+    let folder = tempfile::tempdir().unwrap();
+    let other = folder.path().join("other");
+    for file in [
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    ] {
+        std::fs::create_dir_all(other.join("unet")).unwrap();
+        std::fs::copy(golden("model").join(file), other.join(file)).unwrap();
+    }
+    let scheduler = SchedulerConfig::default()
+        .with_class("DDIMScheduler")
+        .with_prediction_type(PredictionType::VPrediction);
+    let path = other.join("scheduler/scheduler_config.json");
+    write_json(path, &scheduler).unwrap();
+    let model = Model::open(golden("model")).unwrap();
+    let source = Loader::new(model.with_component("unet", other.join("unet")), &cpu());
+    let output = folder.path().join("int8");
+    source.quantize(&output).unwrap();
+    let found = loader(&output).scheduler().unwrap();
+    assert_eq!(found.prediction_type, PredictionType::VPrediction);
+    assert_eq!(found, source.scheduler().unwrap());
+}
+
+#[test]
+fn a_folder_has_the_tiny_autoencoder_of_any_layout() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = golden("model/taesd/diffusion_pytorch_model.safetensors");
+    let renamed = folder.path().join("tiny.safetensors");
+    std::fs::copy(file, &renamed).unwrap();
+    let replaced = Model::open(golden("model")).unwrap();
+    let replaced = replaced.with_component("taesd", renamed);
+    let own_layout = Model::open(golden("twins/sd-turbo")).unwrap();
+    for (index, model) in [replaced, own_layout].into_iter().enumerate() {
+        let output = folder.path().join(index.to_string());
+        let source = Loader::new(model, &cpu()).with_decoder(DecoderKind::Tiny);
+        source.quantize(&output).unwrap();
+        let stored = loader(&output).with_decoder(DecoderKind::Tiny);
+        let decoded = |loader: &Loader| {
+            let latents = Tensor::<4>::ones([1, 4, 8, 8], &cpu());
+            loader.decoder().unwrap().decode(latents)
+        };
+        assert_close(decoded(&stored), decoded(&source), 0.0);
+    }
 }
 
 #[test]

@@ -6,14 +6,14 @@ use std::str::FromStr;
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use burn::tensor::TensorData;
-use serde_json::{Value, json};
-use swiftbrush_checkpoint::{Archive, LazyTensor, read_json, sha256, write_json, write_tensors};
+use serde_json::json;
+use swiftbrush_checkpoint::{Archive, LazyTensor, write_tensors};
 use swiftbrush_pipeline::Method;
 use swiftbrush_scheduler::SamplerKind;
 use swiftbrush_trainer::Threads;
 
 use crate::data::SIDE;
-use crate::model::Workshop;
+use crate::model::{Workshop, keep_settings};
 use crate::painter::Painter;
 use crate::protocol::captions::Captions;
 use crate::training::{PARTS, progress_bar};
@@ -156,28 +156,14 @@ impl System {
 
     /// Writes the settings of the images, or checks them against those of an existing folder.
     fn keep_settings(&self, workshop: &Workshop, folder: &Path) -> Result<()> {
-        let hash = |component: &str, file: &str| -> Result<String> {
-            Ok(sha256(workshop.path(component).join(file))?)
-        };
-        let diffusers = "diffusion_pytorch_model.safetensors";
+        let hashes = workshop.hashes(&[&self.denoiser, "vae", "text_encoder"])?;
         let settings = json!({
             "system": self.to_string(),
-            "denoiser": hash(&self.denoiser, diffusers)?,
-            "vae": hash("vae", diffusers)?,
-            "text_encoder": hash("text_encoder", "model.safetensors")?,
+            "denoiser": hashes[&self.denoiser],
+            "vae": hashes["vae"],
+            "text_encoder": hashes["text_encoder"],
         });
-        let path = folder.join("settings.json");
-        if !path.is_file() {
-            std::fs::create_dir_all(folder)?;
-            return Ok(write_json(&path, &settings)?);
-        }
-        let found: Value = read_json(&path)?;
-        ensure!(
-            found == settings,
-            "{}: these images were generated with other weights; move the folder away, or use another name for the new ones\nexpected {settings}\nfound {found}",
-            path.display()
-        );
-        Ok(())
+        keep_settings(&folder.join("settings.json"), &settings)
     }
 }
 

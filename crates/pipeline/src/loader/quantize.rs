@@ -1,32 +1,43 @@
 //! Model folders with weights in int8.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::DType;
 use serde_json::{Value, json};
 use swiftbrush_checkpoint::{
-    Error as FileError, int8_config, is_int8_file, save_int8, sha256, write_json,
+    Error as FileError, int8_config, is_int8_file, save, save_int8, sha256, write_atomically,
+    write_json,
 };
 use swiftbrush_clip::TextEncoder;
 use swiftbrush_kernels::Int8Weight;
-use swiftbrush_vae::AutoencoderKl;
+use swiftbrush_scheduler::SchedulerConfig;
+use swiftbrush_vae::{AutoencoderKl, AutoencoderTiny, AutoencoderTinyConfig};
 
 use super::Loader;
+use super::scheduler::SCHEDULER;
 use crate::Error;
 
 /// Name of the weights of diffusers' networks.
 const DIFFUSERS: &str = "diffusion_pytorch_model.safetensors";
-/// Names of the components that are copied if the model has them.
-const COPIED: [&str; 3] = ["scheduler", "tokenizer", "taesd"];
+/// Files of a tokenizer; not every tokenizer has all of them.
+const TOKENIZER: [&str; 6] = [
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+];
 
 impl Loader {
     /// Writes the model as a folder in diffusers' layout, with the denoiser and the text encoder in int8; see
     /// [`Int8Weight`]. The embeddings of the text encoder and the autoencoder are in int8 only in their files. The adapters of the
-    /// loader are merged first. Other components are copied, with only the weight files that are loaded. Loading the folder needs
-    /// no option.
+    /// loader are merged first. The scheduler is the one that the weights need, which a replaced denoiser may bring along; the
+    /// tokenizer is copied, and so is the tiny autoencoder if there is one. Loading the folder needs no option.
     ///
     /// The headers of the files in int8 record the layout of the weights, the hashes of their source files, and the
     /// strengths of adapters, under `quantization`, `source` and `adapters`.
@@ -59,8 +70,13 @@ impl Loader {
             let network = AutoencoderKl::from_model(&self.model, "vae", None, &self.device)?;
             loader.write_int8(&network, "vae", &vae, AutoencoderKl::is_int8_stored)?;
         }
-        for component in COPIED {
-            self.copy_component(component, &folder.join(component))?;
+        self.write_scheduler(&folder.join(SCHEDULER))?;
+        self.write_tiny(&folder.join("taesd"))?;
+        for file in TOKENIZER.map(|name| format!("tokenizer/{name}")) {
+            let source = self.model.path(&file);
+            if let Some(source) = source.filter(|source| self.model.is_file(source)) {
+                copy(&source, &folder.join(file))?;
+            }
         }
         let index = self.model.root().join("model_index.json");
         match index.is_file() {
@@ -127,21 +143,42 @@ impl Loader {
         Ok(origin)
     }
 
-    /// Copies the configurations, vocabularies and used weights of a component, if there is one.
-    fn copy_component(&self, component: &str, folder: &Path) -> Result<(), Error> {
-        let mut files = self.model.weight_files(component);
-        let source = self.model.path(component);
-        for entry in source.iter().flat_map(fs::read_dir).flatten().flatten() {
-            let path = entry.path();
-            let ending = path.extension().unwrap_or_default();
-            if path.is_file() && (ending == "json" || ending == "txt") && !files.contains(&path) {
-                files.push(path);
+    /// Copies the scheduler's configuration, or writes the one that replaces it; see [`scheduler`](Self::scheduler).
+    fn write_scheduler(&self, output: &Path) -> Result<(), Error> {
+        let config = self.scheduler()?;
+        let own = self.model.path(SCHEDULER);
+        if let Some(own) = own.filter(|own| self.model.is_file(own)) {
+            let found = SchedulerConfig::from_json(&self.model.read_text(&own)?);
+            if found.is_ok_and(|found| found == config) {
+                return copy(&own, output);
             }
         }
-        for path in files {
-            copy(&path, &folder.join(path.file_name().unwrap_or_default()))?;
+        Ok(write_json(output, &config)?)
+    }
+
+    /// Writes the tiny autoencoder in diffusers' layout, if the model has one.
+    fn write_tiny(&self, folder: &Path) -> Result<(), Error> {
+        let (model, name) = (&self.model, "taesd");
+        if !model.path(name).is_some_and(|path| model.exists(path)) {
+            return Ok(());
         }
-        Ok(())
+        let network = AutoencoderTiny::from_model(model, name, None, &self.device)?;
+        let weights = model.weights(name).ok();
+        let is_f16 = weights.is_some_and(|weights| {
+            let mut names = weights.names();
+            names.all(|name| weights.dtype(name).is_ok_and(|dtype| dtype == DType::F16))
+        });
+        let dtype = if is_f16 { DType::F16 } else { DType::F32 };
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        save(&network, folder.join(DIFFUSERS), dtype, metadata)?;
+        let output = folder.join("config.json");
+        match model.config(name) {
+            Ok(Some(config)) => copy(&config, &output),
+            _ => Ok(write_json(
+                output,
+                &AutoencoderTinyConfig::from_model(model, name)?,
+            )?),
+        }
     }
 
     /// Returns whether the weights of a component are in int8 in their file.
@@ -196,8 +233,8 @@ impl Loader {
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), Error> {
-    let folder = to.parent().unwrap_or(to);
-    let copied = fs::create_dir_all(folder).and_then(|()| fs::copy(from, to));
-    copied.map_err(|error| FileError::write(to, error))?;
-    Ok(())
+    let mut source = File::open(from).map_err(|error| FileError::read(from, error))?;
+    Ok(write_atomically(to, |file| {
+        io::copy(&mut source, file).map(drop)
+    })?)
 }
