@@ -17,6 +17,7 @@ use clap::Parser;
 use examples_common::model::ModelArgs;
 use examples_common::named;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 use swiftbrush_pipeline::scheduler::SamplerKind;
 use swiftbrush_pipeline::{Given, Method, Request, TextToImage, noise};
 use swiftbrush_trainer::{LatentKind, LatentSetWriter, PromptSource, Prompts};
@@ -81,10 +82,20 @@ fn make(args: &Args) -> Result<()> {
     for counts in prompts.counts() {
         eprintln!("{counts}");
     }
-    let pipeline = ModelArgs::loader(&source, &device)?.load()?;
+    let loader = ModelArgs::loader(&source, &device)?;
+    let scheduler = loader.scheduler()?;
+    let pipeline = loader.load()?;
     let [_, channels, height, width] = pipeline.latent_shape(1);
     let mut made_from = source.hashes()?;
     made_from.extend(settings(args, &prompts));
+    let strengths = source.adapters.iter().map(|(_, strength)| strength);
+    for (key, value) in [
+        ("options", json!(source.options)),
+        ("scheduler", json!(scheduler)),
+        ("adapters", json!(strengths.collect::<Vec<_>>())),
+    ] {
+        made_from.insert(key.to_owned(), value.to_string());
+    }
     let latents = [channels, height, width];
     let mut writer = LatentSetWriter::open(&args.output, LatentKind::Pairs, latents, made_from)?;
     let bar = ProgressBar::new(args.count);
@@ -116,7 +127,6 @@ fn settings(args: &Args, prompts: &Prompts) -> BTreeMap<String, String> {
         ("steps".to_owned(), args.steps.to_string()),
         ("guidance".to_owned(), args.guidance.to_string()),
         ("seed".to_owned(), args.seed.to_string()),
-        ("dtype".to_owned(), format!("{:?}", args.model.dtype)),
     ])
 }
 

@@ -57,13 +57,13 @@ struct Args {
     method: MethodArgs,
     /// Folder of pictures to evaluate instead of a model; prompts are paired with them in natural order of names (2.png before
     /// 10.png)
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["unet", "lora", "seed", "sampler", "steps"])]
     pictures: Option<PathBuf>,
     /// File of prompts, one per line (blank lines are skipped), or COCO's captions as JSON
     #[arg(long)]
     prompts: Option<PathBuf>,
     /// Number of prompts to use from the start of the file [default: all]
-    #[arg(long)]
+    #[arg(long, requires = "prompts")]
     count: Option<usize>,
     /// Number of consecutive pictures per prompt
     #[arg(long, default_value_t = 1)]

@@ -293,6 +293,12 @@ impl Generator {
             "storage": source.options.storage,
             "adapters": source.adapters.iter().map(|(_, strength)| strength).collect::<Vec<_>>(),
         });
+        if source.options.int8 {
+            record["int8"] = json!(true);
+        }
+        if let Some(tiling) = &source.options.tiling {
+            record["tiling"] = json!(tiling);
+        }
         if let Some(method) = request.negative_method {
             record["negative method"] = json!(method);
         }

@@ -59,6 +59,15 @@ impl Extractor<'_> {
     /// the files have the same content.
     pub(crate) fn extract(&self, pictures: &Pictures, place: &Path) -> Result<Extracted> {
         let whole = place.with_extension("safetensors");
+        if let Some(folder) = &self.keep
+            && !folder.is_dir()
+            && (whole.is_file() || place.with_extension("parts").is_dir())
+        {
+            bail!(
+                "{}: its pictures were measured without --keep; choose another --output to keep them",
+                place.display()
+            );
+        }
         let indices: Vec<_> = (0..pictures.len()).collect();
         if whole.is_file() {
             let found = self.open(&whole)?;

@@ -73,6 +73,12 @@ impl Mask {
         f64::from(self.pixels.clone().mean().into_scalar::<f32>())
     }
 
+    /// Number of masks: one for all images, or one for each.
+    pub(crate) fn count(&self) -> usize {
+        let [masks, ..] = self.pixels.dims();
+        masks
+    }
+
     /// Checks the mask against the shape of images.
     pub(crate) fn check(&self, [batch, _, height, width]: [usize; 4]) -> Result<(), Error> {
         let refuse = |text: String| Err(Error::Request(text));

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use swiftbrush_scheduler::{Sampler, SamplerKind, SchedulerConfig, TimestepSpacing};
 
-use crate::source::{ADAPTER, label};
 use crate::{Error, Method, NegativeMethod, Request, Rng, Source, TextToImage, limits};
 
 pub use changed::{BetweenRecord, EditRecord, FileRecord, InterpolationRecord};
@@ -132,8 +131,6 @@ fn is_one(factor: &u32) -> bool {
     *factor == 1
 }
 
-/// The largest batch.
-const MAX_BATCH: usize = 256;
 /// The largest factor of enlargement.
 const MAX_ENLARGED: u32 = 64;
 /// Keyword of the record in a PNG file.
@@ -147,6 +144,9 @@ const PARAMETERS: &str = "parameters";
 const MAX_RECORD: usize = 1 << 20;
 
 impl Record {
+    /// The largest batch that a record can describe.
+    pub const MAX_BATCH: usize = 256;
+
     /// The record of image `index` of a request whose images a pipeline generates in one batch, this one with the noise of
     /// `rng` and `seed`. The caller adds hashes, the start image and the device's name.
     ///
@@ -279,8 +279,11 @@ impl Record {
         }
         let [index, batch] = self.batch;
         check(
-            index < batch && batch <= MAX_BATCH,
-            format!("image {index} of a batch of {batch}; expected at most {MAX_BATCH}"),
+            index < batch && batch <= Self::MAX_BATCH,
+            format!(
+                "image {index} of a batch of {batch}; expected at most {}",
+                Self::MAX_BATCH
+            ),
         )?;
         self.source.check()?;
         if let Method::Sampler(kind, steps) = self.method {
@@ -343,10 +346,11 @@ impl Record {
             values.push(("Towards", between.prompt.clone()));
             values.push(("Share", between.share.to_string()));
         }
-        let adapters = self.source.adapters.iter();
-        let adapters: Vec<_> = adapters
-            .filter_map(|(path, _)| {
-                let hash = self.hashes.get(&label(ADAPTER, path))?;
+        let labels = self.source.adapter_labels().into_iter();
+        let adapters: Vec<_> = labels
+            .zip(&self.source.adapters)
+            .filter_map(|(label, (path, _))| {
+                let hash = self.hashes.get(&label)?;
                 Some(format!("{}: {}", stem(path), short(hash)))
             })
             .collect();

@@ -32,7 +32,7 @@ pub struct Source {
 }
 
 /// The role of adapters among the files of a model.
-pub(crate) const ADAPTER: &str = "lora";
+const ADAPTER: &str = "lora";
 
 impl Source {
     /// Creates a source of a model in f32, with its full autoencoder.
@@ -100,30 +100,44 @@ impl Source {
         let components = ["text_encoder", self.options.denoiser.as_str(), decoder];
         let weights = components.into_iter().flat_map(|component| {
             let files = model.weight_files(component).into_iter();
-            files.map(move |path| (component, path))
+            files.map(move |path| (component, label(component, &path), path))
         });
         let tokenizer = ["vocab.json", "merges.txt", "tokenizer.json"]
             .into_iter()
             .filter_map(|file| model.path(&format!("tokenizer/{file}")))
             .filter(|path| model.is_file(path))
-            .map(|path| ("tokenizer", path));
-        let adapters = self
-            .adapters
-            .iter()
-            .map(|(path, _)| (ADAPTER, path.clone()));
+            .map(|path| ("tokenizer", label("tokenizer", &path), path));
+        let adapters = self.adapter_labels().into_iter().zip(&self.adapters);
+        let adapters = adapters.map(|(label, (path, _))| (ADAPTER, label, path.clone()));
         // A single file contains the weights of several components.
         let mut known: BTreeMap<PathBuf, String> = BTreeMap::new();
         let mut hashes = BTreeMap::new();
-        for (role, path) in weights.chain(tokenizer).chain(adapters) {
+        for (role, label, path) in weights.chain(tokenizer).chain(adapters) {
             let hash = match known.get(&path) {
                 Some(hash) => hash.clone(),
                 None if role == ADAPTER => hash_of(&path, u64::MAX)?,
                 None => model.sha256(&path)?,
             };
-            hashes.insert(label(role, &path), hash.clone());
+            hashes.insert(label, hash.clone());
             known.insert(path, hash);
         }
         Ok(hashes)
+    }
+
+    /// The keys of the adapters in [`hashes`](Self::hashes). PEFT gives every file the same name, so repeated ones are numbered:
+    /// `lora/adapter_model.safetensors`, `lora/adapter_model.safetensors (2)`.
+    pub(crate) fn adapter_labels(&self) -> Vec<String> {
+        let mut counts = BTreeMap::<_, usize>::new();
+        let labels = self.adapters.iter().map(|(path, _)| {
+            let label = label(ADAPTER, path);
+            let count = counts.entry(label.clone()).or_default();
+            *count += 1;
+            match count {
+                1 => label,
+                count => format!("{label} ({count})"),
+            }
+        });
+        labels.collect()
     }
 
     /// The source with names instead of paths: that of the hub (`owner/name@revision`) for a model in its cache, else
@@ -204,7 +218,7 @@ pub(crate) fn name_of(path: &Path) -> PathBuf {
     in_cache.unwrap_or_else(|| PathBuf::from(path.file_name().unwrap_or(path.as_os_str())))
 }
 
-pub(crate) fn label(role: &str, path: &Path) -> String {
+fn label(role: &str, path: &Path) -> String {
     let name = path.file_name().unwrap_or(path.as_os_str());
     format!("{role}/{}", name.to_string_lossy())
 }

@@ -17,8 +17,8 @@ use crate::denoise::Denoising;
 use crate::progress::{Stage, Watch, Watcher};
 use crate::source::check_strengths;
 use crate::{
-    Batches, Conditioning, Error, Generation, Loader, Method, Noise, Request, Rng, Seeds, Start,
-    Warning,
+    Batches, Conditioning, Error, Generation, Loader, Mask, Method, Noise, Request, Rng, Seeds,
+    Start, Warning,
 };
 
 /// The one-step student: `x̂₀ = (z − σ_T·ε_θ(z, T, y)) / α_T` at the last timestep T
@@ -427,7 +427,13 @@ fn split(request: &Request, count: usize, batch: usize) -> Result<Vec<Request>, 
         let [images, ..] = start.images.dims();
         images
     });
-    for (found, what) in [(prompts, "prompts"), (images, "images to start from")] {
+    let mask = request.start.as_ref().and_then(|start| start.mask.as_ref());
+    let masks = mask.map_or(1, Mask::count);
+    for (found, what) in [
+        (prompts, "prompts"),
+        (images, "images to start from"),
+        (masks, "masks"),
+    ] {
         if found != count && found != 1 {
             return Err(Error::Request(format!(
                 "expected one or {count} {what} for {count} seeds, found {found}"

@@ -280,6 +280,16 @@ fn masks_are_shared_out_over_batches() {
         let pairs = both.bytes.iter().zip(&alone.bytes);
         assert!(pairs.clone().all(|(a, b)| a.abs_diff(*b) <= 1));
     }
+    let mut few = masked(Method::OneStep, 0.5).with_prompts(["circle"]);
+    if let Some(start) = &mut few.start {
+        start.images = start.images.clone().narrow(0, 0, 1);
+    }
+    let batches = pipeline.generate_in_batches(&few, rng, &[5, 6, 7], 2, &mut |_| {
+        std::ops::ControlFlow::Continue(())
+    });
+    let error = batches.map(|_| ()).expect_err("two masks for three seeds");
+    let expected = "expected one or 3 masks for 3 seeds, found 2";
+    assert!(error.to_string().contains(expected), "{error}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 
 use burn::tensor::{DType, Tensor, TensorData};
+use swiftbrush_checkpoint::sha256_of;
 use swiftbrush_pipeline::edit::{AutomaticMask, Options};
 use swiftbrush_pipeline::scheduler::{SamplerKind, SchedulerConfig, TimestepSpacing};
 use swiftbrush_pipeline::vae::Tiling;
@@ -90,6 +91,31 @@ fn parameters_have_three_parts() {
         found,
         expected.replace("ink: fedcba9876", "\"ink: fedcba9876\"")
     );
+}
+
+/// PEFT gives every adapter file the same name.
+#[test]
+fn adapters_of_the_same_name_have_hashes_of_their_own() {
+    let folder = tempfile::tempdir().expect("a writable folder");
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/model");
+    let mut source = Source::new(model);
+    for name in ["a", "b"] {
+        let path = folder.path().join(name).join("adapter_model.safetensors");
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a writable folder");
+        std::fs::write(&path, name).expect("a writable folder");
+        source.adapters.push((path, 1.0));
+    }
+    let hashes = source.hashes().expect("the files exist");
+    let hash = |name: &str| hashes[&format!("lora/adapter_model.safetensors{name}")].as_str();
+    let [a, b] = ["a", "b"].map(|text| sha256_of(text.as_bytes()));
+    assert_eq!([hash(""), hash(" (2)")], [&a, &b]);
+    let mut record = record();
+    record.source = source;
+    record.hashes.clone_from(&hashes);
+    let [a, b] = [&a[..10], &b[..10]];
+    let expected = format!("adapter_model: {a}, adapter_model: {b}");
+    let found = record.parameters();
+    assert!(found.contains(&expected), "{found}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use swiftbrush_unet::UNet;
 use crate::fingerprint::{FINGERPRINT, hash, saved_fingerprint};
 use crate::gradients::clipping;
 use crate::networks::setting;
+use crate::recipe::{check_adamw, check_lora};
 use crate::trained::{Trained, trainable};
 use crate::{
     AdamW, AdamWConfig, DriftTargets, Ema, Error, Fingerprint, NamedGradients, Networks, Purpose,
@@ -102,6 +103,10 @@ impl PreferenceRecipe {
             self.prompts > 0,
             "prompts = 0; expected at least 1".to_owned(),
         )?;
+        check_adamw(&self.adamw)?;
+        if let Some(lora) = &self.lora {
+            check_lora("lora", lora)?;
+        }
         let (samples, ranked) = (self.samples, self.preferred.saturating_add(self.rejected));
         check(
             self.preferred > 0 && self.rejected > 0 && ranked <= samples,

@@ -14,6 +14,8 @@ use crate::{
     RewardModel, RewardRecipe, WatchRecipe,
 };
 
+pub(crate) use check::{check_adamw, check_lora};
+
 /// All settings of a run.
 ///
 /// The defaults are those of SwiftBrush v2 (arXiv 2408.14176) if the paper states them, and otherwise those

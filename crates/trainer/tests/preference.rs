@@ -7,7 +7,8 @@ use swiftbrush_lora::LoraConfig;
 use swiftbrush_pipeline::one_step;
 use swiftbrush_testing::{F32, Golden, assert_close, device, random, values};
 use swiftbrush_trainer::{
-    DriftTargets, Error, FeatureMap, Judge, Networks, PreferenceRecipe, PreferenceTuner, drift_loss,
+    AdamWConfig, DriftTargets, Error, FeatureMap, Judge, Networks, PreferenceRecipe,
+    PreferenceTuner, drift_loss,
 };
 use swiftbrush_unet::UNet;
 
@@ -80,6 +81,35 @@ fn tuner(
 
 fn prompts() -> [String; 2] {
     ["a red circle", "a green star"].map(str::to_owned)
+}
+
+#[test]
+fn adapters_and_moments_are_checked() {
+    let networks = networks(&device());
+    for (recipe, expected) in [
+        (
+            PreferenceRecipe {
+                lora: Some(LoraConfig::new(0, 4.0, ["to_q"])),
+                ..recipe()
+            },
+            "lora.rank = 0",
+        ),
+        (
+            PreferenceRecipe {
+                adamw: AdamWConfig {
+                    beta1: 1.0,
+                    ..AdamWConfig::default()
+                },
+                ..recipe()
+            },
+            "adamw.beta1 = 1",
+        ),
+    ] {
+        let (judge, raw) = (Box::new(Mean(1.0)), Box::new(Raw));
+        let tuner = PreferenceTuner::new(recipe, networks.clone(), judge, raw, &device());
+        let error = tuner.map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 /// Mean of the latents of a student for the same noise every time.

@@ -107,6 +107,11 @@ fn an_interrupted_run_ends_with_the_same_values() -> Result<()> {
         );
     }
 
+    // Pictures that were not kept cannot be written later.
+    std::fs::remove_dir_all(output.path().join("pictures"))?;
+    let error = measure_into(&args, output.path()).expect_err("its pictures are gone");
+    assert!(error.to_string().contains("without --keep"), "{error}");
+
     // Another seed is another run.
     let args = [&args[..args.len() - 1], &["4"]].concat();
     let error = measure_into(&args, output.path()).expect_err("it is another run");

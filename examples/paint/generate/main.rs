@@ -82,7 +82,7 @@ struct Args {
     #[arg(long)]
     low_memory: bool,
     /// Number of pictures generated at once
-    #[arg(long, default_value = "1", value_parser = positive)]
+    #[arg(long, default_value = "1", value_parser = batch)]
     batch: usize,
     /// PNG file of the picture [default: picture.png], or folder for several
     #[arg(long, short)]
@@ -111,6 +111,16 @@ fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number @ 1..) => Ok(number),
         _ => Err("expected a whole number of at least 1".to_owned()),
+    }
+}
+
+fn batch(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..=Record::MAX_BATCH) => Ok(number),
+        _ => Err(format!(
+            "expected a whole number from 1 to {}",
+            Record::MAX_BATCH
+        )),
     }
 }
 

@@ -50,7 +50,9 @@ impl Run<'_> {
             let begun = Instant::now();
             let is_last = done + batch.len() == jobs.len();
             let painting = self.generate(batch, is_last)?;
-            self.record.hashes = self.hashes.get()?;
+            if let Some(hashes) = self.hashes.take()? {
+                self.record.hashes = hashes;
+            }
             for warning in &painting.warnings {
                 eprintln!("warning: {warning}");
             }
@@ -258,15 +260,15 @@ impl Hashes {
         }))
     }
 
-    /// Waits for the hashes and takes them; later calls return nothing.
-    fn get(&mut self) -> Result<BTreeMap<String, String>> {
-        match self.0.take() {
-            None => Ok(BTreeMap::new()),
-            Some(thread) => {
-                let hashes = thread.join();
-                Ok(hashes.map_err(|_| anyhow!("hashing the model's files failed"))??)
-            }
-        }
+    /// Waits for the hashes and takes them, once.
+    fn take(&mut self) -> Result<Option<BTreeMap<String, String>>> {
+        let Some(thread) = self.0.take() else {
+            return Ok(None);
+        };
+        let hashes = thread.join();
+        Ok(Some(hashes.map_err(|_| {
+            anyhow!("hashing the model's files failed")
+        })??))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Method, size and start image, checked against a model's configuration before its weights are loaded.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use burn::tensor::{DType, Device, Tensor};
@@ -289,7 +289,7 @@ fn memory() -> Option<u64> {
 
 /// The record with names instead of paths, for pictures that are shared.
 pub(crate) fn names_only(record: &mut Record) {
-    let source = &mut record.source;
+    record.source = record.source.without_paths();
     let edit = record.edit.iter_mut();
     let edit = edit.flat_map(|edit| std::iter::once(&mut edit.image).chain(&mut edit.mask));
     let start = record.start.iter_mut();
@@ -297,18 +297,9 @@ pub(crate) fn names_only(record: &mut Record) {
         let mask = start.mask.iter_mut().map(|mask| &mut mask.file);
         std::iter::once(&mut start.file).chain(mask)
     });
-    let paths = std::iter::once(&mut source.model)
-        .chain(&mut source.configs)
-        .chain(source.components.values_mut())
-        .chain(source.adapters.iter_mut().map(|(path, _)| path))
-        .chain(edit.map(|file| &mut file.file))
-        .chain(start);
-    for path in paths {
-        *path = file_name(path);
+    for path in edit.map(|file| &mut file.file).chain(start) {
+        if let Some(name) = path.file_name() {
+            *path = PathBuf::from(name);
+        }
     }
-}
-
-fn file_name(path: &Path) -> PathBuf {
-    path.file_name()
-        .map_or_else(|| path.to_owned(), PathBuf::from)
 }

@@ -148,6 +148,26 @@ fn pictures_contain_their_record() -> Result<()> {
 }
 
 #[test]
+fn every_batch_records_the_hashes() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    paint(&[
+        "--count",
+        "3",
+        "--batch",
+        "2",
+        "--output",
+        &file(&folder, ""),
+    ])?;
+    let mut hashes = Vec::new();
+    for entry in std::fs::read_dir(folder.path())? {
+        hashes.push(Record::read(entry?.path())?.hashes);
+    }
+    assert_eq!(hashes.len(), 3);
+    assert!(!hashes[0].is_empty() && hashes.iter().all(|found| *found == hashes[0]));
+    Ok(())
+}
+
+#[test]
 fn prompts_beyond_latin_1_are_recorded() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = file(&folder, "picture.png");
@@ -269,7 +289,8 @@ fn arguments_are_checked_before_loading() -> Result<()> {
         (&["p", "--output", "cat.jpg"], "ends in .png"),
         (&["p", "--output", "cat"], "ends in .png"),
         (&["p", "--count", "0"], "at least 1"),
-        (&["p", "--batch", "0"], "at least 1"),
+        (&["p", "--batch", "0"], "from 1 to 256"),
+        (&["p", "--batch", "257"], "from 1 to 256"),
         (&["p", "--count", "2"], "give --output FOLDER"),
         (
             &["p", "--count", "2", "--output", &out],

@@ -3,6 +3,7 @@
 use swiftbrush_lora::LoraConfig;
 
 use super::{GuidanceScale, Recipe};
+use crate::AdamWConfig;
 
 impl Recipe {
     /// Checks every value for its range; the message names the setting.
@@ -39,7 +40,6 @@ impl Recipe {
             ("learning_rate", self.learning_rate),
             ("fake_learning_rate", self.fake_learning_rate),
             ("max_grad_norm", self.max_grad_norm),
-            ("adamw.epsilon", self.adamw.epsilon),
         ] {
             let is_positive = value.is_finite() && value > 0.0;
             expect(name, value, is_positive, "a finite number above 0")?;
@@ -50,20 +50,12 @@ impl Recipe {
         ] {
             expect(name, value, (0.0..=1.0).contains(&value), "0 to 1")?;
         }
-        for (name, value) in [
-            ("adamw.beta1", self.adamw.beta1),
-            ("adamw.beta2", self.adamw.beta2),
-        ] {
-            expect(name, value, (0.0..1.0).contains(&value), "0 to below 1")?;
-        }
+        check_adamw(&self.adamw)?;
         let clip = self.clip.as_ref();
-        for (name, value) in [
-            ("adamw.weight_decay", self.adamw.weight_decay),
-            ("clip.weight", clip.map_or(0.0, |clip| clip.weight)),
-        ] {
-            let is_valid = value.is_finite() && value >= 0.0;
-            expect(name, value, is_valid, "a finite number of at least 0")?;
-        }
+        let weight = clip.map_or(0.0, |clip| clip.weight);
+        let is_valid = weight.is_finite() && weight >= 0.0;
+        let expected = "a finite number of at least 0";
+        expect("clip.weight", weight, is_valid, expected)?;
         let threshold = clip.map_or(0.0, |clip| clip.threshold);
         let is_valid = threshold.is_finite();
         expect("clip.threshold", threshold, is_valid, "a finite number")?;
@@ -102,7 +94,25 @@ impl Recipe {
     }
 }
 
-fn check_lora(name: &str, lora: &LoraConfig) -> Result<(), String> {
+pub(crate) fn check_adamw(adamw: &AdamWConfig) -> Result<(), String> {
+    for (name, value) in [("adamw.beta1", adamw.beta1), ("adamw.beta2", adamw.beta2)] {
+        expect(name, value, (0.0..1.0).contains(&value), "0 to below 1")?;
+    }
+    let epsilon = adamw.epsilon;
+    let is_valid = epsilon.is_finite() && epsilon > 0.0;
+    expect(
+        "adamw.epsilon",
+        epsilon,
+        is_valid,
+        "a finite number above 0",
+    )?;
+    let decay = adamw.weight_decay;
+    let is_valid = decay.is_finite() && decay >= 0.0;
+    let expected = "a finite number of at least 0";
+    expect("adamw.weight_decay", decay, is_valid, expected)
+}
+
+pub(crate) fn check_lora(name: &str, lora: &LoraConfig) -> Result<(), String> {
     let rank = lora.rank as f64;
     expect(&format!("{name}.rank"), rank, lora.rank > 0, "at least 1")?;
     let is_positive = lora.alpha.is_finite() && lora.alpha > 0.0;
