@@ -17,10 +17,14 @@ pub(crate) enum Set {
     Choose,
     /// Set of the reported tables.
     Report,
-    /// First confirmation set, used once, for the shipped student.
+    /// First confirmation set, of the students that shipped until 2026-11-28.
     ConfirmA,
-    /// Second confirmation set.
+    /// Second confirmation set of the same students.
     ConfirmB,
+    /// First confirmation set, used once, for the shipped student.
+    ConfirmC,
+    /// Second confirmation set of the shipped student.
+    ConfirmD,
 }
 
 impl Set {
